@@ -1,0 +1,80 @@
+# Type `make` for the targets. Every one of them sets up what it needs, once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3       # the interpreter that makes the environment; 3.11 or newer
+PYTHON := $(strip $(PYTHON))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+SWEEP ?= default
+DATA_DIR ?=
+ARGS ?=
+RUN ?=
+SPLIT ?= test
+PORT ?= 5000
+ifneq ($(strip $(DATA_DIR)),)
+export DATA_DIR
+endif
+
+.PHONY: help setup lock sweep train evaluate ui compare export data doctor test test-slow check clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | expand -t 12
+	@echo
+	@echo 'variables: SWEEP=default  DATA_DIR=data  ARGS="optim.lr=3e-4"  RUN=<run id>  SPLIT=test  PORT=5000  PYTHON=python3'
+
+setup: $(READY) ## make .venv and install the locked requirements (every target does, once)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than Python 3.11: name another with PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: ## resolve requirements.lock anew (needs uv)
+	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --extra dev \
+		--custom-compile-command 'make lock' pyproject.toml -o requirements.lock
+
+sweep: $(READY) ## search learning rate, batch size and freezing; repeat it to go on
+	@$(BIN)/python -m harness sweep sweep=$(SWEEP) $(ARGS)
+
+train: $(READY) ## train one configuration: make train ARGS="model=wide_cnn"
+	@$(BIN)/python -m harness train $(ARGS)
+
+evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
+	@$(BIN)/python -m harness evaluate --split $(SPLIT) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+ui: $(READY) ## browse the runs in MLflow on http://127.0.0.1:PORT
+	@$(BIN)/python -m harness ui --port $(PORT) $(ARGS)
+
+compare: $(READY) ## a table of the newest sweep's runs
+	@$(BIN)/python -m harness compare $(RUN) $(ARGS)
+
+export: $(READY) ## write the best checkpoint as a verified bundle
+	@$(BIN)/python -m harness export $(if $(RUN),--run $(RUN)) $(ARGS)
+
+data: $(READY) ## what the data set holds, with pictures
+	@$(BIN)/python -m harness data $(ARGS)
+
+doctor: $(READY) ## what this machine has
+	@$(BIN)/python -m harness doctor
+
+test: $(READY) ## the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY) ## the tests that take long
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(READY) ## format, lint, types, import directions, every shipped config
+	@$(BIN)/ruff format --check harness tests
+	@$(BIN)/ruff check harness tests
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/config/test_shipped.py
+
+clean: ## remove the environment and caches; data, runs and exports stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,0 +1,269 @@
+"""One validated training run: what every key means, its unit, its range.
+
+Hydra composes YAML into an untyped tree; :class:`RunConfig` is that tree, checked once and frozen, and
+the only form of it that the rest of the program sees.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCRATCH_MODELS = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18")
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Frozen(BaseModel):
+    """Base of every section: immutable, no unknown keys, no inf or NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+# ── data ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class BaseData(Frozen):
+    """What every data set has: where it lies, how it is split, how it is batched."""
+
+    dir: str = "data"  # where the user's files are (DATA_DIR); never written to, except by a download
+    cache_dir: str = "data/cache"  # decoded arrays, memory-mapped by every process
+    batch_size: PositiveInt = 128
+    val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1  # of the training images, stratified
+    split_seed: Annotated[int, Field(ge=0)] = 0  # of the validation split; independent of `seed`
+    train_samples: PositiveInt | None = None  # a stratified subset of the training split; None = all
+
+
+class AutoData(BaseData):
+    """CIFAR-10 if it can be had, otherwise (said loudly) scikit-learn's handwritten digits."""
+
+    kind: Literal["auto"] = "auto"
+    download: bool = True
+
+
+class Cifar10Data(BaseData):
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 RGB images of 32x32 pixels, 10 classes."""
+
+    kind: Literal["cifar10"] = "cifar10"
+    download: bool = True
+
+
+class DigitsData(BaseData):
+    """scikit-learn's handwritten digits: 1,797 real images, brought to RGB 32x32."""
+
+    kind: Literal["digits"] = "digits"
+
+
+class FolderData(BaseData):
+    """Any tree of class folders, with or without train/ val/ test/ above them."""
+
+    kind: Literal["folder"] = "folder"
+    decode_size: Annotated[int, Field(ge=8, le=1024)] = 224  # pixels; shorter side resized, centre cropped
+    test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
+
+
+DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(discriminator="kind")]
+
+
+# ── model and fine-tuning ─────────────────────────────────────────────────────────────────────────
+
+
+class ScratchModel(Frozen):
+    """A from-scratch CNN, randomly initialised."""
+
+    kind: Literal["lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18"]
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 32  # pixels
+
+    @property
+    def is_pretrained(self) -> bool:
+        return False
+
+
+class EfficientNetLite0(Frozen):
+    """EfficientNet-Lite0 with ImageNet weights from the package index: needs no hub."""
+
+    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    pretrained: bool = True
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 224  # pixels
+
+    @property
+    def is_pretrained(self) -> bool:
+        return self.pretrained
+
+
+class TimmModel(Frozen):
+    """Any model of timm by name; weights from the hub or from a local file."""
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    pretrained: bool = False  # from the hub
+    weights: str | None = None  # a local .safetensors / .pth / .bin file, instead of the hub
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None  # pixels; None = the model's own
+    drop_rate: Fraction = 0.0
+    drop_path_rate: Fraction = 0.0
+
+    @property
+    def is_pretrained(self) -> bool:
+        return self.pretrained or self.weights is not None
+
+
+ModelConfig = Annotated[ScratchModel | EfficientNetLite0 | TimmModel, Field(discriminator="kind")]
+
+
+class LinearProbe(Frozen):
+    """Train the classification head alone; everything below it is frozen."""
+
+    kind: Literal["linear_probe"] = "linear_probe"
+
+
+class Partial(Frozen):
+    """Train the head and the last `trainable_groups` depth groups of the backbone."""
+
+    kind: Literal["partial"] = "partial"
+    trainable_groups: PositiveInt = 1
+    backbone_lr_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # backbone's lr ÷ head's lr
+
+
+class Full(Frozen):
+    """Train every parameter."""
+
+    kind: Literal["full"] = "full"
+    backbone_lr_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
+FinetuneConfig = Annotated[LinearProbe | Partial | Full, Field(discriminator="kind")]
+
+
+# ── augmentation ──────────────────────────────────────────────────────────────────────────────────
+
+
+class AugmentConfig(Frozen):
+    """Training-time augmentation; every draw is independent per image. Zero or False switches a part off."""
+
+    flip: bool = False  # horizontal, probability 0.5
+    crop_padding: Annotated[int, Field(ge=0, le=64)] = 0  # pixels of reflected border, then a random crop
+    policy: Literal["none", "trivial", "rand"] = "none"  # TrivialAugment or RandAugment
+    rand_num_ops: Annotated[int, Field(ge=1, le=8)] = 2
+    rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9  # of 30
+    brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # colour jitter: factor in 1 ± value
+    contrast: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    saturation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # turns of the colour wheel
+    cutout_size: Annotated[int, Field(ge=0, le=512)] = 0  # pixels, side of one square per image
+    erasing_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # random erasing, 2-33 % of the area
+
+
+# ── optimiser, schedule, trainer, tracking ────────────────────────────────────────────────────────
+
+
+class ScheduleConfig(Frozen):
+    """The learning rate over the run, in optimiser steps, as a factor of `optim.lr`."""
+
+    kind: Literal["constant", "cosine", "one_cycle", "step"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0  # linear from 0; for one_cycle the rising part
+    final_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # where cosine and one_cycle end
+    step_epochs: PositiveInt = 10  # step: every so many epochs ...
+    step_gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # ... the rate is multiplied by this
+
+
+class BaseOptim(Frozen):
+    """What every optimiser has. Weight decay is not applied to norms and biases."""
+
+    lr: Annotated[float, Field(gt=0.0)]  # of the head; the backbone's is this × finetune.backbone_lr_scale
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    label_smoothing: Fraction = 0.0
+    clip_grad_norm: Annotated[float, Field(gt=0.0)] | None = None
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class Sgd(BaseOptim):
+    kind: Literal["sgd"] = "sgd"
+    lr: Annotated[float, Field(gt=0.0)] = 0.1
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0: set momentum=0.9 or nesterov=false")
+        return self
+
+
+class Adam(BaseOptim):
+    kind: Literal["adam"] = "adam"
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+
+
+class AdamW(BaseOptim):
+    kind: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+
+
+OptimConfig = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
+
+
+class TrainerConfig(Frozen):
+    """How long and on what. `auto` is resolved once, by harness.training.machine, and recorded."""
+
+    max_epochs: PositiveInt = 10
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    threads: PositiveInt | None = None  # intra-op CPU threads; None = what the process was given
+    early_stopping_patience: PositiveInt | None = None  # epochs without a better val/accuracy
+    keep_memory: bool = True  # keep large blocks in the process (glibc): up to a third faster on CPUs
+
+
+class TrackingConfig(Frozen):
+    """Where runs are recorded. MLFLOW_TRACKING_URI, where set, wins over `dir`'s database."""
+
+    dir: str = "mlruns"
+    experiment: str | None = None  # None = the data set's name
+    run_name: str | None = None
+    log_model: bool = True  # the best checkpoint, as an MLflow LoggedModel
+
+
+class RunConfig(Frozen):
+    """One validated training run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: DataConfig = AutoData()
+    model: ModelConfig = EfficientNetLite0()
+    finetune: FinetuneConfig = Full()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = AdamW()
+    trainer: TrainerConfig = TrainerConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    evaluate_test: bool = False  # read the test split once, after training
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.finetune.kind != "full" and not self.model.is_pretrained:
+            raise ValueError(
+                f"finetune={self.finetune.kind} would freeze random weights of {self.model.kind}: "
+                "use finetune=full or a pretrained model"
+            )
+        if (
+            self.optim.schedule.warmup_epochs >= self.trainer.max_epochs
+            and self.optim.schedule.warmup_epochs > 0
+        ):
+            raise ValueError(
+                f"optim.schedule.warmup_epochs={self.optim.schedule.warmup_epochs:g} leaves nothing of "
+                f"trainer.max_epochs={self.trainer.max_epochs}: lower it or train longer"
+            )
+        if self.data.train_samples is not None and self.data.batch_size > self.data.train_samples:
+            raise ValueError(
+                f"data.batch_size={self.data.batch_size} is larger than "
+                f"data.train_samples={self.data.train_samples}: lower it or use more samples"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types, as written into checkpoints and the run store."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,69 @@
+"""What can go wrong, drawn once.
+
+HarnessError                 a user's mistake or a fault of the world: one clear line, exit code 2
+├── ConfigError              a key, group, value or combination of values that makes no sense
+├── DataError                images that are missing, damaged or unusable
+│   └── DownloadError        the data set is neither on disk nor reachable
+├── ModelError               a model that cannot be built, loaded or frozen as asked
+├── CheckpointError          a checkpoint that is missing, damaged or of another program
+├── DivergedError            the loss became NaN or infinite: an answer, not an accident
+├── TrackingError            the run store is unwritable, unreachable, or lacks the run asked for
+├── SweepError               a sweep that differs from its namesake, is being run already, or keeps failing
+└── ExportError              a bundle that cannot be written, or fails its parity check
+
+Anything else that surfaces is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HarnessError(Exception):
+    """A fault with a one-line message that names what is wrong and how to mend it."""
+
+
+class ConfigError(HarnessError):
+    """A key, group, value or combination of values that makes no sense."""
+
+
+class DataError(HarnessError):
+    """Images that are missing, damaged or unusable."""
+
+
+class DownloadError(DataError):
+    """The data set is neither on disk nor reachable."""
+
+
+class ModelError(HarnessError):
+    """A model that cannot be built, loaded or frozen as asked."""
+
+
+class CheckpointError(HarnessError):
+    """A checkpoint that is missing, damaged or of another program."""
+
+
+class DivergedError(HarnessError):
+    """The loss became NaN or infinite."""
+
+
+class TrackingError(HarnessError):
+    """The run store is unwritable, unreachable, or lacks the run asked for."""
+
+
+class SweepError(HarnessError):
+    """A sweep that differs from its namesake, is being run already, or keeps failing."""
+
+
+class ExportError(HarnessError):
+    """A bundle that cannot be written, or fails its parity check."""
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"`` for the nearest known words, else the list of them all."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=count, cutoff=0.6)
+    if near:
+        return "; did you mean " + " or ".join(repr(name) for name in near) + "?"
+    return f"; valid here: {', '.join(known)}" if known else ""
