@@ -1,0 +1,278 @@
+"""The command line: parse, call, print errors. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import __version__
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.config.schema import RunConfig, TrackingConfig
+    from harness.training.callbacks import Decision, EpochReport
+
+EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 a mistake named in one line, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("harness").setLevel(logging.INFO)
+    try:
+        code: int = options.run(options)
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except BrokenPipeError:  # `harness compare | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command; it imports nothing heavy, so `--help` is instant."""
+    parser = argparse.ArgumentParser(prog="harness", description=sys.modules["harness"].__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        command.set_defaults(run=run)
+        return command
+
+    for name, run, help_text in (
+        ("sweep", run_sweep_command, "search a space of configurations; repeat the command to go on"),
+        ("train", run_train, "train one configuration"),
+        ("data", run_data, "print what a data set holds and draw samples of it"),
+    ):
+        command = add(name, run, help_text)
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=lenet optim.lr=3e-4 …")
+        command.add_argument("--config-dir", type=Path, help="another folder of config groups")
+        if name != "data":
+            command.add_argument("--print-config", action="store_true", help="show each value and its origin")
+            command.add_argument("--dry-run", action="store_true", help="check and describe; train nothing")
+        else:
+            command.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
+
+    evaluate = add("evaluate", run_evaluate, "score a run's best checkpoint on a split, and record it")
+    evaluate.add_argument("--split", choices=("val", "test"), default="test")
+    compare = add("compare", run_compare, "a table of runs: scores, time, and what differs between them")
+    compare.add_argument("runs", nargs="*", metavar="RUN", help="run ids; default: the newest sweep's trials")
+    compare.add_argument("--sweep", help="a sweep's name")
+    compare.add_argument("--filter", help='an MLflow filter, such as "metrics.`val/accuracy` > 0.8"')
+    compare.add_argument("--sort", default="val/accuracy", help="the metric to sort by")
+    compare.add_argument("--output", type=Path, default=Path("reports/compare"), help="for the files")
+    export = add("export", run_export, "write a verified bundle: safetensors, ONNX, model card, checksums")
+    export.add_argument("--output", type=Path, default=Path("exports"))
+    ui = add("ui", run_ui, "serve the MLflow UI on this machine")
+    ui.add_argument("--port", type=int, default=5000)
+    for command in (evaluate, export):
+        command.add_argument(
+            "--run", dest="run_id", help="a run's id; default: the newest sweep's best trial"
+        )
+    for command in (evaluate, compare, export, ui):
+        command.add_argument("--mlruns", help="the folder of runs (default: $MLRUNS_DIR or mlruns)")
+
+    predict = add("predict", run_predict, "classify image files with an exported bundle")
+    predict.add_argument("bundle", type=Path, help="exports/<name>")
+    predict.add_argument("images", nargs="+", type=Path)
+    predict.add_argument("--top", type=int, default=3, help="classes to show")
+    doctor = add("doctor", run_doctor, "print what this machine has and what `auto` means on it")
+    doctor.add_argument("--mlruns", help="the folder of runs (default: $MLRUNS_DIR or mlruns)")
+    return parser
+
+
+# ── commands ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_train(options: argparse.Namespace) -> int:
+    from harness.config.compose import compose_run, compose_values
+    from harness.config.provenance import annotate
+
+    config = compose_run(options.overrides, **_config_dir(options))
+    if options.print_config:
+        print(annotate(compose_values("run", options.overrides, **_config_dir(options)), config.to_dict()))
+        return EXIT_OK
+    if options.dry_run:
+        from harness.training.plan import describe_run
+
+        print(describe_run(config))
+        return EXIT_OK
+    return _train(config)
+
+
+def _train(config: RunConfig) -> int:
+    from harness.tracking.store import open_store
+    from harness.training.machine import prepare_process
+    from harness.training.train import train
+
+    prepare_process(config.trainer.threads, config.trainer.keep_memory)
+    store = open_store(config.tracking)
+    name = config.tracking.run_name or f"{config.model.kind}-{config.finetune.kind}"
+    tracker = store.start_run(name, experiment_name(config), {"harness.kind": "train"})
+    checkpoints = Path(config.tracking.dir) / "checkpoints" / tracker.run_id
+    with stop_flag() as stop_requested:
+        result = train(
+            config,
+            tracker=tracker,
+            checkpoint_dir=checkpoints,
+            on_epoch=print_epoch,
+            stop_requested=stop_requested,
+        )
+    if result.status == "interrupted":
+        print(f"interrupted: the last complete epoch is in {checkpoints}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(
+        f"best: val/accuracy {result.score:.4f} in epoch {result.best_epoch + 1}, {result.seconds:.1f} s\n"
+        f"run {result.run_id}, checkpoint {result.checkpoint}\n"
+        f"next: harness export --run {result.run_id}   or   make ui"
+    )
+    return EXIT_OK
+
+
+def run_sweep_command(options: argparse.Namespace) -> int:
+    from harness.config.compose import compose_sweep, compose_values
+    from harness.config.provenance import annotate
+
+    plan = compose_sweep(options.overrides, **_config_dir(options))
+    if options.print_config:
+        resolved = {**plan.base.to_dict(), "sweep": plan.sweep.model_dump(mode="json")}
+        print(annotate(compose_values("sweep", options.overrides, **_config_dir(options)), resolved))
+        return EXIT_OK
+    if options.dry_run:
+        from harness.search.sweep import describe_sweep
+
+        print(describe_sweep(plan))
+        return EXIT_OK
+    from harness.search.sweep import run_sweep
+
+    return run_sweep(plan).exit_code
+
+
+def run_data(options: argparse.Namespace) -> int:
+    from harness.config.compose import compose_run
+    from harness.data.summary import summarise
+
+    config = compose_run(options.overrides, **_config_dir(options))
+    print(summarise(config.data, options.output, augment=config.augment))
+    return EXIT_OK
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    from harness.tracking.runs import find_checkpoint
+    from harness.tracking.store import open_store
+    from harness.training.evaluate import evaluate_checkpoint
+
+    tracking = tracking_config(options)
+    run, checkpoint = find_checkpoint(tracking, options.run_id)
+    tracker = open_store(tracking).reopen_run(run.run_id)
+    metrics = evaluate_checkpoint(checkpoint, split=options.split, tracker=tracker)
+    tracker.finish("FINISHED")
+    print(f"run {run.run_id} ({run.name}), {checkpoint}")
+    print("\n".join(f"{name:<16} {value:.4f}" for name, value in metrics.items()))
+    return EXIT_OK
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    from harness.analysis.compare import compare_command
+
+    print(
+        compare_command(
+            tracking_config(options),
+            run_ids=options.runs,
+            sweep=options.sweep,
+            filter_string=options.filter,
+            sort=options.sort,
+            output_dir=options.output,
+        )
+    )
+    return EXIT_OK
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from harness.export import export_run
+
+    print(export_run(tracking_config(options), options.run_id, options.output))
+    return EXIT_OK
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    from harness.export import predict_files
+
+    result = predict_files(options.bundle, options.images, top_k=options.top)
+    print(result)
+    return EXIT_USAGE if result.failed else EXIT_OK
+
+
+def run_ui(options: argparse.Namespace) -> int:
+    from harness.tracking.ui import serve
+
+    return serve(tracking_config(options), options.port)
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from harness.training.doctor import diagnose
+
+    print(diagnose(tracking_config(options), Path(os.environ.get("DATA_DIR", "data"))))
+    return EXIT_OK
+
+
+# ── what the commands share ───────────────────────────────────────────────────────────────────────
+
+
+def experiment_name(config: RunConfig) -> str:
+    """Return a run's experiment: as configured, else the name of the data that it really got."""
+    from harness.data import load_splits
+
+    return config.tracking.experiment or load_splits(config.data).name
+
+
+def tracking_config(options: argparse.Namespace) -> TrackingConfig:
+    from harness.config.schema import TrackingConfig
+
+    return TrackingConfig(dir=options.mlruns or os.environ.get("MLRUNS_DIR", "mlruns"))
+
+
+def print_epoch(report: EpochReport) -> Decision:
+    metrics = report.metrics
+    print(
+        f"epoch {report.epoch + 1}/{report.max_epochs}  "
+        f"train {metrics['train/loss']:.4f} / {metrics['train/accuracy']:.4f}  "
+        f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}  "
+        f"{metrics['epoch_seconds']:.1f} s  {metrics['images_per_second']:,.0f} images/s",
+        flush=True,
+    )
+    return "continue"
+
+
+@contextmanager
+def stop_flag() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a question that answers True; the second Ctrl-C kills."""
+    received: list[int] = []
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print("stopping at the end of this batch; Ctrl-C again stops at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _config_dir(options: argparse.Namespace) -> dict[str, Path]:
+    return {"config_dir": options.config_dir} if options.config_dir else {}

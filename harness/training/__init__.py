@@ -1,0 +1,1 @@
+"""Training one run: the module, optimisers and schedules, checkpoints, evaluation."""

@@ -1,0 +1,111 @@
+"""What happens between epochs: record, decide whether to go on, stop when asked."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from harness.tracking import Tracker
+from harness.training.module import ClassifierModule
+
+Decision = Literal["continue", "prune", "interrupt"]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch, as shown to whoever decides about the run."""
+
+    epoch: int  # 0-based
+    max_epochs: int
+    metrics: Mapping[str, float]
+
+
+class Interrupted(Exception):  # noqa: N818 - an event, not an error
+    """The run was asked to stop; its last checkpoint stands."""
+
+
+class StopOnRequest(pl.Callback):
+    """Leaves `fit` at the end of a batch when somebody asked for it (a signal, a lost coordinator).
+
+    The unfinished epoch is dropped: raising skips the epoch's end, where a checkpoint would be written.
+    """
+
+    def __init__(self, stop_requested: Callable[[], bool]) -> None:
+        self.stop_requested = stop_requested
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.stop_requested():
+            raise Interrupted
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        if self.stop_requested():
+            raise Interrupted
+
+
+class EpochRecorder(pl.Callback):
+    """The one path for metrics: gathers an epoch's, hands them to the tracker, asks whether to go on."""
+
+    def __init__(self, tracker: Tracker, on_epoch: Callable[[EpochReport], Decision] | None = None) -> None:
+        self.tracker = tracker
+        self.on_epoch = on_epoch
+        self.history: list[dict[str, float]] = []  # one entry an epoch, kept in every checkpoint
+        self.decision: Decision = "continue"
+        self.diverged = False
+        self.best_logits: Tensor | None = None  # of the validation images at the best epoch of this process
+        self.best_logits_epoch = -1
+        self._started = self._trained = 0.0
+
+    @property
+    def best_epoch(self) -> int:
+        return max(range(len(self.history)), key=lambda epoch: self.history[epoch]["val/accuracy"])
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._trained = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassifierModule)
+        metrics = self._metrics(trainer, pl_module)
+        if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["val/loss"])):
+            self.diverged = trainer.should_stop = True
+            return
+        self.history.append(metrics)
+        epoch = trainer.current_epoch
+        if self.best_epoch == epoch:
+            self.best_logits, self.best_logits_epoch = torch.cat(pl_module.val_logits).cpu(), epoch
+        self.tracker.log_epoch(epoch, metrics)
+        if self.on_epoch is not None:
+            self.decision = self.on_epoch(EpochReport(epoch, int(trainer.max_epochs or 0), metrics))
+            trainer.should_stop = trainer.should_stop or self.decision != "continue"
+
+    def _metrics(self, trainer: pl.Trainer, module: ClassifierModule) -> dict[str, float]:
+        train_loss, train_accuracy = module.train_means.compute()
+        val_loss, val_accuracy = module.val_means.compute()
+        now = time.perf_counter()
+        return {
+            "train/loss": train_loss,
+            "train/accuracy": train_accuracy,
+            "val/loss": val_loss,
+            "val/accuracy": val_accuracy,
+            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            "images_per_second": module.train_means.num_images / max(self._trained - self._started, 1e-9),
+            "epoch_seconds": now - self._started,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the epochs before an interruption; the tracker gets those it has not seen."""
+        self.history = list(state_dict["history"])
+        for epoch, metrics in enumerate(self.history):
+            self.tracker.log_epoch(epoch, metrics)

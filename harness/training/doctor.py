@@ -1,0 +1,65 @@
+"""What this machine has, and what `auto` means on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from harness.config.schema import TrackingConfig, TrainerConfig
+from harness.training.machine import available_cores, resolve_machine
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "timm",
+    "optuna",
+    "mlflow",
+    "hydra-core",
+    "onnxruntime",
+)
+
+
+def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
+    """Return one line a fact: versions, device, precision, threads, disk, data, run store."""
+    machine = resolve_machine(TrainerConfig())
+    disk = shutil.disk_usage(Path.cwd())
+    facts = {
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        **{package: _version(package) for package in PACKAGES},
+        "device": ", ".join(machine.describe().values()),
+        "gpus": str(torch.cuda.device_count()),
+        "cores": f"{available_cores()} of {os.cpu_count()}",
+        "disk": f"{disk.free / 2**30:.1f} GiB free of {disk.total / 2**30:.1f}",
+        "run store": _describe_store(tracking),
+        "data": _describe_data(data_dir),
+    }
+    return "\n".join(f"{name:<18} {fact}" for name, fact in facts.items())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing: run `make setup`"
+
+
+def _describe_store(tracking: TrackingConfig) -> str:
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return f"{uri} (MLFLOW_TRACKING_URI)"
+    folder = Path(tracking.dir)
+    nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    return f"{folder}/mlflow.db" + ("" if os.access(nearest, os.W_OK) else " — NOT WRITABLE")
+
+
+def _describe_data(data_dir: Path) -> str:
+    candidates = ("cifar10/plain_text", "cifar-10-batches-py", "cifar-10-python.tar.gz")
+    found = [name for name in candidates if (data_dir / name).exists()]
+    return f"{data_dir}: " + (
+        ", ".join(found) if found else "no CIFAR-10 (data=auto downloads it, or uses the digits)"
+    )

@@ -1,0 +1,116 @@
+"""What a model is worth on a split: probabilities, metrics, confusion matrix, and their record."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from harness.analysis.figures import confusion_matrix_figure
+from harness.analysis.metrics import classification_metrics, confusion_matrix_counts, per_class_table
+from harness.data import load_splits
+from harness.data.datamodule import eval_batches
+from harness.data.held_out import load_test
+from harness.data.splits import ImageArrays
+from harness.errors import CheckpointError
+from harness.models import ImageClassifier
+from harness.tracking import Tracker
+from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
+from harness.training.machine import Machine, resolve_machine
+
+EVAL_BATCH_SIZE = 500
+Split = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's predictions on one split, and what follows from them."""
+
+    split: Split
+    metrics: dict[str, float]  # named "val/accuracy", "val/f1", …
+    confusion: np.ndarray  # int64 (K, K), rows are true classes, columns predictions
+    per_class: list[dict[str, Any]]
+    class_names: tuple[str, ...]
+
+
+def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = None) -> dict[str, float]:
+    """Score a checkpoint on a split of the data that it was trained on, and record the result.
+
+    Returns:
+        Metrics named after the split: `test/accuracy`, `test/precision`, …
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or the data are not those it was trained on.
+        DataError: the images cannot be had.
+    """
+    checkpoint = load_checkpoint(path)
+    machine = resolve_machine(checkpoint.config.trainer)
+    arrays = _load_arrays(checkpoint, split)
+    classifier = restore_classifier(checkpoint).to(machine.device)
+    probabilities = predict_probabilities(classifier, arrays, machine)
+    evaluation = evaluate(probabilities, arrays.labels, checkpoint.class_names, split)
+    if tracker is not None:
+        record_evaluation(tracker, evaluation)
+    return evaluation.metrics
+
+
+def _load_arrays(checkpoint: Checkpoint, split: Split) -> ImageArrays:
+    splits = load_splits(checkpoint.config.data)
+    if splits.digest != checkpoint.data_digest:
+        raise CheckpointError(
+            f"{checkpoint.path} was trained on {checkpoint.data_name} {checkpoint.data_digest[:12]}, but "
+            f"{checkpoint.config.data.dir} now gives {splits.name} {splits.digest[:12]}: put the data back"
+        )
+    return splits.val if split == "val" else load_test(checkpoint.config.data)
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    classifier: ImageClassifier, arrays: ImageArrays, machine: Machine, batch_size: int = EVAL_BATCH_SIZE
+) -> np.ndarray:
+    """Return class probabilities, float32 (N, K), in the order of the arrays."""
+    classifier.eval()
+    batches = []
+    for images, _ in eval_batches(arrays, batch_size):
+        with machine.autocast():
+            logits = classifier(images.to(machine.device, non_blocking=True))
+        batches.append(logits.float().softmax(1))
+    return torch.cat(batches).cpu().numpy()
+
+
+def evaluate(
+    probabilities_NK: np.ndarray, labels_N: np.ndarray, class_names: tuple[str, ...], split: Split
+) -> Evaluation:
+    """Return every figure that is reported about a split."""
+    metrics = classification_metrics(probabilities_NK, labels_N)
+    predictions_N = probabilities_NK.argmax(1)
+    return Evaluation(
+        split=split,
+        metrics={f"{split}/{name}": value for name, value in metrics.items()},
+        confusion=confusion_matrix_counts(predictions_N, labels_N, len(class_names)),
+        per_class=per_class_table(predictions_N, labels_N, class_names),
+        class_names=class_names,
+    )
+
+
+def record_evaluation(tracker: Tracker, evaluation: Evaluation) -> None:
+    """Record metrics, the confusion matrix as a picture and as JSON, and the table of classes."""
+    split, names = evaluation.split, evaluation.class_names
+    tracker.log_summary(evaluation.metrics)
+    tracker.log_figure(confusion_matrix_figure(evaluation.confusion, names), f"confusion/{split}.png")
+    counts = {"classes": list(names), "rows_are": "true", "counts": evaluation.confusion.tolist()}
+    tracker.log_dict(counts, f"confusion/{split}.json")
+    tracker.log_text(_as_csv(evaluation.per_class), f"classes/{split}.csv")
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

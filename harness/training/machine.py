@@ -1,0 +1,111 @@
+"""What `auto` means on this machine: device, precision, memory layout, threads. Decided here alone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from harness.config.schema import TrainerConfig
+from harness.errors import ConfigError
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # from glibc's malloc.h
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The resolved device and precision of a run."""
+
+    device: torch.device
+    precision: str  # "fp32", "bf16" or "fp16"
+
+    @property
+    def lightning_precision(self) -> str:
+        return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which forward passes run outside the Trainer."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+
+    def describe(self) -> dict[str, str]:
+        is_cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name() if is_cuda else torch.cpu.get_capabilities().get("cpu_name")
+        return {
+            "device": self.device.type,
+            "device_name": str(name or platform.machine()),
+            "precision": self.precision,
+            "threads": str(torch.get_num_threads()),
+            "memory_format": "channels_last",
+        }
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use (affinity, not the machine's count)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare_process(threads: int | None, keep_memory: bool) -> None:
+    """Set what holds for a whole process that trains, once, before the first tensor.
+
+    Args:
+        threads: intra-op CPU threads; None keeps what the process was given.
+        keep_memory: keep large blocks in the process, see :func:`keep_large_blocks`.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if keep_memory:
+        keep_large_blocks()
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPUs keep full fp32
+
+
+def keep_large_blocks() -> bool:
+    """Stop glibc from handing large tensors back to the system after every step, only to fault them in again.
+
+    Returns:
+        Whether the setting took; False where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    settings = {M_MMAP_MAX: 0, M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 1 << 26}
+    return all(libc.mallopt(option, value) for option, value in settings.items())
+
+
+def resolve_machine(trainer: TrainerConfig) -> Machine:
+    """Return the device and precision that the configuration means here.
+
+    Raises:
+        ConfigError: a device that this machine lacks, or a precision that the device cannot do.
+    """
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    wanted = trainer.device
+    if wanted == "auto":
+        wanted = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available[wanted]:
+        raise ConfigError(f"trainer.device={wanted}: this machine has none; use trainer.device=auto or cpu")
+    precision = _best_precision(wanted) if trainer.precision == "auto" else trainer.precision
+    if precision == "fp16" and wanted == "cpu":
+        raise ConfigError("trainer.precision=fp16 is for GPUs: use auto, bf16 or fp32 on a CPU")
+    return Machine(torch.device(wanted), precision)
+
+
+def _best_precision(device: str) -> str:
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cpu" and _cpu_has_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; emulated it is slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

@@ -1,0 +1,98 @@
+"""The LightningModule: loss, optimiser, and metrics summed on the device, read once an epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.config.schema import RunConfig
+from harness.models import ImageClassifier
+from harness.training.checkpoint import SECTION, ModelFacts
+from harness.training.optim import build_optimizer, build_schedule
+
+
+class RunningMeans:
+    """Loss and accuracy over an epoch, kept as tensors so that no step waits for the device."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.loss_sum: Tensor | float = 0.0
+        self.num_correct: Tensor | float = 0.0
+        self.num_images = 0
+
+    def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
+        batch = labels_B.shape[0]
+        self.loss_sum = self.loss_sum + loss.detach().float() * batch
+        self.num_correct = self.num_correct + (logits_BK.argmax(1) == labels_B).sum()
+        self.num_images += batch
+
+    def compute(self) -> tuple[float, float]:
+        """Return (mean loss, accuracy); this is where the device is waited for."""
+        count = max(self.num_images, 1)
+        return float(self.loss_sum) / count, float(self.num_correct) / count
+
+
+class ClassifierModule(pl.LightningModule):
+    """An :class:`ImageClassifier` with its loss and optimiser. It logs nothing: a callback records."""
+
+    def __init__(self, classifier: ImageClassifier, config: RunConfig, facts: ModelFacts, num_batches: int):
+        """
+        Args:
+            facts: what goes into every checkpoint beside the weights.
+            num_batches: of one training epoch, for schedules that count in steps.
+        """
+        super().__init__()
+        self.classifier = classifier
+        self.config = config
+        self.facts = facts
+        self.num_batches = num_batches
+        self.train_means = RunningMeans()
+        self.val_means = RunningMeans()
+        self.val_logits: list[Tensor] = []
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.classifier(images_BCHW)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self.classifier(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.optim.label_smoothing)
+        self.train_means.update(loss, logits, labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self.classifier(images)
+        self.val_means.update(F.cross_entropy(logits, labels), logits, labels)
+        self.val_logits.append(logits.float())
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout and the like draw from the epoch's own stream: a resumed epoch repeats an uninterrupted one.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch)
+        self.train_means.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_means.reset()
+        self.val_logits.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        loss, accuracy = self.val_means.compute()
+        # Only for the callbacks that watch a metric; the trainer has no logger.
+        self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, logger=False)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.classifier, self.config.optim, self.config.finetune)
+        schedule = build_schedule(
+            optimizer, self.config.optim.schedule, self.num_batches, self.config.trainer.max_epochs
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        _, accuracy = self.val_means.compute()
+        checkpoint[SECTION] = {**self.facts.to_dict(), "epoch": self.current_epoch, "score": accuracy}

@@ -1,0 +1,114 @@
+"""Optimisers and learning-rate schedules, in optimiser steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from harness.config.schema import FinetuneConfig, OptimConfig, ScheduleConfig
+from harness.models.classifier import ImageClassifier
+from harness.models.freezing import parameter_groups_by_role
+
+# One-cycle starts at this fraction of the peak and, without warmup_epochs, rises for this part of the run.
+_ONE_CYCLE_START = 1 / 25
+_ONE_CYCLE_RISE = 0.3
+
+
+def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:
+    """Return the optimiser over what trains: backbone and head apart, each with and without weight decay."""
+    groups = _parameter_groups(classifier, optim, finetune)
+    on_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
+    fused = True if on_cuda else None  # None: torch's own choice
+    match optim.kind:
+        case "sgd":
+            return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)
+        case "adam":
+            return Adam(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=fused)
+        case "adamw":
+            return AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=fused)
+
+
+def build_schedule(
+    optimizer: Optimizer, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: int
+) -> LambdaLR:
+    """Return the schedule, to be stepped after every optimiser step; its state resumes exactly.
+
+    Args:
+        steps_per_epoch: optimiser steps, not batches, where gradients are accumulated.
+    """
+
+    def factor(step: int) -> float:
+        return lr_factor(step, schedule, steps_per_epoch, max_epochs)
+
+    return LambdaLR(optimizer, factor)
+
+
+def lr_factor(step: int, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: int) -> float:
+    """Return the learning rate of optimiser step `step` (from 0) as a factor of the base rate.
+
+    Warm-up is linear and would be 0 one step before the run, so that the first step is not lost. Cosine
+    ends at `final_lr_ratio` with the run; steps past the end keep the last factor.
+    """
+    total_steps = steps_per_epoch * max_epochs
+    warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
+    if schedule.kind == "one_cycle":
+        return _one_cycle(step, warmup_steps, total_steps, schedule.final_lr_ratio)
+    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+    match schedule.kind:
+        case "constant":
+            return warmup
+        case "cosine":
+            progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+            return warmup * _cosine(1.0, schedule.final_lr_ratio, progress)
+        case "step":
+            epoch = step // steps_per_epoch
+            return warmup * schedule.step_gamma ** (epoch // schedule.step_epochs)
+
+
+def _one_cycle(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -> float:
+    """Return Smith's one-cycle policy: up, then down, along cosines, as torch's OneCycleLR draws it.
+
+    Momentum is not cycled, unlike in the paper.
+    Source: https://arxiv.org/abs/1708.07120
+    """
+    peak = max(0, (warmup_steps or round(_ONE_CYCLE_RISE * total_steps)) - 1)
+    if step < peak:
+        return _cosine(_ONE_CYCLE_START, 1.0, step / peak)
+    return _cosine(1.0, final_ratio, (step - peak) / max(1, total_steps - 1 - peak))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    """Go from start to end along half a cosine, staying at either outside of progress 0 to 1."""
+    progress = min(1.0, max(0.0, progress))
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _parameter_groups(
+    classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig
+) -> list[dict[str, Any]]:
+    backbone, head = parameter_groups_by_role(classifier)
+    backbone_scale = 1.0 if finetune.kind == "linear_probe" else finetune.backbone_lr_scale
+    groups = [
+        *_split_by_decay("backbone", backbone, optim.lr * backbone_scale, optim.weight_decay),
+        *_split_by_decay("head", head, optim.lr, optim.weight_decay),
+    ]
+    assert groups, "nothing trains: even a linear probe trains its head"
+    return groups
+
+
+def _split_by_decay(
+    role: str, parameters: list[nn.Parameter], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return up to two groups: weights decay; norms and biases, which have one dimension, don't."""
+    training = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = [parameter for parameter in training if parameter.ndim > 1]
+    others = [parameter for parameter in training if parameter.ndim <= 1]
+    groups = [
+        {"params": weights, "lr": lr, "weight_decay": weight_decay, "name": f"{role}/decay"},
+        {"params": others, "lr": lr, "weight_decay": 0.0, "name": f"{role}/no_decay"},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,40 @@
+"""What a run would do, without doing it: the answer to `--dry-run`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from harness.config.schema import RunConfig
+from harness.data import load_splits
+from harness.models import apply_freezing, build_model
+from harness.training.machine import resolve_machine
+
+
+def describe_run(config: RunConfig) -> str:
+    """Return sizes, steps, parameters, device and precision of a run, for people.
+
+    The model is built on the meta device: no weights are loaded, no memory is taken.
+
+    Raises:
+        HarnessError: whatever would stop the run before its first step, but for missing weights.
+    """
+    machine = resolve_machine(config.trainer)
+    splits = load_splits(config.data)
+    with torch.device("meta"):
+        classifier = build_model(config.model, len(splits.class_names), load_weights=False)
+        freezing = apply_freezing(classifier, config.finetune)
+    steps = math.ceil(len(splits.train) / config.data.batch_size)
+    facts = {
+        "data": f"{splits.name}: {len(splits.train):,} training and {len(splits.val):,} validation images, "
+        f"{len(splits.class_names)} classes, from {splits.source}",
+        "model": f"{config.model.kind} at {classifier.image_size} pixels",
+        "parameters": f"{freezing.trainable_parameters:,} trainable, {freezing.frozen_parameters:,} frozen",
+        "freezing": str(freezing),
+        "optimiser": f"{config.optim.kind}, lr {config.optim.lr:g}, {config.optim.schedule.kind} schedule",
+        "steps": f"{steps:,} an epoch of {config.data.batch_size} images, "
+        f"{steps * config.trainer.max_epochs:,} in {config.trainer.max_epochs} epochs",
+        "device": f"{machine.device.type}, {machine.precision}, {torch.get_num_threads()} CPU threads",
+    }
+    return "\n".join(f"{name + ':':<12} {fact}" for name, fact in facts.items())

@@ -1,0 +1,72 @@
+"""What a run leaves behind: everything that shaped it before it starts, what it is worth when it ends."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from harness.config.schema import RunConfig
+from harness.data.splits import ImageSplits
+from harness.models import FreezeReport
+from harness.tracking import Tracker
+from harness.tracking.environment import capture_environment, record_environment
+from harness.training.callbacks import EpochRecorder
+from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.evaluate import evaluate, evaluate_checkpoint, predict_probabilities, record_evaluation
+from harness.training.machine import Machine
+
+log = logging.getLogger(__name__)
+
+
+def record_setup(
+    tracker: Tracker, config: RunConfig, splits: ImageSplits, freezing: FreezeReport, machine: Machine
+) -> None:
+    """Print and record everything that shaped the run, before it starts."""
+    log.info("data: %s, %d + %d images, %s", splits.name, len(splits.train), len(splits.val), splits.source)
+    log.info("model: %s, %s", config.model.kind, freezing)
+    log.info("machine: %s", ", ".join(machine.describe().values()))
+    counts = {"trainable": freezing.trainable_parameters, "frozen": freezing.frozen_parameters}
+    tracker.log_params({**config.to_dict(), "parameters": counts, "machine": machine.describe()})
+    tracker.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), "config.yaml")
+    tracker.set_tags({"harness.fallback_data": str(splits.is_fallback).lower()})
+    record_environment(tracker, capture_environment(machine.describe()["device_name"]))
+    for context, arrays in (("training", splits.train), ("validation", splits.val)):
+        tracker.log_data(
+            name=splits.name,
+            digest=splits.digest,
+            source=splits.source,
+            num_rows=len(arrays),
+            class_names=splits.class_names,
+            context=context,
+        )
+
+
+def record_best(
+    tracker: Tracker,
+    config: RunConfig,
+    splits: ImageSplits,
+    recorder: EpochRecorder,
+    machine: Machine,
+    best: Path,
+) -> None:
+    """Evaluate the best checkpoint on validation (on test only where asked for) and keep it as a model."""
+    if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
+        probabilities = recorder.best_logits.softmax(
+            1
+        ).numpy()  # just computed: no second pass over the images
+    else:
+        classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
+        probabilities = predict_probabilities(classifier, splits.val, machine)
+    evaluation = evaluate(probabilities, splits.val.labels, splits.class_names, "val")
+    record_evaluation(tracker, evaluation)
+    tracker.log_summary({"best_epoch": recorder.best_epoch})
+    if config.tracking.log_model:
+        example = splits.val.gather(np.arange(min(4, len(splits.val))))
+        tracker.log_model(
+            best, input_example=example, class_names=splits.class_names, metrics=evaluation.metrics
+        )
+    if config.evaluate_test:
+        evaluate_checkpoint(best, split="test", tracker=tracker)

@@ -1,0 +1,104 @@
+"""One training run from its configuration to its record: the function to read first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from harness.config.schema import RunConfig
+from harness.data import load_splits
+from harness.data.datamodule import ImageDataModule
+from harness.data.splits import ImageSplits
+from harness.models import apply_freezing, build_model
+from harness.tracking import Tracker
+from harness.training.callbacks import Decision, EpochRecorder, EpochReport
+from harness.training.checkpoint import ModelFacts
+from harness.training.fit import Status, fit
+from harness.training.machine import resolve_machine
+from harness.training.module import ClassifierModule
+from harness.training.record import record_best, record_setup
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run hands back."""
+
+    run_id: str
+    status: Status
+    score: float  # best val/accuracy over the epochs
+    best_epoch: int  # 0-based; -1 if no epoch ended
+    metrics: dict[str, float]  # of the best epoch's checkpoint
+    checkpoint: Path | None  # of the best epoch
+    seconds: float
+
+
+def train(
+    config: RunConfig,
+    *,
+    tracker: Tracker,
+    checkpoint_dir: Path,
+    on_epoch: Callable[[EpochReport], Decision] | None = None,
+    stop_requested: Callable[[], bool] | None = None,
+) -> RunResult:
+    """Train, choose the best epoch by validation accuracy, evaluate and record it.
+
+    A run that was interrupted goes on from `checkpoint_dir/last.ckpt`, at the epoch after its last complete
+    one, and ends with the weights of an uninterrupted run. The tracker's run is closed in every case.
+
+    Args:
+        on_epoch: called after each epoch; its answer may end the run early.
+        stop_requested: asked after each batch; True leaves at once, resumable.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+        HarnessError: data, model or checkpoint are not as the configuration says.
+    """
+    started = time.perf_counter()
+    recorder = EpochRecorder(tracker, on_epoch)
+    best = checkpoint_dir / "best.ckpt"
+    try:
+        machine = resolve_machine(config.trainer)
+        pl.seed_everything(config.seed, verbose=False)
+        splits = load_splits(config.data)
+        classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
+        freezing = apply_freezing(classifier, config.finetune)
+        pin = machine.device.type == "cuda"
+        data = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin)
+        module = ClassifierModule(
+            classifier, config, model_facts(config, splits), len(data.train_dataloader())
+        )
+        record_setup(tracker, config, splits, freezing, machine)
+
+        status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
+        if status != "interrupted":
+            tracker.set_tags({"harness.checkpoint": str(best.resolve())})
+            record_best(tracker, config, splits, recorder, machine, best)
+    except BaseException as error:
+        tracker.set_tags({"harness.failure": f"{type(error).__name__}: {error}"[:500]})
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+        raise
+    seconds = time.perf_counter() - started
+    metrics = recorder.history[recorder.best_epoch] if recorder.history else {}
+    tracker.log_summary({"run_seconds": seconds})
+    tracker.set_tags({"harness.pruned": "true"} if status == "pruned" else {})
+    tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
+    return RunResult(
+        run_id=tracker.run_id,
+        status=status,
+        score=metrics.get("val/accuracy", float("nan")),
+        best_epoch=recorder.best_epoch if recorder.history else -1,
+        metrics=dict(metrics),
+        checkpoint=best if best.is_file() else None,
+        seconds=seconds,
+    )
+
+
+def model_facts(config: RunConfig, splits: ImageSplits) -> ModelFacts:
+    """Return what goes into every checkpoint beside the weights."""
+    return ModelFacts(
+        config.to_dict(), splits.class_names, splits.mean, splits.std, splits.name, splits.digest
+    )
