@@ -97,12 +97,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    from harness.config.compose import compose_run, compose_values
+    from harness.config.compose import compose_run, trace_origins
     from harness.config.provenance import annotate
 
     config = compose_run(options.overrides, **_config_dir(options))
     if options.print_config:
-        print(annotate(compose_values("run", options.overrides, **_config_dir(options)), config.to_dict()))
+        print(annotate(config.to_dict(), trace_origins("run", options.overrides, **_config_dir(options))))
         return EXIT_OK
     if options.dry_run:
         from harness.training.plan import describe_run
@@ -142,13 +142,13 @@ def _train(config: RunConfig) -> int:
 
 
 def run_sweep_command(options: argparse.Namespace) -> int:
-    from harness.config.compose import compose_sweep, compose_values
+    from harness.config.compose import compose_sweep, trace_origins
     from harness.config.provenance import annotate
 
     plan = compose_sweep(options.overrides, **_config_dir(options))
     if options.print_config:
         resolved = {**plan.base.to_dict(), "sweep": plan.sweep.model_dump(mode="json")}
-        print(annotate(compose_values("sweep", options.overrides, **_config_dir(options)), resolved))
+        print(annotate(resolved, trace_origins("sweep", options.overrides, **_config_dir(options))))
         return EXIT_OK
     if options.dry_run:
         from harness.search.sweep import describe_sweep

@@ -16,24 +16,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.problems import validate
 from harness.config.schema import RunConfig
-from harness.config.sweep import SweepConfig
+from harness.config.sweep import SweepConfig, holds
 from harness.errors import ConfigError, did_you_mean
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 ROOT_FILES = ("run", "sweep")  # what `harness train` and `harness sweep` start from
-
-
-@dataclass(frozen=True)
-class Composition:
-    """An untyped configuration and the origin of each of its values."""
-
-    values: dict[str, Any]
-    origins: dict[str, str]  # dotted path -> "model/lenet.yaml" or "command line"
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class SweepPlan:
 
     def compose_trial(self, overrides: Sequence[str]) -> RunConfig:
         """Return the run of one trial: the sweep's base with the trial's overrides on top."""
-        values = compose_values("sweep", [*self.overrides, *overrides], self.config_dir).values
+        values = compose_values("sweep", [*self.overrides, *overrides], self.config_dir)
         values.pop("sweep")
         return validate(RunConfig, values)
 
@@ -59,7 +52,7 @@ def compose_run(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) ->
     Raises:
         ConfigError: an unknown key or group, or a value out of its range.
     """
-    return validate(RunConfig, compose_values("run", overrides, config_dir).values)
+    return validate(RunConfig, compose_values("run", overrides, config_dir))
 
 
 def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> SweepPlan:
@@ -68,13 +61,11 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
     Raises:
         ConfigError: an unknown key or group, or a value out of its range.
     """
-    values = compose_values("sweep", overrides, config_dir).values
+    values = compose_values("sweep", overrides, config_dir)
     section = values.pop("sweep")
-    parsed = parse_overrides(overrides)
-    fixed = {override.key_or_group for override in parsed}
+    given = {override.key_or_group: override.value() for override in parse_overrides(overrides)}
     if isinstance(section, dict) and isinstance(section.get("space"), dict):
-        section["space"] = _without_fixed(section["space"], fixed)
-    chosen = [o.value() for o in parsed if o.key_or_group == "sweep"]
+        section = _apply_fixed(section, given)
     sweep = validate(SweepConfig, section, prefix="sweep")
     _check_paths(sweep, config_dir)
     return SweepPlan(
@@ -82,25 +73,33 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
         base=validate(RunConfig, values),
         overrides=tuple(overrides),
         config_dir=config_dir,
-        sweep_file=str(chosen[-1]) if chosen else "default",
+        sweep_file=str(given.get("sweep", "default")),
     )
 
 
-def compose_values(root: str, overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> Composition:
-    """Compose a root file (`run` or `sweep`) with overrides, untyped, with the origin of every value."""
-    parsed = parse_overrides(overrides)
-    _check_groups(parsed, config_dir)
-    with _hydra(config_dir):
-        try:
-            config = compose(root, [_forced(override, config_dir) for override in parsed])
-            values = OmegaConf.to_container(config, resolve=True)
-            files = _files_in_order(root, parsed, config_dir)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_first_line(error)) from error
+def compose_values(root: str, overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
+    """Compose a root file (`run` or `sweep`) with overrides; untyped, interpolations resolved.
+
+    Raises:
+        ConfigError: text that is no override, or a group's file that does not exist.
+    """
+    with _hydra(overrides, config_dir) as lines:
+        values = OmegaConf.to_container(compose(root, lines), resolve=True)
     assert isinstance(values, dict)
-    return Composition(
-        {str(key): value for key, value in values.items()}, _origins(files, parsed, config_dir)
-    )
+    return {str(key): value for key, value in values.items()}
+
+
+def trace_origins(root: str, overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, str]:
+    """Return, for each dotted path that anything sets, the file that set it last, or "command line"."""
+    origins: dict[str, str] = {}
+    for file, package in _files_in_order(root, overrides, config_dir):
+        content = OmegaConf.load(config_dir / file)
+        assert isinstance(content, DictConfig)
+        content.pop("defaults", None)
+        prefix = f"{package}." if package and package != "_global_" else ""
+        for path in flatten(OmegaConf.to_container(content, resolve=False)):
+            origins[prefix + path] = f"configs/{file}"
+    return origins | {override.key_or_group: "command line" for override in parse_overrides(overrides)}
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
@@ -162,14 +161,23 @@ def _forced(override: Override, config_dir: Path) -> str:
     )
 
 
-def _without_fixed(space: Mapping[str, Any], fixed: set[str]) -> dict[str, Any]:
-    """Drop what the user fixed, and what hangs on a choice that is no longer made."""
-    kept: dict[str, Any] = {}
-    for path, dimension in space.items():
-        needs = dimension.get("when", {}) if isinstance(dimension, dict) else {}
-        if path not in fixed and all(name in kept for name in needs):
-            kept[path] = dimension
-    return kept
+def _apply_fixed(section: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what the user fixed out of a sweep's space, and settle the conditions that hang on it."""
+    space = {path: d for path, d in section.get("space", {}).items() if path not in fixed}
+    return {
+        **section,
+        "space": {path: kept for path, d in space.items() if (kept := _settle(d, fixed)) is not None},
+        "rules": [kept for rule in section.get("rules", []) if (kept := _settle(rule, fixed)) is not None],
+    }
+
+
+def _settle(conditional: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Drop from `when` what is now certain; None if it can no longer hold."""
+    when = conditional.get("when", {})
+    certain = {path: values for path, values in when.items() if path in fixed}
+    if not holds(certain, dict(fixed)):
+        return None
+    return {**conditional, "when": {path: v for path, v in when.items() if path not in fixed}}
 
 
 def _check_paths(sweep: SweepConfig, config_dir: Path) -> None:
@@ -185,36 +193,14 @@ def _check_paths(sweep: SweepConfig, config_dir: Path) -> None:
                 )
 
 
-def _files_in_order(root: str, parsed: Sequence[Override], config_dir: Path) -> list[tuple[str, str]]:
+def _files_in_order(root: str, overrides: Sequence[str], config_dir: Path) -> list[tuple[str, str]]:
     """Return (file, package) of every file that Hydra merges, first to last."""
-    from hydra.types import RunMode
-
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    lines = [_forced(override, config_dir) for override in parsed]
-    defaults = hydra.config_loader.compute_defaults_list(root, lines, RunMode.RUN).defaults
-    return [
-        (f"{entry.config_path}.yaml", entry.package or "")
-        for entry in defaults
-        if entry.config_path and not entry.config_path.startswith("hydra")
-    ]
-
-
-def _origins(
-    files: Sequence[tuple[str, str]], parsed: Sequence[Override], config_dir: Path
-) -> dict[str, str]:
-    origins: dict[str, str] = {}
-    for file, package in files:
-        if not (config_dir / file).is_file():
-            continue  # Hydra's own
-        content = OmegaConf.load(config_dir / file)
-        assert isinstance(content, DictConfig)
-        content.pop("defaults", None)
-        for path in flatten(OmegaConf.to_container(content, resolve=False)):
-            origins[f"{package}.{path}" if package and package != "_global_" else path] = f"configs/{file}"
-    for override in parsed:
-        origins[override.key_or_group] = "command line"
-    return origins
+    with _hydra(overrides, config_dir) as lines:
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        defaults = hydra.config_loader.compute_defaults_list(root, lines, RunMode.RUN).defaults
+    named = [(f"{entry.config_path}.yaml", entry.package or "") for entry in defaults if entry.config_path]
+    return [(file, package) for file, package in named if (config_dir / file).is_file()]  # not Hydra's own
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -228,10 +214,12 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _hydra(config_dir: Path) -> Iterator[None]:
-    with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
-        yield
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _hydra(overrides: Sequence[str], config_dir: Path) -> Iterator[list[str]]:
+    """Open Hydra on a folder, checked and with the overrides in its own words; its faults become ours."""
+    parsed = parse_overrides(overrides)
+    _check_groups(parsed, config_dir)
+    try:
+        with initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
+            yield [_forced(override, config_dir) for override in parsed]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).strip().splitlines()[0]) from error

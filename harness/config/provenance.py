@@ -7,14 +7,12 @@ from typing import Any
 
 import yaml
 
-from harness.config.compose import Composition
-
 UNSAID = "default"  # set by no file: the schema's own value
 
 
-def annotate(composition: Composition, resolved: Mapping[str, Any]) -> str:
+def annotate(resolved: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     """Return YAML that loads as `resolved`, each leaf commented with the file or command line that set it."""
-    lines = list(_lines(resolved, composition.origins, prefix="", depth=0))
+    lines = list(_lines(resolved, origins, prefix="", depth=0))
     width = max(len(text) for text, _ in lines)
     return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
 

@@ -84,7 +84,7 @@ class PrunerConfig(Frozen):
 class Rule(Frozen):
     """Overrides that hold for the trials of one arm, such as a bound on an expensive one."""
 
-    when: Annotated[Condition, Field(min_length=1)]
+    when: Condition  # empty = always
     overrides: Annotated[list[str], Field(min_length=1)]
 
 

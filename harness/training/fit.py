@@ -45,7 +45,7 @@ def fit(
     last = checkpoint_dir / "last.ckpt"
     if last.is_file():
         check_resumable(last, module)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.to(memory_format=torch.channels_last)
     if module.config.trainer.compile:
         module.classifier.network.compile()
     try:
@@ -110,7 +110,7 @@ def quiet_lightning() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    warnings.filterwarnings("ignore", module="pytorch_lightning", message=".*GPU available.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6.6 on torch 2.14
 
 
 def check_resumable(last: Path, module: ClassifierModule) -> None:

@@ -1,0 +1,46 @@
+"""Every file under configs/ composes, validates, and says all that there is to say."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+
+from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep, compose_values, flatten, groups
+
+NEEDED = {("model", "timm"): ["model.name=resnet18"]}  # files that leave a value to the user
+RUN_FILES = [(group, name) for group, names in groups().items() if group != "sweep" for name in names]
+SWEEP_FILES = groups()["sweep"]
+
+
+@pytest.mark.parametrize(("group", "name"), RUN_FILES, ids=["=".join(file) for file in RUN_FILES])
+def test_a_run_file_is_valid(group: str, name: str) -> None:
+    pretrained = ["model=efficientnet_lite0"] if group == "finetune" else []
+    compose_run(
+        [*pretrained, f"{'+' if group == 'recipe' else ''}{group}={name}", *NEEDED.get((group, name), [])]
+    )
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [f for f in RUN_FILES if f[0] in ("data", "model", "finetune", "augment", "optim")]
+)
+def test_a_file_names_every_key_of_its_section(group: str, name: str) -> None:
+    """`--print-config` can then say where each value came from, and a reader sees what can be set."""
+    overrides = ["model=efficientnet_lite0", f"{group}={name}", *NEEDED.get((group, name), [])]
+    said = set(flatten(compose_values("run", overrides)[group]))
+    assert said == set(flatten(compose_run(overrides).to_dict()[group]))
+
+
+@pytest.mark.parametrize("name", SWEEP_FILES)
+def test_a_sweep_file_is_valid_in_every_corner(name: str) -> None:
+    from harness.search.space import check_space
+
+    check_space(compose_sweep([f"sweep={name}"]))
+
+
+def test_no_file_is_without_a_heading() -> None:
+    for file in chain(CONFIG_DIR.glob("*.yaml"), CONFIG_DIR.glob("*/*.yaml")):
+        comments = [
+            line for line in file.read_text(encoding="utf-8").splitlines()[:2] if line.startswith("# ")
+        ]
+        assert comments, f"{file} does not say what it is for"

@@ -1,0 +1,36 @@
+"""What `auto` means, and what a machine cannot do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.config.schema import TrainerConfig
+from harness.errors import ConfigError
+from harness.training import machine
+from harness.training.machine import resolve_machine
+
+
+def test_auto_is_resolved_to_something_that_exists() -> None:
+    resolved = resolve_machine(TrainerConfig())
+    torch.zeros(1, device=resolved.device)
+    assert resolved.precision in ("fp32", "bf16", "fp16")
+
+
+def test_a_cpu_gets_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = TrainerConfig(device="cpu")
+    monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: True)
+    assert resolve_machine(cpu).precision == "bf16"
+    monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: False)
+    assert resolve_machine(cpu).precision == "fp32"
+
+
+def test_a_missing_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="this machine has none"):
+        resolve_machine(TrainerConfig(device="cuda"))
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fp16 is for GPUs"):
+        resolve_machine(TrainerConfig(device="cpu", precision="fp16"))

@@ -1,0 +1,165 @@
+"""The spine: what a run hands back and leaves behind, and that an interruption changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.data import load_splits
+from harness.errors import CheckpointError, DivergedError, HarnessError
+from harness.tracking.memory import RecordingTracker
+from harness.training.callbacks import EpochReport
+from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.evaluate import evaluate_checkpoint
+
+Run = Callable[..., tuple]
+Config = Callable[..., object]
+
+
+def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / name).state_dict
+
+
+def assert_equal_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def test_a_run_learns_and_records(run: Run, tiny_config: Config, tmp_path: Path) -> None:
+    result, tracker = run(tiny_config("trainer.max_epochs=6", "data.batch_size=32", "augment=none"))
+    assert (result.status, tracker.status) == ("finished", "FINISHED")
+    assert result.score > 0.6, "six epochs of the digits are well above chance (0.1)"
+    assert sorted(tracker.epochs) == list(range(6))
+    assert {"train/loss", "val/accuracy", "lr", "images_per_second", "epoch_seconds"} <= set(
+        tracker.epochs[0]
+    )
+    assert result.score == max(epoch["val/accuracy"] for epoch in tracker.epochs.values())
+    assert tracker.summary["val/accuracy"] == pytest.approx(result.score)
+    assert {"val/precision", "val/recall", "val/f1", "val/auc", "best_epoch"} <= set(tracker.summary)
+    assert not [name for name in tracker.summary if name.startswith("test/")], (
+        "nobody asked for the test split"
+    )
+    assert {"config.yaml", "confusion/val.png", "confusion/val.json", "classes/val.csv"} <= set(
+        tracker.artifacts
+    )
+    assert tracker.params["optim.lr"] == "0.003"
+    assert tracker.params["parameters.trainable"] == "62006"
+    assert tracker.tags["harness.checkpoint"] == str((tmp_path / "run" / "best.ckpt").resolve())
+
+
+def test_the_recorded_score_is_the_checkpoints(run: Run, tiny_config: Config) -> None:
+    """Independent of the run: load the file, look at the images again."""
+    config = tiny_config("trainer.max_epochs=2", "data.batch_size=64")
+    result, _ = run(config)
+    assert result.checkpoint is not None
+    classifier = restore_classifier(load_checkpoint(result.checkpoint))
+    val = load_splits(config.data).val
+    images = torch.from_numpy(val.images[val.indices]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        predicted = classifier(images).argmax(1).numpy()
+    assert (predicted == val.labels).mean() == pytest.approx(result.score)
+    metrics = evaluate_checkpoint(result.checkpoint, split="val")
+    assert metrics["val/accuracy"] == pytest.approx(result.score)
+
+
+def test_same_seed_same_weights(run: Run, tiny_config: Config, tmp_path: Path) -> None:
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run(tiny_config(f"seed={seed}", "trainer.max_epochs=1"), folder)
+    assert_equal_bits(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    a, c = weights(tmp_path / "a"), weights(tmp_path / "c")
+    assert [name for name in a if torch.equal(a[name], c[name])] == []
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config("trainer.max_epochs=4", "augment=strong", "optim=sgd", "optim.lr=0.02")
+    _, whole = run(config, "whole")
+
+    asked = iter(range(10**6))
+    batches_before_stop = 10  # in the middle of the second epoch: 3 + 1 batches an epoch
+    result, first = run(config, "parts", stop_requested=lambda: next(asked) >= batches_before_stop)
+    assert (result.status, first.status) == ("interrupted", "KILLED")
+    assert 0 < len(first.epochs) < 4
+    result, second = run(config, "parts")
+    assert result.status == "finished"
+
+    assert_equal_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert_equal_bits(weights(tmp_path / "whole", "best.ckpt"), weights(tmp_path / "parts", "best.ckpt"))
+    timeless = ("train/loss", "val/loss", "val/accuracy", "lr")
+    for epoch, metrics in whole.epochs.items():
+        assert {k: metrics[k] for k in timeless} == {k: second.epochs[epoch][k] for k in timeless}
+
+
+def test_a_finished_run_is_not_trained_again(run: Run, tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config("trainer.max_epochs=2")
+    first, _ = run(config)
+    before = (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns
+    epochs: list[int] = []
+    again, _ = run(config, on_epoch=lambda report: epochs.append(report.epoch) or "continue")
+    assert (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns == before
+    assert (epochs, again.score, again.best_epoch) == ([], first.score, first.best_epoch)
+
+
+def test_another_question_does_not_continue_a_checkpoint(run: Run, tiny_config: Config) -> None:
+    run(tiny_config("trainer.max_epochs=1"))
+    with pytest.raises(CheckpointError, match="another 'optim' section"):
+        run(tiny_config("trainer.max_epochs=1", "optim.lr=0.5"))
+
+
+def test_pruning_ends_the_run_cleanly(run: Run, tiny_config: Config) -> None:
+    def decide(report: EpochReport) -> str:
+        return "prune" if report.epoch == 1 else "continue"
+
+    result, tracker = run(tiny_config("trainer.max_epochs=9"), on_epoch=decide)
+    assert (result.status, tracker.status, tracker.tags["harness.pruned"]) == ("pruned", "FINISHED", "true")
+    assert sorted(tracker.epochs) == [0, 1]
+    assert result.checkpoint is not None
+
+
+def test_a_loss_that_blows_up_is_named(run: Run, tiny_config: Config) -> None:
+    config = tiny_config("trainer.max_epochs=3", "optim=sgd", "optim.lr=1e30")
+    with pytest.raises(DivergedError, match=r"lower optim.lr \(now 1e\+30\)"):
+        run(config)
+
+
+def test_a_failed_run_is_recorded_as_failed(tiny_config: Config, tmp_path: Path) -> None:
+    from harness.training.train import train
+
+    tracker = RecordingTracker()
+    config = tiny_config("data.train_samples=100000")
+    with pytest.raises(HarnessError):
+        train(config, tracker=tracker, checkpoint_dir=tmp_path)  # type: ignore[arg-type]
+    assert tracker.status == "FAILED"
+    assert "train_samples" in tracker.tags["harness.failure"]
+
+
+def test_early_stopping(run: Run, tiny_config: Config) -> None:
+    result, tracker = run(
+        tiny_config("trainer.max_epochs=30", "trainer.early_stopping_patience=2", "optim.lr=1e-9")
+    )
+    assert result.status == "finished"
+    assert len(tracker.epochs) < 30
+
+
+def test_the_test_split_is_read_only_when_asked_for(run: Run, tiny_config: Config) -> None:
+    _, tracker = run(tiny_config("trainer.max_epochs=1", "evaluate_test=true"))
+    assert {"test/accuracy", "test/precision", "test/recall", "test/f1", "test/auc"} <= set(tracker.summary)
+    assert "confusion/test.png" in tracker.artifacts
+
+
+def test_other_data_under_the_same_name_are_noticed(
+    run: Run, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = run(tiny_config("trainer.max_epochs=1"))
+    import harness.training.evaluate as module
+
+    class Other:
+        digest, name = "0" * 64, "digits"
+
+    monkeypatch.setattr(module, "load_splits", lambda config: Other())
+    with pytest.raises(CheckpointError, match="was trained on digits"):
+        evaluate_checkpoint(result.checkpoint, split="test")
