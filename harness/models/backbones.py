@@ -1,0 +1,148 @@
+"""Backbones of timm: by name, at the size asked for, with weights if they are wanted."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from harness.config.schema import EfficientNetLite0, TimmModel
+from harness.errors import ModelError, did_you_mean
+from harness.models.weights import check_weights_used, find_weights, first_line, load_packaged_lite0
+
+
+def build_backbone(
+    config: EfficientNetLite0 | TimmModel, num_classes: int, *, load_weights: bool
+) -> nn.Module:
+    """Return timm's network with a new head.
+
+    Args:
+        load_weights: False builds the architecture only, without file or hub, also on the meta device.
+
+    Raises:
+        ModelError: the name, the weights or the image size cannot be had.
+    """
+    if isinstance(config, EfficientNetLite0):
+        network = _build_lite0(config, num_classes, load_weights)
+    else:
+        network = _build_timm(config, num_classes, load_weights)
+    if config.is_pretrained and load_weights:
+        _zero_head(network)
+    _check_image_size(network, config)
+    return network
+
+
+def _zero_head(network: nn.Module) -> None:
+    """Start a new head on pretrained features at zero: no random logits disturb the first steps.
+
+    Source: Kolesnikov et al. (2020), "Big Transfer", which initialises the new head with zeros.
+    """
+    for parameter in network.get_classifier().parameters():  # type: ignore[operator]
+        nn.init.zeros_(parameter)
+
+
+def _build_lite0(config: EfficientNetLite0, num_classes: int, load_weights: bool) -> nn.Module:
+    # The `tf_` variant: the packaged weights load into the plain one too, and mispredict there.
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=num_classes)
+    if config.pretrained and load_weights:
+        load_packaged_lite0(network)
+    return network
+
+
+def _build_timm(config: TimmModel, num_classes: int, load_weights: bool) -> nn.Module:
+    _check_name(config.name)
+    if not (config.is_pretrained and load_weights):
+        return _create(config, num_classes)
+    file = find_weights(config)  # None: the hub answers, timm downloads
+    network = _create(config, num_classes, pretrained=True, file=file)
+    if config.weights is not None:
+        with torch.random.fork_rng(devices=[]):  # the check leaves the run's random numbers alone
+            second = _create(config, num_classes, pretrained=True, file=file)
+        check_weights_used(config, network, second)
+    return network
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        # Of more than a thousand names only near ones help.
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = did_you_mean(name, near) or "; timm.list_models() lists the known ones"
+        raise ModelError(f"timm has no model named {name!r}{hint}")
+    architecture, _, tag = name.partition(".")
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in known:
+        raise ModelError(f"timm has no weights named {name!r}{did_you_mean(name, known)}")
+
+
+def _create(
+    config: TimmModel, num_classes: int, *, pretrained: bool = False, file: str | None = None
+) -> nn.Module:
+    """Call timm with only the arguments that are set: not every model takes every one."""
+    image_size = config.image_size if _has_fixed_input_size(config.name) else None
+    wishes = {"img_size": image_size, "drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    options: dict[str, Any] = {key: value for key, value in wishes.items() if value}
+    if file is not None:
+        # custom_load would read the publisher's own format (.npz) from a file that is timm's.
+        options["pretrained_cfg_overlay"] = {"file": file, "custom_load": False}
+    try:
+        return timm.create_model(config.name, pretrained=pretrained, num_classes=num_classes, **options)
+    except Exception as error:  # each of timm's thousand constructors and loaders fails in its own way
+        source = f" with weights from {file or 'the hub'}" if pretrained else ""
+        settings = "".join(
+            f", model.{key}={value}"
+            for key, value in config.model_dump(include={"image_size", "drop_rate", "drop_path_rate"}).items()
+            if value
+        )
+        raise ModelError(
+            f"timm cannot build model.name={config.name}{settings}{source}: {first_line(error)}"
+        ) from error
+
+
+def _has_fixed_input_size(name: str) -> bool:
+    """Tell whether the model must be told its input size, as ViTs must; the others reject `img_size`."""
+    described = timm.get_pretrained_cfg(name)
+    return described is not None and described.fixed_input_size
+
+
+def _check_image_size(network: nn.Module, config: EfficientNetLite0 | TimmModel) -> None:
+    """Send one image through without computing, so that a wrong size shows before training."""
+    own_size = resolve_model_data_config(network)["input_size"][-1]
+    size = config.image_size or own_size
+    name = config.name if isinstance(config, TimmModel) else config.kind
+    try:
+        _forward_on_meta(network, size)
+    except Exception as meta_error:
+        if any(parameter.is_meta for parameter in network.parameters()) or not _forward_works(network, size):
+            raise ModelError(
+                f"model.image_size={size} is rejected by {name}: {first_line(meta_error)}; "
+                f"its own size is {own_size}"
+            ) from meta_error
+
+
+def _forward_on_meta(network: nn.Module, size: int) -> None:
+    tensors = [*network.parameters(), *network.buffers()]
+    # Given this memo, deepcopy copies the structure but takes the meta twin of each tensor: no memory.
+    twins: dict[int, Any] = {id(tensor): _meta_twin(tensor) for tensor in tensors}
+    twin = copy.deepcopy(network, twins).eval()
+    with torch.inference_mode():
+        twin(torch.empty(1, 3, size, size, device="meta"))
+
+
+def _meta_twin(tensor: torch.Tensor) -> torch.Tensor:
+    twin = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(twin, requires_grad=False) if isinstance(tensor, nn.Parameter) else twin
+
+
+def _forward_works(network: nn.Module, size: int) -> bool:
+    """Try it for real: a few models compute with the values of their buffers, which meta has none of."""
+    try:
+        with torch.inference_mode():
+            copy.deepcopy(network).eval()(torch.zeros(1, 3, size, size))
+    except Exception:  # whatever it is, the caller reports the size
+        return False
+    return True

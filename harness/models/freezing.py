@@ -1,0 +1,148 @@
+"""Which parameters train: the head alone, the head and the last depth groups, or everything.
+
+Depth groups are timm's coarse ones (the stem, then one per stage), with three rules so that "the last k"
+means what a person expects:
+
+* the head (`get_classifier()`) belongs to no group and always trains;
+* what follows the last stage (a final norm, a head convolution, a neck that timm assigns to nothing)
+  belongs to the last group;
+* a group without a weight of two or more dimensions (a lone batch norm) belongs to the group before it.
+
+Every parameter and buffer is in exactly one group or in the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from timm.models._manipulate import group_with_matcher  # the public group_parameters sees no buffers
+from torch import nn
+
+from harness.config.schema import FinetuneConfig
+from harness.errors import ModelError
+from harness.models.classifier import ImageClassifier
+from harness.models.protocol import TimmNetwork, head_names, named_tensors
+
+_UNMATCHED = "\0"  # a tensor name that no pattern matches: it falls into the group of the unassigned
+
+
+@dataclass(frozen=True)
+class FreezeReport:
+    """What `apply_freezing` did, to be printed and recorded."""
+
+    policy: str
+    trainable_parameters: int
+    frozen_parameters: int
+    num_groups: int  # depth groups of the backbone; the head is not one
+    trainable_groups: tuple[str, ...]  # the names of the modules in each, shallow to deep
+
+    def __str__(self) -> str:
+        total = self.trainable_parameters + self.frozen_parameters
+        names = (
+            f" ({', '.join(self.trainable_groups)})"
+            if 0 < len(self.trainable_groups) < self.num_groups
+            else ""
+        )
+        return (
+            f"{self.policy}: {self.trainable_parameters:,} of {total:,} parameters train "
+            f"({self.trainable_parameters / total:.1%}): the head and {len(self.trainable_groups)} "
+            f"of {self.num_groups} depth groups{names}"
+        )
+
+
+def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> FreezeReport:
+    """Let the policy's parameters train and freeze all others, batch-norm statistics and dropout included.
+
+    Raises:
+        ModelError: more depth groups are asked for than the model has.
+    """
+    network = classifier.network
+    groups = depth_groups(network)
+    num_trainable = _num_trainable_groups(finetune, len(groups))
+    trainable_groups = groups[len(groups) - num_trainable :]
+    trainable = head_names(network).union(*trainable_groups)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    classifier.frozen_modules = _frozen_modules(network, trainable)
+    classifier.train(classifier.training)
+    return FreezeReport(
+        policy=finetune.kind,
+        trainable_parameters=_count(network, requires_grad=True),
+        frozen_parameters=_count(network, requires_grad=False),
+        num_groups=len(groups),
+        trainable_groups=tuple(_group_name(group) for group in trainable_groups),
+    )
+
+
+def parameter_groups_by_role(classifier: ImageClassifier) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters of the backbone and of the head, frozen ones too: together, every one once."""
+    in_head = head_names(classifier.network)
+    backbone: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
+    for name, parameter in classifier.network.named_parameters():
+        (head if name in in_head else backbone).append(parameter)
+    return backbone, head
+
+
+def depth_groups(network: nn.Module) -> list[list[str]]:
+    """Return the names of the backbone's parameters and buffers by depth, shallow to deep, head left out."""
+    head = head_names(network)
+    tensors = {name: tensor for name, tensor in named_tensors(network) if name not in head}
+    matcher = cast(TimmNetwork, network).group_matcher(coarse=True)
+    ordinals = group_with_matcher(((name, name) for name in [*tensors, _UNMATCHED]), matcher, reverse=True)
+    unmatched = ordinals.pop(_UNMATCHED)
+    by_depth: dict[int, list[str]] = {}
+    for name in tensors:
+        by_depth.setdefault(ordinals[name], []).append(name)
+    groups: list[list[str]] = []
+    for depth in sorted(by_depth):
+        has_weight = any(tensors[name].ndim > 1 for name in by_depth[depth])
+        if groups and (depth == unmatched or not has_weight):
+            groups[-1] += by_depth[depth]
+        else:
+            groups.append(by_depth[depth])
+    assert sorted(name for group in groups for name in group) == sorted(tensors), (
+        "a tensor is in no group or in two"
+    )
+    return groups
+
+
+def _num_trainable_groups(finetune: FinetuneConfig, num_groups: int) -> int:
+    match finetune.kind:
+        case "linear_probe":
+            return 0
+        case "full":
+            return num_groups
+        case "partial":
+            if finetune.trainable_groups > num_groups:
+                raise ModelError(
+                    f"finetune.trainable_groups={finetune.trainable_groups} is more than the model has: "
+                    f"use {num_groups} (all of its depth groups) or fewer"
+                )
+            return finetune.trainable_groups
+
+
+def _frozen_modules(network: nn.Module, trainable: set[str]) -> tuple[str, ...]:
+    """Return the topmost modules that hold tensors, none of which trains."""
+    held_by: dict[str, list[str]] = {}
+    for tensor_name, _ in named_tensors(network):
+        parts = tensor_name.split(".")
+        for depth in range(1, len(parts)):
+            held_by.setdefault(".".join(parts[:depth]), []).append(tensor_name)
+    frozen = {module for module, names in held_by.items() if trainable.isdisjoint(names)}
+    return tuple(sorted(name for name in frozen if name.rpartition(".")[0] not in frozen))
+
+
+def _count(network: nn.Module, *, requires_grad: bool) -> int:
+    return sum(p.numel() for p in network.parameters() if p.requires_grad == requires_grad)
+
+
+def _group_name(group: list[str]) -> str:
+    """Return the names of the group's modules, such as ``blocks.6+conv_head+bn2`` or ``layer4``."""
+    modules: dict[str, list[str]] = {}
+    for tensor_name in group:
+        path = tensor_name.split(".")[:-1] or [tensor_name]
+        common = modules.setdefault(path[0], path[:2])
+        modules[path[0]] = common if common == path[:2] else path[:1]
+    return "+".join(".".join(path) for path in modules.values())

@@ -1,0 +1,88 @@
+"""From decoded images of any size to what a network was trained on: resized, cropped, normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Preprocess(nn.Module):
+    """Resize on the device and normalise, as the first layer of every classifier and every export.
+
+    The shorter side is brought to `image_size`, then the centre is cropped; no size changes if none has to.
+    Resizing always uses the antialiased kernels: they are Pillow's, with which the pretrained weights
+    were made, they alias nothing when shrinking, and when enlarging they are no slower.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bilinear",
+    ) -> None:
+        """Keep what the network expects.
+
+        Args:
+            image_size: pixels, of both sides.
+            mean: per channel, of pixels in [0, 1].
+            std: per channel, of pixels in [0, 1].
+            interpolation: "bilinear" or "bicubic".
+        """
+        super().__init__()
+        self.image_size = image_size
+        self.interpolation = interpolation
+        # Not persistent: they are configuration, not weights, and a checkpoint names them in its header.
+        self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(tuple(std)).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return float32 images of `image_size`, normalised, in the memory format they came in.
+
+        Args:
+            images_BCHW: uint8, or float in [0, 1]; any height and width.
+        """
+        height, width = images_BCHW.shape[-2:]
+        # Resizing is linear and its weights sum to one, so it commutes with normalising: do that on
+        # whichever side has fewer pixels.
+        if height * width <= self.image_size**2:
+            return self._resize(self._normalise(images_BCHW))
+        return self._normalise(self._resize(self._to_float(images_BCHW)))
+
+    def extra_repr(self) -> str:
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return f"image_size={self.image_size}, {self.interpolation}, mean={mean}, std={std}"
+
+    def _to_float(self, images_BCHW: Tensor) -> Tensor:
+        if images_BCHW.dtype == torch.uint8:
+            return images_BCHW.float() / 255
+        return images_BCHW.float()
+
+    def _normalise(self, images_BCHW: Tensor) -> Tensor:
+        return (self._to_float(images_BCHW) - self.mean) / self.std
+
+    def _resize(self, images_BCHW: Tensor) -> Tensor:
+        size = self.image_size
+        height, width = images_BCHW.shape[-2:]
+        if height == size and width == size:
+            return images_BCHW
+        channels_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
+        shorter = min(height, width)
+        resized_BCHW = F.interpolate(
+            images_BCHW.contiguous(),  # the antialiased kernels are twice as fast on planes
+            size=(round(height * size / shorter), round(width * size / shorter)),
+            mode=self.interpolation,
+            align_corners=False,
+            antialias=True,
+        )
+        top, left = (resized_BCHW.shape[-2] - size) // 2, (resized_BCHW.shape[-1] - size) // 2
+        cropped_BCHW = resized_BCHW[..., top : top + size, left : left + size]
+        return cropped_BCHW.contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )

@@ -1,0 +1,35 @@
+"""timm's model protocol: what every network here answers, whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, cast
+
+from torch import Tensor, nn
+
+
+class TimmNetwork(Protocol):
+    """The part of the protocol that the harness relies on, besides `nn.Module` and `pretrained_cfg`."""
+
+    def get_classifier(self) -> nn.Module | Iterable[nn.Module]:
+        """Return the classification head, or several."""
+        ...
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any] | Callable[[str], Any]:
+        """Return the patterns that assign a parameter's name to a depth group."""
+        ...
+
+
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters and buffers, those that no state dict holds too."""
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def head_names(network: nn.Module) -> set[str]:
+    """Return the names of the parameters and buffers of the classification head."""
+    classifier = cast(TimmNetwork, network).get_classifier()
+    heads = [classifier] if isinstance(classifier, nn.Module) else list(classifier)
+    held = {id(tensor) for head in heads for _, tensor in named_tensors(head)}
+    names = {name for name, tensor in named_tensors(network) if id(tensor) in held}
+    assert names, "the network has no classification head"
+    return names

@@ -1,0 +1,177 @@
+"""From-scratch CNNs for small images, in timm's protocol so that freezing treats them like timm's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+from harness.config.schema import ScratchModel
+from harness.errors import ModelError
+
+# Below these a pooling or a valid convolution would be left with nothing.
+SMALLEST_IMAGE_SIZES = {"lenet": 16, "keras_cnn": 18, "wide_cnn": 4, "vgg16": 32, "resnet18": 1}
+
+
+class ScratchNet(nn.Module):
+    """A chain of stages and a linear head.
+
+    Weights are drawn after He et al. (normal, fan-in; gain 1 for the head), biases start at zero.
+    Source: https://arxiv.org/abs/1502.01852
+    """
+
+    def __init__(self, stages: Sequence[nn.Module], num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.num_classes = num_classes
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(num_features, num_classes)
+        self._init_weights()
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images_BCHW))
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return what the head sees, (B, num_features)."""
+        return self.stages(images_BCHW)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits, or with `pre_logits` the features as they are."""
+        return features if pre_logits else self.head(features)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return timm's patterns of depth groups: every stage is one, whether `coarse` or not."""
+        return {"stem": r"^stages\.0\.", "blocks": r"^stages\.(\d+)"}
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(
+                    module.weight, nonlinearity="linear" if module is self.head else "relu"
+                )
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def build_scratch(
+    config: ScratchModel,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> nn.Module:
+    """Return the randomly initialised network, its input described as timm does (`pretrained_cfg`).
+
+    Raises:
+        ModelError: the image size leaves nothing behind the network's poolings.
+    """
+    size, smallest = config.image_size, SMALLEST_IMAGE_SIZES[config.kind]
+    if size < smallest:
+        raise ModelError(
+            f"model.image_size={size} is too small for {config.kind}: use model.image_size={smallest} or more"
+        )
+    network: Any = _build_network(config, num_classes)
+    network.pretrained_cfg = {
+        "architecture": config.kind,
+        "input_size": (3, size, size),
+        "interpolation": "bilinear",
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "num_classes": num_classes,
+    }
+    return network
+
+
+def _build_network(config: ScratchModel, num_classes: int) -> nn.Module:
+    match config.kind:
+        case "lenet":
+            return _lenet(config.image_size, num_classes)
+        case "keras_cnn":
+            return _keras_cnn(config.image_size, num_classes)
+        case "wide_cnn":
+            return _wide_cnn(config.image_size, num_classes)
+        case "vgg16":
+            return _vgg16(num_classes)
+        case "resnet18":
+            return _resnet18(num_classes)
+
+
+def _lenet(image_size: int, num_classes: int) -> ScratchNet:
+    """Source: LeCun et al., Gradient-based learning (1998); here ReLU, max pooling, full connections."""
+    side = ((image_size - 4) // 2 - 4) // 2
+    stages = [
+        nn.Sequential(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(16 * side**2, 120), nn.ReLU()),
+        nn.Sequential(nn.Linear(120, 84), nn.ReLU()),
+    ]
+    return ScratchNet(stages, 84, num_classes)
+
+
+def _keras_cnn(image_size: int, num_classes: int) -> ScratchNet:
+    """Source: https://www.tensorflow.org/tutorials/images/cnn"""
+    side = ((image_size - 2) // 2 - 2) // 2 - 2
+    stages = [
+        nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU()),
+        nn.Sequential(nn.Flatten(), nn.Linear(64 * side**2, 64), nn.ReLU()),
+    ]
+    return ScratchNet(stages, 64, num_classes)
+
+
+def _wide_cnn(image_size: int, num_classes: int) -> ScratchNet:
+    """Two wide convolutions and one very wide dense layer, which holds nearly all parameters."""
+    side = image_size // 2 // 2
+    stages = [
+        nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(128 * side**2, 1024), nn.ReLU()),
+    ]
+    return ScratchNet(stages, 1024, num_classes)
+
+
+def _vgg16(num_classes: int) -> ScratchNet:
+    """Configuration D with batch norm; its dense layers give way to pooling and one linear head.
+
+    Convolutions keep their biases, as in torchvision's `vgg16_bn`.
+    Source: https://arxiv.org/abs/1409.1556
+    """
+    widths = (3, 64, 128, 256, 512, 512)
+    depths = (2, 2, 3, 3, 3)
+    stages = [
+        _vgg_stage(num_in, num_out, depth)
+        for num_in, num_out, depth in zip(widths, widths[1:], depths, strict=False)
+    ]
+    stages[-1].extend([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+    return ScratchNet(stages, 512, num_classes)
+
+
+def _vgg_stage(num_in: int, num_out: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(depth):
+        layers += [
+            nn.Conv2d(num_in if index == 0 else num_out, num_out, 3, padding=1),
+            nn.BatchNorm2d(num_out),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers, nn.MaxPool2d(2))
+
+
+def _resnet18(num_classes: int) -> nn.Module:
+    """timm's ResNet-18 with the CIFAR stem: a 3x3 convolution of stride 1 and no pooling.
+
+    Source: https://arxiv.org/abs/1512.03385; timm draws weights after He (fan-out) and starts each
+    residual branch at zero.
+    """
+    block: Any = BasicBlock  # timm's annotation asks for an instance, its code for the class
+    network: nn.Module = ResNet(block, (2, 2, 2, 2), num_classes=num_classes)
+    conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.conv1, network.maxpool = conv1, nn.Identity()
+    return network
