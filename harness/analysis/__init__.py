@@ -1,0 +1,1 @@
+"""What results mean: metrics, pictures, comparisons."""

@@ -1,0 +1,121 @@
+"""Pictures of results, drawn without a screen and without matplotlib's global state."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+
+CELL_INCHES_FEW, CELL_INCHES_MANY = 0.55, 0.3  # up to and beyond ...
+FEW_CLASSES = 20
+MAX_NAME_LENGTH = 24  # characters
+INCHES_PER_POINT = 1 / 72
+BASE_FONT = "DejaVu Sans"  # always there: it comes with matplotlib
+
+
+def confusion_matrix_figure(counts_KK: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
+    """Draw a confusion matrix: counts as numbers, shares of the true class as colour.
+
+    Args:
+        counts_KK: (K, K), row = true class, column = predicted class.
+    """
+    is_few = len(class_names) <= FEW_CLASSES
+    labels, font = _drawable(class_names)
+    font.set_size(9.0 if is_few else 6.5)
+    side = max(2.5, (CELL_INCHES_FEW if is_few else CELL_INCHES_MANY) * len(labels))
+    figure, axes = _square_axes(side, names=max(map(_columns, labels)) * font.get_size() * INCHES_PER_POINT)
+    shares_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares_KK, cmap="Blues", vmin=0.0, vmax=1.0)
+    width = figure.get_figwidth()
+    bar = figure.add_axes((1 - 0.85 / width, axes.get_position().y0, 0.2 / width, axes.get_position().height))
+    figure.colorbar(image, cax=bar).set_label("share of the true class")
+    _write_names(axes, labels, font)
+    _write_counts(axes, counts_KK, shares_KK, font.get_size())
+    accuracy = counts_KK.trace() / max(counts_KK.sum(), 1)
+    axes.set_title(f"{title + ': ' if title else ''}{accuracy:.1%} of {counts_KK.sum():,} right", fontsize=11)
+    return figure
+
+
+def _square_axes(side: float, names: float) -> tuple[Figure, Axes]:
+    """Return a figure around square axes, in inches: matplotlib's layout needs a minute for 100 classes."""
+    margin = names + 0.55  # below and to the left: the classes' names and the axis' own
+    width, height = side + margin + 1.1, side + margin + 0.4
+    figure = Figure(figsize=(width, height), dpi=100)
+    axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
+    figure.text(0.12 / width, (margin + side / 2) / height, "true", rotation=90, va="center")
+    figure.text((margin + side / 2) / width, 0.1 / height, "predicted", ha="center")
+    return figure, axes
+
+
+def _columns(label: str) -> float:
+    """Return about how wide a label is, in font sizes."""
+    return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in label)
+
+
+def _write_names(axes: Axes, labels: Sequence[str], font: FontProperties) -> None:
+    places = range(len(labels))
+    axes.set_xticks(places, labels, rotation=90, fontproperties=font)
+    axes.set_yticks(places, labels, fontproperties=font)
+    axes.tick_params(length=0)
+    edges, ends = np.arange(1, len(labels)) - 0.5, (-0.5, len(labels) - 0.5)
+    axes.hlines(edges, *ends, color="0.85", linewidth=0.4)  # so that a count can be followed to its name
+    axes.vlines(edges, *ends, color="0.85", linewidth=0.4)
+
+
+def _write_counts(axes: Axes, counts_KK: np.ndarray, shares_KK: np.ndarray, font_size: float) -> None:
+    shrunk = font_size * min(
+        1.0, 4 / len(str(counts_KK.max()))
+    )  # five digits and more must stay in their cell
+    for row, column in np.argwhere(counts_KK > 0):
+        color = "white" if shares_KK[row, column] > 0.5 else "black"
+        count = str(counts_KK[row, column])
+        axes.text(column, row, count, ha="center", va="center", color=color, fontsize=shrunk)
+
+
+def _drawable(class_names: Sequence[str]) -> tuple[list[str], FontProperties]:
+    """Return labels and the fonts that draw them; a name that no font here can draw becomes its number."""
+    names = [_shortened(name) for name in class_names]
+    characters = frozenset("".join(names))
+    fonts = _upright_fonts()
+    missing = _missing(fonts[BASE_FONT], characters)
+    extra = _font_for(missing) if missing else None
+    still_missing = _missing(fonts[extra], missing) if extra else missing
+    labels = [f"#{number}" if set(name) & still_missing else name for number, name in enumerate(names)]
+    return labels, FontProperties(family=[BASE_FONT, extra] if extra else [BASE_FONT])
+
+
+def _shortened(name: str) -> str:
+    name = " ".join(name.split()).replace("$", r"\$")  # no accidental mathematics
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
+
+
+@lru_cache(maxsize=16)
+def _font_for(characters: frozenset[str]) -> str | None:
+    """Return the installed font that draws most of these characters, or None if none draws any."""
+    best, fewest_missing = None, len(characters)
+    for name, path in sorted(_upright_fonts().items()):
+        missing = len(_missing(path, characters))
+        if missing < fewest_missing:
+            best, fewest_missing = name, missing
+        if missing == 0:
+            break
+    return best
+
+
+def _upright_fonts() -> dict[str, str]:
+    """Return the file of each installed family, without "Last Resort", which draws everything, as boxes."""
+    plain = [
+        e for e in font_manager.fontManager.ttflist if e.style == "normal" and e.weight in (400, "normal")
+    ]
+    return {entry.name: entry.fname for entry in plain if "Last Resort" not in entry.name}
+
+
+def _missing(path: str, characters: frozenset[str]) -> frozenset[str]:
+    font = font_manager.get_font(path)
+    return frozenset(c for c in characters if not font.get_char_index(ord(c)))

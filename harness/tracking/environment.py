@@ -1,0 +1,179 @@
+"""What shaped a run besides its configuration: the code, the packages, the machine. No host name."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+import harness
+from harness.tracking.tracker import Tracker
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "timm",
+    "optuna",
+    "mlflow",
+    "numpy",
+    "scikit-learn",
+    "hydra-core",
+    "pydantic",
+    "pillow",
+)
+GIT_TIMEOUT_S = 10.0
+MAX_PATCH_LENGTH = 2_000_000  # characters
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """The state of the git checkout that this program runs from."""
+
+    commit: str
+    is_dirty: bool
+    patch: str = field(repr=False)  # changes of tracked files since the commit
+    untracked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What shaped a run besides its configuration."""
+
+    command: str
+    python: str
+    system: str
+    cpu: str
+    cpu_cores: int  # that this process may use
+    memory_gib: float
+    device: str
+    packages: dict[str, str]
+    checkout: Checkout | None
+
+
+def capture_environment(device_name: str = "cpu") -> Environment:
+    """Describe this process, its machine and its code.
+
+    Args:
+        device_name: of the accelerator, as its driver calls it.
+    """
+    return Environment(
+        command=_command(),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_model(),
+        cpu_cores=_usable_cores(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        device=device_name,
+        packages=_package_versions(),
+        checkout=read_checkout(Path(harness.__file__).parent),
+    )
+
+
+def record_environment(tracker: Tracker, environment: Environment) -> None:
+    """Keep it: the searchable part as tags, all of it as `environment.json`, unsaved work as a patch."""
+    checkout = environment.checkout
+    tags = {
+        "mlflow.source.name": environment.command.split(" ", 1)[0],
+        "mlflow.source.type": "LOCAL",
+        "harness.command": environment.command,
+        "harness.python": environment.python,
+        "harness.cpu": f"{environment.cpu}, {environment.cpu_cores} cores",
+        "harness.device": environment.device,
+    }
+    if user := _user():
+        tags["mlflow.user"] = user
+    if checkout is not None:
+        tags |= {
+            "mlflow.source.git.commit": checkout.commit,
+            "harness.git.dirty": str(checkout.is_dirty).lower(),
+        }
+        if checkout.patch:
+            tracker.log_text(checkout.patch, "uncommitted.patch")
+    tracker.set_tags(tags)
+    content = asdict(environment)
+    if checkout is not None:
+        content["checkout"].pop("patch")
+    tracker.log_dict(content, "environment.json")
+
+
+def read_checkout(folder: Path) -> Checkout | None:
+    """Return the git state of `folder`, or None where git or a checkout that tracks it is missing."""
+    if not _git(folder, "ls-files", "--", "."):  # installed into another project's ignored .venv, for one
+        return None
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    status = _git(folder, "status", "--porcelain", "--untracked-files=normal", "--", ":/") or ""
+    lines = status.splitlines()
+    return Checkout(
+        commit=commit.strip(),
+        is_dirty=bool(lines),
+        patch=(_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or "")[:MAX_PATCH_LENGTH],
+        untracked=tuple(line[3:] for line in lines if line.startswith("??")),
+    )
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return git's output, or None if it cannot be had."""
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # never in the way of the user's own git
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            timeout=GIT_TIMEOUT_S,
+            check=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("utf-8", errors="replace")
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"harness": harness.__version__} if hasattr(harness, "__version__") else {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    name = f"{program.parent.name}" if program.name == "__main__.py" else program.name
+    return shlex.join([name, *sys.argv[1:]])
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container without an account
+        return None

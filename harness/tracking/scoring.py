@@ -1,0 +1,47 @@
+"""How MLflow loads a recorded checkpoint and scores images with it (the model's `loader_module`).
+
+MLflow imports this file by name, from the copy of the package inside the model. It is no part of the
+layers: it needs the model code above it, so it imports that by name too, when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINT_MODULE = "harness.training.checkpoint"
+BATCH_SIZE = 256
+
+
+class Scorer:
+    """A classifier behind MLflow's `predict`."""
+
+    def __init__(self, classifier: torch.nn.Module) -> None:
+        self.classifier = classifier
+
+    def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Return the probability of each class.
+
+        Args:
+            images: uint8, (N, H, W, 3).
+
+        Returns:
+            float32, (N, K).
+        """
+        import torch
+
+        images_BCHW = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            logits = [self.classifier(batch) for batch in torch.split(images_BCHW, BATCH_SIZE)]
+            probabilities: np.ndarray = torch.cat(logits).float().softmax(dim=1).numpy()
+        return probabilities
+
+
+def _load_pyfunc(data_path: str) -> Scorer:
+    checkpoints = importlib.import_module(CHECKPOINT_MODULE)
+    return Scorer(checkpoints.restore_classifier(checkpoints.load_checkpoint(data_path)))

@@ -1,0 +1,223 @@
+"""Where the run store is, and how runs are opened in it.
+
+The database and the experiments are made once, under a lock: several processes that create a fresh
+MLflow database at the same time break its migration for good.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from harness.config.schema import TrackingConfig
+from harness.errors import TrackingError
+from harness.tracking import names
+from harness.tracking.mlflow_tracker import MlflowTracker
+from harness.tracking.operations import STORE_ERRORS, apply, first_line
+from harness.tracking.spool import Spool, spooled_runs
+
+logger = logging.getLogger(__name__)
+
+DATABASE = "mlflow.db"
+LOCK_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """An opened run store."""
+
+    client: MlflowClient
+    uri: str
+    directory: Path  # of everything recorded at run time: database, artifacts, spool
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the harness decides where artifacts lie; a server decides itself."""
+        return not self.uri.startswith(("http:", "https:", "databricks"))
+
+    @property
+    def artifact_uri(self) -> str:
+        """The artifacts' folder as an absolute URI, escaped, so that both server and client can use it."""
+        return (self.directory / "artifacts").as_uri()
+
+    @property
+    def spool_directory(self) -> Path:
+        return self.directory / "spool"
+
+    def experiment_id(self, name: str) -> str:
+        """Return the experiment's id, creating it the first time."""
+        try:
+            return self._find_experiment(name) or self._create_experiment(name)
+        except STORE_ERRORS as error:
+            raise TrackingError(
+                f"experiment {name!r} cannot be opened in {self.uri}: {first_line(error)}"
+            ) from error
+
+    def start_run(
+        self,
+        name: str | None,
+        experiment: str,
+        tags: Mapping[str, str],
+        parent_run_id: str | None = None,
+        run_id: str | None = None,
+    ) -> MlflowTracker:
+        """Open a new run, or the run `run_id` again.
+
+        Raises:
+            TrackingError: the store cannot be written, or has no run `run_id`.
+        """
+        tags = dict(tags) | ({names.PARENT: parent_run_id} if parent_run_id else {})
+        try:
+            if run_id is not None:
+                return self._resume(run_id, tags)
+            experiment_id = self.experiment_id(experiment)
+            run = self.client.create_run(experiment_id, tags=tags, run_name=name)
+        except STORE_ERRORS as error:
+            raise TrackingError(f"a run cannot be opened in {self.uri}: {first_line(error)}") from error
+        return MlflowTracker(self.client, run.info.run_id, Spool(self.spool_directory, run.info.run_id))
+
+    def reopen_run(self, run_id: str) -> MlflowTracker:
+        """Open an ended run to add to it; its status and its times stay, whatever `finish` is told.
+
+        Raises:
+            TrackingError: the store cannot be read, or has no run `run_id`.
+        """
+        try:
+            return self._open_again(run_id, keeps_status=True)
+        except STORE_ERRORS as error:
+            raise TrackingError(
+                f"run {run_id} cannot be opened in {self.uri}: {first_line(error)}"
+            ) from error
+
+    def _resume(self, run_id: str, tags: Mapping[str, str]) -> MlflowTracker:
+        tracker = self._open_again(run_id, keeps_status=False)
+        self.client.update_run(run_id, status="RUNNING")
+        tracker.set_tags(tags)
+        return tracker
+
+    def _open_again(self, run_id: str, *, keeps_status: bool) -> MlflowTracker:
+        recorded = _recorded_points(self.client, self.client.get_run(run_id))
+        spool = Spool(self.spool_directory, run_id)
+        return MlflowTracker(self.client, run_id, spool, recorded=recorded, keeps_status=keeps_status)
+
+    def _find_experiment(self, name: str) -> str | None:
+        found = self.client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return found.experiment_id if found is not None else None
+
+    def _create_experiment(self, name: str) -> str:
+        location = self.artifact_uri if self.is_local else None
+        with _creation_lock(self.directory):
+            return self._find_experiment(name) or self.client.create_experiment(
+                name, artifact_location=location
+            )
+
+
+def open_store(tracking: TrackingConfig) -> RunStore:
+    """Open the run store, creating it the first time, and record what an earlier outage left in the spool.
+
+    Raises:
+        TrackingError: it cannot be written, reached, or read by this MLflow.
+    """
+    directory = Path(tracking.dir).expanduser().resolve()
+    uri = store_uri(tracking)
+    _silence()
+    try:
+        _check_writable(directory)
+        if uri == _database_uri(directory):
+            _create_database(directory)
+        store = RunStore(_connect(uri), uri, directory)
+        store.client.search_experiments(max_results=1)
+    except STORE_ERRORS as error:
+        raise TrackingError(f"the run store {uri} cannot be used: {first_line(error)}") from error
+    _replay_spools(store)
+    return store
+
+
+def store_uri(tracking: TrackingConfig) -> str:
+    """Return MLFLOW_TRACKING_URI where it is set, else the address of the database under `tracking.dir`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _database_uri(Path(tracking.dir).expanduser().resolve())
+
+
+def store_exists(tracking: TrackingConfig) -> bool:
+    """Say whether anything can have been recorded yet, without creating a store."""
+    uri = store_uri(tracking)
+    database = Path(tracking.dir).expanduser().resolve() / DATABASE
+    return uri != _database_uri(database.parent) or database.exists()
+
+
+def _database_uri(directory: Path) -> str:
+    return f"sqlite:///{directory.as_posix()}/{DATABASE}"
+
+
+def _connect(uri: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _check_writable(directory: Path) -> None:
+    if "?" in str(directory):
+        raise TrackingError(
+            f"tracking.dir={directory} holds a '?', which a database address cannot: choose another"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}-{time.monotonic_ns()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise TrackingError(
+            f"tracking.dir={directory} cannot be written ({reason}): choose another"
+        ) from error
+
+
+def _create_database(directory: Path) -> None:
+    """Make the database under another name first: a creation that is killed must not leave half of one."""
+    database = directory / DATABASE
+    if database.exists():
+        return
+    with _creation_lock(directory):
+        if database.exists():
+            return
+        unfinished = directory / f"{DATABASE}.creating"
+        unfinished.unlink(missing_ok=True)
+        logger.info("creating the run store %s (a few seconds, once)", database)
+        _connect(f"sqlite:///{unfinished.as_posix()}").search_experiments(max_results=1)
+        unfinished.replace(database)
+
+
+def _creation_lock(directory: Path) -> FileLock:
+    return FileLock(directory / ".create.lock", timeout=LOCK_TIMEOUT_S)
+
+
+def _silence() -> None:
+    """Keep alembic's account of its migrations off the terminal."""
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _recorded_points(client: MlflowClient, run: Run) -> dict[tuple[str, int], int]:
+    points = {}
+    for key in run.data.metrics:
+        for point in client.get_metric_history(run.info.run_id, key):
+            points[key, point.step] = point.timestamp
+    return points
+
+
+def _replay_spools(store: RunStore) -> None:
+    for spool in spooled_runs(store.spool_directory):
+        try:
+            spool.replay(partial(apply, store.client, spool.run_id))
+            logger.info("what run %s had kept on disk is recorded", spool.run_id)
+        except STORE_ERRORS as error:
+            logger.warning("run %s still has records in %s: %s", spool.run_id, spool.path, first_line(error))

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.analysis.compare import compare, differing_params
+from harness.errors import TrackingError
+from harness.tracking.runs import RunRecord
+
+RECORD = RunRecord(
+    run_id="0" * 32,
+    name="trial-0000",
+    experiment_id="1",
+    kind="trial",
+    status="FINISHED",
+    parent_run_id="p",
+    sweep="s",
+    trial=0,
+    params={"optim.lr": "0.001", "model.kind": "lenet", "parameters.trainable": "62006", "tracking.dir": "x"},
+    metrics={"val/accuracy": 0.5, "val/loss": 1.5, "train/loss": 1.0, "best_epoch": 2.0},
+    tags={},
+    start_s=1000.0,
+    end_s=1090.0,
+    artifact_uri="file:///nowhere",
+)
+
+
+def record(number: int, accuracy: float | None, **params: str) -> RunRecord:
+    metrics = RECORD.metrics | {"val/accuracy": accuracy} if accuracy is not None else {}
+    return replace(
+        RECORD,
+        run_id=str(number) * 32,
+        name=f"trial-{number:04d}",
+        trial=number,
+        metrics=metrics,
+        params=RECORD.params | {"tracking.dir": str(number)} | params,
+    )
+
+
+def column(table: str, name: str) -> list[str]:
+    return [row[name] for row in csv.DictReader(io.StringIO(table))]
+
+
+def test_only_what_differs_is_shown() -> None:
+    table = compare([record(0, 0.5), record(1, 0.6, **{"optim.lr": "0.01"})])
+    assert "optim.lr" in table.columns
+    assert not {"model.kind", "tracking.dir", "parameters.trainable"} & set(table.columns)
+    assert table.constant == 1
+
+
+def test_a_setting_that_some_runs_lack_differs() -> None:
+    runs = [record(0, 0.5), record(1, 0.5, **{"finetune.trainable_groups": "2"})]
+    assert differing_params(runs) == ["finetune.trainable_groups"]
+
+
+def test_best_first_ties_stable_missing_last() -> None:
+    runs = [record(0, None), record(1, 0.5), record(2, float("nan")), record(3, 0.7), record(4, 0.5)]
+    names = column(compare(runs).to_csv(), "run")
+    assert names == ["trial-0003", "trial-0001", "trial-0004", "trial-0000", "trial-0002"]
+
+
+def test_numbers_sort_as_numbers_and_losses_upwards() -> None:
+    runs = [record(n, 0.5, **{"optim.lr": lr}) for n, lr in enumerate(["0.1", "1e-05", "0.02"])]
+    assert column(compare(runs, "optim.lr").to_csv(), "optim.lr") == ["1e-05", "0.02", "0.1"]
+    worse = replace(runs[0], metrics={"val/loss": 9.0})
+    assert column(compare([worse, runs[1]], "val/loss").to_csv(), "val/loss") == ["1.5", "9"]
+
+
+def test_cost_and_state() -> None:
+    pruned = replace(record(1, 0.4), tags={"harness.pruned": "true"}, end_s=None)
+    table = compare([record(0, 0.5), pruned]).to_csv()
+    assert column(table, "minutes") == ["1.5", ""]
+    assert column(table, "trainable") == ["62006", "62006"]
+    assert column(table, "status") == ["finished", "pruned"]
+    assert column(table, "best epoch") == ["3", "3"]  # the record counts from 0, people from 1
+
+
+def test_text_shows_every_column_in_full() -> None:
+    runs = [record(n, 0.5, **{f"some.rather.long.key.{k}": f"value-{n}" for k in range(9)}) for n in range(2)]
+    text = compare(runs).to_text()
+    for n in range(2):
+        assert text.count(f"value-{n}") == 9
+    assert "62,006" in text
+    assert "0.5000" in text
+
+
+def test_markdown_survives_bars_and_line_breaks() -> None:
+    lines = compare([record(0, 0.5, note="a|b\nc"), record(1, 0.5)]).to_markdown().splitlines()
+    assert len(lines) == 4
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_mistakes_get_one_line() -> None:
+    with pytest.raises(TrackingError, match="no run to compare"):
+        compare([])
+    with pytest.raises(TrackingError, match="did you mean 'val/accuracy'"):
+        compare([record(0, 0.5)], "val/acuracy")
+
+
+def test_runs_that_never_measured_anything_can_be_compared() -> None:
+    assert column(compare([record(0, None), record(1, None)]).to_csv(), "trial") == ["0", "1"]
+
+
+def test_files(tmp_path: Path) -> None:
+    comparison = compare([record(0, 0.5)])
+    table, document = comparison.write(tmp_path / "a b" / "out")
+    assert table.read_text(encoding="utf-8") == comparison.to_csv()
+    assert document.read_text(encoding="utf-8") == comparison.to_markdown()
+    (tmp_path / "file").touch()
+    with pytest.raises(TrackingError, match="cannot be written"):
+        comparison.write(tmp_path / "file" / "below")

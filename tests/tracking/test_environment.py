@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.tracking import environment
+from harness.tracking.environment import capture_environment, read_checkout, record_environment
+from harness.tracking.memory import RecordingTracker
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    (folder / "code.py").write_text("x = 1\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "m")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+@needs_git
+def test_a_clean_checkout(checkout: Path) -> None:
+    state = read_checkout(checkout)
+    assert state is not None
+    assert state.commit == git(checkout, "rev-parse", "HEAD").strip()
+    assert (state.is_dirty, state.patch, state.untracked) == (False, "", ())
+
+
+@needs_git
+def test_the_patch_restores_unsaved_work(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "code.py").write_text("x = 2\n")
+    (checkout / "new.py").touch()
+    state = read_checkout(checkout)
+    assert state is not None
+    assert state.is_dirty
+    assert state.untracked == ("new.py",)
+    git(checkout, "checkout", "-q", "code.py")
+    (tmp_path / "patch").write_text(state.patch)
+    git(checkout, "apply", str(tmp_path / "patch"))
+    assert (checkout / "code.py").read_text() == "x = 2\n"
+
+
+@needs_git
+def test_another_projects_repository_is_not_ours(checkout: Path) -> None:
+    (checkout / ".gitignore").write_text(".venv\n")
+    installed = checkout / ".venv" / "site-packages" / "harness"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    assert read_checkout(installed) is None
+
+
+@needs_git
+def test_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert read_checkout(tmp_path) is None
+
+
+def test_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_checkout(Path(environment.__file__).parent) is None
+    assert capture_environment().checkout is None
+
+
+def test_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/harness/__main__.py", "train", "run.name=a b"])
+    checkout = environment.Checkout("abc123", True, "the patch", ("new.py",))
+    monkeypatch.setattr(environment, "read_checkout", lambda folder: checkout)
+    tracker = RecordingTracker()
+    record_environment(tracker, capture_environment("A GPU"))
+    assert tracker.tags["mlflow.source.git.commit"] == "abc123"
+    assert tracker.tags["harness.git.dirty"] == "true"
+    assert tracker.tags["harness.command"] == "harness train 'run.name=a b'"
+    assert tracker.tags["harness.device"] == "A GPU"
+    assert tracker.artifacts["uncommitted.patch"] == b"the patch"
+    content = json.loads(tracker.artifacts["environment.json"])
+    assert content["packages"]["torch"]
+    assert "patch" not in content["checkout"]
+    everything = str(tracker.tags) + str(content)
+    assert platform.node() == "" or platform.node() not in everything
