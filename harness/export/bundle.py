@@ -1,0 +1,194 @@
+"""From a checkpoint to a verified bundle: weights, ONNX graph, configuration, model card, checksums.
+
+Everything is written beside the target under another name and moved there only when it is proven, so
+that a failed export leaves neither half a bundle nor one less.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from harness.data.splits import ImageArrays
+from harness.errors import ExportError
+from harness.export import manifest, parity
+from harness.export.card import describe_model, render_card
+from harness.export.checksums import write_checksums
+from harness.export.manifest import BundleConfig, DataFacts, GraphInput, Preprocessing, RunFacts
+from harness.export.onnx_graph import export_onnx
+from harness.export.runners import onnx_runner, torch_runner
+from harness.export.weights import restore, save_weights
+from harness.models import ImageClassifier
+from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
+
+DECODE_RULE = (  # of harness.data.sources.decode, in words
+    "a file's image is turned upright (EXIF), laid on white where transparent, scaled to 8 bits if deeper, "
+    "its shorter side resized to {size} pixels (Pillow, bicubic), its centre cropped"
+)
+PACKAGES = ("harness", "torch", "timm", "onnx", "onnxruntime", "safetensors", "numpy", "pillow")
+MACHINE_KEYS = ("dir", "cache_dir")  # of `data`: where files lay on one machine, nobody else's business
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A bundle that was written and verified."""
+
+    path: Path
+    config: BundleConfig
+
+    def __str__(self) -> str:
+        """Return what a person wants to read after an export: what, how exact, and what to type next."""
+        config, agreed = self.config, self.config.parity
+        names = (manifest.WEIGHTS_FILE, manifest.ONNX_FILE)
+        files = ", ".join(f"{name} {_megabytes(self.path / name)}" for name in names)
+        shape = f"(batch, 3, {config.input.height}, {config.input.width})"
+        return "\n".join(
+            [
+                f"{self.path}: {describe_model(config)}, {len(config.classes)} classes, {files}",
+                f"input    {config.input.name}: uint8 RGB, {shape}; output: logits",
+                f"parity   torch and ONNX Runtime on {agreed.num_images} validation images, batches of "
+                f"{', '.join(map(str, agreed.batch_sizes))}:",
+                f"         logits differ by {agreed.max_abs_difference:.2g} at most "
+                f"(allowed {agreed.tolerance:.2g}), top-1 agreement {agreed.top1_agreement:.2%}",
+                "reload   model.safetensors gives the checkpoint's logits bit for bit",
+                f"next     harness predict {self.path} image.png",
+            ]
+        )
+
+
+def export_checkpoint(
+    checkpoint_path: Path, output_dir: Path, *, name: str, val_images: ImageArrays, facts: RunFacts
+) -> ExportResult:
+    """Write the bundle `output_dir/name`, replacing an earlier one only when the new one is proven.
+
+    Args:
+        val_images: what torch and ONNX Runtime are compared on; up to 256 of them.
+
+    Raises:
+        ExportError: the model cannot be exported, fails parity, or the target cannot be (over)written.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    target = _target(Path(output_dir), name)
+    checkpoint = load_checkpoint(checkpoint_path)
+    with _staging(target) as folder:
+        config = _write(folder, checkpoint, name, val_images, facts)
+        _replace(folder, target)
+    return ExportResult(target, config)
+
+
+# ── the files ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _write(
+    folder: Path, checkpoint: Checkpoint, name: str, val: ImageArrays, facts: RunFacts
+) -> BundleConfig:
+    classifier = restore_classifier(checkpoint)
+    images_NCHW = parity.choose_images(val)
+    graph_input = GraphInput(height=images_NCHW.shape[2], width=images_NCHW.shape[3])
+    export_onnx(classifier, folder / manifest.ONNX_FILE, graph_input)
+    save_weights(classifier.state_dict(), folder / manifest.WEIGHTS_FILE)
+    exported = onnx_runner(folder / manifest.ONNX_FILE, graph_input)
+    config = BundleConfig(
+        name=name,
+        classes=checkpoint.class_names,
+        input=graph_input,
+        preprocessing=_preprocessing(classifier, graph_input.height),
+        model=checkpoint.config.model,
+        num_parameters=sum(parameter.numel() for parameter in classifier.parameters()),
+        data=DataFacts(name=checkpoint.data_name, digest=checkpoint.data_digest, num_val_images=len(val)),
+        epoch=checkpoint.epoch,
+        score=checkpoint.score,
+        run=facts,
+        parity=parity.check_parity(torch_runner(classifier), exported, images_NCHW),
+        training=_portable(checkpoint.config.to_dict()),
+        versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+    )
+    config.write(folder)
+    (folder / manifest.CARD_FILE).write_text(render_card(config), encoding="utf-8")
+    reloaded = restore(manifest.read_config(folder), folder)
+    parity.check_identical(torch_runner(classifier), torch_runner(reloaded), images_NCHW)
+    write_checksums(folder)
+    return config
+
+
+def _preprocessing(classifier: ImageClassifier, side: int) -> Preprocessing:
+    inside = classifier.preprocess
+    return Preprocessing(
+        decode_size=side,
+        decode_rule=DECODE_RULE.format(size=side),
+        image_size=classifier.image_size,
+        interpolation=inside.interpolation,
+        mean=tuple(inside.mean.flatten().tolist()),
+        std=tuple(inside.std.flatten().tolist()),
+    )
+
+
+def _portable(training: dict[str, Any]) -> dict[str, Any]:
+    """Leave out of the training configuration where files lay: a bundle is made to be given away."""
+    data = {key: value for key, value in training["data"].items() if key not in MACHINE_KEYS}
+    return {key: value for key, value in training.items() if key != "tracking"} | {"data": data}
+
+
+# ── the folder ────────────────────────────────────────────────────────────────────────────────────
+
+
+def slug(name: str) -> str:
+    """Return `name` as a plain folder name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def _target(output_dir: Path, name: str) -> Path:
+    if name != slug(name):
+        raise ExportError(
+            f"{name!r} cannot be a bundle's name: use letters, digits, '-', '_' and '.', as in {slug(name)!r}"
+        )
+    target = output_dir / name
+    if target.exists() and not (target / manifest.SUMS_FILE).is_file():
+        raise ExportError(f"{target} exists and is not a bundle: move it away or export under another name")
+    return target
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A new folder beside the target, which is gone afterwards unless it became the target."""
+    folder = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ExportError(
+            f"cannot write to {target.parent} ({error.strerror}): choose another folder"
+        ) from None
+    try:
+        yield folder
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ExportError(f"cannot write {target} ({reason}): free space or choose another folder") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Move a finished bundle to its place; an earlier one is there until the moment before."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    earlier = folder.with_name(folder.name + ".old")
+    target.rename(earlier)
+    try:
+        folder.rename(target)
+    except OSError:
+        earlier.rename(target)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"

@@ -1,0 +1,227 @@
+"""The model card (README.md of a bundle), generated from what is known and nothing else."""
+
+from __future__ import annotations
+
+from string import Template
+from typing import Any
+
+import yaml
+
+from harness.export.manifest import BundleConfig, Preprocessing
+
+DATASET_IDS = {"cifar10": "uoft-cs/cifar10"}  # of the Hugging Face hub
+METRICS = ("accuracy", "precision", "recall", "f1", "auc")
+SPLITS = {"val": "validation", "test": "test"}
+
+CARD = Template("""\
+---
+$front_matter---
+
+# $name
+
+$summary
+
+## Intended use
+
+The model names the class of one image, out of exactly these $num_classes (in the order of its outputs):
+
+$classes
+
+It has no answer for anything else: an image of something else gets one of these names too. Nothing was
+measured beyond the tables below (no other data, no corruptions, no subgroups, no calibration).
+
+## Data
+
+$data
+
+## Metrics
+
+$metrics
+
+## Training
+
+$training
+
+## Input and output
+
+| | name | type | shape | meaning |
+| --- | --- | --- | --- | --- |
+| input | `$input_name` | uint8 | $input_shape | RGB, 0 to 255, channels first |
+| output | `$output_name` | float32 | (batch, $num_classes) | logits: softmax gives probabilities |
+
+Done by the caller: $decode_rule.
+
+Done inside the model: pixels are divided by 255,$resize normalised with mean $mean
+and standard deviation $std.
+
+## How to use it
+
+With harness (any image file; needs no torch):
+
+```sh
+harness predict . image.png
+```
+
+With ONNX Runtime alone:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+config = json.load(open("config.json", encoding="utf-8"))
+side = config["preprocessing"]["decode_size"]
+image = Image.open("image.png").convert("RGB").resize((side, side))  # a square image; else crop it first
+pixels = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)[None]  # (1, 3, H, W)
+session = onnxruntime.InferenceSession("model.onnx")
+logits = session.run(["$output_name"], {"$input_name": pixels})[0]
+print(config["classes"][int(logits[0].argmax())])
+```
+
+With torch, from `model.safetensors`:
+
+```python
+import torch
+
+from harness.export.weights import load_classifier
+
+classifier = load_classifier(".")  # evaluation mode, on the CPU
+logits = classifier(torch.zeros(1, 3, $decode_size, $decode_size, dtype=torch.uint8))
+```
+
+## Files
+
+`model.safetensors` holds the weights, `model.onnx` the whole graph, `config.json` everything above in
+machine-readable form. `sha256sum --check SHA256SUMS` tells whether they are unaltered.
+
+torch and ONNX Runtime were compared when this bundle was written: on $parity_images validation images in
+batches of $parity_batches the logits differ by at most $parity_difference (allowed: $parity_tolerance), and
+$parity_agreement of the predicted classes are the same.
+""")
+
+
+def render_card(config: BundleConfig) -> str:
+    """Return the model card of a bundle, in Markdown with the front matter of the Hugging Face hub."""
+    inside = config.preprocessing
+    return CARD.substitute(
+        front_matter=yaml.safe_dump(_front_matter(config), sort_keys=False, allow_unicode=True, width=110),
+        name=config.name,
+        summary=_summary(config),
+        num_classes=len(config.classes),
+        classes="\n".join(f"{index}. `{name}`" for index, name in enumerate(config.classes)),
+        data=_data(config),
+        metrics=_metrics(config),
+        training=_training(config),
+        input_name=config.input.name,
+        input_shape=f"(batch, 3, {config.input.height}, {config.input.width})",
+        output_name=config.output.name,
+        decode_rule=inside.decode_rule,
+        decode_size=inside.decode_size,
+        resize=_resize(inside),
+        mean=_numbers(inside.mean),
+        std=_numbers(inside.std),
+        parity_images=config.parity.num_images,
+        parity_batches=", ".join(map(str, config.parity.batch_sizes)),
+        parity_difference=f"{config.parity.max_abs_difference:.2g}",
+        parity_tolerance=f"{config.parity.tolerance:.2g}",
+        parity_agreement=f"{config.parity.top1_agreement:.2%}",
+    )
+
+
+def describe_model(config: BundleConfig) -> str:
+    """Return the architecture in one word or two, as a person would name it."""
+    return config.model.name if config.model.kind == "timm" else config.model.kind
+
+
+def _resize(inside: Preprocessing) -> str:
+    if inside.image_size == inside.decode_size:
+        return ""
+    return f" resized to {inside.image_size} × {inside.image_size} ({inside.interpolation}, antialiased) and"
+
+
+def _front_matter(config: BundleConfig) -> dict[str, Any]:
+    dataset: dict[str, str] = {
+        "name": config.data.name,
+        "type": DATASET_IDS.get(config.data.name, config.data.name),
+    }
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": dataset | {"split": SPLITS[split]},
+            "metrics": [{"type": metric, "value": round(value, 6)} for metric, value in values.items()],
+        }
+        for split, values in _by_split(config).items()
+    ]
+    front: dict[str, Any] = {
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "onnx", "safetensors", describe_model(config)],
+    }
+    if config.data.name in DATASET_IDS:
+        front["datasets"] = [dataset["type"]]
+    if results:
+        front["model-index"] = [{"name": config.name, "results": results}]
+    return front
+
+
+def _summary(config: BundleConfig) -> str:
+    start = "from pretrained weights" if _is_pretrained(config) else "from random weights"
+    return (
+        f"`{describe_model(config)}` ({config.num_parameters:,} parameters), trained {start} to classify the "
+        f"images of `{config.data.name}` into {len(config.classes)} classes."
+    )
+
+
+def _is_pretrained(config: BundleConfig) -> bool:
+    return config.model.is_pretrained
+
+
+def _by_split(config: BundleConfig) -> dict[str, dict[str, float]]:
+    """Return the known metrics as {"val": {"accuracy": …}, "test": …}, without empty splits."""
+    known = config.run.metrics or {"val/accuracy": config.score}
+    tables = {
+        split: {m: known[f"{split}/{m}"] for m in METRICS if f"{split}/{m}" in known} for split in SPLITS
+    }
+    return {split: values for split, values in tables.items() if values}
+
+
+def _data(config: BundleConfig) -> str:
+    subset = config.training.get("data", {}).get("train_samples")
+    used = f"\nTrained on a stratified subset of {subset:,} training images." if subset else ""
+    held = f"validated on {config.data.num_val_images:,} images that it was not trained on"
+    return f"`{config.data.name}`, {held}.{used}\nDigest of pixels, labels and split: `{config.data.digest}`."
+
+
+def _metrics(config: BundleConfig) -> str:
+    tables = _by_split(config)
+    names = [metric for metric in METRICS if any(metric in values for values in tables.values())]
+    lines = [_row("split", names), _row("---", ["---"] * len(names))]
+    for split, values in tables.items():
+        lines.append(_row(SPLITS[split], [f"{values[m]:.4f}" if m in values else "" for m in names]))
+    return "\n".join([*lines, "", _selection_note(config, "test" in tables)])
+
+
+def _row(first: str, cells: list[str]) -> str:
+    return "| " + " | ".join([first, *cells]) + " |"
+
+
+def _selection_note(config: BundleConfig, has_test: bool) -> str:
+    chosen = "The epoch was chosen by validation accuracy"
+    if config.run.is_best_of_sweep:
+        count = f" of {config.run.num_trials} trials" if config.run.num_trials else ""
+        chosen += f", and this run on the same images, as the best{count} of the sweep `{config.run.sweep}`"
+    test = "The test split took no part in any choice." if has_test else "The test split was not evaluated."
+    averages = "Precision, recall, F1 and AUC are macro averages."
+    return f"{averages} {chosen}: the validation figures flatter it. {test}"
+
+
+def _training(config: BundleConfig) -> str:
+    run = f"Run `{config.run.run_id}`, " if config.run.run_id else "Exported at "
+    settings = yaml.safe_dump(config.training, sort_keys=False, allow_unicode=True)
+    versions = ", ".join(f"{name} {version}" for name, version in config.versions.items())
+    return f"{run}epoch {config.epoch + 1}, with {versions}.\n\n```yaml\n{settings}```"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"

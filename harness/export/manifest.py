@@ -1,0 +1,132 @@
+"""What a bundle says about itself: `config.json`, checked when written and when read.
+
+This file is the contract between :mod:`harness.export.bundle`, which writes a bundle, and
+:mod:`harness.export.predict`, which needs neither torch nor the training code to use one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from harness.config.schema import Frozen, ModelConfig
+from harness.errors import ExportError
+
+FORMAT: Literal["harness-bundle"] = "harness-bundle"
+FORMAT_VERSION: Literal[1] = 1
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+ONNX_FILE = "model.onnx"
+CARD_FILE = "README.md"
+SUMS_FILE = "SHA256SUMS"
+
+
+class GraphInput(Frozen):
+    """What goes into `model.onnx`: raw pixels, with a batch of any size."""
+
+    name: str = "images"
+    dtype: Literal["uint8"] = "uint8"
+    layout: Literal["NCHW"] = "NCHW"
+    channels: Literal["RGB"] = "RGB"
+    value_range: tuple[int, int] = (0, 255)
+    height: int  # pixels
+    width: int  # pixels
+
+
+class GraphOutput(Frozen):
+    """What comes out: one logit per class, in the order of `classes`; no softmax is applied."""
+
+    name: str = "logits"
+    dtype: Literal["float32"] = "float32"
+    layout: Literal["NK"] = "NK"
+    kind: Literal["logits"] = "logits"
+
+
+class Preprocessing(Frozen):
+    """How a file becomes the graph's input, and what the graph does with that input."""
+
+    decode_size: int  # pixels: the training images' side; files are brought to it before the graph
+    decode_rule: str  # in words
+    image_size: int  # pixels: the graph resizes its input to this square
+    interpolation: str
+    antialias: Literal[True] = True
+    mean: tuple[float, float, float]  # subtracted by the graph, from pixels in [0, 1]
+    std: tuple[float, float, float]  # divided by, by the graph
+
+
+class DataFacts(Frozen):
+    """Which images the model was trained and selected on."""
+
+    name: str
+    digest: str
+    num_val_images: int
+
+
+class RunFacts(Frozen):
+    """What the run store knows of the exported run; whatever is unknown stays out of the card."""
+
+    run_id: str | None = None
+    sweep: str | None = None
+    trial: int | None = None
+    num_trials: int | None = None  # finished trials among which this one was chosen
+    is_best_of_sweep: bool = False
+    metrics: dict[str, float] = Field(
+        default_factory=dict
+    )  # val/… and, only if the run was evaluated on it, test/…
+
+
+class ParityFacts(Frozen):
+    """How closely ONNX Runtime and torch agreed when the bundle was written."""
+
+    num_images: int  # real validation images
+    batch_sizes: tuple[int, ...]
+    max_abs_difference: float  # of logits
+    tolerance: float  # on that difference
+    top1_agreement: float  # fraction of images
+
+
+class BundleConfig(Frozen):
+    """The whole of `config.json`."""
+
+    format: Literal["harness-bundle"] = FORMAT
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    classes: tuple[str, ...]
+    input: GraphInput
+    output: GraphOutput = GraphOutput()
+    preprocessing: Preprocessing
+    model: ModelConfig
+    num_parameters: int
+    data: DataFacts
+    epoch: int  # of the checkpoint, counted from 0
+    score: float  # val/accuracy by which that epoch was chosen
+    run: RunFacts
+    parity: ParityFacts
+    training: dict[str, Any]  # the run's whole configuration, as it was resolved
+    versions: dict[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write `config.json` into `folder`."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> BundleConfig:
+    """Return the checked `config.json` of a bundle.
+
+    Raises:
+        ExportError: it is no JSON, or of another format or version.
+    """
+    try:
+        return BundleConfig.model_validate(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        fault = str(error).splitlines()
+        where = f" ({fault[1].strip()})" if isinstance(error, ValidationError) and len(fault) > 1 else ""
+        raise ExportError(
+            f"{folder / CONFIG_FILE} is no configuration of a {FORMAT} version {FORMAT_VERSION}{where}: "
+            "export it again"
+        ) from None

@@ -1,0 +1,74 @@
+"""Proof that the exported files compute what the trained model computes, on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.splits import ImageArrays
+from harness.errors import ExportError
+from harness.export.manifest import ParityFacts
+from harness.export.runners import Runner
+
+NUM_IMAGES = 256
+BATCH_SIZES = (1, 2, 7, 32, 64)  # cycled until every image was used
+RELATIVE_TOLERANCE = 1e-4  # of the largest logit: rounding stays far below it, a wrong graph far above
+
+
+def choose_images(split: ImageArrays) -> NDArray[np.uint8]:
+    """Return up to 256 images, evenly spaced over the split, as the graph's input: uint8 (M, 3, H, W)."""
+    chosen = np.linspace(0, len(split) - 1, min(len(split), NUM_IMAGES)).astype(np.int64)
+    return np.ascontiguousarray(split.gather(chosen).transpose(0, 3, 1, 2))
+
+
+def check_parity(reference: Runner, exported: Runner, images_NCHW: NDArray[np.uint8]) -> ParityFacts:
+    """Compare the logits of every image, in batches of several sizes.
+
+    Raises:
+        ExportError: the logits differ by more than the tolerance, or are not finite.
+    """
+    batches = list(_batches(images_NCHW))
+    expected_NK = np.concatenate([reference(batch) for batch in batches])
+    actual_NK = np.concatenate([exported(batch) for batch in batches])
+    if expected_NK.shape != actual_NK.shape:
+        raise ExportError(
+            f"ONNX gives logits of shape {actual_NK.shape}, torch {expected_NK.shape}: nothing was exported"
+        )
+    difference = float(np.abs(expected_NK - actual_NK).max())
+    tolerance = RELATIVE_TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))
+    agreement = float((expected_NK.argmax(1) == actual_NK.argmax(1)).mean())
+    if not difference <= tolerance:  # so written, NaN fails too
+        raise ExportError(
+            f"torch and ONNX Runtime disagree on {len(expected_NK)} validation images: logits differ by up to"
+            f" {difference:.3g} (allowed {tolerance:.3g}), top-1 agreement {agreement:.2%}; "
+            "nothing was exported: use the checkpoint with torch"
+        )
+    return ParityFacts(
+        num_images=len(expected_NK),
+        batch_sizes=tuple(sorted({len(batch) for batch in batches})),
+        max_abs_difference=difference,
+        tolerance=tolerance,
+        top1_agreement=agreement,
+    )
+
+
+def check_identical(reference: Runner, reloaded: Runner, images_NCHW: NDArray[np.uint8]) -> None:
+    """Check that the weights that were written and read again give the same logits, bit for bit.
+
+    Raises:
+        ExportError: any logit differs.
+    """
+    if not all(np.array_equal(reference(batch), reloaded(batch)) for batch in _batches(images_NCHW)):
+        raise ExportError(
+            "the reloaded safetensors file gives other logits than the checkpoint: nothing was exported"
+        )
+
+
+def _batches(images_NCHW: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    start = turn = 0
+    while start < len(images_NCHW):
+        size = BATCH_SIZES[turn % len(BATCH_SIZES)]
+        yield images_NCHW[start : start + size]
+        start, turn = start + size, turn + 1

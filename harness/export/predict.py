@@ -1,0 +1,130 @@
+"""Class names for image files, from a bundle alone: ONNX Runtime, numpy and Pillow, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.sources.decode import decode_image
+from harness.errors import ExportError
+from harness.export.checksums import verify_checksums
+from harness.export.manifest import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, BundleConfig, read_config
+from harness.export.runners import Runner, onnx_runner, torch_runner
+
+BATCH_SIZE = 32
+Runtime = Literal["onnx", "torch"]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported model whose files are known to be unaltered."""
+
+    path: Path
+    config: BundleConfig
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one file: its likeliest classes, or why there are none."""
+
+    file: Path
+    classes: tuple[tuple[str, float], ...] = ()  # (name, probability), likeliest first
+    error: str | None = None
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"not read: {self.error}"
+        return "   ".join(f"{name} {probability:.1%}" for name, probability in self.classes)
+
+
+class Predictions(list[Prediction]):
+    """One prediction per file, in the order of the files; prints as a table."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether any file could not be read."""
+        return any(prediction.error is not None for prediction in self)
+
+    def __str__(self) -> str:
+        width = max((len(str(prediction.file)) for prediction in self), default=0)
+        return "\n".join(f"{prediction.file!s:<{width}}  {prediction}" for prediction in self)
+
+
+def load_bundle(bundle_dir: str | Path) -> Bundle:
+    """Return a bundle whose files match its checksums.
+
+    Raises:
+        ExportError: the folder is no bundle, or a file of it is missing or altered.
+    """
+    folder = Path(bundle_dir)
+    verify_checksums(folder, required=(CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE))
+    return Bundle(folder, read_config(folder))
+
+
+def predict_files(
+    bundle_dir: str | Path, files: Sequence[str | Path], *, top_k: int = 3, runtime: Runtime = "onnx"
+) -> Predictions:
+    """Classify image files of any mode and size; a file that cannot be read gets its error, the rest a class.
+
+    Returns:
+        One prediction per file, in their order.
+
+    Raises:
+        ExportError: the bundle is missing or damaged, or `top_k` is not positive.
+    """
+    if top_k < 1:
+        raise ExportError(f"top_k={top_k}: ask for at least one class")
+    bundle = load_bundle(bundle_dir)
+    score = _build_runner(bundle, runtime)
+    paths = [Path(file) for file in files]
+    predictions = Predictions()
+    for start in range(0, len(paths), BATCH_SIZE):
+        predictions.extend(_predict_batch(bundle.config, score, paths[start : start + BATCH_SIZE], top_k))
+    return predictions
+
+
+def _build_runner(bundle: Bundle, runtime: Runtime) -> Runner:
+    if runtime == "onnx":
+        return onnx_runner(bundle.path / ONNX_FILE, bundle.config.input)
+    from harness.export.weights import restore  # torch, which nobody else here needs
+
+    return torch_runner(restore(bundle.config, bundle.path))
+
+
+def _predict_batch(config: BundleConfig, score: Runner, paths: list[Path], top_k: int) -> list[Prediction]:
+    decoded = [_decode(path, config.preprocessing.decode_size) for path in paths]
+    images = [image for image in decoded if not isinstance(image, str)]
+    probabilities = iter(_softmax(score(np.stack(images).transpose(0, 3, 1, 2).copy())) if images else ())
+    return [
+        Prediction(path, error=image)
+        if isinstance(image, str)
+        else Prediction(path, _top(config.classes, next(probabilities), top_k))
+        for path, image in zip(paths, decoded, strict=True)
+    ]
+
+
+def _decode(path: Path, size: int) -> NDArray[np.uint8] | str:
+    try:
+        return decode_image(path, size)
+    except FileNotFoundError:
+        return "no such file"
+    except Exception as error:  # whatever Pillow's decoders raise at damage
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _top(
+    classes: Sequence[str], probabilities_K: NDArray[np.float64], top_k: int
+) -> tuple[tuple[str, float], ...]:
+    order = np.argsort(-probabilities_K, kind="stable")[:top_k]
+    return tuple((classes[index], float(probabilities_K[index])) for index in order)
+
+
+def _softmax(logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = np.exp(logits_NK.astype(np.float64) - logits_NK.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probabilities
