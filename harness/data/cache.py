@@ -1,0 +1,221 @@
+"""Decoded images on disk: written once under a lock, memory-mapped by every process after that.
+
+A cache is a directory: one folder per part (``train``, perhaps ``val`` and ``test``) of plain ``.npy`` files,
+and a ``meta.json`` that says what they must look like. A cache that does not is thrown away and rebuilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock
+from numpy.lib.format import open_memmap
+
+from harness.errors import DataError
+
+FORMAT = 1  # raise it when the files below change their meaning
+BROKEN = -1  # label of a row whose file could not be read
+SPOT_CHECKS = 64  # images per part whose hash is compared at every opening
+INDEX_FILES = ("labels", "hashes", "moments")
+
+PartName = Literal["train", "val", "test"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images that one source keeps together, with what is needed to never read them all again.
+
+    Args:
+        images: uint8 (N, H, W, 3), a read-only memory map.
+        labels: int64 (N,), ``BROKEN`` where the file could not be read.
+        hashes: uint8 (N, 32), the sha256 of each image's pixels.
+        moments: int64 (N, 2, 3), per channel the sum and the sum of squares of each image's pixels.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    hashes: np.ndarray
+    moments: np.ndarray
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a source says about the images it decoded."""
+
+    name: str
+    class_names: tuple[str, ...]
+    source: str
+    broken_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DecodedSet:
+    """A whole data set, decoded."""
+
+    about: Description
+    parts: Mapping[PartName, Part]
+
+
+def load_or_build(cache_dir: Path, key: str, build: Callable[[Path], Description]) -> DecodedSet:
+    """Open the cache called `key`, or have `build` write it; safe for processes that start together.
+
+    Args:
+        build: Fills the directory it is given by `create_images` and `finish_part`.
+
+    Raises:
+        DataError: If the cache directory cannot be written, or whatever `build` raises.
+    """
+    target = cache_dir / f"{key}-v{FORMAT}"
+    if (found := open_cache(target)) is not None:
+        return found
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(cache_dir / f".{target.name}.lock")
+        with lock:
+            return open_cache(target) or _build(target, build)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the image cache in {cache_dir}: {error}; set data.cache_dir"
+        ) from error
+
+
+def _build(target: Path, build: Callable[[Path], Description]) -> DecodedSet:
+    _remove_leftovers(target)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        about = build(staging)
+        _write_meta(staging, about)
+        if target.exists():
+            shutil.rmtree(target)
+        staging.replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    built = open_cache(target)
+    assert built is not None, f"{target} does not open right after it was written"
+    return built
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a killed build of the same cache left; the caller holds the lock."""
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def create_images(directory: Path, part: PartName, shape: tuple[int, int, int, int]) -> np.memmap:
+    """Create a part's image file to be filled row by row, so that it need not fit in memory."""
+    size, free = math.prod(shape), shutil.disk_usage(directory).free
+    if size > free:  # a full disk under a memory map is a bus error, not an exception
+        raise DataError(
+            f"the decoded images need {size / 1e9:.1f} GB, {directory.parent} has {free / 1e9:.1f} GB left; "
+            "set data.cache_dir to a larger disk"
+        )
+    folder = directory / part
+    folder.mkdir()
+    return open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+
+
+def finish_part(directory: Path, part: PartName, images: np.memmap, labels: np.ndarray) -> None:
+    """Write a part's labels and what can be computed once from its pixels."""
+    images.flush()
+    folder = directory / part
+    np.save(folder / "labels.npy", labels.astype(np.int64))
+    np.save(folder / "hashes.npy", hash_images(images))
+    np.save(folder / "moments.npy", _moments(images))
+
+
+def hash_images(images: np.ndarray) -> np.ndarray:
+    """Return each image's sha256, uint8 (N, 32)."""
+    digests = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images)
+    return np.frombuffer(digests, dtype=np.uint8).reshape(len(images), 32)
+
+
+def _moments(images: np.ndarray, chunk: int = 512) -> np.ndarray:
+    """Return sums and sums of squares per image and channel: exact, so that any subset's mean is too."""
+    found = np.empty((len(images), 2, 3), dtype=np.int64)
+    num_pixels = images.shape[1] * images.shape[2]
+    ones = np.ones(num_pixels)  # summing by a product is five times faster than along a short last axis
+    for start in range(0, len(images), chunk):
+        pixels = images[start : start + chunk].reshape(-1, num_pixels, 3).astype(np.float64)
+        found[start : start + chunk, 0] = ones @ pixels
+        found[start : start + chunk, 1] = ones @ np.square(pixels, out=pixels)
+    return found
+
+
+def _write_meta(directory: Path, about: Description) -> None:
+    parts = {
+        folder.name: {
+            "shape": list(np.load(folder / "images.npy", mmap_mode="r").shape),
+            "index_sha256": _index_digest(folder),
+        }
+        for folder in sorted(directory.iterdir())
+    }
+    meta = {"format": FORMAT, "about": asdict(about), "parts": parts}
+    (directory / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_cache(directory: Path) -> DecodedSet | None:
+    """Map a finished cache, or return None where there is none or it is damaged."""
+    if not directory.is_dir():
+        return None
+    try:
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        parts = {name: _open_part(directory / name, expected) for name, expected in meta["parts"].items()}
+        return DecodedSet(_description(meta["about"]), parts)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        log.warning("the image cache %s is damaged (%s) and will be rebuilt", directory, error)
+        return None
+
+
+def _description(about: dict[str, Any]) -> Description:
+    lists = {key: tuple(about[key]) for key in ("class_names", "broken_files")}
+    return Description(**{**about, **lists})
+
+
+def _open_part(folder: Path, expected: dict[str, Any]) -> Part:
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    if list(images.shape) != expected["shape"] or images.dtype != np.uint8:
+        raise ValueError(f"images.npy has shape {images.shape}")
+    if _index_digest(folder) != expected["index_sha256"]:
+        raise ValueError("its index files changed")
+    part = Part(images, *(np.load(folder / f"{name}.npy") for name in INDEX_FILES))
+    _spot_check(part)
+    return part
+
+
+def _spot_check(part: Part) -> None:
+    """Compare some images with their hashes: all of them would cost seconds at every start."""
+    rows = np.unique(np.linspace(0, len(part.images) - 1, SPOT_CHECKS).astype(np.int64))
+    if not np.array_equal(hash_images(part.images[rows]), part.hashes[rows]):
+        raise ValueError("its pixels changed")
+
+
+def _index_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in INDEX_FILES:
+        digest.update((folder / f"{name}.npy").read_bytes())
+    return digest.hexdigest()
+
+
+def content_digest(hashes: np.ndarray, labels: np.ndarray) -> str:
+    """Return the sha256 of a set of labelled images, whatever their order."""
+    label_bytes = labels.astype("<i8").reshape(-1, 1).view(np.uint8)
+    records = np.ascontiguousarray(np.concatenate([hashes, label_bytes], axis=1))
+    order = np.argsort(records.view(f"S{records.shape[1]}").ravel(), kind="stable")
+    return hashlib.sha256(records[order].data).hexdigest()

@@ -1,0 +1,140 @@
+"""Batches for Lightning: gathered from memory maps, augmented on the device, the same after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from harness.config.schema import AugmentConfig, DataConfig
+from harness.data.splits import ImageArrays, ImageSplits
+from harness.data.transforms import BatchAugment, check_fits
+
+SMALLEST_EVAL_BATCH = 500  # without gradients more fits, and fewer calls are quicker
+ORDER_STREAM, AUGMENT_STREAM = 0, 1  # keep the random streams of one seed apart
+
+Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
+
+
+class BatchLoader:
+    """An iterable of batches in the order that `order` gives at the start of each pass.
+
+    It replaces a DataLoader with workers: gathering decoded rows takes microseconds.
+    """
+
+    def __init__(
+        self,
+        arrays: ImageArrays,
+        batch_size: int,
+        order: Callable[[], np.ndarray] | None = None,
+        *,
+        pin: bool = False,
+    ) -> None:
+        """Prepare a pass.
+
+        Args:
+            order: Returns positions in `arrays`; None for their own order, every image included. With an
+                order, i.e. in training, a last batch of a single image is left out: batch norm has no
+                variance to take from it.
+        """
+        self.arrays = arrays
+        self.batch_size = batch_size
+        self._order = order
+        self._pin = pin
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = np.arange(len(self.arrays)) if self._order is None else self._order()
+        for start in self._starts():
+            yield self._batch(order[start : start + self.batch_size])
+
+    def _starts(self) -> range:
+        count = len(self.arrays)
+        is_single_left = self._order is not None and self.batch_size > 1 and count % self.batch_size == 1
+        return range(0, count - 1 if is_single_left and count > 1 else count, self.batch_size)
+
+    def _batch(self, positions: np.ndarray) -> Batch:
+        images = torch.from_numpy(self.arrays.gather(positions)).permute(0, 3, 1, 2)
+        labels = torch.from_numpy(self.arrays.labels[positions])
+        return (images.pin_memory(), labels.pin_memory()) if self._pin else (images, labels)
+
+
+def eval_batches(arrays: ImageArrays, batch_size: int, *, pin_memory: bool = False) -> BatchLoader:
+    """Return every image of a split once, in its own order, for any evaluation without gradients."""
+    return BatchLoader(arrays, max(batch_size, SMALLEST_EVAL_BATCH), pin=pin_memory)
+
+
+def stream_seed(seed: int, *place: int) -> int:
+    """Mix a seed and a place in the run into a new seed, so that nothing depends on what was drawn before."""
+    mixed = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0]
+    return int(mixed) & (2**63 - 1)
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Feeds a run's splits to Lightning; order and augmentation depend on (seed, epoch, batch) alone.
+
+    Raises:
+        ConfigError: If the augmentation does not fit the images.
+    """
+
+    def __init__(
+        self,
+        splits: ImageSplits,
+        data: DataConfig,
+        augment: AugmentConfig,
+        seed: int,
+        *,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        check_fits(augment, *splits.train.images.shape[1:3])
+        self.splits = splits
+        self.batch_size = data.batch_size
+        self.seed = seed
+        self.pin_memory = pin_memory
+        self._augment = BatchAugment(augment)
+
+    # ── without a Trainer ─────────────────────────────────────────────────────────────────────────
+
+    def train_batches(self, epoch: Callable[[], int]) -> BatchLoader:
+        """Return a loader of the training split; `epoch` is asked at the start of each pass."""
+        return BatchLoader(
+            self.splits.train, self.batch_size, lambda: self.order(epoch()), pin=self.pin_memory
+        )
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the order in which an epoch visits the training split."""
+        rng = np.random.default_rng([self.seed, ORDER_STREAM, epoch])
+        return rng.permutation(len(self.splits.train))
+
+    def augment(self, images: Tensor, epoch: int, batch_index: int) -> Tensor:
+        """Augment a training batch with the draws that belong to its place in the run."""
+        generator = torch.Generator(images.device)
+        generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
+        return self._augment(images, generator)
+
+    # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────
+
+    def train_dataloader(self) -> BatchLoader:
+        return self.train_batches(lambda: self._trainer().current_epoch)
+
+    def val_dataloader(self) -> BatchLoader:
+        return eval_batches(self.splits.val, self.batch_size, pin_memory=self.pin_memory)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        trainer = self._trainer()
+        if not trainer.training:
+            return batch
+        images, labels = batch
+        # Lightning moves a batch just before it counts it, so what is "ready" is this batch's index.
+        batch_index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.augment(images, trainer.current_epoch, batch_index), labels
+
+    def _trainer(self) -> pl.Trainer:
+        assert self.trainer is not None, "the Trainer attaches itself before it calls a hook"
+        return self.trainer

@@ -1,0 +1,13 @@
+"""The only door to the test split: imported by what evaluates a chosen model, never by `search`."""
+
+from __future__ import annotations
+
+from harness.config.schema import DataConfig
+from harness.data.load import held_out_fraction, load_decoded, resolve_auto
+from harness.data.splits import ImageArrays, build_test
+
+
+def load_test(config: DataConfig) -> ImageArrays:
+    """Load the held-out images, which depend on nothing that a search may vary."""
+    named = resolve_auto(config)
+    return build_test(load_decoded(named), held_out_fraction(named))

@@ -1,0 +1,85 @@
+"""From a data section of the configuration to decoded images: the one place that knows every source."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from harness.config.schema import AutoData, Cifar10Data, DataConfig, DigitsData, FolderData
+from harness.data.cache import DecodedSet
+from harness.data.splits import ImageSplits, build_splits
+from harness.errors import DownloadError
+
+OFFLINE_VARIABLE = "HARNESS_OFFLINE"
+FALLBACK_NOTICE = """
+────────────────────────────────────────────────────────────────────────────
+  NOT CIFAR-10: training on scikit-learn's handwritten digits instead.
+  %s
+  (data=auto falls back to the digits; data=cifar10 never does.)
+────────────────────────────────────────────────────────────────────────────"""
+NamedData = Cifar10Data | DigitsData | FolderData
+log = logging.getLogger(__name__)
+
+
+def load_splits(config: DataConfig) -> ImageSplits:
+    """Load what a run trains and selects on: the training and validation splits.
+
+    Raises:
+        DataError: If the images are missing, damaged or too few.
+        DownloadError: If CIFAR-10 is neither on disk nor reachable.
+        ConfigError: If a batch would be larger than the training split.
+    """
+    named = resolve_auto(config)
+    is_fallback = config.kind == "auto" and named.kind == "digits"
+    return build_splits(load_decoded(named), named, held_out_fraction(named), is_fallback)
+
+
+def resolve_auto(config: DataConfig) -> NamedData:
+    """Return the data set that `auto` stands for here and now; others are returned as they are.
+
+    Only absence makes `auto` fall back: a damaged copy of CIFAR-10 raises.
+    """
+    if not isinstance(config, AutoData):
+        return config
+    fields = config.model_dump(exclude={"kind"})
+    cifar10 = Cifar10Data(**fields)
+    try:
+        load_decoded(cifar10)
+    except DownloadError as error:
+        log.warning(FALLBACK_NOTICE, error)
+        return DigitsData(**{key: value for key, value in fields.items() if key != "download"})
+    return cifar10
+
+
+def load_decoded(config: NamedData) -> DecodedSet:
+    """Open a named data set's decoded images, decoding them first where no process has yet."""
+    from harness.data.sources import cifar10, digits, folder
+
+    cache_dir = Path(config.cache_dir)
+    match config:
+        case Cifar10Data():
+            may_download = config.download and not is_offline()
+            return cifar10.load(Path(config.dir), cache_dir, may_download)
+        case DigitsData():
+            return digits.load(cache_dir)
+        case FolderData():
+            return folder.load(Path(config.dir), cache_dir, config.decode_size)
+
+
+def held_out_fraction(config: NamedData) -> float:
+    """Return what is held out for the test where a source has no test images of its own."""
+    from harness.data.sources import digits
+
+    match config:
+        case FolderData():
+            return config.test_fraction
+        case DigitsData():
+            return digits.TEST_FRACTION
+        case Cifar10Data():
+            return 0.0
+
+
+def is_offline() -> bool:
+    """Tell whether the environment forbids downloads."""
+    return os.environ.get(OFFLINE_VARIABLE, "").lower() not in ("", "0", "false", "no")

@@ -1,0 +1,83 @@
+"""Fetch CIFAR-10 from its own site, else from the hub; into place only once it is read and verified."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from harness.data.sources.cifar10_files import ARCHIVE_NAME, PARQUET_FOLDER, PARTS, Copy
+from harness.errors import DataError, DownloadError
+
+ARCHIVE_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE_NAME}"
+ARCHIVE_HASH = "md5:c58f30108f718f92721af3b95e74349a"
+HUB_DATASET = "uoft-cs/cifar10"
+TIMEOUTS_S = (5, 30)  # to connect, and between two packets
+
+Content = TypeVar("Content")
+log = logging.getLogger(__name__)
+
+
+def download(data_dir: Path, read: Callable[[Copy], Content]) -> tuple[Copy, Content]:
+    """Download a copy into `data_dir` and return it with what `read` made of it.
+
+    Args:
+        read: Reads and verifies a copy; one that it refuses (DataError) is not kept.
+
+    Raises:
+        DownloadError: If no origin can be reached, or what they send is not CIFAR-10.
+    """
+    faults = []
+    for origin, fetch in (("www.cs.toronto.edu", _fetch_archive), ("the Hugging Face hub", _fetch_parquet)):
+        try:
+            log.info("downloading CIFAR-10 from %s to %s", origin, data_dir)
+            with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as staging:
+                fetched = fetch(Path(staging))
+                content = read(fetched)
+                return _move_into_place(fetched, Path(staging), data_dir), content
+        # requests raises OSErrors, pooch ValueErrors.
+        except (OSError, ValueError, DataError) as error:
+            log.debug("%s: %s", origin, error)
+            faults.append(f"{origin}: {type(error).__name__}")
+    raise DownloadError(
+        f"no CIFAR-10 under {data_dir}, and it cannot be downloaded ({'; '.join(faults)}); "
+        f"put {ARCHIVE_NAME} there, or use data=digits or data=folder"
+    )
+
+
+def _move_into_place(fetched: Copy, staging: Path, data_dir: Path) -> Copy:
+    target = data_dir / fetched.path.relative_to(staging)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if fetched.layout == "archive":
+        fetched.path.replace(target)
+        return Copy(target, fetched.layout)
+    target.mkdir(exist_ok=True)
+    for path in fetched.path.iterdir():
+        path.replace(target / path.name)
+    return Copy(target, fetched.layout)
+
+
+def _fetch_archive(staging: Path) -> Copy:
+    _retrieve(ARCHIVE_URL, ARCHIVE_HASH, staging / ARCHIVE_NAME)
+    return Copy(staging / ARCHIVE_NAME, "archive")
+
+
+def _fetch_parquet(staging: Path) -> Copy:
+    from huggingface_hub import hf_hub_url  # honours HF_ENDPOINT; its own downloader retries for minutes
+
+    folder = staging / PARQUET_FOLDER
+    for part in PARTS:
+        name = f"{part}-00000-of-00001.parquet"
+        url = hf_hub_url(HUB_DATASET, f"{PARQUET_FOLDER.name}/{name}", repo_type="dataset")
+        _retrieve(url, None, folder / name)  # verified by its content, which is what has to be right
+    return Copy(folder, "parquet")
+
+
+def _retrieve(url: str, known_hash: str | None, path: Path) -> None:
+    import pooch
+
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUTS_S)
+    pooch.retrieve(url, known_hash, fname=path.name, path=path.parent, downloader=downloader)

@@ -1,0 +1,217 @@
+"""How a data set's images become training, validation and test splits, and what identifies the result."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.config.schema import BaseData
+from harness.data.cache import BROKEN, DecodedSet, Part, PartName, content_digest
+from harness.errors import ConfigError, DataError
+
+TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """One split: rows of a memory map that all splits of a source share.
+
+    `images[indices]` would copy the split into memory; `gather` copies a batch of it.
+
+    Args:
+        images: uint8 (M, H, W, 3), all images of the source, not of this split alone.
+        labels: int64 (N,), of this split, in its order.
+        indices: int64 (N,), where this split's images lie in `images`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def gather(self, positions: np.ndarray | slice) -> np.ndarray:
+        """Return a copy of the images at `positions` of this split, uint8 (B, H, W, 3)."""
+        return np.take(self.images, self.indices[positions], axis=0)
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """What a run trains and selects on; the test split is not reachable from here.
+
+    Args:
+        digest: sha256 (hex) of the pixels and labels of exactly these training and validation images.
+        source: Where the images came from, for people.
+        broken_files: Files that could not be read, relative to the data folder.
+        is_fallback: True where ``data=auto`` had to make do with the digits.
+        mean: Of the training split's pixels per channel, in [0, 1].
+        std: Likewise.
+    """
+
+    name: str
+    train: ImageArrays
+    val: ImageArrays
+    class_names: tuple[str, ...]
+    digest: str
+    source: str
+    mean: Triple
+    std: Triple
+    broken_files: tuple[str, ...] = ()
+    is_fallback: bool = False
+
+
+def build_splits(
+    decoded: DecodedSet, config: BaseData, test_fraction: float, is_fallback: bool
+) -> ImageSplits:
+    """Split a decoded set as `config` says.
+
+    Args:
+        test_fraction: Set aside from the training part where the source has no test part of its own.
+
+    Raises:
+        DataError: If a class has too few images, or fewer images exist than were asked for.
+        ConfigError: If a batch would be larger than the training split.
+    """
+    part, names = decoded.parts["train"], decoded.about.class_names
+    rows, _ = _train_and_test_rows(decoded, test_fraction)
+    if "val" in decoded.parts:
+        val_part = decoded.parts["val"]
+        val_rows = readable_rows(val_part, names, "val")
+    else:
+        val_part = part
+        val_rows = _set_aside(part, rows, config.val_fraction, config.split_seed, names)
+        rows = np.setdiff1d(rows, val_rows, assume_unique=True)
+    rows = _subset(part, rows, config)
+    if config.batch_size > len(rows):
+        raise ConfigError(
+            f"data.batch_size={config.batch_size} is larger than the training split of {len(rows)} images; "
+            "lower it"
+        )
+    mean, std = _pixel_statistics(part.moments[rows], pixels=part.images.shape[1] * part.images.shape[2])
+    return ImageSplits(
+        name=decoded.about.name,
+        train=_arrays(part, rows),
+        val=_arrays(val_part, val_rows),
+        class_names=names,
+        digest=_membership_digest(part, rows, val_part, val_rows),
+        source=decoded.about.source,
+        broken_files=decoded.about.broken_files,
+        is_fallback=is_fallback,
+        mean=mean,
+        std=std,
+    )
+
+
+def build_test(decoded: DecodedSet, test_fraction: float) -> ImageArrays:
+    """Return the test split; `harness.data.held_out` is its only caller."""
+    if "test" in decoded.parts:
+        part = decoded.parts["test"]
+        return _arrays(part, np.flatnonzero(part.labels != BROKEN))
+    return _arrays(decoded.parts["train"], _train_and_test_rows(decoded, test_fraction)[1])
+
+
+def _train_and_test_rows(decoded: DecodedSet, test_fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    part, names = decoded.parts["train"], decoded.about.class_names
+    rows = readable_rows(part, names, "train")
+    if "test" in decoded.parts:
+        return rows, np.empty(0, dtype=np.int64)
+    test_rows = _set_aside(part, rows, test_fraction, TEST_SPLIT_SEED, names)
+    return np.setdiff1d(rows, test_rows, assume_unique=True), test_rows
+
+
+def readable_rows(part: Part, class_names: tuple[str, ...], where: PartName) -> np.ndarray:
+    """Return the rows that hold an image, having made sure that there are any."""
+    rows = np.flatnonzero(part.labels != BROKEN)
+    if len(rows) == 0:
+        raise DataError(f"none of the {len(part.labels)} images for {where} can be read; replace them")
+    if where == "train":
+        counts = np.bincount(part.labels[rows], minlength=len(class_names))
+        if not counts.all():
+            empty = class_names[int(counts.argmin())]
+            raise DataError(f"class {empty!r} has no readable training image; add some or remove its folder")
+    return rows
+
+
+def _arrays(part: Part, rows: np.ndarray) -> ImageArrays:
+    return ImageArrays(part.images, part.labels[rows], rows)
+
+
+# ── stratified picks ──────────────────────────────────────────────────────────────────────────────
+
+
+def _set_aside(
+    part: Part, rows: np.ndarray, fraction: float, seed: int, names: tuple[str, ...]
+) -> np.ndarray:
+    """Pick `fraction` of the rows, of every class at least one and never all."""
+    labels = part.labels[rows]
+    sizes = np.bincount(labels, minlength=len(names))
+    if sizes.min() < 2:
+        scarce = names[int(sizes.argmin())]
+        raise DataError(f"class {scarce!r} has too few images to be split (at least 3 are needed); add some")
+    count = int(np.clip(round(fraction * len(rows)), len(names), len(rows) - len(names)))
+    return rows[pick_stratified(labels, allocate(sizes, count, sizes - 1), seed)]
+
+
+def _subset(part: Part, rows: np.ndarray, config: BaseData) -> np.ndarray:
+    count = config.train_samples
+    if count is None or count == len(rows):
+        return rows
+    labels = part.labels[rows]
+    sizes = np.bincount(labels)
+    if count > len(rows):
+        raise DataError(f"data.train_samples={count} exceeds the {len(rows)} training images; lower it")
+    if count < len(sizes):
+        raise DataError(f"data.train_samples={count} cannot cover {len(sizes)} classes; raise it")
+    return rows[pick_stratified(labels, allocate(sizes, count, sizes), config.split_seed)]
+
+
+def allocate(sizes: np.ndarray, count: int, highest: np.ndarray) -> np.ndarray:
+    """Share `count` among classes in proportion to `sizes` (largest remainder), each within [1, highest].
+
+    scikit-learn's stratified splitters leave small classes without a single image, or refuse counts near
+    either end; a class that nobody validates would make every macro average meaningless.
+    """
+    quota = sizes * (count / sizes.sum())
+    taken = np.clip(np.floor(quota), 1, highest).astype(np.int64)
+    while (missing := count - int(taken.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        has_room = taken < highest if step > 0 else taken > 1
+        taken[np.argmax(np.where(has_room, (quota - taken) * step, -np.inf))] += step
+    return taken
+
+
+def pick_stratified(labels: np.ndarray, taken: np.ndarray, seed: int) -> np.ndarray:
+    """Return sorted positions of `taken[k]` random images of each class k."""
+    rng = np.random.default_rng(seed)
+    picked = [rng.permutation(np.flatnonzero(labels == k))[:number] for k, number in enumerate(taken)]
+    return np.sort(np.concatenate(picked))
+
+
+# ── what identifies a split ───────────────────────────────────────────────────────────────────────
+
+
+def _membership_digest(train: Part, train_rows: np.ndarray, val: Part, val_rows: np.ndarray) -> str:
+    """Hash which labelled images are trained on (after `train_samples`) and which validate, in any order."""
+    digests = [
+        content_digest(part.hashes[rows], part.labels[rows])
+        for part, rows in ((train, train_rows), (val, val_rows))
+    ]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _pixel_statistics(moments: np.ndarray, pixels: int) -> tuple[Triple, Triple]:
+    count = len(moments) * pixels
+    sums, squares = moments.sum(axis=0).astype(np.float64)
+    mean = sums / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return _triple(mean / 255), _triple(std / 255)
+
+
+def _triple(values: np.ndarray) -> Triple:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

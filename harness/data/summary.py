@@ -1,0 +1,121 @@
+"""What a data set holds, for people: counts, statistics, digest and a look at the images themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from harness.config.schema import AugmentConfig, DataConfig
+from harness.data.datamodule import ImageDataModule
+from harness.data.held_out import load_test
+from harness.data.load import load_splits, resolve_auto
+from harness.data.splits import ImageArrays, ImageSplits
+
+SAMPLES_PER_CLASS = 8
+CLASSES_SHOWN = 20
+BROKEN_SHOWN = 20
+
+
+def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | None = None) -> str:
+    """Describe a data set and write ``samples.png``, one row of training images per class.
+
+    Args:
+        augment: If given, ``samples_augmented.png`` shows the same images as training would see them.
+
+    Returns:
+        Several lines of text.
+
+    Raises:
+        DataError: If the images are missing, damaged or unusable.
+    """
+    config = resolve_auto(config)
+    splits, test = load_splits(config), load_test(config)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    positions = _sample_positions(splits)
+    samples = torch.from_numpy(splits.train.gather(positions)).permute(0, 3, 1, 2)
+    pictures = [_write_grid(samples, output_dir / "samples.png")]
+    if augment is not None:
+        module = ImageDataModule(splits, config, augment, seed=0)
+        augmented = module.augment(samples, epoch=0, batch_index=0)
+        pictures.append(_write_grid(augmented, output_dir / "samples_augmented.png"))
+    return "\n".join(
+        [*_facts(splits), "", *_counts(splits, test), *_broken(splits), *_pictures(splits, pictures)]
+    )
+
+
+def _facts(splits: ImageSplits) -> list[str]:
+    height, width = splits.train.images.shape[1:3]
+    return [
+        f"data set   {splits.name}, {len(splits.class_names)} classes, {height} x {width} pixels",
+        f"source     {splits.source}",
+        f"mean       {_rounded(splits.mean)}   (training split, red green blue, in [0, 1])",
+        f"deviation  {_rounded(splits.std)}",
+        f"digest     {splits.digest}",
+    ]
+
+
+def _rounded(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.5f}" for value in values)
+
+
+def _counts(splits: ImageSplits, test: ImageArrays) -> list[str]:
+    """Return a table of images per class and split."""
+    columns = [_per_class(split, len(splits.class_names)) for split in (splits.train, splits.val, test)]
+    rows = [(name, *counts) for name, *counts in zip(splits.class_names, *columns, strict=True)]
+    rows.append(("total", *(int(counts.sum()) for counts in columns)))
+    width = max(len(str(row[0])) for row in rows)
+    header = f"{'class':<{width}}  {'train':>7}  {'val':>7}  {'test':>7}"
+    return [
+        header,
+        *(f"{name:<{width}}  {train:>7,}  {val:>7,}  {held:>7,}" for name, train, val, held in rows),
+    ]
+
+
+def _per_class(split: ImageArrays, num_classes: int) -> np.ndarray:
+    return np.bincount(split.labels, minlength=num_classes)
+
+
+def _broken(splits: ImageSplits) -> list[str]:
+    broken = splits.broken_files
+    if not broken:
+        return []
+    more = [f"  and {len(broken) - BROKEN_SHOWN} more"] if len(broken) > BROKEN_SHOWN else []
+    return [
+        "",
+        f"{len(broken)} file{'s' * (len(broken) > 1)} cannot be read:",
+        *(f"  {name}" for name in broken[:BROKEN_SHOWN]),
+        *more,
+    ]
+
+
+def _pictures(splits: ImageSplits, paths: list[Path]) -> list[str]:
+    shown = min(len(splits.class_names), CLASSES_SHOWN)
+    return ["", *(f"wrote {path}: one row for each of {shown} classes" for path in paths)]
+
+
+# ── pictures ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _sample_positions(splits: ImageSplits) -> np.ndarray:
+    """Return the first training images of each class; small classes repeat theirs to fill their row."""
+    rows = []
+    for label in range(min(len(splits.class_names), CLASSES_SHOWN)):
+        members = np.flatnonzero(splits.train.labels == label)
+        rows.append(np.resize(members, SAMPLES_PER_CLASS))
+    return np.concatenate(rows)
+
+
+def _write_grid(images_BCHW: Tensor, path: Path) -> Path:
+    if images_BCHW.is_floating_point():
+        images_BCHW = (images_BCHW * 255).round().to(torch.uint8)
+    grid = make_grid(images_BCHW, nrow=SAMPLES_PER_CLASS, padding=2, pad_value=255)
+    picture = Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+    if images_BCHW.shape[-1] <= 64:  # small images are shown at twice their size
+        picture = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
+    picture.save(path)
+    return path

@@ -1,0 +1,212 @@
+"""Training-time augmentation of whole batches on any device, with an independent draw for every image.
+
+Each part is a function that draws and one that applies, so that what is applied can be compared with a
+reference for given draws. Geometry keeps uint8; colour jitter returns float in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from harness.config.schema import AugmentConfig
+from harness.data.auto_augment import RandAugment, TrivialAugment
+from harness.data.colour import adjust_hue, blend, grey_levels
+from harness.errors import ConfigError
+
+MID_GREY = 128 / 255  # close to the mean of photographs, which is what cutout's paper fills with
+ERASED_AREA = (0.02, 0.33)  # of the image
+ERASED_RATIO = (0.3, 3.3)  # height ÷ width
+ERASING_TRIES = 10
+
+
+class BatchAugment:
+    """What `AugmentConfig` switches on, in this order: crop, flip, policy, colour jitter, cutout, erasing."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+        self._policy = _build_policy(config)
+
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment a batch.
+
+        Args:
+            images_BCHW: uint8, three channels.
+            generator: On the images' device.
+
+        Returns:
+            uint8, or float in [0, 1] where colours are jittered, in channels_last; the input itself where
+            nothing is on.
+        """
+        config, images = self.config, images_BCHW
+        if config.flip or config.crop_padding:
+            offsets = draw_offsets(len(images), config.crop_padding, generator)
+            flips = draw_flips(len(images), 0.5 if config.flip else 0.0, generator)
+            images = crop_and_flip(images, offsets, flips)
+        if self._policy is not None:
+            images = self._policy(images, generator)
+        if config.brightness or config.contrast or config.saturation or config.hue:
+            factors = draw_jitter(images, config, generator)
+            images = jitter_colours(tv.to_dtype(images, torch.float32, scale=True), factors)
+        if config.cutout_size:
+            images = cut_out(images, draw_centres(images, generator), config.cutout_size)
+        if config.erasing_probability:
+            images = erase(images, draw_boxes(images, config.erasing_probability, generator), generator)
+        if images is images_BCHW:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
+
+
+def _build_policy(config: AugmentConfig) -> TrivialAugment | RandAugment | None:
+    match config.policy:
+        case "none":
+            return None
+        case "trivial":
+            return TrivialAugment()
+        case "rand":
+            return RandAugment(config.rand_num_ops, config.rand_magnitude)
+
+
+# ── crop and flip ─────────────────────────────────────────────────────────────────────────────────
+
+
+def draw_offsets(count: int, padding: int, generator: torch.Generator) -> Tensor:
+    """Draw how far each window is shifted down and right, int64 (B, 2) in [-padding, padding]."""
+    return torch.randint(-padding, padding + 1, (count, 2), generator=generator, device=generator.device)
+
+
+def draw_flips(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Draw which images are mirrored, bool (B,)."""
+    return torch.rand(count, generator=generator, device=generator.device) < probability
+
+
+def crop_and_flip(images_BCHW: Tensor, offsets_B2: Tensor, flips_B: Tensor) -> Tensor:
+    """Cut a window of the image's own size out of it and its reflected border, then mirror it left to right.
+
+    One gather does both, without ever building the padded images.
+    """
+    batch, channels, height, width = images_BCHW.shape
+    device = images_BCHW.device
+    rows = _reflect(torch.arange(height, device=device) + offsets_B2[:, :1], height)
+    columns = torch.arange(width, device=device).expand(batch, width)
+    columns = torch.where(flips_B[:, None], width - 1 - columns, columns)
+    columns = _reflect(columns + offsets_B2[:, 1:], width)
+    first = torch.arange(batch, device=device)[:, None, None] * (height * width)
+    pixels = (first + rows[:, :, None] * width + columns[:, None, :]).reshape(-1)
+    flat = images_BCHW.permute(0, 2, 3, 1).reshape(-1, channels)  # a view, where images are channels_last
+    return flat.index_select(0, pixels).view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    """Mirror positions beyond either edge back inside, without repeating the edge itself."""
+    return (size - 1) - ((size - 1) - positions.abs()).abs()
+
+
+def check_fits(config: AugmentConfig, height: int, width: int) -> None:
+    """Refuse a border that reflection cannot fill.
+
+    Raises:
+        ConfigError: If `crop_padding` is not smaller than the image.
+    """
+    if config.crop_padding >= min(height, width):
+        raise ConfigError(
+            f"augment.crop_padding={config.crop_padding} needs images larger than itself, "
+            f"these have {height}x{width} pixels; lower it"
+        )
+
+
+# ── colour jitter ─────────────────────────────────────────────────────────────────────────────────
+
+
+def draw_jitter(images_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Draw brightness, contrast and saturation factors and a hue shift for each image, float (4, B)."""
+    spread = (config.brightness, config.contrast, config.saturation, config.hue)
+    uniform = torch.rand(4, len(images_BCHW), generator=generator, device=generator.device) * 2 - 1
+    centre = torch.tensor([1.0, 1.0, 1.0, 0.0], device=generator.device)
+    return centre[:, None] + uniform * torch.tensor(spread, device=generator.device)[:, None]
+
+
+def jitter_colours(images_BCHW: Tensor, factors_4B: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue, in this order (torchvision's is random per batch).
+
+    Args:
+        images_BCHW: float in [0, 1].
+        factors_4B: As of `draw_jitter`.
+    """
+    brightness, contrast, saturation, hue = factors_4B[:, :, None, None, None]
+    images = blend(images_BCHW, 0.0, brightness)
+    images = blend(images, grey_levels(images).mean(dim=(1, 2, 3), keepdim=True), contrast)
+    images = blend(images, grey_levels(images), saturation)
+    return adjust_hue(images, hue)
+
+
+# ── cutout and random erasing ─────────────────────────────────────────────────────────────────────
+
+
+def draw_centres(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a pixel of each image, int64 (B, 2)."""
+    batch, _, height, width = images_BCHW.shape
+    uniform = torch.rand(batch, 2, generator=generator, device=generator.device)
+    return (uniform * torch.tensor([height, width], device=generator.device)).long()
+
+
+def cut_out(images_BCHW: Tensor, centres_B2: Tensor, size: int) -> Tensor:
+    """Cover a square around each image's centre pixel, as far as it lies inside, with mid-grey.
+
+    Source: DeVries and Taylor, arXiv:1708.04552; there it is the data set's mean, which is near.
+    """
+    top_left = centres_B2 - size // 2
+    mask = _box_mask(images_BCHW, torch.cat([top_left, top_left + size], dim=1))
+    fill = MID_GREY if images_BCHW.is_floating_point() else round(MID_GREY * 255)
+    return images_BCHW.masked_fill(mask, fill)
+
+
+def draw_boxes(images_BCHW: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Draw the rectangle to erase from each image, int64 (B, 4) of top, left, bottom, right; it may be empty.
+
+    Area and (log) aspect ratio are uniform; of ten tries the first that fits counts, as in the paper.
+    """
+    batch, _, height, width = images_BCHW.shape
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator, device=generator.device)
+
+    area = height * width * uniform(*ERASED_AREA, batch, ERASING_TRIES)
+    ratio = uniform(math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1]), batch, ERASING_TRIES).exp()
+    tall, wide = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (tall < height) & (wide < width)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    erased = fits.any(dim=1) & (uniform(0.0, 1.0, batch) < probability)
+    tall, wide = (size.gather(1, first).squeeze(1) * erased for size in (tall, wide))
+    top = (uniform(0.0, 1.0, batch) * (height - tall + 1)).floor()
+    left = (uniform(0.0, 1.0, batch) * (width - wide + 1)).floor()
+    return torch.stack([top, left, top + tall, left + wide], dim=1).long()
+
+
+def erase(images_BCHW: Tensor, boxes_B4: Tensor, generator: torch.Generator) -> Tensor:
+    """Fill each image's box with uniform noise of its own.
+
+    Source: Zhong et al., arXiv:1708.04896 (the RE-R variant).
+    """
+    chosen = (boxes_B4[:, 2] > boxes_B4[:, 0]).nonzero().squeeze(1)
+    members = images_BCHW[chosen]
+    noise = torch.rand(members.shape, generator=generator, device=generator.device)
+    if not images_BCHW.is_floating_point():
+        noise = (noise * 256).to(images_BCHW.dtype)
+    result = images_BCHW.clone(memory_format=torch.preserve_format)
+    result[chosen] = torch.where(_box_mask(members, boxes_B4[chosen]), noise, members)
+    return result
+
+
+def _box_mask(images_BCHW: Tensor, boxes_B4: Tensor) -> Tensor:
+    """Return where each image's box lies, bool (B, 1, H, W)."""
+    height, width = images_BCHW.shape[-2:]
+    top, left, bottom, right = boxes_B4.unbind(dim=1)
+    rows = torch.arange(height, device=boxes_B4.device)
+    columns = torch.arange(width, device=boxes_B4.device)
+    in_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
+    in_columns = (columns >= left[:, None]) & (columns < right[:, None])
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
