@@ -113,14 +113,15 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def _train(config: RunConfig) -> int:
+    from harness.data import load_splits
     from harness.tracking.store import open_store
     from harness.training.machine import prepare_process
     from harness.training.train import train
 
     prepare_process(config.trainer.threads, config.trainer.keep_memory)
-    store = open_store(config.tracking)
+    experiment = config.tracking.experiment or load_splits(config.data).name  # what `auto` really got
     name = config.tracking.run_name or f"{config.model.kind}-{config.finetune.kind}"
-    tracker = store.start_run(name, experiment_name(config), {"harness.kind": "train"})
+    tracker = open_store(config.tracking).start_run(name, experiment, {"harness.kind": "train"})
     checkpoints = Path(config.tracking.dir) / "checkpoints" / tracker.run_id
     with stop_flag() as stop_requested:
         result = train(
@@ -229,13 +230,6 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 # ── what the commands share ───────────────────────────────────────────────────────────────────────
-
-
-def experiment_name(config: RunConfig) -> str:
-    """Return a run's experiment: as configured, else the name of the data that it really got."""
-    from harness.data import load_splits
-
-    return config.tracking.experiment or load_splits(config.data).name
 
 
 def tracking_config(options: argparse.Namespace) -> TrackingConfig:

@@ -33,7 +33,7 @@ class BaseData(Frozen):
     batch_size: PositiveInt = 128
     val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1  # of the training images, stratified
     split_seed: Annotated[int, Field(ge=0)] = 0  # of the validation split; independent of `seed`
-    train_samples: PositiveInt | None = None  # a stratified subset of the training split; None = all
+    max_train_samples: PositiveInt | None = None  # then a stratified subset of it; None = no limit
 
 
 class AutoData(BaseData):
@@ -257,10 +257,10 @@ class RunConfig(Frozen):
                 f"optim.schedule.warmup_epochs={self.optim.schedule.warmup_epochs:g} leaves nothing of "
                 f"trainer.max_epochs={self.trainer.max_epochs}: lower it or train longer"
             )
-        if self.data.train_samples is not None and self.data.batch_size > self.data.train_samples:
+        if self.data.max_train_samples is not None and self.data.batch_size > self.data.max_train_samples:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} is larger than "
-                f"data.train_samples={self.data.train_samples}: lower it or use more samples"
+                f"data.max_train_samples={self.data.max_train_samples}: lower it or use more samples"
             )
         return self
 

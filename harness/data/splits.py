@@ -158,15 +158,13 @@ def _set_aside(
 
 
 def _subset(part: Part, rows: np.ndarray, config: BaseData) -> np.ndarray:
-    count = config.train_samples
-    if count is None or count == len(rows):
+    count = config.max_train_samples
+    if count is None or count >= len(rows):
         return rows
     labels = part.labels[rows]
     sizes = np.bincount(labels)
-    if count > len(rows):
-        raise DataError(f"data.train_samples={count} exceeds the {len(rows)} training images; lower it")
     if count < len(sizes):
-        raise DataError(f"data.train_samples={count} cannot cover {len(sizes)} classes; raise it")
+        raise DataError(f"data.max_train_samples={count} cannot cover {len(sizes)} classes; raise it")
     return rows[pick_stratified(labels, allocate(sizes, count, sizes), config.split_seed)]
 
 
@@ -196,7 +194,7 @@ def pick_stratified(labels: np.ndarray, taken: np.ndarray, seed: int) -> np.ndar
 
 
 def _membership_digest(train: Part, train_rows: np.ndarray, val: Part, val_rows: np.ndarray) -> str:
-    """Hash which labelled images are trained on (after `train_samples`) and which validate, in any order."""
+    """Hash which labelled images are trained on (after `max_train_samples`) and which validate, in any order."""
     digests = [
         content_digest(part.hashes[rows], part.labels[rows])
         for part, rows in ((train, train_rows), (val, val_rows))

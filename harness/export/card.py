@@ -187,7 +187,7 @@ def _by_split(config: BundleConfig) -> dict[str, dict[str, float]]:
 
 
 def _data(config: BundleConfig) -> str:
-    subset = config.training.get("data", {}).get("train_samples")
+    subset = config.training.get("data", {}).get("max_train_samples")
     used = f"\nTrained on a stratified subset of {subset:,} training images." if subset else ""
     held = f"validated on {config.data.num_val_images:,} images that it was not trained on"
     return f"`{config.data.name}`, {held}.{used}\nDigest of pixels, labels and split: `{config.data.digest}`."

@@ -62,7 +62,7 @@ def test_the_configuration_cannot_be_changed() -> None:
         (["optim=sgd", "optim.momentum=0"], "nesterov needs momentum above 0"),
         (["model=lenet", "finetune=partial"], "finetune=partial would freeze random weights of lenet"),
         (["optim.schedule.warmup_epochs=10"], "leaves nothing of trainer.max_epochs=10"),
-        (["data.train_samples=64"], "data.batch_size=128 is larger than data.train_samples=64"),
+        (["data.max_train_samples=64"], "data.batch_size=128 is larger than data.max_train_samples=64"),
         (["data.dir=a(b"], "cannot read the override 'data.dir=a(b'"),
         (["optim.lr=1,2"], "searches are written in configs/sweep/"),
     ],

@@ -82,23 +82,29 @@ def test_a_tiny_class_still_validates() -> None:
     assert np.bincount(splits.train.labels)[1] == 1
 
 
-# ── train_samples ─────────────────────────────────────────────────────────────────────────────────
+# ── max_train_samples ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("count", [3, 17, 71, 72])
-def test_train_samples_is_exact_and_leaves_validation_alone(count: int) -> None:
+def test_a_subset_is_exact_and_leaves_validation_alone(count: int) -> None:
     decoded = decoded_of([50, 30, 20])
-    whole, subset = split(decoded), split(decoded, train_samples=count)
+    whole, subset = split(decoded), split(decoded, max_train_samples=count)
     assert len(subset.train) == count
     assert set(np.unique(subset.train.labels)) == {0, 1, 2}
     assert set(subset.train.indices) <= set(whole.train.indices)
     np.testing.assert_array_equal(subset.val.indices, whole.val.indices)
 
 
-@pytest.mark.parametrize(("count", "message"), [(73, "exceeds the 72 training images"), (2, "3 classes")])
-def test_train_samples_out_of_reach(count: int, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        split(decoded_of([50, 30, 20]), train_samples=count)
+def test_max_train_samples_is_a_limit_not_a_demand() -> None:
+    decoded = decoded_of([50, 30, 20])
+    np.testing.assert_array_equal(
+        split(decoded, max_train_samples=73).train.indices, split(decoded).train.indices
+    )
+
+
+def test_max_train_samples_must_cover_the_classes() -> None:
+    with pytest.raises(DataError, match="cannot cover 3 classes; raise it"):
+        split(decoded_of([50, 30, 20]), max_train_samples=2)
 
 
 def test_a_batch_may_be_the_whole_split_but_no_more() -> None:
@@ -114,7 +120,7 @@ def test_a_batch_may_be_the_whole_split_but_no_more() -> None:
 
 
 def test_mean_and_deviation_are_of_the_training_split_alone() -> None:
-    splits = split(decoded_of([50, 30, 20]), train_samples=40)
+    splits = split(decoded_of([50, 30, 20]), max_train_samples=40)
     pixels = splits.train.gather(slice(None)).reshape(-1, 3) / 255
     np.testing.assert_allclose(splits.mean, pixels.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(splits.std, pixels.std(axis=0), rtol=1e-9)
@@ -136,7 +142,7 @@ def test_the_digest_changes_with_pixels_labels_and_membership() -> None:
         split(altered(part.images, swapped)).digest,
         split(decoded, split_seed=1).digest,
         split(decoded, val_fraction=0.2).digest,
-        split(decoded, train_samples=50).digest,
+        split(decoded, max_train_samples=50).digest,
     ]
     assert len(set(digests)) == len(digests)
     assert split(decoded).digest == digests[0]

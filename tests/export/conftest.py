@@ -38,7 +38,7 @@ def write_checkpoint(path: Path, model: ModelConfig, seed: int = 0) -> Path:
     with torch.no_grad():
         for parameter in classifier.parameters():
             parameter.mul_(scale)
-    config = RunConfig(model=model, data=DigitsData(dir="somewhere/private", train_samples=500))
+    config = RunConfig(model=model, data=DigitsData(dir="somewhere/private", max_train_samples=500))
     facts = ModelFacts(config.to_dict(), CLASSES, MEAN, STD, "digits", "d1ce" * 16)
     content = {
         "state_dict": {PREFIX + name: tensor for name, tensor in classifier.state_dict().items()},

@@ -130,11 +130,11 @@ def test_a_failed_run_is_recorded_as_failed(tiny_config: Config, tmp_path: Path)
     from harness.training.train import train
 
     tracker = RecordingTracker()
-    config = tiny_config("data.train_samples=100000")
+    config = tiny_config("data.max_train_samples=5", "data.batch_size=4")
     with pytest.raises(HarnessError):
         train(config, tracker=tracker, checkpoint_dir=tmp_path)  # type: ignore[arg-type]
     assert tracker.status == "FAILED"
-    assert "train_samples" in tracker.tags["harness.failure"]
+    assert "max_train_samples" in tracker.tags["harness.failure"]
 
 
 def test_early_stopping(run: Run, tiny_config: Config) -> None:

@@ -1,0 +1,134 @@
+"""Where one sweep lives: its name, folder, lock and study."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+
+from harness.config.compose import CONFIG_DIR, SweepPlan
+from harness.data import load_splits
+from harness.errors import ConfigError, SweepError
+from harness.search import question, record, study
+from harness.search.study import TrialRow, best_row, read_rows
+
+SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
+
+
+@dataclass(frozen=True)
+class SweepHome:
+    """One sweep on this machine, whether it has begun or not."""
+
+    plan: SweepPlan
+    name: str
+    question: dict[str, Any]
+    experiment: str
+    directory: Path
+    storage: str  # URL of the database
+    command: str  # that continues it
+
+    def trial_directory(self, number: int) -> Path:
+        return self.directory / f"trial-{number:04d}"
+
+
+def find_home(plan: SweepPlan, command: str | None = None) -> SweepHome:
+    """Return where the sweep of a plan lives, which needs its data: they are part of the question.
+
+    Raises:
+        ConfigError: a name that cannot be a folder.
+        DataError: images that cannot be had.
+    """
+    splits = load_splits(plan.base.data)
+    asked = question.sweep_question(plan, splits.digest)
+    name = question.sweep_name(plan, splits.name, asked)
+    if not SAFE_NAME.fullmatch(name):
+        raise ConfigError(f"sweep.name={name!r} names a folder too: use letters, digits, '-', '_' and '.'")
+    return SweepHome(
+        plan=plan,
+        name=name,
+        question=asked,
+        experiment=plan.base.tracking.experiment or splits.name,
+        directory=Path(plan.base.tracking.dir).expanduser().resolve() / "sweeps" / name,
+        storage=study.storage_url(plan.base.tracking.dir),
+        command=command or _command(plan),
+    )
+
+
+def _command(plan: SweepPlan) -> str:
+    config_dir = [] if plan.config_dir == CONFIG_DIR else ["--config-dir", str(plan.config_dir)]
+    return shlex.join(["harness", "sweep", *config_dir, *plan.overrides])
+
+
+def existing_study(home: SweepHome) -> optuna.Study | None:
+    """Return the sweep's study if it exists; nothing is created.
+
+    Raises:
+        SweepError: its trials answered another question.
+    """
+    if not (home.directory.parents[1] / study.DATABASE).is_file():
+        return None
+    found = study.find_study(study.open_storage(home.storage), home.name)
+    if found is not None:
+        question.check_same_question(home.name, found.user_attrs.get(record.QUESTION, {}), home.question)
+    return found
+
+
+def open_study(home: SweepHome) -> optuna.Study:
+    """Return the study, created here and now if this is the sweep's first call.
+
+    Raises:
+        SweepError: its trials answered another question.
+    """
+    found = existing_study(home)
+    if found is None:
+        found = study.create_study(study.open_storage(home.storage), home.name, home.plan.sweep)
+        found.set_user_attr(record.QUESTION, home.question)
+    return found
+
+
+@contextmanager
+def locked(home: SweepHome) -> Iterator[None]:
+    """Hold the sweep, so that its RUNNING trials are known to be nobody else's; the system lets go with us.
+
+    Raises:
+        SweepError: another process holds it, or its folder cannot be written.
+    """
+    lock = FileLock(home.directory / "lock", timeout=0)
+    try:
+        home.directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise SweepError(
+            f"sweep {home.name!r} is being run by another process: wait for it, or choose another sweep.name"
+        ) from error
+    except OSError as error:
+        raise SweepError(
+            f"{home.directory} cannot be written ({error.strerror}): choose another tracking.dir (MLRUNS_DIR)"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_closed(found: optuna.Study, plan: SweepPlan) -> bool:
+    """Return whether the budget has ended and everything about it is recorded."""
+    rows = read_rows(found)
+    best = best_row(rows, plan.sweep.direction)
+    has_ended = sum(row.has_ended for row in rows) >= plan.sweep.num_trials
+    is_recorded = found.user_attrs.get(record.CLOSED) == record.closing_state(rows, best)
+    return has_ended and is_recorded and not needs_test(found, plan, best)
+
+
+def needs_test(found: optuna.Study, plan: SweepPlan, best: TrialRow | None) -> bool:
+    """Return whether the best trial's checkpoint is still to be evaluated on the test split."""
+    if not plan.sweep.evaluate_test or best is None or best.checkpoint is None:
+        return False
+    return found.user_attrs.get(record.TEST, {}).get("trial") != best.number

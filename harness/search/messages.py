@@ -1,0 +1,80 @@
+"""What a sweep says before and after its trials: what it finds, what came out, how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from harness.search.home import SweepHome
+from harness.search.leaderboard import leaderboard_table
+from harness.search.progress import format_score
+from harness.search.slots import Slots
+from harness.search.study import TrialRow
+
+if TYPE_CHECKING:
+    from harness.search.sweep import SweepResult
+
+PLAIN_WIDTH = 120  # columns, of output into a file or a pipe
+NEXT_COMMANDS = "next: make ui (browse) · make compare (table of the runs) · make export (the best model)"
+
+
+def build_console() -> Console:
+    """Return a console that does not squeeze tables into 80 columns where nobody's terminal asks for it."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def greet(console: Console, home: SweepHome, rows: Sequence[TrialRow], slots: Slots) -> None:
+    """Say what is about to run, where, and what was found of earlier calls."""
+    ended = sum(row.has_ended for row in rows)
+    resumed = sum(row.state == "running" for row in rows)
+    before = f"; {ended} have ended before" if ended else ""
+    before += f"; {resumed} interrupted to go on" if resumed else ""
+    where = f"{slots.num_gpus} GPU(s)" if slots.num_gpus else f"{slots.threads} CPU thread(s) each"
+    num_trials = home.plan.sweep.num_trials
+    say(console, f"sweep {home.name}: {num_trials} trials, {slots.count} at a time on {where}{before}")
+    if slots.warning:
+        say(console, f"note: {slots.warning}")
+
+
+def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
+    """Print the leaderboard, the best trial, and the next commands to type."""
+    sweep = home.plan.sweep
+    if any(row.has_ended for row in result.rows):
+        console.print(leaderboard_table(result.rows, sweep.direction, sweep.metric))
+    if result.best is not None:
+        say(console, f"best: trial {result.best.number}, {sweep.metric} {format_score(result.best.score)}")
+    if result.test_metrics is not None and result.outcome != "interrupted":
+        say(console, f"its checkpoint on the test split: accuracy {result.test_metrics['test/accuracy']:.4f}")
+    if result.outcome == "complete":
+        say(console, NEXT_COMMANDS)
+        return
+    for line in stopped_lines(result, sweep.num_trials, home.command):
+        say(console, line)
+
+
+def stopped_lines(result: SweepResult, num_trials: int, command: str) -> list[str]:
+    """Return what a person wants to know about a sweep that is not complete."""
+    why = "the time budget (sweep.max_minutes) is up" if result.outcome == "out_of_time" else "stopped"
+    ended = sum(row.has_ended for row in result.rows)
+    return [
+        f"{why}: {ended} of {num_trials} trials have ended{_resumable(result.rows)}",
+        f"repeat the command to go on ({command})",
+    ]
+
+
+def _resumable(rows: Sequence[TrialRow]) -> str:
+    parts = [
+        f"trial {row.number} goes on "
+        + (f"after epoch {row.epochs_done}" if row.epochs_done else "from its start")
+        for row in rows
+        if row.state == "running"
+    ]
+    return "; " + ", ".join(parts) if parts else ""
+
+
+def say(console: Console, text: str) -> None:
+    """Print a plain line: no markup in users' names, no wrapping of commands."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

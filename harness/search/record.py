@@ -1,0 +1,114 @@
+"""A sweep's own record: its parent run, and `sweep.json` beside its trials.
+
+The study's user attributes hold what a later call must know; `sweep.json` mirrors it for people and for
+commands that look for the newest sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from harness.config.compose import SweepPlan
+from harness.search.leaderboard import history_figure, importance_figure, leaderboard_csv
+from harness.search.study import TrialRow, best_row, read_rows
+from harness.tracking import Tracker, names
+
+PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
+SWEEP_FILE = "sweep.json"
+
+
+@dataclass
+class SweepRecord:
+    """Where a sweep is recorded while it runs."""
+
+    plan: SweepPlan
+    study: optuna.Study
+    tracker: Tracker
+    directory: Path
+    _num_ended: int = -1
+
+    @property
+    def best_metric(self) -> str:
+        return "best/" + self.plan.sweep.metric.replace("/", "_")
+
+    def open(self) -> None:
+        """Record what the sweep is."""
+        values = {"sweep": self.plan.sweep.model_dump(mode="json"), **self.plan.base.to_dict()}
+        self.tracker.log_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "sweep.yaml")
+        self.tracker.log_params(self.plan.base.to_dict())
+        self._write_file("running", None)
+
+    def follow(self, rows: Sequence[TrialRow]) -> None:
+        """Record the best score so far whenever a trial has ended: the parent's own curve."""
+        num_ended = sum(row.has_ended for row in rows)
+        best = best_row(list(rows), self.plan.sweep.direction)
+        if best is None or best.score is None or num_ended == self._num_ended:
+            return
+        self._num_ended = num_ended
+        self.tracker.log_epoch(num_ended, {self.best_metric: best.score})
+
+    def close(self, status: str) -> None:
+        """Record how far the sweep is: leaderboard, pictures, and the best trial's identity."""
+        rows, sweep = read_rows(self.study), self.plan.sweep
+        best = best_row(rows, sweep.direction)
+        self.tracker.log_text(leaderboard_csv(rows, sweep.direction, sweep.metric), "leaderboard.csv")
+        self.tracker.log_figure(history_figure(rows, sweep.direction, sweep.metric), "history.png")
+        importance = importance_figure(self.study, sweep.metric)
+        if importance is not None:
+            self.tracker.log_figure(importance, "importance.png")
+        if best is not None:
+            self._record_best(best)
+        self._write_file(status, best)
+        self.study.set_user_attr(CLOSED, closing_state(rows, best))
+
+    def _record_best(self, best: TrialRow) -> None:
+        tags = {f"best.{path}": str(value) for path, value in best.params.items()}
+        tags |= {"harness.best_trial": str(best.number), names.BEST_RUN: best.run_id or ""}
+        if best.checkpoint is not None:
+            tags[names.CHECKPOINT] = str(best.checkpoint)
+        self.tracker.set_tags(tags)
+
+    def _write_file(self, status: str, best: TrialRow | None) -> None:
+        known = self.study.user_attrs
+        content: dict[str, Any] = {
+            "name": self.study.study_name,
+            "status": status,
+            "parent_run_id": known.get(PARENT_RUN_ID),
+            "overrides": list(self.plan.overrides),
+            "num_trials": self.plan.sweep.num_trials,
+            "best": None if best is None else _best_facts(best),
+            "test": known.get(TEST),
+            "question": known.get(QUESTION),
+        }
+        write_json(self.directory / SWEEP_FILE, content)
+
+
+def _best_facts(best: TrialRow) -> dict[str, Any]:
+    checkpoint = str(best.checkpoint) if best.checkpoint else None
+    return {
+        "trial": best.number,
+        "score": best.score,
+        "run_id": best.run_id,
+        "checkpoint": checkpoint,
+        "params": best.params,
+    }
+
+
+def closing_state(rows: Sequence[TrialRow], best: TrialRow | None) -> list[int]:
+    """Return what a closed record covers: how many trials had ended, and which was best."""
+    return [sum(row.has_ended for row in rows), -1 if best is None else best.number]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file so that a reader sees the old one or the new one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,36 @@
+"""How a sweep is asked to stop: once to finish cleanly, twice to leave at once."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopSignals:
+    """Counts SIGINT and SIGTERM while it is entered, instead of raising from wherever the program is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """Return the code by which shells name the first signal, 0 if there was none."""
+        return 0 if self.first is None else 128 + self.first
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.first = self.first or number

@@ -1,0 +1,66 @@
+"""How many trials run at a time, and what each may use of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.config.schema import RunConfig
+from harness.config.sweep import SweepConfig
+
+MAX_AUTO_SLOTS = 4  # on a CPU: beyond it, trials wait for memory rather than for cores
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The places of a sweep on one machine."""
+
+    count: int
+    threads: int  # CPU threads of each trial
+    num_gpus: int  # 0: not pinned
+    warning: str | None = None
+
+    def device_index(self, slot: int) -> int | None:
+        """Return the GPU of a slot."""
+        return slot % self.num_gpus if self.num_gpus else None
+
+
+def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
+    """Return this machine's slots for a sweep.
+
+    Raises:
+        ConfigError: the configuration asks for a device that this machine lacks.
+    """
+    from harness.training.machine import available_cores, resolve_machine
+
+    device = resolve_machine(base.trainer).device.type
+    num_gpus = 0
+    if device == "cuda":
+        import torch
+
+        num_gpus = torch.cuda.device_count()
+    return resolve_slots(sweep, base.trainer.threads, available_cores(), device, num_gpus)
+
+
+def resolve_slots(
+    sweep: SweepConfig, trainer_threads: int | None, cores: int, device: str, num_gpus: int
+) -> Slots:
+    """Choose what is left to `auto`; slots × threads never exceeds the cores unless the user fixed both."""
+    fixed_slots = None if sweep.slots == "auto" else sweep.slots
+    fixed_threads = trainer_threads if sweep.threads_per_trial == "auto" else sweep.threads_per_trial
+    if fixed_slots and fixed_threads:
+        return Slots(fixed_slots, fixed_threads, num_gpus, _overload(fixed_slots, fixed_threads, cores))
+    if fixed_slots:
+        count = min(fixed_slots, cores)
+        lowered = f"sweep.slots={fixed_slots} lowered to {count}, the number of cores"
+        threads = max(1, cores // count)
+        return Slots(count, threads, num_gpus, lowered if count < fixed_slots else None)
+    wanted = {"cuda": num_gpus, "mps": 1}.get(device, MAX_AUTO_SLOTS)
+    count = max(1, min(wanted, cores // (fixed_threads or 1)))
+    threads = fixed_threads or max(1, cores // count)
+    return Slots(count, threads, num_gpus, _overload(count, threads, cores))
+
+
+def _overload(count: int, threads: int, cores: int) -> str | None:
+    if count * threads <= cores:
+        return None
+    return f"{count} trials × {threads} threads on {cores} cores will run slower than fewer of them"

@@ -1,0 +1,138 @@
+"""From a space over dotted configuration paths to the overrides of one trial."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from harness.config.compose import SweepPlan, flatten, groups, parse_overrides
+from harness.config.problems import validate
+from harness.config.schema import RunConfig
+from harness.config.sweep import Choice, Dimension, FloatRange, Rule, Scalar, SweepConfig, holds
+from harness.errors import ConfigError
+
+MAX_CORNERS = 64  # combinations of the space's extremes that are validated before anything starts
+FIXED_OVERRIDES = ("evaluate_test=false",)  # selection sees validation only
+
+
+class Suggester(Protocol):
+    """What a space asks of an Optuna trial."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+def suggest(trial: Suggester, space: Mapping[str, Dimension]) -> dict[str, Scalar]:
+    """Return the trial's value for every path whose condition holds, asked for in the order of the space."""
+    chosen: dict[str, Scalar] = {}
+    for path, dimension in space.items():
+        if not holds(dimension.when, chosen):
+            continue
+        if isinstance(dimension, Choice):
+            chosen[path] = trial.suggest_categorical(path, dimension.values)
+        elif isinstance(dimension, FloatRange):
+            chosen[path] = trial.suggest_float(path, dimension.low, dimension.high, log=dimension.log)
+        else:
+            chosen[path] = trial.suggest_int(path, dimension.low, dimension.high, log=dimension.log)
+    return chosen
+
+
+def trial_overrides(plan: SweepPlan, chosen: Mapping[str, Scalar]) -> list[str]:
+    """Return a trial's overrides: what was chosen, then the rules that hold for it.
+
+    What the user fixed on the command line is not overruled by a rule.
+    """
+    fixed = {override.key_or_group for override in parse_overrides(plan.overrides)}
+    return [
+        *(f"{path}={as_override_value(value)}" for path, value in chosen.items()),
+        *_rule_overrides(plan.sweep.rules, dict(chosen), fixed),
+        *FIXED_OVERRIDES,
+    ]
+
+
+def _rule_overrides(rules: Sequence[Rule], chosen: dict[str, Scalar], fixed: set[str]) -> list[str]:
+    texts = [text for rule in rules if holds(rule.when, chosen) for text in rule.overrides]
+    return [o.input_line or "" for o in parse_overrides(texts) if o.key_or_group not in fixed]
+
+
+def as_override_value(value: Scalar) -> str:
+    """Return a value in Hydra's override grammar, so that it comes back with its type."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return repr(value)
+    if (
+        value.isascii()
+        and value.isidentifier()
+        and value.lower() not in ("true", "false", "null", "none", "nan", "inf")
+    ):
+        return value
+    # Within quotes, Hydra reads backslashes as such unless a quote follows them.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+def check_space(plan: SweepPlan) -> dict[str, RunConfig]:
+    """Make sure that the corners of the space are valid runs, before anything is started.
+
+    Only what can change the composition (groups and rules) is composed anew; other values are put in place,
+    which is thousands of times faster than Hydra.
+
+    Returns:
+        One run of every arm (groups and rules) by what makes the arm, such as `finetune=partial`.
+
+    Raises:
+        ConfigError: a path that no run has, or a value that no run may have.
+    """
+    known_groups = groups(plan.config_dir)
+    arms: dict[str, RunConfig] = {}
+    for chosen in itertools.islice(corners(plan.sweep), MAX_CORNERS):
+        overrides = trial_overrides(plan, chosen)
+        values = {path: value for path, value in chosen.items() if path not in known_groups}
+        arm = " ".join(o for o in overrides if o.partition("=")[0] not in values and o not in FIXED_OVERRIDES)
+        try:
+            if arm not in arms:
+                arms[arm] = plan.compose_trial(overrides)
+            else:
+                validate(RunConfig, _put(arms[arm].to_dict(), values))
+        except ConfigError as error:
+            where = ", ".join(f"{path}={value}" for path, value in chosen.items())
+            raise ConfigError(f"the space reaches a run that cannot be ({where}): {error}") from error
+    return arms
+
+
+def corners(sweep: SweepConfig) -> Iterator[dict[str, Scalar]]:
+    """Yield every combination of choices, each with all ranges at their low and then at their high end."""
+    options = [
+        dimension.values if isinstance(dimension, Choice) else [None] for dimension in sweep.space.values()
+    ]
+    for values, end in itertools.product(itertools.product(*options), ("low", "high")):
+        chosen: dict[str, Scalar] = {}
+        for (path, dimension), value in zip(sweep.space.items(), values, strict=True):
+            if holds(dimension.when, chosen):
+                chosen[path] = getattr(dimension, end) if value is None else value
+        yield chosen
+
+
+def describe_dimension(dimension: Dimension) -> str:
+    """Return a dimension for people: `0.0003 to 0.01 (log)`, `1 to 3, where finetune=partial`."""
+    if isinstance(dimension, Choice):
+        text = " | ".join(str(value) for value in dimension.values)
+    else:
+        text = f"{dimension.low:g} to {dimension.high:g}" + (" (log)" if dimension.log else "")
+    conditions = ", ".join(f"{path}={values}" for path, values in dimension.when.items())
+    return text + (f", where {conditions}" if conditions else "")
+
+
+def _put(tree: dict[str, Any], values: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Return a copy of a nested mapping with the values at their dotted paths."""
+    nested: dict[str, Any] = {}
+    for path, value in {**flatten(tree), **values}.items():
+        *parents, leaf = path.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return nested

@@ -1,0 +1,204 @@
+"""The Optuna study: the only truth about a sweep, and the plain rows that everything else reads from it.
+
+A step of a trial is the number of epochs it has completed (1-based): a resource, as Hyperband counts it.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from harness.config.sweep import PrunerConfig, SamplerConfig, SweepConfig
+from harness.errors import SweepError
+
+DATABASE = "optuna.db"
+LOCK_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
+
+# User attributes of a trial, each written once by the process that knows it.
+OVERRIDES, MAX_EPOCHS, RUN_ID = "overrides", "max_epochs", "run_id"
+CHECKPOINT, BEST_EPOCH, SECONDS = "checkpoint", "best_epoch", "seconds"
+REASON = "reason"  # why it failed
+INFEASIBLE = "infeasible"  # why it can have no score: an answer, not an accident
+DEATHS = "deaths"  # times that its process ended without a word
+
+State = Literal["waiting", "running", "complete", "pruned", "diverged", "failed"]
+ENDED: tuple[State, ...] = ("complete", "pruned", "diverged", "failed")
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One logical trial, as plain values."""
+
+    number: int
+    trial_id: int  # Optuna's, over all studies
+    state: State
+    score: float | None  # of the best epoch so far
+    last_score: float | None
+    best_epoch: int | None  # 0-based
+    epochs_done: int
+    max_epochs: int | None
+    params: dict[str, Any]
+    seconds: float | None  # of training
+    run_id: str | None
+    checkpoint: Path | None
+    reason: str | None
+    deaths: int
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+
+def storage_url(tracking_dir: str) -> str:
+    """Return the address of the sweeps' database under the folder of everything recorded."""
+    return f"sqlite:///{Path(tracking_dir).expanduser().resolve().as_posix()}/{DATABASE}"
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open the database; the first caller creates it, which must be the coordinator.
+
+    Raises:
+        SweepError: it cannot be opened, or is no database.
+    """
+    quiet_optuna()
+    try:
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_S}})
+    except (SQLAlchemyError, RuntimeError) as error:
+        raise SweepError(f"the database of sweeps {url} cannot be opened: {_first_line(error)}") from error
+
+
+def quiet_optuna() -> None:
+    """Keep Optuna's own progress and its notes on `group` (long in use, still called experimental) quiet."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
+    """Return the study for reading and for creating trials; None if there is no such sweep."""
+    try:
+        return optuna.load_study(
+            study_name=name, storage=storage, sampler=RandomSampler(), pruner=NopPruner()
+        )
+    except KeyError:
+        return None
+
+
+def create_study(storage: BaseStorage, name: str, sweep: SweepConfig) -> optuna.Study:
+    """Return a new study, as :func:`find_study` would."""
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        direction=sweep.direction,
+        sampler=RandomSampler(),
+        pruner=NopPruner(),
+    )
+
+
+def load_study_for_trial(
+    storage: BaseStorage, name: str, sweep: SweepConfig, number: int, max_epochs: int
+) -> optuna.Study:
+    """Return the study as one trial's process uses it: with a sampler of its own seed, and the pruner."""
+    return optuna.load_study(
+        study_name=name,
+        storage=storage,
+        sampler=build_sampler(sweep.sampler, number),
+        pruner=build_pruner(sweep.pruner, max_epochs),
+    )
+
+
+def build_sampler(config: SamplerConfig, number: int) -> BaseSampler:
+    """Return the sampler of one trial, seeded from the sweep's seed and the trial's number.
+
+    Two processes with one seed would draw the same start-up trials; one generator can't be shared.
+    """
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    if config.kind == "random":
+        return RandomSampler(seed=seed)
+    return TPESampler(
+        n_startup_trials=config.startup_trials,
+        multivariate=True,
+        group=True,  # conditional paths are modelled together, within their arm
+        constant_liar=True,  # trials that still run keep others away from the same place
+        seed=seed,
+    )
+
+
+def build_pruner(config: PrunerConfig, max_epochs: int) -> BasePruner:
+    """Return the pruner; Hyperband is told the epochs, as its own guess prunes nothing at first."""
+    match config.kind:
+        case "none":
+            return NopPruner()
+        case "median":
+            return MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs)
+        case "hyperband":
+            return HyperbandPruner(
+                min_resource=config.min_epochs,
+                max_resource=max(max_epochs, config.min_epochs),
+                reduction_factor=config.reduction_factor,
+            )
+
+
+def read_rows(study: optuna.Study) -> list[TrialRow]:
+    """Return every trial of the study by number."""
+    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    return [_row(trial, maximize) for trial in study.get_trials(deepcopy=False)]
+
+
+def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
+    known = trial.user_attrs
+    scores = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
+    steps = sorted(scores, key=lambda step: scores[step], reverse=maximize)
+    score = trial.value if trial.state == TrialState.COMPLETE else scores[steps[0]] if steps else None
+    best_epoch = known.get(BEST_EPOCH, steps[0] - 1 if steps else None)
+    return TrialRow(
+        number=trial.number,
+        trial_id=trial._trial_id,
+        state=_state(trial),
+        score=score,
+        last_score=scores[max(scores)] if scores else None,
+        best_epoch=best_epoch,
+        epochs_done=trial.last_step or 0,
+        max_epochs=known.get(MAX_EPOCHS),
+        params=dict(trial.params),
+        seconds=known.get(SECONDS),
+        run_id=known.get(RUN_ID),
+        checkpoint=Path(known[CHECKPOINT]) if known.get(CHECKPOINT) else None,
+        reason=known.get(REASON) or known.get(INFEASIBLE),
+        deaths=known.get(DEATHS, 0),
+    )
+
+
+def _state(trial: FrozenTrial) -> State:
+    match trial.state:
+        case TrialState.COMPLETE:
+            return "complete"
+        case TrialState.PRUNED:
+            return "diverged" if INFEASIBLE in trial.user_attrs else "pruned"
+        case TrialState.FAIL:
+            return "failed"
+        case TrialState.RUNNING:
+            return "running"
+        case _:
+            return "waiting"
+
+
+def best_row(rows: list[TrialRow], direction: str) -> TrialRow | None:
+    """Return the best complete trial, the earlier of equals; None if none is complete."""
+    complete = [row for row in rows if row.state == "complete" and row.score is not None]
+    sign = 1.0 if direction == "minimize" else -1.0
+    return min(complete, key=lambda row: (sign * (row.score or 0.0), row.number), default=None)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

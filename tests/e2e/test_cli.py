@@ -1,0 +1,78 @@
+"""The commands as a user types them, in a process of their own or through `main`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.cli import build_parser, main
+
+SMALL = ("data=digits", "model=lenet", "data.max_train_samples=300", "trainer.max_epochs=2", "optim.lr=0.003")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    heavy = "{'torch', 'mlflow', 'optuna', 'timm', 'pytorch_lightning'}"
+    code = f"import sys, harness.cli as c; c.build_parser(); print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_command_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--help"])
+    shown = capsys.readouterr().out
+    for command in ("sweep", "train", "data", "evaluate", "compare", "export", "ui", "predict", "doctor"):
+        assert re.search(rf"^\s+{command}\s+\w+", shown, re.MULTILINE), command
+
+
+def test_print_config_and_dry_run_train_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["kind"] == "lenet"
+    assert main(["train", *SMALL, "--dry-run"]) == 0
+    assert "62,006 trainable, 0 frozen" in capsys.readouterr().out
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.usefixtures("made_store")
+def test_train_evaluate_compare_export_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The life of one run, by the commands alone."""
+    assert main(["train", *SMALL]) == 0
+    run_id = re.search(r"^run (\w{32})", capsys.readouterr().out, re.MULTILINE)
+    assert run_id is not None
+    assert main(["evaluate", "--run", run_id[1]]) == 0
+    assert "test/accuracy" in capsys.readouterr().out
+    assert main(["compare", run_id[1], "--output", str(tmp_path / "compare")]) == 0
+    assert {file.suffix for file in (tmp_path / "compare").iterdir()} == {".csv", ".md"}
+    assert main(["export", "--run", run_id[1], "--output", str(tmp_path / "exports")]) == 0
+    assert "parity" in capsys.readouterr().out.lower()
+
+    (bundle,) = (tmp_path / "exports").iterdir()
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    files = []
+    for index in range(3):
+        files.append(str(tmp_path / f"{index}.png"))
+        Image.fromarray((load_digits().images[index] * 15.9).astype("uint8")).save(files[-1])
+    assert main(["predict", str(bundle), *files]) == 0
+    assert main(["predict", str(bundle), *files, str(tmp_path / "missing.png")]) == 2
+    shown = capsys.readouterr().out
+    assert all(Path(file).name in shown for file in files)
+    assert "missing.png" in shown
+
+
+def test_doctor_says_what_auto_means(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert re.search(r"^device +\w+, .*(fp32|bf16|fp16)", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_data_shows_counts_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "data=digits", "--output", str(tmp_path)]) == 0
+    assert "digest" in capsys.readouterr().out
+    assert (tmp_path / "samples.png").stat().st_size > 1000

@@ -1,0 +1,129 @@
+"""A small sweep in its own folder, run by fake training in real processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from rich.console import Console
+
+from harness.config.compose import CONFIG_DIR, compose_sweep
+from harness.config.schema import TrackingConfig
+from harness.search.executors.local import PRELOADED, LocalExecutor
+from harness.search.study import TrialRow, find_study, open_storage, read_rows, storage_url
+from harness.search.sweep import SweepResult, run_sweep
+from harness.tracking.store import open_store
+from tests.search import fake_training
+
+SMALL = """# @package _global_
+defaults:
+  - override /model: lenet
+  - override /finetune: full
+  - override /augment: none
+  - _self_
+data:
+  batch_size: 64
+trainer:
+  max_epochs: 2
+sweep:
+  num_trials: 3
+  slots: 1
+  evaluate_test: false
+  pruner: {kind: none}
+  space:
+    optim.lr: {type: float, low: 3.0e-4, high: 1.0e-2, log: true}
+"""
+
+
+@dataclass
+class SmallSweep:
+    """A sweep over the learning rate of a LeNet on digits."""
+
+    runs: Path
+    cache: Path
+    configs: Path
+    name: str = "small"
+    output: io.StringIO = field(default_factory=io.StringIO)
+
+    def overrides(self, *more: str) -> list[str]:
+        return [
+            "sweep=small",
+            "data=digits",
+            f"data.cache_dir={self.cache}",
+            f"tracking.dir={self.runs}",
+            f"sweep.name={self.name}",
+            *more,
+        ]
+
+    def run(self, *more: str) -> SweepResult:
+        console = Console(file=self.output, force_terminal=False, width=200)
+        executor = LocalExecutor(
+            run_trial=fake_training.run_trial, preload=[*PRELOADED, "tests.search.fake_training"]
+        )
+        return run_sweep(
+            compose_sweep(self.overrides(*more), self.configs), console=console, executor=executor
+        )
+
+    def behave(self, **behaviour: Any) -> None:
+        self.runs.mkdir(parents=True, exist_ok=True)
+        (self.runs / "behaviour.json").write_text(json.dumps(behaviour))
+
+    def account(self, number: int) -> list[str]:
+        return fake_training.account(self.trial_folder(number))
+
+    def trial_folder(self, number: int) -> Path:
+        return self.runs / "sweeps" / self.name / f"trial-{number:04d}"
+
+    def study(self) -> optuna.Study:
+        found = find_study(open_storage(storage_url(str(self.runs))), self.name)
+        assert found is not None
+        return found
+
+    def rows(self) -> list[TrialRow]:
+        return read_rows(self.study())
+
+
+@pytest.fixture(scope="session")
+def empty_databases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Empty databases to copy: creating them takes seconds, and is tested once."""
+    runs = tmp_path_factory.mktemp("empty")
+    open_storage(storage_url(str(runs)))
+    open_store(TrackingConfig(dir=str(runs)))
+    return [runs / "optuna.db", runs / "mlflow.db"]
+
+
+@pytest.fixture
+def new_sweep(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallSweep:
+    """A sweep in a folder that does not exist yet."""
+    configs = Path(shutil.copytree(CONFIG_DIR, tmp_path / "configs"))
+    (configs / "sweep" / "small.yaml").write_text(SMALL)
+    return SmallSweep(tmp_path / "runs", tmp_path_factory.getbasetemp() / "search-cache", configs)
+
+
+@pytest.fixture
+def small_sweep(new_sweep: SmallSweep, empty_databases: list[Path]) -> SmallSweep:
+    """A sweep in a folder that holds the runs of no other."""
+    new_sweep.runs.mkdir()
+    for database in empty_databases:
+        shutil.copy(database, new_sweep.runs)
+    return new_sweep
+
+
+@pytest.fixture
+def run_statuses() -> Callable[[Path], dict[str, str]]:
+    """Return every MLflow run's name and status."""
+
+    def read(runs: Path) -> dict[str, str]:
+        client = open_store(TrackingConfig(dir=str(runs))).client
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = client.search_runs(experiments)
+        return {run.info.run_name: run.info.status for run in found}
+
+    return read

@@ -1,0 +1,117 @@
+"""Stands in for training in a trial's own process: fast, resumable, and misbehaving on request.
+
+A file `behaviour.json` in the folder of runs says how, as processes of a fork server share no environment
+with a test:
+`{"slow": [7], "die": {"0": 1}, "fail": [1], "diverge": [2], "bug": [3], "scores": {"4": 0.1}}`:
+which trials take a minute for their second epoch, how often trial 0 dies, which trials
+fail, diverge or hit a bug, and what score trial 4 has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config.schema import RunConfig
+from harness.errors import DataError, DivergedError
+from harness.search import trial
+from harness.tracking import Tracker
+from harness.training.callbacks import EpochReport
+from harness.training.train import RunResult
+
+
+def run_trial(spec_path: str) -> int:
+    """Run a spec as `harness.search.trial.run` does, with the fake training."""
+    return trial.run(spec_path, train=fake_train)
+
+
+def fake_train(
+    config: RunConfig,
+    *,
+    tracker: Tracker,
+    checkpoint_dir: Path,
+    on_epoch: Callable[[EpochReport], str],
+    stop_requested: Callable[[], bool],
+) -> RunResult:
+    number = int(checkpoint_dir.name.rpartition("-")[2])
+    behaviour = _behaviour(config)
+    note(checkpoint_dir, f"start {os.getpid()}")
+    scores = _checkpointed(checkpoint_dir)
+    for epoch in range(len(scores), config.trainer.max_epochs):
+        _misbehave(behaviour, number, checkpoint_dir)
+        until = time.monotonic() + (60.0 if epoch == 1 and number in behaviour.get("slow", []) else 0.01)
+        while time.monotonic() < until:
+            time.sleep(0.01)
+            if stop_requested():
+                tracker.finish("KILLED")
+                return _result(tracker, "interrupted", scores, None)
+        scores.append(_score(config, behaviour, number, epoch))
+        (checkpoint_dir / "last.ckpt").write_text(json.dumps(scores))
+        note(checkpoint_dir, f"epoch {epoch}")
+        metrics = {"val/accuracy": scores[-1], "val/loss": 1 - scores[-1]}
+        if on_epoch(EpochReport(epoch, config.trainer.max_epochs, metrics)) == "prune":
+            return _ended(tracker, "pruned", scores, checkpoint_dir)
+    return _ended(tracker, "finished", scores, checkpoint_dir)
+
+
+def note(folder: Path, line: str) -> None:
+    """Keep an account of what happened to a trial, over all its processes."""
+    with (folder / "account.txt").open("a") as file:
+        file.write(line + "\n")
+
+
+def account(folder: Path) -> list[str]:
+    return (folder / "account.txt").read_text().splitlines()
+
+
+def _behaviour(config: RunConfig) -> Mapping[str, Any]:
+    path = Path(config.tracking.dir) / "behaviour.json"
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
+
+
+def _checkpointed(folder: Path) -> list[float]:
+    last = folder / "last.ckpt"
+    return list(json.loads(last.read_text())) if last.is_file() else []
+
+
+def _score(config: RunConfig, behaviour: Mapping[str, Any], number: int, epoch: int) -> float:
+    level = behaviour.get("scores", {}).get(str(number))
+    best = 0.5 + config.optim.lr * 10 if level is None else float(level)
+    return best * (1 - 0.1 / (epoch + 1))
+
+
+def _misbehave(behaviour: Mapping[str, Any], number: int, folder: Path) -> None:
+    starts = sum(line.startswith("start") for line in account(folder))
+    if starts <= behaviour.get("die", {}).get(str(number), 0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number in behaviour.get("fail", []):
+        raise DataError("the disk is full of cats")
+    if number in behaviour.get("diverge", []):
+        raise DivergedError("the loss became NaN in epoch 1")
+    if number in behaviour.get("bug", []):
+        raise ZeroDivisionError("a bug")
+
+
+def _ended(tracker: Tracker, status: Any, scores: list[float], folder: Path) -> RunResult:
+    (folder / "best.ckpt").write_text("weights")
+    tracker.finish("FINISHED")
+    return _result(tracker, status, scores, folder / "best.ckpt")
+
+
+def _result(tracker: Tracker, status: Any, scores: list[float], checkpoint: Path | None) -> RunResult:
+    best = max(scores, default=0.0)
+    return RunResult(
+        run_id=tracker.run_id,
+        status=status,
+        score=best,
+        best_epoch=scores.index(best) if scores else -1,
+        metrics={"val/accuracy": best, "val/loss": 1 - best},
+        checkpoint=checkpoint,
+        seconds=0.5,
+    )

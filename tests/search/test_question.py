@@ -1,0 +1,71 @@
+"""Which sweeps ask the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.config.compose import compose_sweep
+from harness.errors import SweepError
+from harness.search.question import (
+    check_same_question,
+    differences,
+    fingerprint,
+    sweep_name,
+    sweep_question,
+)
+
+BASE = ["data=digits", "model=lenet", "finetune=full"]
+
+
+def name_of(*overrides: str, digest: str = "d1") -> str:
+    plan = compose_sweep([*BASE, *overrides])
+    return sweep_name(plan, "digits", sweep_question(plan, digest))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["sweep.num_trials=99", "sweep.max_minutes=1", "sweep.slots=7", "tracking.dir=elsewhere",
+     "data.dir=there", "trainer.device=cpu", "trainer.threads=3", "sweep.evaluate_test=false"],
+)  # fmt: skip
+def test_budget_place_and_machine_are_no_part_of_the_question(override: str) -> None:
+    assert name_of(override) == name_of()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optim.weight_decay=0.9", "seed=5", "augment=none", "sweep.sampler.seed=5", "trainer.max_epochs=9",
+     "sweep.metric=val/loss sweep.direction=minimize", "sweep.pruner.kind=none", "model=keras_cnn"],
+)  # fmt: skip
+def test_everything_that_could_change_an_answer_is(override: str) -> None:
+    assert name_of(*override.split()) != name_of()
+
+
+def test_other_images_are_another_question() -> None:
+    assert name_of(digest="d2") != name_of()
+
+
+def test_the_name_says_what_it_can() -> None:
+    assert name_of().startswith("default-digits-")
+    assert name_of("sweep.name=mine") == "mine"
+
+
+def test_the_order_of_keys_does_not_matter_to_the_fingerprint() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_differences_are_shown_on_one_line_and_cut() -> None:
+    before = {"sweep.space.optim.lr.high": 0.01, "seed": 0, "a": 1, "b": 1, "c": 1, "d": "x" * 99}
+    now = {"sweep.space.optim.lr.high": 0.03, "seed": 0, "a": 2, "b": 2, "c": 2, "d": "y" * 99}
+    with pytest.raises(SweepError) as caught:
+        check_same_question("mine", before, now)
+
+    assert differences(before, now)[0] == "sweep.space.optim.lr.high: 0.01 → 0.03"
+    assert "sweep.space.optim.lr.high: 0.01 → 0.03, a: 1 → 2" in str(caught.value)
+    assert "and 1 more" in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_key_that_only_one_side_has_is_a_difference() -> None:
+    assert differences({"a": 1}, {}) == ["a: 1 → (absent)"]
+    check_same_question("mine", {"a": None}, {"a": None})

@@ -1,0 +1,64 @@
+"""How many trials run at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.config.sweep import SweepConfig
+from harness.search.slots import resolve_slots
+
+SPACE = {"seed": {"type": "int", "low": 0, "high": 9}}
+
+
+def sweep(**changes: Any) -> SweepConfig:
+    return SweepConfig.model_validate({"space": SPACE, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "cores", "device", "gpus", "expected"),
+    [
+        ({}, 2, "cpu", 0, (2, 1)),
+        ({}, 16, "cpu", 0, (4, 4)),
+        ({}, 1, "cpu", 0, (1, 1)),
+        ({}, 6, "cpu", 0, (4, 1)),
+        ({"slots": 2}, 16, "cpu", 0, (2, 8)),
+        ({"threads_per_trial": 8}, 16, "cpu", 0, (2, 8)),
+        ({}, 16, "cuda", 4, (4, 4)),
+        ({"slots": 8}, 16, "cuda", 4, (8, 2)),
+        ({}, 8, "mps", 0, (1, 8)),
+    ],
+)
+def test_what_is_auto_fills_the_machine(
+    changes: dict[str, Any], cores: int, device: str, gpus: int, expected: tuple[int, int]
+) -> None:
+    slots = resolve_slots(sweep(**changes), None, cores, device, gpus)
+
+    assert (slots.count, slots.threads) == expected
+    assert slots.warning is None
+
+
+@pytest.mark.parametrize("cores", range(1, 9))
+@pytest.mark.parametrize("slots", ["auto", 1, 3, 20])
+@pytest.mark.parametrize("gpus", [0, 4])
+def test_the_cores_are_never_overloaded_by_our_own_choice(cores: int, slots: Any, gpus: int) -> None:
+    chosen = resolve_slots(sweep(slots=slots), None, cores, "cuda" if gpus else "cpu", gpus)
+
+    assert chosen.count * chosen.threads <= cores
+    assert (chosen.warning is not None) == (slots != "auto" and slots > cores)
+
+
+def test_what_the_user_fixed_twice_is_done_with_a_warning() -> None:
+    chosen = resolve_slots(sweep(slots=4, threads_per_trial=2), None, 2, "cpu", 0)
+
+    assert (chosen.count, chosen.threads) == (4, 2)
+    assert "slower" in (chosen.warning or "")
+    assert resolve_slots(sweep(), 2, 8, "cpu", 0).threads == 2  # trainer.threads counts as fixed
+
+
+def test_slots_share_the_gpus_evenly() -> None:
+    chosen = resolve_slots(sweep(slots=4), None, 16, "cuda", 2)
+
+    assert [chosen.device_index(slot) for slot in range(4)] == [0, 1, 0, 1]
+    assert resolve_slots(sweep(), None, 4, "cpu", 0).device_index(0) is None
