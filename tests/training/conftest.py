@@ -12,7 +12,13 @@ from harness.config.schema import RunConfig
 from harness.tracking.memory import RecordingTracker
 from harness.training.train import RunResult, train
 
-TINY = ("data=digits", "model=lenet", "data.max_train_samples=300", "optim.lr=0.003", "tracking.log_model=false")
+TINY = (
+    "data=digits",
+    "model=lenet",
+    "data.max_train_samples=300",
+    "optim.lr=0.003",
+    "tracking.log_model=false",
+)
 
 
 @pytest.fixture

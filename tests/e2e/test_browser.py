@@ -1,0 +1,98 @@
+"""The MLflow UI in a real browser, opened at the addresses that `harness ui` prints."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.analysis.figures import confusion_matrix_figure
+from harness.config.schema import TrackingConfig
+from harness.tracking import names
+from harness.tracking.store import open_store
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+QUIET += " --disable-component-update --disable-sync"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def record_a_sweep(mlruns: Path) -> str:
+    """Record a sweep of two trials; return the id of the first trial's run."""
+    store = open_store(TrackingConfig(dir=str(mlruns)))
+    parent = store.start_run("my-sweep", "cifar10", {names.KIND: "sweep", names.SWEEP: "my-sweep"})
+    trials = []
+    for number in range(2):
+        tags = {names.KIND: "trial", names.SWEEP: "my-sweep", names.TRIAL: str(number)}
+        trial = store.start_run(f"trial-{number:04d}", "cifar10", tags, parent_run_id=parent.run_id)
+        for epoch in range(3):
+            trial.log_epoch(epoch, {"val/accuracy": 0.5 + 0.1 * epoch, "train/loss": 1.0 - 0.2 * epoch})
+        trial.log_figure(confusion_matrix_figure(np.eye(2, dtype=int), ("cat", "dog")), "confusion/val.png")
+        trial.finish("FINISHED")
+        trials.append(trial.run_id)
+    parent.finish("FINISHED")
+    return trials[0]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[list[str]]:
+    """`harness ui` in its own process; yields the addresses that it prints."""
+    command = [sys.executable, "-u", "-m", "harness", "ui", "--port", str(free_port())]
+    process = subprocess.Popen(
+        [*command, "--mlruns", str(tmp_path / "mlruns")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    addresses: list[str] = []
+    for line in process.stdout:
+        addresses += re.findall(r"http://\S+", line)
+        if "Ctrl-C" in line:
+            break
+    yield addresses
+    process.send_signal(2)
+    assert process.wait(30) == 0
+
+
+def page(address: str, profile: Path) -> str:
+    """Return the page as the browser shows it after its scripts have run."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *QUIET.split(), f"--user-data-dir={profile}", "--virtual-time-budget=20000"]
+    return subprocess.run(
+        [*command, "--dump-dom", address], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+@pytest.fixture
+def trial_run_id(tmp_path: Path) -> str:
+    return record_a_sweep(tmp_path / "mlruns")
+
+
+def test_the_browser_shows_the_sweep_its_trials_and_their_curves(
+    trial_run_id: str, server: list[str], tmp_path: Path
+) -> None:
+    home, sweep_page, runs_page = server
+    assert "my-sweep" in page(runs_page, tmp_path / "profile")
+    assert "my-sweep" in page(sweep_page, tmp_path / "profile")
+    trial_page = runs_page + "/" + trial_run_id
+    assert "my-sweep" in page(trial_page, tmp_path / "profile"), "a trial's page names its parent"
+    curves = page(trial_page + "/model-metrics", tmp_path / "profile")
+    assert "accuracy" in curves
+    assert "confusion" in page(trial_page + "/artifacts", tmp_path / "profile")
+    assert home.startswith("http://127.0.0.1:")
