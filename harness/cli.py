@@ -166,7 +166,8 @@ def run_data(options: argparse.Namespace) -> int:
     from harness.data.summary import summarise
 
     config = compose_run(options.overrides, **_config_dir(options))
-    print(summarise(config.data, options.output, augment=config.augment))
+    data = config.data.model_copy(update={"batch_size": 1})  # a look at the images needs no batch
+    print(summarise(data, options.output, augment=config.augment))
     return EXIT_OK
 
 

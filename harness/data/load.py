@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -40,8 +41,11 @@ def resolve_auto(config: DataConfig) -> NamedData:
 
     Only absence makes `auto` fall back: a damaged copy of CIFAR-10 raises.
     """
-    if not isinstance(config, AutoData):
-        return config
+    return _settle_auto(config) if isinstance(config, AutoData) else config
+
+
+@functools.cache  # one attempt and one notice a process
+def _settle_auto(config: AutoData) -> NamedData:
     fields = config.model_dump(exclude={"kind"})
     cifar10 = Cifar10Data(**fields)
     try:

@@ -194,7 +194,7 @@ def pick_stratified(labels: np.ndarray, taken: np.ndarray, seed: int) -> np.ndar
 
 
 def _membership_digest(train: Part, train_rows: np.ndarray, val: Part, val_rows: np.ndarray) -> str:
-    """Hash which labelled images are trained on (after `max_train_samples`) and which validate, in any order."""
+    """Hash which labelled images are trained on (after the limit) and which validate, in any order."""
     digests = [
         content_digest(part.hashes[rows], part.labels[rows])
         for part, rows in ((train, train_rows), (val, val_rows))

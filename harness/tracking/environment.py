@@ -29,6 +29,7 @@ PACKAGES = (
     "hydra-core",
     "pydantic",
     "pillow",
+    "onnxruntime",
 )
 GIT_TIMEOUT_S = 10.0
 MAX_PATCH_LENGTH = 2_000_000  # characters
@@ -73,7 +74,7 @@ def capture_environment(device_name: str = "cpu") -> Environment:
         cpu_cores=_usable_cores(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         device=device_name,
-        packages=_package_versions(),
+        packages=package_versions(),
         checkout=read_checkout(Path(harness.__file__).parent),
     )
 
@@ -139,7 +140,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.decode("utf-8", errors="replace")
 
 
-def _package_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on."""
     versions = {"harness": harness.__version__} if hasattr(harness, "__version__") else {}
     for package in PACKAGES:
         try:

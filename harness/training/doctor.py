@@ -5,24 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from harness.config.schema import TrackingConfig, TrainerConfig
+from harness.tracking.environment import package_versions
 from harness.training.machine import available_cores, resolve_machine
-
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "timm",
-    "optuna",
-    "mlflow",
-    "hydra-core",
-    "onnxruntime",
-)
 
 
 def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
@@ -31,7 +20,7 @@ def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
     disk = shutil.disk_usage(Path.cwd())
     facts = {
         "python": f"{platform.python_version()} on {platform.platform()}",
-        **{package: _version(package) for package in PACKAGES},
+        **package_versions(),
         "device": ", ".join(machine.describe().values()),
         "gpus": str(torch.cuda.device_count()),
         "cores": f"{available_cores()} of {os.cpu_count()}",
@@ -40,13 +29,6 @@ def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
         "data": _describe_data(data_dir),
     }
     return "\n".join(f"{name:<18} {fact}" for name, fact in facts.items())
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing: run `make setup`"
 
 
 def _describe_store(tracking: TrackingConfig) -> str:

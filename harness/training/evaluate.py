@@ -23,7 +23,6 @@ from harness.tracking import Tracker
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 from harness.training.machine import Machine, resolve_machine
 
-EVAL_BATCH_SIZE = 500
 Split = Literal["val", "test"]
 
 
@@ -52,7 +51,7 @@ def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = N
     machine = resolve_machine(checkpoint.config.trainer)
     arrays = _load_arrays(checkpoint, split)
     classifier = restore_classifier(checkpoint).to(machine.device)
-    probabilities = predict_probabilities(classifier, arrays, machine)
+    probabilities = predict_probabilities(classifier, arrays, machine, checkpoint.config.data.batch_size)
     evaluation = evaluate(probabilities, arrays.labels, checkpoint.class_names, split)
     if tracker is not None:
         record_evaluation(tracker, evaluation)
@@ -71,7 +70,7 @@ def _load_arrays(checkpoint: Checkpoint, split: Split) -> ImageArrays:
 
 @torch.inference_mode()
 def predict_probabilities(
-    classifier: ImageClassifier, arrays: ImageArrays, machine: Machine, batch_size: int = EVAL_BATCH_SIZE
+    classifier: ImageClassifier, arrays: ImageArrays, machine: Machine, batch_size: int
 ) -> np.ndarray:
     """Return class probabilities, float32 (N, K), in the order of the arrays."""
     classifier.eval()

@@ -59,7 +59,7 @@ def record_best(
         ).numpy()  # just computed: no second pass over the images
     else:
         classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
-        probabilities = predict_probabilities(classifier, splits.val, machine)
+        probabilities = predict_probabilities(classifier, splits.val, machine, config.data.batch_size)
     evaluation = evaluate(probabilities, splits.val.labels, splits.class_names, "val")
     record_evaluation(tracker, evaluation)
     tracker.log_summary({"best_epoch": recorder.best_epoch})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from harness.config.schema import RunConfig
-from harness.data import load_splits
+from harness.data import load_splits, resolve_auto
 from harness.data.datamodule import ImageDataModule
 from harness.data.splits import ImageSplits
 from harness.models import apply_freezing, build_model
@@ -64,6 +64,7 @@ def train(
         machine = resolve_machine(config.trainer)
         pl.seed_everything(config.seed, verbose=False)
         splits = load_splits(config.data)
+        config = config.model_copy(update={"data": resolve_auto(config.data)})  # what `auto` was, for good
         classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
         freezing = apply_freezing(classifier, config.finetune)
         pin = machine.device.type == "cuda"

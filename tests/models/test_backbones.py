@@ -126,11 +126,19 @@ def test_checking_a_file_leaves_the_random_numbers_alone(tmp_path: Path) -> None
     path = tmp_path / "weights.pth"
     save_weights(path, "test_resnet")
     torch.manual_seed(1)
-    with_file = build_model(TimmModel(name="test_resnet", weights=str(path)), 10).network.fc.weight
+    build_model(TimmModel(name="test_resnet", weights=str(path)), 10)
     drawn_after = torch.rand(3)
     torch.manual_seed(1)
-    assert torch.equal(with_file, timm.create_model("test_resnet", num_classes=10).fc.weight)
+    timm.create_model("test_resnet", num_classes=10)
     assert torch.equal(drawn_after, torch.rand(3))
+
+
+def test_a_new_head_on_pretrained_features_starts_at_zero(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    save_weights(path, "test_resnet")
+    pretrained = build_model(TimmModel(name="test_resnet", weights=str(path)), 10)
+    assert not pretrained(torch.rand(2, 3, 32, 32)).any()
+    assert build_model(TimmModel(name="test_resnet"), 10)(torch.rand(2, 3, 32, 32)).any()
 
 
 @pytest.mark.parametrize("other", ["test_vit", "test_resnet"])

@@ -163,3 +163,9 @@ def test_other_data_under_the_same_name_are_noticed(
     monkeypatch.setattr(module, "load_splits", lambda config: Other())
     with pytest.raises(CheckpointError, match="was trained on digits"):
         evaluate_checkpoint(result.checkpoint, split="test")
+
+
+def test_what_auto_was_is_kept_for_good(run: Run, tiny_config: Config) -> None:
+    result, tracker = run(tiny_config("data=auto", "data.max_train_samples=300", "trainer.max_epochs=1"))
+    assert load_checkpoint(result.checkpoint).config.data.kind == "digits"
+    assert (tracker.params["data.kind"], tracker.tags["harness.fallback_data"]) == ("digits", "true")

@@ -79,5 +79,6 @@ def _fetch_parquet(staging: Path) -> Copy:
 def _retrieve(url: str, known_hash: str | None, path: Path) -> None:
     import pooch
 
+    pooch.get_logger().setLevel("WARNING")  # what it would say has been said
     downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUTS_S)
     pooch.retrieve(url, known_hash, fname=path.name, path=path.parent, downloader=downloader)

@@ -5,6 +5,7 @@ Files that cannot be read are listed, never fatal, as long as every class keeps 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -192,6 +193,7 @@ def _printable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", errors="replace")
 
 
+@functools.cache  # once a process, however often the folder is opened
 def _warn_of_broken(root: Path, broken: tuple[str, ...], total: int) -> None:
     if broken:
         more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""

@@ -34,6 +34,7 @@ PRELOADED = [
 SERVER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # no thread pool before the fork; a trial sets its own number of threads
     "MKL_NUM_THREADS": "1",
+    "HARNESS_OFFLINE": "1",  # the coordinator has the data by now; no trial tries to download them again
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for a GPU must not open it before the fork
 }
 LOG = "trial.log"
