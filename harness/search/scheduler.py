@@ -19,7 +19,7 @@ from harness.search.executors import Executor, Placement
 from harness.search.signals import StopSignals
 from harness.search.study import TrialRow, read_rows
 
-POLL_S = 1.0  # how often the database is read while trials run
+POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
 
 Outcome = Literal["complete", "interrupted", "out_of_time"]
 
