@@ -95,7 +95,7 @@ def test_a_damaged_cache_is_rebuilt(cache_dir: Path, name: str, harm: Callable[[
 
 
 def test_processes_that_start_together_build_once(cache_dir: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")
     cache_dir.mkdir()
     with ProcessPoolExecutor(NUM_PROCESSES, mp_context=context) as pool:
         loaded = list(pool.map(load_together, [cache_dir] * NUM_PROCESSES, range(NUM_PROCESSES)))

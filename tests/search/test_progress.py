@@ -110,7 +110,7 @@ def test_the_table_names_columns_shortly_but_never_ambiguously() -> None:
     headers = [str(column.header) for column in leaderboard_table(rows, "maximize", "val/loss").columns]
 
     assert headers == [
-        "#", "trial", "state", "val/loss", "best epoch", "optim.lr", "other.lr", "batch_size", "min",
+        "trial", "state", "val\nloss", "best\nepoch", "optim.lr", "other.lr", "batch\nsize", "minutes",
     ]  # fmt: skip
 
 

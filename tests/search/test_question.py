@@ -33,7 +33,7 @@ def test_budget_place_and_machine_are_no_part_of_the_question(override: str) -> 
 
 @pytest.mark.parametrize(
     "override",
-    ["optim.weight_decay=0.9", "seed=5", "augment=none", "sweep.sampler.seed=5", "trainer.max_epochs=9",
+    ["optim.weight_decay=0.9", "seed=5", "augment=strong", "sweep.sampler.seed=5", "trainer.max_epochs=9",
      "sweep.metric=val/loss sweep.direction=minimize", "sweep.pruner.kind=none", "model=keras_cnn"],
 )  # fmt: skip
 def test_everything_that_could_change_an_answer_is(override: str) -> None:
