@@ -30,7 +30,8 @@ def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
     Raises:
         ConfigError: the configuration asks for a device that this machine lacks.
     """
-    from harness.training.machine import available_cores, resolve_machine
+    from harness.tracking.environment import available_cores
+    from harness.training.machine import resolve_machine
 
     device = resolve_machine(base.trainer).device.type
     num_gpus = 0

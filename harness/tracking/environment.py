@@ -71,7 +71,7 @@ def capture_environment(device_name: str = "cpu") -> Environment:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         cpu=_cpu_model(),
-        cpu_cores=_usable_cores(),
+        cpu_cores=available_cores(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         device=device_name,
         packages=package_versions(),
@@ -167,7 +167,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
+def available_cores() -> int:
+    """Return the number of cores that this process may use (affinity, not the machine's count)."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from harness.config.schema import TrackingConfig, TrainerConfig
-from harness.tracking.environment import package_versions
-from harness.training.machine import available_cores, resolve_machine
+from harness.tracking.environment import available_cores, package_versions
+from harness.training.machine import resolve_machine
 
 
 def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from dataclasses import dataclass
 
@@ -41,11 +40,6 @@ class Machine:
             "threads": str(torch.get_num_threads()),
             "memory_format": "channels_last",
         }
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use (affinity, not the machine's count)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_process(threads: int | None, keep_memory: bool) -> None:
