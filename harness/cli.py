@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import __version__
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
     from harness.config.schema import RunConfig, TrackingConfig
@@ -64,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--dry-run", action="store_true", help="check and describe; train nothing")
         else:
             command.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
+            command.add_argument("--features", action="store_true", help="list the cached features instead")
+            command.add_argument("--clear", action="store_true", help="with --features: remove them")
 
     evaluate = add("evaluate", run_evaluate, "score a run's best checkpoint on a split, and record it")
     evaluate.add_argument("--split", choices=("val", "test"), default="test")
@@ -163,9 +165,14 @@ def run_sweep_command(options: argparse.Namespace) -> int:
 
 def run_data(options: argparse.Namespace) -> int:
     from harness.config.compose import compose_run
-    from harness.data.summary import summarise
+    from harness.data.summary import summarise, summarise_features
 
     config = compose_run(options.overrides, **_config_dir(options))
+    if options.clear and not options.features:
+        raise ConfigError("--clear removes cached features: say --features --clear")
+    if options.features:
+        print(summarise_features(config.data, clear=options.clear))
+        return EXIT_OK
     data = config.data.model_copy(update={"batch_size": 1})  # a look at the images needs no batch
     print(summarise(data, options.output, augment=config.augment))
     return EXIT_OK

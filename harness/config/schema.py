@@ -34,6 +34,7 @@ class BaseData(Frozen):
     val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1  # of the training images, stratified
     split_seed: Annotated[int, Field(ge=0)] = 0  # of the validation split; independent of `seed`
     max_train_samples: PositiveInt | None = None  # then a stratified subset of it; None = no limit
+    feature_cache_gb: Annotated[float, Field(ge=0.0)] = 20.0  # 10^9 bytes, of all cached features together
 
 
 class AutoData(BaseData):
@@ -112,13 +113,20 @@ class TimmModel(Frozen):
 ModelConfig = Annotated[ScratchModel | EfficientNetLite0 | TimmModel, Field(discriminator="kind")]
 
 
-class LinearProbe(Frozen):
+class FrozenBackbone(Frozen):
+    """What every policy has that freezes something: its frozen part need only run once."""
+
+    cache_features: bool = True  # keep what the frozen part computes, in data.cache_dir
+    feature_views: PositiveInt = 2  # kept of each training image: itself, then augmented ones (flip alone: 2)
+
+
+class LinearProbe(FrozenBackbone):
     """Train the classification head alone; everything below it is frozen."""
 
     kind: Literal["linear_probe"] = "linear_probe"
 
 
-class Partial(Frozen):
+class Partial(FrozenBackbone):
     """Train the head and the last `trainable_groups` depth groups of the backbone."""
 
     kind: Literal["partial"] = "partial"

@@ -69,6 +69,11 @@ def eval_batches(arrays: ImageArrays, batch_size: int, *, pin_memory: bool = Fal
     return BatchLoader(arrays, max(batch_size, SMALLEST_EVAL_BATCH), pin=pin_memory)
 
 
+def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of an epoch, int64 (count,)."""
+    return np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(count)
+
+
 def stream_seed(seed: int, *place: int) -> int:
     """Mix a seed and a place in the run into a new seed, so that nothing depends on what was drawn before."""
     mixed = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0]
@@ -109,8 +114,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the order in which an epoch visits the training split."""
-        rng = np.random.default_rng([self.seed, ORDER_STREAM, epoch])
-        return rng.permutation(len(self.splits.train))
+        return shuffled(len(self.splits.train), self.seed, epoch)
 
     def augment(self, images: Tensor, epoch: int, batch_index: int) -> Tensor:
         """Augment a training batch with the draws that belong to its place in the run."""

@@ -46,6 +46,7 @@ class ImageSplits:
 
     Args:
         digest: sha256 (hex) of the pixels and labels of exactly these training and validation images.
+        row_digest: sha256 (hex) of the pixels of both, in this order: whatever is kept by row depends on it.
         source: Where the images came from, for people.
         broken_files: Files that could not be read, relative to the data folder.
         is_fallback: True where ``data=auto`` had to make do with the digits.
@@ -58,6 +59,7 @@ class ImageSplits:
     val: ImageArrays
     class_names: tuple[str, ...]
     digest: str
+    row_digest: str
     source: str
     mean: Triple
     std: Triple
@@ -99,6 +101,9 @@ def build_splits(
         val=_arrays(val_part, val_rows),
         class_names=names,
         digest=_membership_digest(part, rows, val_part, val_rows),
+        row_digest=hashlib.sha256(
+            part.hashes[rows].tobytes() + val_part.hashes[val_rows].tobytes()
+        ).hexdigest(),
         source=decoded.about.source,
         broken_files=decoded.about.broken_files,
         is_fallback=is_fallback,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision.utils import make_grid
 
 from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.datamodule import ImageDataModule
+from harness.data.features import clear_features, list_features
 from harness.data.held_out import load_test
 from harness.data.load import load_splits, resolve_auto
 from harness.data.splits import ImageArrays, ImageSplits
@@ -46,6 +48,23 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
     return "\n".join(
         [*_facts(splits), "", *_counts(splits, test), *_broken(splits), *_pictures(splits, pictures)]
     )
+
+
+def summarise_features(config: DataConfig, *, clear: bool) -> str:
+    """List the cached features of frozen backbones, the least recently used first, or remove them all."""
+    cache_dir = Path(config.cache_dir)
+    stored = list_features(cache_dir)
+    if clear:
+        return f"removed {len(stored)} entries, {clear_features(cache_dir) / 1e9:.2f} GB"
+    lines = [
+        f"{entry.folder.name}  {datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}  "
+        f"{entry.num_bytes / 1e9:7.2f} GB  {entry.about['model']} at {entry.about['image_size']} px on {entry.about['data']}, "
+        f"{entry.about['views']} views"
+        for entry in stored
+    ]
+    total = sum(entry.num_bytes for entry in stored) / 1e9
+    lines.append(f"{len(stored)} entries, {total:.2f} of {config.feature_cache_gb:g} GB, in {cache_dir}")
+    return "\n".join(lines)
 
 
 def _facts(splits: ImageSplits) -> list[str]:

@@ -28,6 +28,8 @@ class ImageClassifier(nn.Module):
         self.preprocess = preprocess
         self.network = network
         self.frozen_modules: tuple[str, ...] = ()
+        self._entry: str | None = None
+        self._passed: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -38,15 +40,42 @@ class ImageClassifier(nn.Module):
         """Return logits (B, num_classes).
 
         Args:
-            images_BCHW: uint8, or float in [0, 1]; any height and width.
+            images_BCHW: uint8, or float in [0, 1]; any height and width. After `enter_at`: activations.
         """
-        return self.network(self.preprocess(images_BCHW))
+        if self._entry is None:
+            return self.network(self.preprocess(images_BCHW))
+        entry = self.network.get_submodule(self._entry)
+        is_head = entry is self.network.get_classifier()  # type: ignore[operator]
+        return (entry if is_head else self.network)(images_BCHW.float())
+
+    def enter_at(self, entry: str, passed: Sequence[str]) -> None:
+        """Take the activations that enter the module `entry` in place of images, of any float type.
+
+        The weights stay where they are: the modules that have run by then hand on what they are given.
+
+        Args:
+            passed: the topmost of those modules.
+        """
+        self.enter_at_pixels()
+        self._entry, self._passed = entry, tuple(passed)
+        for name in self._passed:
+            self.network.get_submodule(name).forward = _hand_on
+
+    def enter_at_pixels(self) -> None:
+        """Take images again."""
+        for name in self._passed:
+            del self.network.get_submodule(name).forward
+        self._entry, self._passed = None, ()
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Set the mode of all but the frozen modules."""
         super().train(mode)
         set_frozen_eval(self)
         return self
+
+
+def _hand_on(activations: Tensor) -> Tensor:
+    return activations
 
 
 def set_frozen_eval(classifier: ImageClassifier) -> None:

@@ -13,9 +13,8 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from harness.config.schema import RunConfig
-from harness.data.datamodule import ImageDataModule
 from harness.errors import CheckpointError, DivergedError
-from harness.training.callbacks import Decision, EpochRecorder, Interrupted, StopOnRequest
+from harness.training.callbacks import Decision, EpochRecorder, StopOnRequest
 from harness.training.checkpoint import AtomicCheckpointIO, load_section
 from harness.training.machine import Machine
 from harness.training.module import ClassifierModule
@@ -30,7 +29,7 @@ STATUS_OF: dict[Decision, Status] = {
 
 def fit(
     module: ClassifierModule,
-    data: ImageDataModule,
+    data: pl.LightningDataModule,
     recorder: EpochRecorder,
     machine: Machine,
     checkpoint_dir: Path,
@@ -40,6 +39,7 @@ def fit(
 
     Raises:
         DivergedError: the loss became NaN or infinite.
+        Interrupted: it was asked to stop.
     """
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
     last = checkpoint_dir / "last.ckpt"
@@ -48,10 +48,7 @@ def fit(
     module.to(memory_format=torch.channels_last)
     if module.config.trainer.compile:
         module.classifier.network.compile()
-    try:
-        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except Interrupted:
-        return "interrupted"
+    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     if recorder.diverged:
         raise DivergedError(
             f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1}: lower optim.lr "

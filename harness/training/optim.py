@@ -21,8 +21,8 @@ _ONE_CYCLE_RISE = 0.3
 def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:
     """Return the optimiser over what trains: backbone and head apart, each with and without weight decay."""
     groups = _parameter_groups(classifier, optim, finetune)
-    on_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
-    fused = True if on_cuda else None  # None: torch's own choice
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    fused = devices <= {"cpu", "cuda", "mps"}  # one pass over each tensor; the meta device has no kernels
     match optim.kind:
         case "sgd":
             return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)

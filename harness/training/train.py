@@ -15,8 +15,9 @@ from harness.data.datamodule import ImageDataModule
 from harness.data.splits import ImageSplits
 from harness.models import apply_freezing, build_model
 from harness.tracking import Tracker
-from harness.training.callbacks import Decision, EpochRecorder, EpochReport
+from harness.training.callbacks import Decision, EpochRecorder, EpochReport, Interrupted
 from harness.training.checkpoint import ModelFacts
+from harness.training.features import cached_data
 from harness.training.fit import Status, fit
 from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
@@ -60,6 +61,7 @@ def train(
     started = time.perf_counter()
     recorder = EpochRecorder(tracker, on_epoch)
     best = checkpoint_dir / "best.ckpt"
+    status: Status
     try:
         machine = resolve_machine(config.trainer)
         pl.seed_everything(config.seed, verbose=False)
@@ -68,13 +70,17 @@ def train(
         classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
         freezing = apply_freezing(classifier, config.finetune)
         pin = machine.device.type == "cuda"
-        data = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin)
-        module = ClassifierModule(
-            classifier, config, model_facts(config, splits), len(data.train_dataloader())
-        )
+        images = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin)
         record_setup(tracker, config, splits, freezing, machine)
-
-        status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
+        try:
+            features = cached_data(classifier, splits, config, machine, stop_requested, pin_memory=pin)
+            data = images if features is None else features
+            module = ClassifierModule(
+                classifier, config, model_facts(config, splits), len(data.train_dataloader())
+            )
+            status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
+        except Interrupted:
+            status = "interrupted"
         if status != "interrupted":
             tracker.set_tags({"harness.checkpoint": str(best.resolve())})
             record_best(tracker, config, splits, recorder, machine, best)

@@ -124,6 +124,7 @@ def splits() -> ImageSplits:
         val=ImageArrays(images, labels[val], val),
         class_names=("a", "b", "c"),
         digest="0" * 64,
+        row_digest="0" * 64,
         source="a test",
         mean=grey,
         std=grey,

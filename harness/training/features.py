@@ -1,0 +1,216 @@
+"""A frozen backbone is run once per image and view; after that only what trains runs.
+
+What the frozen part computes is kept on disk (`harness.data.features`) and entered into the network where
+the first trainable module starts (`harness.models.trunk`). With augmentation, a stated number of views of
+each training image is kept, and an image's view changes from epoch to epoch; a horizontal flip alone has
+exactly two views, so nothing is lost by it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.config.schema import AugmentConfig, LinearProbe, Partial, RunConfig
+from harness.data.datamodule import stream_seed
+from harness.data.feature_module import VIEW_STREAM, FeatureArrays, FeatureDataModule
+from harness.data.features import FeatureEntry, Layout, feature_key, open_features
+from harness.data.splits import ImageSplits
+from harness.data.transforms import BatchAugment
+from harness.models import ImageClassifier
+from harness.models.trunk import Boundary, find_boundaries, trunk_activations, trunk_digest
+from harness.training.callbacks import Interrupted
+from harness.training.machine import Machine
+
+SHARED_DEPTHS = (0, 1, 2, 3)  # one pass keeps what the linear probe and the shallowest partial trials need
+PROBED_IMAGES = 2  # to see the network run
+BATCH = 128
+LARGEST_HALF = 1e4  # activations beyond this are kept in float32: float16 ends at 65,504
+
+log = logging.getLogger(__name__)
+
+
+def cached_data(
+    classifier: ImageClassifier,
+    splits: ImageSplits,
+    config: RunConfig,
+    machine: Machine,
+    stop_requested: Callable[[], bool] | None = None,
+    *,
+    pin_memory: bool = False,
+) -> FeatureDataModule | None:
+    """Return activations in place of images, and have the classifier enter there; None where images must do.
+
+    Raises:
+        Interrupted: it was asked to stop; what was computed stays.
+    """
+    finetune = config.finetune
+    if not isinstance(finetune, LinearProbe | Partial) or not finetune.cache_features:
+        return None
+    if isinstance(finetune, LinearProbe) and getattr(config.model, "drop_rate", 0.0) > 0:
+        log.info("features: not cached, model.drop_rate acts between the backbone and the head")
+        return None
+    depth = finetune.trainable_groups if isinstance(finetune, Partial) else 0
+    plan = _Plan(classifier, splits, config, machine, finetune.feature_views)
+    classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    opened = plan.open(depth)
+    if opened is None:
+        log.info("features: not cached, %s", plan.reason)
+        return None
+    entry, boundaries = opened
+    log.info("features: %d views of each image, in %s", plan.num_views, entry.folder)
+    started = time.perf_counter()
+    if not entry.complete([_array_name(depth)], plan.computer(boundaries), stop_requested or (lambda: False)):
+        raise Interrupted
+    log.info("features: ready after %.1f s", time.perf_counter() - started)
+    boundary = next(boundary for boundary in boundaries if boundary.depth == depth)
+    classifier.enter_at(boundary.entry, boundary.passed)
+    rows = entry.read(_array_name(depth))
+    num_train = len(splits.train) * plan.num_views
+    return FeatureDataModule(
+        FeatureArrays(rows[:num_train], splits.train.labels, plan.num_views),
+        FeatureArrays(rows[num_train:], splits.val.labels),
+        config.data.batch_size,
+        config.seed,
+        pin_memory=pin_memory,
+    )
+
+
+def _array_name(depth: int) -> str:
+    return f"depth{depth}"
+
+
+@dataclass
+class _Plan:
+    """What is cached for a run, and how it is computed."""
+
+    classifier: ImageClassifier
+    splits: ImageSplits
+    config: RunConfig
+    machine: Machine
+    feature_views: int
+    reason: str = ""  # why it is not cached
+
+    def __post_init__(self) -> None:
+        self.num_views = count_views(self.config.augment, self.feature_views)
+        self._augment = BatchAugment(self.config.augment)
+
+    def open(self, depth: int) -> tuple[FeatureEntry, list[Boundary]] | None:
+        """Open the entry that has this depth: one with the neighbouring depths, else one of its own."""
+        limit = self.config.data.feature_cache_gb * 1e9
+        shared = SHARED_DEPTHS if depth in SHARED_DEPTHS else (depth,)
+        for depths in dict.fromkeys([shared, (depth,)]):
+            key = feature_key({**self._shaped_by(), "depths": depths})
+            cache_dir = Path(self.config.data.cache_dir)
+            describe = lambda depths=depths: self._describe(depths, depth)  # noqa: E731
+            entry = open_features(cache_dir, key, describe, limit)
+            if entry is not None:
+                boundaries = [Boundary(d, e, tuple(p)) for d, e, p in entry.layout.about["boundaries"]]
+                return entry, boundaries
+            self.reason = self.reason or "they exceed data.feature_cache_gb or the disk's free space"
+        return None
+
+    def _shaped_by(self) -> dict[str, Any]:
+        preprocess = self.classifier.preprocess
+        return {
+            "model": self.config.model.model_dump(mode="json"),
+            "weights": trunk_digest(self.classifier),
+            "preprocess": preprocess.extra_repr(),
+            "images": self.splits.row_digest,
+            "views": self.num_views,
+            "augment": self.config.augment.model_dump(mode="json") if self.num_views > 1 else None,
+            "precision": self.machine.precision,
+        }
+
+    def _describe(self, depths: Sequence[int], wanted: int) -> Layout | None:
+        images = self._images(0, PROBED_IMAGES)
+        found = find_boundaries(self.classifier, images, depths)
+        if wanted not in found:
+            self.reason = f"{self.config.model.kind} cannot be entered at the wanted depth"
+            return None
+        activations = trunk_activations(self.classifier, images, list(found.values()))
+        return Layout(
+            num_rows=self.num_views * len(self.splits.train) + len(self.splits.val),
+            arrays={
+                _array_name(depth): (tuple(_to_rows(rows).shape[1:]), _dtype(rows))
+                for depth, rows in activations.items()
+            },
+            about={
+                "model": self.config.model.kind,
+                "image_size": self.classifier.image_size,
+                "data": self.splits.name,
+                "views": self.num_views,
+                "boundaries": [[b.depth, b.entry, b.passed] for b in found.values()],
+            },
+        )
+
+    def computer(self, boundaries: Sequence[Boundary]) -> Callable[[int, int], Mapping[str, np.ndarray]]:
+        """Return the function that computes a range of rows."""
+
+        def compute(start: int, stop: int) -> dict[str, np.ndarray]:
+            firsts = range(start, stop, BATCH)
+            parts = [self._activations(first, min(first + BATCH, stop), boundaries) for first in firsts]
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        return compute
+
+    def _activations(self, start: int, stop: int, boundaries: Sequence[Boundary]) -> dict[str, np.ndarray]:
+        with self.machine.autocast():
+            found = trunk_activations(self.classifier, self._images(start, stop), boundaries)
+        return {_array_name(depth): _to_rows(activations) for depth, activations in found.items()}
+
+    def _images(self, start: int, stop: int) -> Tensor:
+        """Return the images behind a range of rows: training, view after view, then validation."""
+        count = len(self.splits.train)
+        parts = []
+        while start < stop:
+            view, position = divmod(start, count)
+            if view >= self.num_views:
+                arrays, position, view = self.splits.val, start - self.num_views * count, 0
+            else:
+                arrays = self.splits.train
+            end = min(position + stop - start, len(arrays))
+            images = torch.from_numpy(arrays.gather(slice(position, end))).permute(0, 3, 1, 2)
+            parts.append(self._view(images.to(self.machine.device), view, position))
+            start += end - position
+        return torch.cat(parts)
+
+    def _view(self, images_BCHW: Tensor, view: int, position: int) -> Tensor:
+        """Return the images themselves for view 0, mirrored or as augmentation draws for the others."""
+        if view == 0:
+            return images_BCHW
+        if is_flip_alone(self.config.augment):
+            return images_BCHW.flip(3)
+        generator = torch.Generator(images_BCHW.device)
+        generator.manual_seed(stream_seed(0, VIEW_STREAM, view, position))
+        return self._augment(images_BCHW, generator)
+
+
+def count_views(augment: AugmentConfig, feature_views: int) -> int:
+    """Return how many views of a training image are kept: no more than there are."""
+    if augment == AugmentConfig():
+        return 1
+    return min(feature_views, 2) if is_flip_alone(augment) else feature_views
+
+
+def is_flip_alone(augment: AugmentConfig) -> bool:
+    """Tell whether an image has two views only."""
+    return augment == AugmentConfig(flip=augment.flip) and bool(augment.flip)
+
+
+def _to_rows(activations: Tensor) -> np.ndarray:
+    """Return activations as they are kept: maps in (B, H, W, C) order, halves where they fit."""
+    rows = activations.permute(0, 2, 3, 1) if activations.ndim == 4 else activations
+    return rows.float().cpu().numpy()
+
+
+def _dtype(activations: Tensor) -> str:
+    return "float16" if activations.abs().max() < LARGEST_HALF else "float32"
