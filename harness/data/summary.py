@@ -58,8 +58,8 @@ def summarise_features(config: DataConfig, *, clear: bool) -> str:
         return f"removed {len(stored)} entries, {clear_features(cache_dir) / 1e9:.2f} GB"
     lines = [
         f"{entry.folder.name}  {datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}  "
-        f"{entry.num_bytes / 1e9:7.2f} GB  {entry.about['model']} at {entry.about['image_size']} px on {entry.about['data']}, "
-        f"{entry.about['views']} views"
+        f"{entry.num_bytes / 1e9:7.2f} GB  {entry.about['model']} at {entry.about['image_size']} px "
+        f"on {entry.about['data']}, {entry.about['views']} views"
         for entry in stored
     ]
     total = sum(entry.num_bytes for entry in stored) / 1e9
