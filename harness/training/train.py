@@ -14,6 +14,7 @@ from harness.data import load_splits, resolve_auto
 from harness.data.datamodule import ImageDataModule
 from harness.data.splits import ImageSplits
 from harness.models import apply_freezing, build_model
+from harness.models.depthwise import speed_up_small_maps
 from harness.tracking import Tracker
 from harness.training.callbacks import Decision, EpochRecorder, EpochReport, Interrupted
 from harness.training.checkpoint import ModelFacts
@@ -69,6 +70,7 @@ def train(
         config = config.model_copy(update={"data": resolve_auto(config.data)})  # what `auto` was, for good
         classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
         freezing = apply_freezing(classifier, config.finetune)
+        speed_up_small_maps(classifier.network)
         pin = machine.device.type == "cuda"
         images = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin)
         record_setup(tracker, config, splits, freezing, machine)
