@@ -153,6 +153,8 @@ class AugmentConfig(Frozen):
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # turns of the colour wheel
     cutout_size: Annotated[int, Field(ge=0, le=512)] = 0  # pixels, side of one square per image
     erasing_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # random erasing, 2-33 % of the area
+    mixup_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # shares are drawn from Beta(alpha, alpha);
+    cutmix_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # with both on, each image takes either
 
 
 # ── optimiser, schedule, trainer, tracking ────────────────────────────────────────────────────────

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from harness.config.schema import AugmentConfig, DataConfig
+from harness.data.mixing import BatchMix
 from harness.data.splits import ImageArrays, ImageSplits
 from harness.data.transforms import BatchAugment, check_fits
 
 SMALLEST_EVAL_BATCH = 128  # without gradients more fits; far larger ones leave a CPU's caches
-ORDER_STREAM, AUGMENT_STREAM = 0, 1  # keep the random streams of one seed apart
+ORDER_STREAM, AUGMENT_STREAM, MIX_STREAM = 0, 1, 2  # keep the random streams of one seed apart
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
 
@@ -98,6 +99,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.seed = seed
         self.pin_memory = pin_memory
         self._augment = BatchAugment(augment)
+        self._mix = BatchMix(augment, len(splits.class_names))
 
     # ── without a Trainer ─────────────────────────────────────────────────────────────────────────
 
@@ -118,6 +120,10 @@ class ImageDataModule(pl.LightningDataModule):
         generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
         return self._augment(images, generator)
 
+    def mix(self, images: Tensor, labels: Tensor, epoch: int, batch_index: int) -> Batch:
+        """Apply mixup and cutmix to an augmented batch; where on, its labels become probabilities (B, K)."""
+        return self._mix(images, labels, stream_seed(self.seed, MIX_STREAM, epoch, batch_index))
+
     # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────
 
     def train_dataloader(self) -> BatchLoader:
@@ -133,7 +139,8 @@ class ImageDataModule(pl.LightningDataModule):
         images, labels = batch
         # Lightning moves a batch just before it counts it, so what is "ready" is this batch's index.
         batch_index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return self.augment(images, trainer.current_epoch, batch_index), labels
+        images = self.augment(images, trainer.current_epoch, batch_index)
+        return self.mix(images, labels, trainer.current_epoch, batch_index)
 
     def _trainer(self) -> pl.Trainer:
         assert self.trainer is not None, "the Trainer attaches itself before it calls a hook"
