@@ -62,6 +62,8 @@ class FolderData(BaseData):
     kind: Literal["folder"] = "folder"
     decode_size: Annotated[int, Field(ge=8, le=1024)] = 224  # pixels; shorter side resized, centre cropped
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
+    max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the memory; beyond it, files are read anew
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes that then decode; 0 = the run's own
 
 
 DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(discriminator="kind")]
