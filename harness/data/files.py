@@ -134,9 +134,9 @@ def _as_is(images: Any) -> Any:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Return how workers start: quickly, since their server has imported this module.
+    """Return how workers start: forked, for each epoch anew, from a server that has imported this module.
 
-    In a trial it is the sweep's own server, which is running and has imported more.
+    Each training process has its own server; a sweep's server of trials does not serve trials in turn.
     """
     context = multiprocessing.get_context(WORKERS_START)
     context.set_forkserver_preload([__name__])
