@@ -13,16 +13,16 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from harness.data.sources.decode import decode_image
 from harness.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORKERS_START = "forkserver"  # a fork of the training process would inherit its device and locked locks
 
@@ -61,8 +61,11 @@ class ImageFiles:
         Raises:
             DataError: As of `take`, or if a worker dies.
         """
-        loader = DataLoader(
-            _Decoder(self.root, self.size),
+        import torch  # not above: predicting from a bundle decodes files without it
+        from torch.utils.data import DataLoader
+
+        loader: DataLoader[Any] = DataLoader(
+            _Decoder(self.root, self.size),  # type: ignore[arg-type]
             batch_size=None,  # what the sampler gives is a batch already
             sampler=[self._paths_of(rows) for rows in batches],
             num_workers=self.num_workers,
@@ -114,7 +117,7 @@ def printable(path: str) -> str:
 # ── worker processes ──────────────────────────────────────────────────────────────────────────────
 
 
-class _Decoder(Dataset[Tensor | str]):
+class _Decoder:
     """All that a worker is given; the paths of each batch are sent to it."""
 
     def __init__(self, root: Path, size: int) -> None:
@@ -123,6 +126,8 @@ class _Decoder(Dataset[Tensor | str]):
 
     def __getitem__(self, paths: list[str]) -> Tensor | str:
         """Return pixels, or in one line what went wrong: an exception would arrive wrapped in a traceback."""
+        import torch
+
         try:
             return torch.from_numpy(decode_files(self.root, paths, self.size))
         except DataError as error:
@@ -134,12 +139,12 @@ def _as_is(images: Any) -> Any:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Return how workers start: forked, for each epoch anew, from a server that has imported this module.
+    """Return how workers start: forked, for each epoch anew, from a server that has imported torch.
 
     Each training process has its own server; a sweep's server of trials does not serve trials in turn.
     """
     context = multiprocessing.get_context(WORKERS_START)
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "torch.utils.data"])
     return context
 
 
