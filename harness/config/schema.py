@@ -63,6 +63,8 @@ class FolderData(BaseData):
     kind: Literal["folder"] = "folder"
     decode_size: Annotated[int, Field(ge=8, le=1024)] = 224  # pixels; shorter side resized, centre cropped
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
+    max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the memory; beyond it, files are read anew
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes that then decode; 0 = the run's own
 
 
 DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(discriminator="kind")]
@@ -161,6 +163,8 @@ class AugmentConfig(Frozen):
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # turns of the colour wheel
     cutout_size: Annotated[int, Field(ge=0, le=512)] = 0  # pixels, side of one square per image
     erasing_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # random erasing, 2-33 % of the area
+    mixup_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # shares are drawn from Beta(alpha, alpha);
+    cutmix_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # with both on, each image takes either
 
 
 # ── optimiser, schedule, trainer, tracking ────────────────────────────────────────────────────────

@@ -21,6 +21,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.lib.format import open_memmap
 
+from harness.data.files import ImageFiles
 from harness.errors import DataError
 
 FORMAT = 1  # raise it when the files below change their meaning
@@ -37,13 +38,13 @@ class Part:
     """The images that one source keeps together, with what is needed to never read them all again.
 
     Args:
-        images: uint8 (N, H, W, 3), a read-only memory map.
+        images: uint8 (N, H, W, 3), a read-only memory map, or the files where that would not fit.
         labels: int64 (N,), ``BROKEN`` where the file could not be read.
         hashes: uint8 (N, 32), the sha256 of each image's pixels.
         moments: int64 (N, 2, 3), per channel the sum and the sum of squares of each image's pixels.
     """
 
-    images: np.ndarray
+    images: np.ndarray | ImageFiles
     labels: np.ndarray
     hashes: np.ndarray
     moments: np.ndarray
@@ -67,30 +68,36 @@ class DecodedSet:
     parts: Mapping[PartName, Part]
 
 
-def load_or_build(cache_dir: Path, key: str, build: Callable[[Path], Description]) -> DecodedSet:
+Files = Mapping[PartName, ImageFiles]
+
+
+def load_or_build(
+    cache_dir: Path, key: str, build: Callable[[Path], Description], files: Files | None = None
+) -> DecodedSet:
     """Open the cache called `key`, or have `build` write it; safe for processes that start together.
 
     Args:
         build: Fills the directory it is given by `create_images` and `finish_part`.
+        files: Of each part, where the cache holds all but the pixels (`write_index` alone).
 
     Raises:
         DataError: If the cache directory cannot be written, or whatever `build` raises.
     """
     target = cache_dir / f"{key}-v{FORMAT}"
-    if (found := open_cache(target)) is not None:
+    if (found := open_cache(target, files)) is not None:
         return found
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache_dir / f".{target.name}.lock")
         with lock:
-            return open_cache(target) or _build(target, build)
+            return open_cache(target, files) or _build(target, build, files)
     except OSError as error:
         raise DataError(
             f"cannot write the image cache in {cache_dir}: {error}; set data.cache_dir"
         ) from error
 
 
-def _build(target: Path, build: Callable[[Path], Description]) -> DecodedSet:
+def _build(target: Path, build: Callable[[Path], Description], files: Files | None) -> DecodedSet:
     _remove_leftovers(target)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
@@ -101,7 +108,7 @@ def _build(target: Path, build: Callable[[Path], Description]) -> DecodedSet:
         staging.replace(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    built = open_cache(target)
+    built = open_cache(target, files)
     assert built is not None, f"{target} does not open right after it was written"
     return built
 
@@ -131,10 +138,24 @@ def create_images(directory: Path, part: PartName, shape: tuple[int, int, int, i
 def finish_part(directory: Path, part: PartName, images: np.memmap, labels: np.ndarray) -> None:
     """Write a part's labels and what can be computed once from its pixels."""
     images.flush()
+    write_index(directory, part, labels, [pixel_facts(images)])
+
+
+def write_index(
+    directory: Path, part: PartName, labels: np.ndarray, facts: list[tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """Write a part's labels, and the `pixel_facts` of its images in one piece or several."""
     folder = directory / part
+    folder.mkdir(exist_ok=True)
+    hashes, moments = (np.concatenate(pieces) for pieces in zip(*facts, strict=True))
     np.save(folder / "labels.npy", labels.astype(np.int64))
-    np.save(folder / "hashes.npy", hash_images(images))
-    np.save(folder / "moments.npy", _moments(images))
+    np.save(folder / "hashes.npy", hashes)
+    np.save(folder / "moments.npy", moments)
+
+
+def pixel_facts(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what can be computed once from pixels: the hashes and moments of a `Part`."""
+    return hash_images(images), _moments(images)
 
 
 def hash_images(images: np.ndarray) -> np.ndarray:
@@ -158,7 +179,7 @@ def _moments(images: np.ndarray, chunk: int = 512) -> np.ndarray:
 def _write_meta(directory: Path, about: Description) -> None:
     parts = {
         folder.name: {
-            "shape": list(np.load(folder / "images.npy", mmap_mode="r").shape),
+            "shape": _shape_on_disk(folder),
             "index_sha256": _index_digest(folder),
         }
         for folder in sorted(directory.iterdir())
@@ -167,16 +188,24 @@ def _write_meta(directory: Path, about: Description) -> None:
     (directory / "meta.json").write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
 
+def _shape_on_disk(folder: Path) -> list[int] | None:
+    path = folder / "images.npy"
+    return list(np.load(path, mmap_mode="r").shape) if path.exists() else None
+
+
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_cache(directory: Path) -> DecodedSet | None:
+def open_cache(directory: Path, files: Files | None = None) -> DecodedSet | None:
     """Map a finished cache, or return None where there is none or it is damaged."""
     if not directory.is_dir():
         return None
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        parts = {name: _open_part(directory / name, expected) for name, expected in meta["parts"].items()}
+        parts = {
+            name: _open_part(directory / name, expected, files[name] if files else None)
+            for name, expected in meta["parts"].items()
+        }
         return DecodedSet(_description(meta["about"]), parts)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         log.warning("the image cache %s is damaged (%s) and will be rebuilt", directory, error)
@@ -188,21 +217,23 @@ def _description(about: dict[str, Any]) -> Description:
     return Description(**{**about, **lists})
 
 
-def _open_part(folder: Path, expected: dict[str, Any]) -> Part:
+def _open_part(folder: Path, expected: dict[str, Any], files: ImageFiles | None) -> Part:
+    if _index_digest(folder) != expected["index_sha256"]:
+        raise ValueError("its index files changed")
+    labels, hashes, moments = (np.load(folder / f"{name}.npy") for name in INDEX_FILES)
+    if files is not None:
+        return Part(files, labels, hashes, moments)
     images = np.load(folder / "images.npy", mmap_mode="r")
     if list(images.shape) != expected["shape"] or images.dtype != np.uint8:
         raise ValueError(f"images.npy has shape {images.shape}")
-    if _index_digest(folder) != expected["index_sha256"]:
-        raise ValueError("its index files changed")
-    part = Part(images, *(np.load(folder / f"{name}.npy") for name in INDEX_FILES))
-    _spot_check(part)
-    return part
+    _spot_check(images, hashes)
+    return Part(images, labels, hashes, moments)
 
 
-def _spot_check(part: Part) -> None:
+def _spot_check(images: np.ndarray, hashes: np.ndarray) -> None:
     """Compare some images with their hashes: all of them would cost seconds at every start."""
-    rows = np.unique(np.linspace(0, len(part.images) - 1, SPOT_CHECKS).astype(np.int64))
-    if not np.array_equal(hash_images(part.images[rows]), part.hashes[rows]):
+    rows = np.unique(np.linspace(0, len(images) - 1, SPOT_CHECKS).astype(np.int64))
+    if not np.array_equal(hash_images(images[rows]), hashes[rows]):
         raise ValueError("its pixels changed")
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from harness.config.schema import AugmentConfig, DataConfig
+from harness.data.mixing import BatchMix
 from harness.data.splits import ImageArrays, ImageSplits
 from harness.data.transforms import BatchAugment, check_fits
 
 SMALLEST_EVAL_BATCH = 128  # without gradients more fits; far larger ones leave a CPU's caches
-ORDER_STREAM, AUGMENT_STREAM = 0, 1  # keep the random streams of one seed apart
+ORDER_STREAM, AUGMENT_STREAM, MIX_STREAM = 0, 1, 2  # keep the random streams of one seed apart
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
 
@@ -22,7 +23,8 @@ Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
 class BatchLoader:
     """An iterable of batches in the order that `order` gives at the start of each pass.
 
-    It replaces a DataLoader with workers: gathering decoded rows takes microseconds.
+    It replaces a DataLoader with workers: gathering decoded rows takes microseconds. Images that would not
+    fit in memory come from one in the same order, as the same bytes (`ImageFiles.stream`).
     """
 
     def __init__(
@@ -50,16 +52,17 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         order = np.arange(len(self.arrays)) if self._order is None else self._order()
-        for start in self._starts():
-            yield self._batch(order[start : start + self.batch_size])
+        batches = [order[start : start + self.batch_size] for start in self._starts()]
+        for positions, images in zip(batches, self.arrays.stream(batches), strict=True):
+            yield self._batch(positions, images)
 
     def _starts(self) -> range:
         count = len(self.arrays)
         is_single_left = self._order is not None and self.batch_size > 1 and count % self.batch_size == 1
         return range(0, count - 1 if is_single_left and count > 1 else count, self.batch_size)
 
-    def _batch(self, positions: np.ndarray) -> Batch:
-        images = torch.from_numpy(self.arrays.gather(positions)).permute(0, 3, 1, 2)
+    def _batch(self, positions: np.ndarray, images_BHWC: np.ndarray) -> Batch:
+        images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2)
         labels = torch.from_numpy(self.arrays.labels[positions])
         return (images.pin_memory(), labels.pin_memory()) if self._pin else (images, labels)
 
@@ -103,6 +106,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.seed = seed
         self.pin_memory = pin_memory
         self._augment = BatchAugment(augment)
+        self._mix = BatchMix(augment, len(splits.class_names))
 
     # ── without a Trainer ─────────────────────────────────────────────────────────────────────────
 
@@ -122,6 +126,10 @@ class ImageDataModule(pl.LightningDataModule):
         generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
         return self._augment(images, generator)
 
+    def mix(self, images: Tensor, labels: Tensor, epoch: int, batch_index: int) -> Batch:
+        """Apply mixup and cutmix to an augmented batch; where on, its labels become probabilities (B, K)."""
+        return self._mix(images, labels, stream_seed(self.seed, MIX_STREAM, epoch, batch_index))
+
     # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────
 
     def train_dataloader(self) -> BatchLoader:
@@ -137,7 +145,8 @@ class ImageDataModule(pl.LightningDataModule):
         images, labels = batch
         # Lightning moves a batch just before it counts it, so what is "ready" is this batch's index.
         batch_index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return self.augment(images, trainer.current_epoch, batch_index), labels
+        images = self.augment(images, trainer.current_epoch, batch_index)
+        return self.mix(images, labels, trainer.current_epoch, batch_index)
 
     def _trainer(self) -> pl.Trainer:
         assert self.trainer is not None, "the Trainer attaches itself before it calls a hook"

@@ -68,7 +68,7 @@ def load_decoded(config: NamedData) -> DecodedSet:
         case DigitsData():
             return digits.load(cache_dir)
         case FolderData():
-            return folder.load(Path(config.dir), cache_dir, config.decode_size)
+            return folder.load(config)
 
 
 def held_out_fraction(config: NamedData) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from harness.config.schema import BaseData
 from harness.data.cache import BROKEN, DecodedSet, Part, PartName, content_digest
+from harness.data.files import ImageFiles
 from harness.errors import ConfigError, DataError
 
 TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
@@ -18,17 +20,17 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """One split: rows of a memory map that all splits of a source share.
+    """One split: rows of a memory map (or of a list of files) that all splits of a source share.
 
     `images[indices]` would copy the split into memory; `gather` copies a batch of it.
 
     Args:
-        images: uint8 (M, H, W, 3), all images of the source, not of this split alone.
+        images: uint8 (M, H, W, 3), or files; all images of the source, not of this split alone.
         labels: int64 (N,), of this split, in its order.
         indices: int64 (N,), where this split's images lie in `images`.
     """
 
-    images: np.ndarray
+    images: np.ndarray | ImageFiles
     labels: np.ndarray
     indices: np.ndarray
 
@@ -37,7 +39,14 @@ class ImageArrays:
 
     def gather(self, positions: np.ndarray | slice) -> np.ndarray:
         """Return a copy of the images at `positions` of this split, uint8 (B, H, W, 3)."""
-        return np.take(self.images, self.indices[positions], axis=0)
+        return self.images.take(self.indices[positions], axis=0)
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield `gather(positions)` for each batch of positions, read ahead where images are in files."""
+        rows = (self.indices[positions] for positions in batches)
+        if isinstance(self.images, ImageFiles):
+            return self.images.stream(rows)
+        return (self.images.take(batch, axis=0) for batch in rows)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
     pictures = [_write_grid(samples, output_dir / "samples.png")]
     if augment is not None:
         module = ImageDataModule(splits, config, augment, seed=0)
-        augmented = module.augment(samples, epoch=0, batch_index=0)
+        labels = torch.from_numpy(splits.train.labels[positions])
+        augmented, _ = module.mix(module.augment(samples, epoch=0, batch_index=0), labels, 0, 0)
         pictures.append(_write_grid(augmented, output_dir / "samples_augmented.png"))
     return "\n".join(
         [*_facts(splits), "", *_counts(splits, test), *_broken(splits), *_pictures(splits, pictures)]

@@ -159,7 +159,7 @@ def cut_out(images_BCHW: Tensor, centres_B2: Tensor, size: int) -> Tensor:
     Source: DeVries and Taylor, arXiv:1708.04552; there it is the data set's mean, which is near.
     """
     top_left = centres_B2 - size // 2
-    mask = _box_mask(images_BCHW, torch.cat([top_left, top_left + size], dim=1))
+    mask = box_mask(images_BCHW, torch.cat([top_left, top_left + size], dim=1))
     fill = MID_GREY if images_BCHW.is_floating_point() else round(MID_GREY * 255)
     return images_BCHW.masked_fill(mask, fill)
 
@@ -197,11 +197,11 @@ def erase(images_BCHW: Tensor, boxes_B4: Tensor, generator: torch.Generator) -> 
     if not images_BCHW.is_floating_point():
         noise = (noise * 256).to(images_BCHW.dtype)
     result = images_BCHW.clone(memory_format=torch.preserve_format)
-    result[chosen] = torch.where(_box_mask(members, boxes_B4[chosen]), noise, members)
+    result[chosen] = torch.where(box_mask(members, boxes_B4[chosen]), noise, members)
     return result
 
 
-def _box_mask(images_BCHW: Tensor, boxes_B4: Tensor) -> Tensor:
+def box_mask(images_BCHW: Tensor, boxes_B4: Tensor) -> Tensor:
     """Return where each image's box lies, bool (B, 1, H, W)."""
     height, width = images_BCHW.shape[-2:]
     top, left, bottom, right = boxes_B4.unbind(dim=1)

@@ -15,7 +15,14 @@ from harness.errors import SweepError
 
 # Neither where things lie nor how fast they are computed is part of the question.
 ELSEWHERE = ("tracking.", "data.dir", "data.cache_dir", "data.download", "evaluate_test")
-MACHINE = ("trainer.device", "trainer.threads", "trainer.keep_memory", "trainer.compile")
+MACHINE = (
+    "trainer.device",
+    "trainer.threads",
+    "trainer.keep_memory",
+    "trainer.compile",
+    "data.max_memory_share",
+    "data.num_workers",
+)
 BUDGET = {
     "name", "num_trials", "max_minutes", "slots", "threads_per_trial",
     "max_retries", "max_consecutive_failures", "evaluate_test",

@@ -235,7 +235,8 @@ def _real_train() -> TrainFunction:
 def _prepare(config: RunConfig, threads: int | None) -> None:
     from harness.training.machine import prepare_process
 
-    prepare_process(config.trainer.threads or threads, config.trainer.keep_memory)
+    # What the slots were counted with wins: `resolve_slots` has already heard trainer.threads.
+    prepare_process(threads or config.trainer.threads, config.trainer.keep_memory)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

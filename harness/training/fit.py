@@ -73,9 +73,12 @@ def build_trainer(
             filename="best",
             monitor="val/accuracy",
             mode="max",
-            save_last=True,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
+        ),
+        # Its own callback: the `save_last` of the one above leaves out epochs that are not the best.
+        ModelCheckpoint(
+            checkpoint_dir, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         ),
     ]
     if stop_requested is not None:

@@ -26,7 +26,13 @@ class RunningMeans:
         self.num_correct: Tensor | float = 0.0
         self.num_images = 0
 
-    def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
+    def update(self, loss: Tensor, logits_BK: Tensor, labels: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            labels: int64 (B,), or probabilities (B, K) of mixed images, whose dominant class is what counts.
+        """
+        labels_B = labels if labels.ndim == 1 else labels.argmax(1)
         batch = labels_B.shape[0]
         self.loss_sum = self.loss_sum + loss.detach().float() * batch
         self.num_correct = self.num_correct + (logits_BK.argmax(1) == labels_B).sum()

@@ -103,6 +103,18 @@ def test_draws_depend_on_seed_epoch_and_batch_alone(splits: ImageSplits) -> None
     assert not torch.equal(module_of(splits, FLIP_AND_CROP, seed=9).augment(images, 2, 3), first)
 
 
+def test_mixing_depends_on_seed_epoch_and_batch_alone(splits: ImageSplits) -> None:
+    config = AugmentConfig(mixup_alpha=1.0, cutmix_alpha=1.0)
+    module = module_of(splits, config)
+    images, labels = next(iter(module.val_dataloader()))
+    first, targets = module.mix(images, labels, 2, 3)
+    assert targets.shape == (len(images), 3)
+    for epoch, batch_index in ((0, 0), (2, 4), (3, 3), (3, 2)):
+        assert not torch.equal(module.mix(images, labels, epoch, batch_index)[0], first)
+    assert torch.equal(module_of(splits, config).mix(images, labels, 2, 3)[0], first)
+    assert not torch.equal(module_of(splits, config, seed=9).mix(images, labels, 2, 3)[0], first)
+
+
 def test_augmentation_that_does_not_fit_is_refused_before_training(splits: ImageSplits) -> None:
     with pytest.raises(ConfigError, match="crop_padding=8"):
         module_of(splits, AugmentConfig(crop_padding=8))

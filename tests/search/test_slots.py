@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from harness.config.schema import RunConfig, TrainerConfig
 from harness.config.sweep import SweepConfig
+from harness.search import trial
 from harness.search.slots import resolve_slots
+from harness.training import machine
 
 SPACE = {"seed": {"type": "int", "low": 0, "high": 9}}
 
@@ -62,3 +65,14 @@ def test_slots_share_the_gpus_evenly() -> None:
 
     assert [chosen.device_index(slot) for slot in range(4)] == [0, 1, 0, 1]
     assert resolve_slots(sweep(), None, 4, "cpu", 0).device_index(0) is None
+
+
+def test_a_trial_takes_the_threads_that_the_slots_were_counted_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both keys set: if the trial read its own, two slots of one thread would run four threads."""
+    taken: list[int | None] = []
+    monkeypatch.setattr(machine, "prepare_process", lambda threads, keep_memory: taken.append(threads))
+    base = RunConfig(trainer=TrainerConfig(threads=2))
+    slots = resolve_slots(sweep(slots=2, threads_per_trial=1), base.trainer.threads, 2, "cpu", 0)
+    trial._prepare(base, slots.threads)
+    trial._prepare(base, None)
+    assert taken == [1, 2]

@@ -12,7 +12,7 @@ from harness.data import load_splits
 from harness.errors import CheckpointError, DivergedError, HarnessError
 from harness.tracking.memory import RecordingTracker
 from harness.training.callbacks import EpochReport
-from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.checkpoint import load_checkpoint, load_section, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint
 
 Run = Callable[..., tuple]
@@ -92,6 +92,19 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     timeless = ("train/loss", "val/loss", "val/accuracy", "lr")
     for epoch, metrics in whole.epochs.items():
         assert {k: metrics[k] for k in timeless} == {k: second.epochs[epoch][k] for k in timeless}
+
+
+def test_every_epoch_is_the_last_checkpoint_not_the_best_ones_alone(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config("trainer.max_epochs=3", "optim.lr=1e-12")  # nothing changes: the first is best
+    result, _ = run(config)
+    assert result.best_epoch == 0
+    assert load_section(tmp_path / "run" / "best.ckpt")["epoch"] == 0
+    assert load_section(tmp_path / "run" / "last.ckpt")["epoch"] == 2
+    epochs: list[int] = []
+    run(config, on_epoch=lambda report: epochs.append(report.epoch) or "continue")
+    assert epochs == [], "a finished run is not trained again"
 
 
 def test_a_finished_run_is_not_trained_again(run: Run, tiny_config: Config, tmp_path: Path) -> None:

@@ -9,25 +9,30 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
+from harness.config.schema import FolderData
 from harness.data.cache import (
     BROKEN,
     DecodedSet,
     Description,
     PartName,
     create_images,
-    finish_part,
     load_or_build,
+    pixel_facts,
+    write_index,
 )
+from harness.data.files import ImageFiles, printable
 from harness.data.sources.decode import EXTENSIONS, decode_image
 from harness.errors import DataError
 
@@ -40,6 +45,7 @@ PART_FOLDERS: dict[str, PartName] = {
 }
 IGNORED_FOLDERS = ("__MACOSX", "__pycache__")
 DECODE_THREADS = 4  # PIL lets go of the interpreter lock while it decodes
+CHUNK = 512  # images decoded between two looks at their pixels
 NAMES_SHOWN = 5
 log = logging.getLogger(__name__)
 
@@ -53,21 +59,46 @@ class ImageFile:
     class_name: str
 
 
-def load(data_dir: Path, cache_dir: Path, decode_size: int) -> DecodedSet:
+def load(config: FolderData) -> DecodedSet:
     """Return the tree's images, each resized and cropped to a square of `decode_size` pixels.
+
+    Where the squares would take more than `max_memory_share` of the memory, only what identifies them is
+    cached, and their pixels stay in the files.
 
     Raises:
         DataError: If there is no tree, no image, or only one class.
     """
-    root = data_dir.expanduser().resolve()
+    root = Path(config.dir).expanduser().resolve()
     listing = list_images(root)
     class_names = _class_names(root, listing)
-    key = f"folder-{_cache_key(root, decode_size, listing)}"
-    decoded = load_or_build(
-        cache_dir, key, lambda staging: _build(staging, root, decode_size, (listing, class_names))
-    )
+    files = {
+        part: ImageFiles(
+            root, tuple(f.path for f in listing if f.part == part), config.decode_size, config.num_workers
+        )
+        for part in dict.fromkeys(file.part for file in listing)
+    }
+    keeps_pixels = _decoded_bytes(files) <= config.max_memory_share * psutil.virtual_memory().total
+    key = f"folder-{_cache_key(root, config.decode_size, listing)}{'' if keeps_pixels else '-index'}"
+
+    def build(staging: Path) -> Description:
+        broken = [
+            path
+            for part in files
+            for path in _decode_part(
+                staging, part, files[part], _labels(listing, part, class_names), keeps_pixels
+            )
+        ]
+        return Description(root.name, class_names, f"{len(listing)} image files under {root}", tuple(broken))
+
+    decoded = load_or_build(Path(config.cache_dir), key, build, None if keeps_pixels else files)
     _warn_of_broken(root, decoded.about.broken_files, len(listing))
+    if not keeps_pixels:
+        _warn_of_size(root, _decoded_bytes(files), config.max_memory_share)
     return decoded
+
+
+def _decoded_bytes(files: Mapping[PartName, ImageFiles]) -> int:
+    return sum(math.prod(part.shape) for part in files.values())
 
 
 # ── what is there ─────────────────────────────────────────────────────────────────────────────────
@@ -152,45 +183,42 @@ def _version(path: Path) -> tuple[int, int]:
 # ── decoding ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _build(
-    staging: Path, root: Path, decode_size: int, content: tuple[list[ImageFile], tuple[str, ...]]
-) -> Description:
-    listing, class_names = content
-    broken: list[str] = []
-    for part in dict.fromkeys(file.part for file in listing):
-        in_part = [file for file in listing if file.part == part]
-        broken += _decode_part(staging, root, in_part, class_names, decode_size)
-    return Description(root.name, class_names, f"{len(listing)} image files under {root}", tuple(broken))
+def _labels(listing: list[ImageFile], part: PartName, class_names: tuple[str, ...]) -> np.ndarray:
+    label_of = {name: label for label, name in enumerate(class_names)}
+    return np.array([label_of[file.class_name] for file in listing if file.part == part], dtype=np.int64)
 
 
 def _decode_part(
-    staging: Path, root: Path, in_part: list[ImageFile], class_names: tuple[str, ...], decode_size: int
+    staging: Path, part: PartName, files: ImageFiles, labels: np.ndarray, keeps_pixels: bool
 ) -> list[str]:
-    """Decode the files of one part into their rows and return the names of those that cannot be read."""
-    part = in_part[0].part
-    images = create_images(staging, part, (len(in_part), decode_size, decode_size, 3))
-    label_of = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([label_of[file.class_name] for file in in_part], dtype=np.int64)
-
-    def decode_into(row: int) -> None:
-        try:
-            images[row] = decode_image(root / in_part[row].path, decode_size)
-        except MemoryError:
-            raise
-        except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
-            log.debug("%s: %r", in_part[row].path, error)
-            labels[row] = BROKEN
-
+    """Decode the files of one part, write what is to be kept, and return the names of those unreadable."""
+    images = create_images(staging, part, files.shape) if keeps_pixels else None
+    facts = []
     with warnings.catch_warnings(), ThreadPoolExecutor(DECODE_THREADS) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such files are refused instead
-        list(pool.map(decode_into, range(len(in_part))))
-    finish_part(staging, part, images, labels)
-    return [_printable(in_part[row].path) for row in np.flatnonzero(labels == BROKEN)]
+        for start in range(0, len(labels), CHUNK):
+            paths = files.paths[start : start + CHUNK]
+            pixels = np.zeros((len(paths), *files.shape[1:]), np.uint8) if images is None else images[start:]
+            decode = functools.partial(_decode_into, pixels, files)
+            readable = np.array(list(pool.map(decode, range(len(paths)), paths)))
+            labels[start : start + CHUNK][~readable] = BROKEN
+            facts.append(pixel_facts(pixels[: len(paths)]))
+    if images is not None:
+        images.flush()
+    write_index(staging, part, labels, facts)
+    return [printable(files.paths[row]) for row in np.flatnonzero(labels == BROKEN)]
 
 
-def _printable(path: str) -> str:
-    """Return a name that can be printed and recorded, even where the file system's is not valid text."""
-    return os.fsencode(path).decode("utf-8", errors="replace")
+def _decode_into(pixels: np.ndarray, files: ImageFiles, row: int, path: str) -> bool:
+    """Decode a file into a row and tell whether it could be read; if not, the row stays black."""
+    try:
+        pixels[row] = decode_image(files.root / path, files.size)
+    except MemoryError:
+        raise
+    except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
+        log.debug("%s: %r", path, error)
+        return False
+    return True
 
 
 @functools.cache  # once a process, however often the folder is opened
@@ -199,3 +227,14 @@ def _warn_of_broken(root: Path, broken: tuple[str, ...], total: int) -> None:
         more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""
         shown = ", ".join(broken[:NAMES_SHOWN])
         log.warning("%d of %d image files in %s cannot be read: %s%s", len(broken), total, root, shown, more)
+
+
+@functools.cache
+def _warn_of_size(root: Path, num_bytes: int, share: float) -> None:
+    log.warning(
+        "the images of %s take %.1f GB decoded, more than data.max_memory_share=%g of the memory: "
+        "they are read from their files in every epoch",
+        root,
+        num_bytes / 1e9,
+        share,
+    )

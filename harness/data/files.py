@@ -1,0 +1,164 @@
+"""Images that stay in their files, since decoded they would not fit in memory: read by worker processes.
+
+Stands in for the decoded array: the same rows in the same order, with the same pixels.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from harness.data.sources.decode import decode_image
+from harness.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORKERS_START = "forkserver"  # a fork of the training process would inherit its device and locked locks
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The images of one part, each decoded whenever it is asked for.
+
+    Args:
+        paths: Relative to `root`.
+        size: Pixels of the side of the decoded squares.
+        num_workers: Processes that decode for `stream`; 0: the process itself does.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    size: int
+    num_workers: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the array that this stands in for."""
+        return len(self.paths), self.size, self.size, 3
+
+    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Return images as `ndarray.take` would, uint8 (B, H, W, 3), decoded in this process.
+
+        Raises:
+            DataError: If a file that was there has gone or changed into something else.
+        """
+        return decode_files(self.root, self._paths_of(rows), self.size)
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield `take(rows)` for each batch of rows, in their order, decoded ahead by worker processes.
+
+        Raises:
+            DataError: As of `take`, or if a worker dies.
+        """
+        import torch  # not above: predicting from a bundle decodes files without it
+        from torch.utils.data import DataLoader
+
+        loader: DataLoader[Any] = DataLoader(
+            _Decoder(self.root, self.size),  # type: ignore[arg-type]
+            batch_size=None,  # what the sampler gives is a batch already
+            sampler=[self._paths_of(rows) for rows in batches],
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=_context() if self.num_workers else None,
+            generator=torch.Generator(),  # or it would draw from the stream that dropout draws from
+        )
+        try:
+            for images in loader:
+                if isinstance(images, str):
+                    raise DataError(images)
+                yield images.numpy()
+        except (RuntimeError, OSError, EOFError) as error:  # the latter from a pipe to a worker
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"one of data.num_workers={self.num_workers} processes that decode images died, most likely "
+                "for want of memory or of /dev/shm; lower it (0 decodes without them)"
+            ) from error
+
+    def _paths_of(self, rows: np.ndarray) -> list[str]:
+        return [self.paths[row] for row in rows]
+
+
+def decode_files(root: Path, paths: list[str], size: int) -> np.ndarray:
+    """Return the images of files that could be read before, uint8 (B, size, size, 3)."""
+    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such files are refused instead
+        for row, path in enumerate(paths):
+            try:
+                images[row] = decode_image(root / path, size)
+            except MemoryError:
+                raise
+            except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
+                raise DataError(
+                    f"{printable(path)} can no longer be read ({type(error).__name__}); "
+                    f"put it back into {root}, or start anew without it"
+                ) from error
+    return images
+
+
+def printable(path: str) -> str:
+    """Return a name that can be printed and recorded, even where the file system's is not valid text."""
+    return os.fsencode(path).decode("utf-8", errors="replace")
+
+
+# ── worker processes ──────────────────────────────────────────────────────────────────────────────
+
+
+class _Decoder:
+    """All that a worker is given; the paths of each batch are sent to it."""
+
+    def __init__(self, root: Path, size: int) -> None:
+        self.root = root
+        self.size = size
+
+    def __getitem__(self, paths: list[str]) -> Tensor | str:
+        """Return pixels, or in one line what went wrong: an exception would arrive wrapped in a traceback."""
+        import torch
+
+        try:
+            return torch.from_numpy(decode_files(self.root, paths, self.size))
+        except DataError as error:
+            return str(error)
+
+
+def _as_is(images: Any) -> Any:
+    return images
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Return how workers start: forked, for each epoch anew, from a server that has imported torch.
+
+    Each training process has its own server; a sweep's server of trials does not serve trials in turn.
+    """
+    context = multiprocessing.get_context(WORKERS_START)
+    context.set_forkserver_preload([__name__, "torch.utils.data"])
+    return context
+
+
+def _start_worker(worker_id: int) -> None:
+    """Leave Ctrl-C to the training process, and follow it whatever way it goes.
+
+    torch's own watch looks at the parent's id, which under a fork server is the server's.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by somebody"
+    parent.join()
+    os._exit(0)
