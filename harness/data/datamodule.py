@@ -14,7 +14,7 @@ from harness.data.splits import ImageArrays, ImageSplits
 from harness.data.transforms import BatchAugment, check_fits
 
 SMALLEST_EVAL_BATCH = 128  # without gradients more fits; far larger ones leave a CPU's caches
-ORDER_STREAM, AUGMENT_STREAM = 0, 1  # keep the random streams of one seed apart
+ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM = 0, 1, 2  # keep the random streams of one seed apart
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
 
@@ -98,6 +98,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.seed = seed
         self.pin_memory = pin_memory
         self._augment = BatchAugment(augment)
+        self._alternates = augment.flip == "alternating"
 
     # ── without a Trainer ─────────────────────────────────────────────────────────────────────────
 
@@ -116,7 +117,20 @@ class ImageDataModule(pl.LightningDataModule):
         """Augment a training batch with the draws that belong to its place in the run."""
         generator = torch.Generator(images.device)
         generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
-        return self._augment(images, generator)
+        if not self._alternates:
+            return self._augment(images, generator)
+        start = batch_index * self.batch_size
+        positions = self.order(epoch)[start : start + len(images)]
+        flips = torch.from_numpy(self.alternating_flips(epoch)[positions]).to(images.device)
+        return self._augment(images, generator, flips)
+
+    def alternating_flips(self, epoch: int) -> np.ndarray:
+        """Return which training images an epoch mirrors, bool (N,): half at random, then the others, in turn.
+
+        Source: K. Jordan, https://arxiv.org/abs/2404.00498, section 3.6.
+        """
+        rng = np.random.default_rng([self.seed, FLIP_STREAM])
+        return (rng.random(len(self.splits.train)) < 0.5) ^ (epoch % 2 == 1)
 
     # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────
 

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
 
 from harness.config.schema import RunConfig
 from harness.data import load_splits, resolve_auto
 from harness.data.datamodule import ImageDataModule
-from harness.data.splits import ImageSplits
-from harness.models import apply_freezing, build_model
+from harness.data.splits import ImageArrays, ImageSplits
+from harness.models import ImageClassifier, apply_freezing, build_model
+from harness.models.protocol import InitialisedFromImages
 from harness.tracking import Tracker
 from harness.training.callbacks import Decision, EpochRecorder, EpochReport
 from harness.training.checkpoint import ModelFacts
@@ -21,6 +24,8 @@ from harness.training.fit import Status, fit
 from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.record import record_best, record_setup
+
+NUM_IMAGES_SHOWN = 2000  # to a network that computes a layer from images
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def train(
         HarnessError: data, model or checkpoint are not as the configuration says.
     """
     started = time.perf_counter()
-    recorder = EpochRecorder(tracker, on_epoch)
+    recorder = EpochRecorder(tracker, on_epoch, config.trainer.select)
     best = checkpoint_dir / "best.ckpt"
     try:
         machine = resolve_machine(config.trainer)
@@ -66,6 +71,7 @@ def train(
         splits = load_splits(config.data)
         config = config.model_copy(update={"data": resolve_auto(config.data)})  # what `auto` was, for good
         classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
+        show_images(classifier, splits.train)
         freezing = apply_freezing(classifier, config.finetune)
         pin = machine.device.type == "cuda"
         data = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin)
@@ -96,6 +102,14 @@ def train(
         checkpoint=best if best.is_file() else None,
         seconds=seconds,
     )
+
+
+def show_images(classifier: ImageClassifier, train: ImageArrays) -> None:
+    """Let a network that asks for it compute a layer from training images, evenly picked."""
+    if isinstance(classifier.network, InitialisedFromImages):
+        positions = np.linspace(0, len(train) - 1, min(len(train), NUM_IMAGES_SHOWN)).astype(np.int64)
+        images_BCHW = torch.from_numpy(train.gather(positions)).permute(0, 3, 1, 2)
+        classifier.network.init_from_images(classifier.preprocess(images_BCHW))
 
 
 def model_facts(config: RunConfig, splits: ImageSplits) -> ModelFacts:
