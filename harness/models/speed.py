@@ -115,7 +115,7 @@ class DiracConv(nn.Conv2d):
 
 
 class BiasNorm(nn.BatchNorm2d):
-    """Batch norm that learns its bias alone, its scales being a buffer of ones; its statistics follow fast."""
+    """Batch norm that learns its bias alone (its scales are a buffer of ones) and follows statistics fast."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features, eps=1e-12, momentum=0.4)
