@@ -66,7 +66,7 @@ def orthogonalise(matrix_MN: Tensor, num_steps: int) -> Tensor:
     far below the largest take more steps than three.
     """
     x = matrix_MN if matrix_MN.shape[0] <= matrix_MN.shape[1] else matrix_MN.T
-    x = x / (x.norm() + 1e-7)
+    x = x / x.norm().clamp(min=1e-7)
     a, b, c = QUINTIC
     for _ in range(num_steps):
         gram = x @ x.T
