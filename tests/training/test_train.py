@@ -224,6 +224,7 @@ def test_select_last_keeps_the_last_epoch_and_scores_with_the_declared_views(
     config = tiny_config(*SPEED, *worse_in_the_end, "trainer.max_epochs=3", "evaluate_test=true")
     result, tracker = run(config)
     assert result.best_epoch == 2
+    assert tracker.epochs[0]["lr"] == pytest.approx(0.1), "optim.lr, not the head's or the biases'"
     assert result.score == tracker.epochs[2]["val/accuracy"]
     assert_equal_bits(weights(tmp_path / "run"), weights(tmp_path / "run", "best.ckpt"))
     again = evaluate_checkpoint(result.checkpoint, split="val")
