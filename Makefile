@@ -12,18 +12,19 @@ SWEEP ?= default
 DATA_DIR ?=
 ARGS ?=
 RUN ?=
+SEEDS ?= 0 1 2
 SPLIT ?= test
 PORT ?= 5000
 ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup lock sweep train evaluate ui compare export data doctor test test-slow check clean
+.PHONY: help setup lock sweep train speedrun evaluate ui compare export data doctor test test-slow check clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | expand -t 12
 	@echo
-	@echo 'variables: SWEEP=default  DATA_DIR=data  ARGS="optim.lr=3e-4"  RUN=<run id>  SPLIT=test  PORT=5000  PYTHON=python3'
+	@echo 'variables: SWEEP=default  DATA_DIR=data  ARGS="optim.lr=3e-4"  RUN=<run id>  SEEDS="0 1 2"  SPLIT=test  PORT=5000  PYTHON=python3'
 
 setup: $(READY) ## make .venv and install the locked requirements (every target does, once)
 
@@ -45,6 +46,9 @@ sweep: $(READY) ## search learning rate, batch size and freezing; repeat it to g
 
 train: $(READY) ## train one configuration: make train ARGS="model=wide_cnn"
 	@$(BIN)/python -m harness train $(ARGS)
+
+speedrun: $(READY) ## 94 % on CIFAR-10 from scratch, once for each of SEEDS
+	@$(BIN)/python -m experiments.performance.speedrun --seeds $(SEEDS) -- $(ARGS)
 
 evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
 	@$(BIN)/python -m harness evaluate --split $(SPLIT) $(if $(RUN),--run $(RUN)) $(ARGS)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCRATCH_MODELS = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18")
+SCRATCH_MODELS = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn")
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -76,7 +76,7 @@ DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(d
 class ScratchModel(Frozen):
     """A from-scratch CNN, randomly initialised."""
 
-    kind: Literal["lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18"]
+    kind: Literal["lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn"]
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32  # pixels
 
     @property
@@ -152,7 +152,8 @@ FinetuneConfig = Annotated[LinearProbe | Partial | Full, Field(discriminator="ki
 class AugmentConfig(Frozen):
     """Training-time augmentation; every draw is independent per image. Zero or False switches a part off."""
 
-    flip: bool = False  # horizontal, probability 0.5
+    # horizontal, probability 0.5; alternating: of two epochs in a row, every image is mirrored in one
+    flip: bool | Literal["alternating"] = False
     crop_padding: Annotated[int, Field(ge=0, le=64)] = 0  # pixels of reflected border, then a random crop
     policy: Literal["none", "trivial", "rand"] = "none"  # TrivialAugment or RandAugment
     rand_num_ops: Annotated[int, Field(ge=1, le=8)] = 2
@@ -173,9 +174,9 @@ class AugmentConfig(Frozen):
 class ScheduleConfig(Frozen):
     """The learning rate over the run, in optimiser steps, as a factor of `optim.lr`."""
 
-    kind: Literal["constant", "cosine", "one_cycle", "step"] = "cosine"
+    kind: Literal["constant", "cosine", "linear", "one_cycle", "step"] = "cosine"
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0  # linear from 0; for one_cycle the rising part
-    final_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # where cosine and one_cycle end
+    final_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # where cosine, linear and one_cycle end
     step_epochs: PositiveInt = 10  # step: every so many epochs ...
     step_gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # ... the rate is multiplied by this
 
@@ -217,7 +218,21 @@ class AdamW(BaseOptim):
     beta2: Fraction = 0.999
 
 
-OptimConfig = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
+class MuonOptim(BaseOptim):
+    """Muon for all weights below the head, SGD for the rest; both with Nesterov's momentum."""
+
+    kind: Literal["muon"] = "muon"
+    lr: Annotated[float, Field(gt=0.0)] = 0.24  # of weights: a filter bank is held at norm √(its outputs)
+    momentum: Fraction = 0.6
+    num_newton_schulz_steps: Annotated[int, Field(ge=1, le=10)] = 3
+    head_lr: Annotated[float, Field(gt=0.0)] = 0.1  # SGD
+    bias_lr: Annotated[float, Field(gt=0.0)] = 0.1  # SGD; of norms and biases
+    sgd_momentum: Fraction = 0.85
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0  # SGD's lr × coefficient, norms and biases too
+    stem_epochs: Annotated[float, Field(gt=0.0)] | None = None  # the first depth group's schedule; None = all
+
+
+OptimConfig = Annotated[Sgd | Adam | AdamW | MuonOptim, Field(discriminator="kind")]
 
 
 class TrainerConfig(Frozen):
@@ -229,7 +244,14 @@ class TrainerConfig(Frozen):
     compile: bool = False
     threads: PositiveInt | None = None  # intra-op CPU threads; None = what the process was given
     early_stopping_patience: PositiveInt | None = None  # epochs without a better val/accuracy
+    select: Literal["best", "last"] = "best"  # the epoch to keep: by val/accuracy, or the last one
     keep_memory: bool = True  # keep large blocks in the process (glibc): up to a third faster on CPUs
+
+
+class EvaluationConfig(Frozen):
+    """How every reported figure is computed, on validation and test alike."""
+
+    tta: Literal["none", "flip", "flip_shift"] = "none"  # test-time augmentation: average over views
 
 
 class TrackingConfig(Frozen):
@@ -251,6 +273,7 @@ class RunConfig(Frozen):
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = AdamW()
     trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     evaluate_test: bool = False  # read the test split once, after training
 

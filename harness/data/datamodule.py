@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,13 +12,26 @@ from torch import Tensor
 
 from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.mixing import BatchMix
-from harness.data.splits import ImageArrays, ImageSplits
+from harness.data.splits import ImageSplits
 from harness.data.transforms import BatchAugment, check_fits
 
 SMALLEST_EVAL_BATCH = 128  # without gradients more fits; far larger ones leave a CPU's caches
-ORDER_STREAM, AUGMENT_STREAM, MIX_STREAM = 0, 1, 2  # keep the random streams of one seed apart
+ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM, MIX_STREAM, VIEW_STREAM = range(5)  # kept apart in one seed
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
+
+
+class Arrays(Protocol):
+    """What batches are made of: images, or what stands in for them."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the rows of each batch, maps in (B, H, W, C) order."""
+        ...
 
 
 class BatchLoader:
@@ -29,7 +43,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        arrays: ImageArrays,
+        arrays: Arrays,
         batch_size: int,
         order: Callable[[], np.ndarray] | None = None,
         *,
@@ -53,21 +67,23 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         order = np.arange(len(self.arrays)) if self._order is None else self._order()
         batches = [order[start : start + self.batch_size] for start in self._starts()]
-        for positions, images in zip(batches, self.arrays.stream(batches), strict=True):
-            yield self._batch(positions, images)
+        for positions, rows in zip(batches, self.arrays.stream(batches), strict=True):
+            yield self._batch(positions, rows)
 
     def _starts(self) -> range:
         count = len(self.arrays)
         is_single_left = self._order is not None and self.batch_size > 1 and count % self.batch_size == 1
         return range(0, count - 1 if is_single_left and count > 1 else count, self.batch_size)
 
-    def _batch(self, positions: np.ndarray, images_BHWC: np.ndarray) -> Batch:
-        images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2)
+    def _batch(self, positions: np.ndarray, rows: np.ndarray) -> Batch:
+        images = torch.from_numpy(rows)
+        if images.ndim == 4:
+            images = images.permute(0, 3, 1, 2)
         labels = torch.from_numpy(self.arrays.labels[positions])
         return (images.pin_memory(), labels.pin_memory()) if self._pin else (images, labels)
 
 
-def eval_batches(arrays: ImageArrays, batch_size: int, *, pin_memory: bool = False) -> BatchLoader:
+def eval_batches(arrays: Arrays, batch_size: int, *, pin_memory: bool = False) -> BatchLoader:
     """Return every image of a split once, in its own order, for any evaluation without gradients."""
     return BatchLoader(arrays, max(batch_size, SMALLEST_EVAL_BATCH), pin=pin_memory)
 
@@ -107,6 +123,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.pin_memory = pin_memory
         self._augment = BatchAugment(augment)
         self._mix = BatchMix(augment, len(splits.class_names))
+        self._alternates = augment.flip == "alternating"
 
     # ── without a Trainer ─────────────────────────────────────────────────────────────────────────
 
@@ -124,7 +141,20 @@ class ImageDataModule(pl.LightningDataModule):
         """Augment a training batch with the draws that belong to its place in the run."""
         generator = torch.Generator(images.device)
         generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
-        return self._augment(images, generator)
+        if not self._alternates:
+            return self._augment(images, generator)
+        start = batch_index * self.batch_size
+        positions = self.order(epoch)[start : start + len(images)]
+        flips = torch.from_numpy(self.alternating_flips(epoch)[positions]).to(images.device)
+        return self._augment(images, generator, flips)
+
+    def alternating_flips(self, epoch: int) -> np.ndarray:
+        """Return which training images an epoch mirrors, bool (N,): half at random, then the others, in turn.
+
+        Source: K. Jordan, https://arxiv.org/abs/2404.00498, section 3.6.
+        """
+        rng = np.random.default_rng([self.seed, FLIP_STREAM])
+        return (rng.random(len(self.splits.train)) < 0.5) ^ (epoch % 2 == 1)
 
     def mix(self, images: Tensor, labels: Tensor, epoch: int, batch_index: int) -> Batch:
         """Apply mixup and cutmix to an augmented batch; where on, its labels become probabilities (B, K)."""

@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 
-from harness.data.datamodule import SMALLEST_EVAL_BATCH, Batch, BatchLoader, shuffled
-
-VIEW_STREAM = 2  # of random numbers, beside those of harness.data.datamodule
+from harness.data.datamodule import VIEW_STREAM, BatchLoader, eval_batches, shuffled
 
 
-@dataclass(frozen=True)
 class FeatureArrays:
-    """One split's activations.
+    """One split's activations, in place of :class:`ImageArrays`."""
 
-    Args:
-        rows: float16 or float32 (views · N, …), view after view; maps are in (H, W, C) order.
-        labels: int64 (N,).
-        num_views: of each image.
-    """
+    def __init__(self, rows: np.ndarray, labels: np.ndarray, num_views: int = 1) -> None:
+        """Keep them.
 
-    rows: np.ndarray
-    labels: np.ndarray
-    num_views: int = 1
+        Args:
+            rows: float16 or float32 (V · N, …), view after view of N images; maps are in (H, W, C) order.
+            labels: int64 (N,).
+            num_views: V, of each image.
+        """
+        self.rows = rows
+        self.labels = np.tile(labels, num_views)
+        self.num_views = num_views
 
     def __len__(self) -> int:
-        return len(self.labels)
+        """Return the number of images: a pass shows each in one view."""
+        return len(self.labels) // self.num_views
 
-
-class FeatureLoader(BatchLoader):
-    """A BatchLoader whose order names rows of a :class:`FeatureArrays`."""
-
-    arrays: FeatureArrays  # type: ignore[assignment]
-
-    def _batch(self, positions: np.ndarray) -> Batch:
-        rows = torch.from_numpy(np.take(self.arrays.rows, positions, axis=0))
-        features = rows.permute(0, 3, 1, 2) if rows.ndim == 4 else rows
-        labels = torch.from_numpy(self.arrays.labels[positions % len(self.arrays)])
-        return (features.pin_memory(), labels.pin_memory()) if self._pin else (features, labels)
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield a copy of the rows for each batch of row numbers."""
+        return (np.take(self.rows, batch, axis=0) for batch in batches)
 
 
 class FeatureDataModule(pl.LightningDataModule):
@@ -69,13 +60,12 @@ class FeatureDataModule(pl.LightningDataModule):
         return (offsets[images] + epoch) % num_views * count + images
 
     def train_dataloader(self) -> BatchLoader:
-        trainer = self.trainer
-        return FeatureLoader(
-            self.train,  # type: ignore[arg-type]
-            self.batch_size,
-            lambda: self.order(trainer.current_epoch if trainer is not None else 0),
-            pin=self.pin_memory,
+        return BatchLoader(
+            self.train, self.batch_size, lambda: self.order(self._epoch()), pin=self.pin_memory
         )
 
     def val_dataloader(self) -> BatchLoader:
-        return FeatureLoader(self.val, max(self.batch_size, SMALLEST_EVAL_BATCH), pin=self.pin_memory)  # type: ignore[arg-type]
+        return eval_batches(self.val, self.batch_size, pin_memory=self.pin_memory)
+
+    def _epoch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.current_epoch

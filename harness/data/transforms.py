@@ -30,12 +30,15 @@ class BatchAugment:
         self.config = config
         self._policy = _build_policy(config)
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, images_BCHW: Tensor, generator: torch.Generator, flips_B: Tensor | None = None
+    ) -> Tensor:
         """Augment a batch.
 
         Args:
             images_BCHW: uint8, three channels.
             generator: On the images' device.
+            flips_B: Which images are mirrored, bool; None to draw.
 
         Returns:
             uint8, or float in [0, 1] where colours are jittered, in channels_last; the input itself where
@@ -44,8 +47,9 @@ class BatchAugment:
         config, images = self.config, images_BCHW
         if config.flip or config.crop_padding:
             offsets = draw_offsets(len(images), config.crop_padding, generator)
-            flips = draw_flips(len(images), 0.5 if config.flip else 0.0, generator)
-            images = crop_and_flip(images, offsets, flips)
+            if flips_B is None:
+                flips_B = draw_flips(len(images), 0.5 if config.flip else 0.0, generator)
+            images = crop_and_flip(images, offsets, flips_B)
         if self._policy is not None:
             images = self._policy(images, generator)
         if config.brightness or config.contrast or config.saturation or config.hue:

@@ -10,7 +10,7 @@ import yaml
 from harness.export.manifest import BundleConfig, Preprocessing
 
 DATASET_IDS = {"cifar10": "uoft-cs/cifar10"}  # of the Hugging Face hub
-METRICS = ("accuracy", "precision", "recall", "f1", "auc")
+METRICS = ("accuracy", "accuracy_no_tta", "precision", "recall", "f1", "auc")
 SPLITS = {"val": "validation", "test": "test"}
 
 CARD = Template("""\
@@ -199,7 +199,8 @@ def _metrics(config: BundleConfig) -> str:
     lines = [_row("split", names), _row("---", ["---"] * len(names))]
     for split, values in tables.items():
         lines.append(_row(SPLITS[split], [f"{values[m]:.4f}" if m in values else "" for m in names]))
-    return "\n".join([*lines, "", _selection_note(config, "test" in tables)])
+    notes = [_selection_note(config, "test" in tables), _augmentation_note(config)]
+    return "\n".join([*lines, "", *filter(None, notes)])
 
 
 def _row(first: str, cells: list[str]) -> str:
@@ -207,13 +208,26 @@ def _row(first: str, cells: list[str]) -> str:
 
 
 def _selection_note(config: BundleConfig, has_test: bool) -> str:
-    chosen = "The epoch was chosen by validation accuracy"
+    is_last = config.training.get("trainer", {}).get("select") == "last"
+    chosen = "The last epoch was kept" if is_last else "The epoch was chosen by validation accuracy"
     if config.run.is_best_of_sweep:
         count = f" of {config.run.num_trials} trials" if config.run.num_trials else ""
         chosen += f", and this run on the same images, as the best{count} of the sweep `{config.run.sweep}`"
     test = "The test split took no part in any choice." if has_test else "The test split was not evaluated."
     averages = "Precision, recall, F1 and AUC are macro averages."
-    return f"{averages} {chosen}: the validation figures flatter it. {test}"
+    is_chosen = config.run.is_best_of_sweep or not is_last
+    flattery = ": the validation figures flatter it" if is_chosen else ""
+    return f"{averages} {chosen}{flattery}. {test}"
+
+
+def _augmentation_note(config: BundleConfig) -> str:
+    tta = config.training.get("evaluation", {}).get("tta", "none")
+    if tta == "none":
+        return ""
+    return (
+        f"The figures are those of test-time augmentation (`{tta}`: the logits of several views of an image, "
+        "averaged). The exported network has none of it: where known, its accuracy is `accuracy_no_tta`."
+    )
 
 
 def _training(config: BundleConfig) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -17,6 +17,15 @@ class TimmNetwork(Protocol):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any] | Callable[[str], Any]:
         """Return the patterns that assign a parameter's name to a depth group."""
+        ...
+
+
+@runtime_checkable
+class InitialisedFromImages(Protocol):
+    """A network with a layer that is computed from training images; it must see some before it trains."""
+
+    def init_from_images(self, images_BCHW: Tensor) -> None:
+        """Take normalised float images of the training split."""
         ...
 
 

@@ -10,9 +10,17 @@ from torch import Tensor, nn
 
 from harness.config.schema import ScratchModel
 from harness.errors import ModelError
+from harness.models.speed import SpeedNet
 
 # Below these a pooling or a valid convolution would be left with nothing.
-SMALLEST_IMAGE_SIZES = {"lenet": 16, "keras_cnn": 18, "wide_cnn": 4, "vgg16": 32, "resnet18": 1}
+SMALLEST_IMAGE_SIZES = {
+    "lenet": 16,
+    "keras_cnn": 18,
+    "wide_cnn": 4,
+    "vgg16": 32,
+    "resnet18": 1,
+    "speed_cnn": 9,
+}
 
 
 class ScratchNet(nn.Module):
@@ -99,6 +107,8 @@ def _build_network(config: ScratchModel, num_classes: int) -> nn.Module:
             return _vgg16(num_classes)
         case "resnet18":
             return _resnet18(num_classes)
+        case "speed_cnn":
+            return SpeedNet(num_classes)
 
 
 def _lenet(image_size: int, num_classes: int) -> ScratchNet:

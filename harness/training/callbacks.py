@@ -52,9 +52,15 @@ class StopOnRequest(pl.Callback):
 class EpochRecorder(pl.Callback):
     """The one path for metrics: gathers an epoch's, hands them to the tracker, asks whether to go on."""
 
-    def __init__(self, tracker: Tracker, on_epoch: Callable[[EpochReport], Decision] | None = None) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        on_epoch: Callable[[EpochReport], Decision] | None = None,
+        select: Literal["best", "last"] = "best",
+    ) -> None:
         self.tracker = tracker
         self.on_epoch = on_epoch
+        self.select = select
         self.history: list[dict[str, float]] = []  # one entry an epoch, kept in every checkpoint
         self.decision: Decision = "continue"
         self.diverged = False
@@ -64,6 +70,9 @@ class EpochRecorder(pl.Callback):
 
     @property
     def best_epoch(self) -> int:
+        """The epoch that is kept (0-based)."""
+        if self.select == "last":
+            return len(self.history) - 1
         return max(range(len(self.history)), key=lambda epoch: self.history[epoch]["val/accuracy"])
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -96,7 +105,7 @@ class EpochRecorder(pl.Callback):
             "train/accuracy": train_accuracy,
             "val/loss": val_loss,
             "val/accuracy": val_accuracy,
-            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            "lr": _learning_rate(module.config.optim.lr, trainer.optimizers[0]),
             "images_per_second": module.train_means.num_images / max(self._trained - self._started, 1e-9),
             "epoch_seconds": now - self._started,
         }
@@ -109,3 +118,9 @@ class EpochRecorder(pl.Callback):
         self.history = list(state_dict["history"])
         for epoch, metrics in enumerate(self.history):
             self.tracker.log_epoch(epoch, metrics)
+
+
+def _learning_rate(base_lr: float, optimizer: torch.optim.Optimizer) -> float:
+    """Return what the schedule has made of `optim.lr`; groups may have multiples of it."""
+    group = optimizer.param_groups[0]
+    return float(base_lr * (group["lr"] / group["initial_lr"]))

@@ -22,6 +22,7 @@ from harness.models import ImageClassifier
 from harness.tracking import Tracker
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 from harness.training.machine import Machine, resolve_machine
+from harness.training.tta import Tta, predict_logits
 
 Split = Literal["val", "test"]
 
@@ -51,8 +52,14 @@ def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = N
     machine = resolve_machine(checkpoint.config.trainer)
     arrays = _load_arrays(checkpoint, split)
     classifier = restore_classifier(checkpoint).to(machine.device)
-    probabilities = predict_probabilities(classifier, arrays, machine, checkpoint.config.data.batch_size)
+    config = checkpoint.config
+    probabilities, plain = predict_probabilities(
+        classifier, arrays, machine, config.data.batch_size, config.evaluation.tta
+    )
     evaluation = evaluate(probabilities, arrays.labels, checkpoint.class_names, split)
+    if config.evaluation.tta != "none":
+        accuracy = float((plain.argmax(1) == arrays.labels).mean())
+        evaluation.metrics[f"{split}/accuracy_no_tta"] = accuracy
     if tracker is not None:
         record_evaluation(tracker, evaluation)
     return evaluation.metrics
@@ -70,16 +77,17 @@ def _load_arrays(checkpoint: Checkpoint, split: Split) -> ImageArrays:
 
 @torch.inference_mode()
 def predict_probabilities(
-    classifier: ImageClassifier, arrays: ImageArrays, machine: Machine, batch_size: int
-) -> np.ndarray:
-    """Return class probabilities, float32 (N, K), in the order of the arrays."""
+    classifier: ImageClassifier, arrays: ImageArrays, machine: Machine, batch_size: int, tta: Tta = "none"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return class probabilities, float32 (N, K), with test-time augmentation and without it."""
     classifier.eval()
-    batches = []
+    averaged, plain = [], []
     for images, _ in eval_batches(arrays, batch_size):
         with machine.autocast():
-            logits = classifier(images.to(machine.device, non_blocking=True))
-        batches.append(logits.float().softmax(1))
-    return torch.cat(batches).cpu().numpy()
+            logits = predict_logits(classifier, images.to(machine.device, non_blocking=True), tta)
+        averaged.append(logits[0].float().softmax(1))
+        plain.append(logits[1].float().softmax(1))
+    return torch.cat(averaged).cpu().numpy(), torch.cat(plain).cpu().numpy()
 
 
 def evaluate(

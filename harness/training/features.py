@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from harness.config.schema import AugmentConfig, LinearProbe, Partial, RunConfig
-from harness.data.datamodule import stream_seed
-from harness.data.feature_module import VIEW_STREAM, FeatureArrays, FeatureDataModule
+from harness.data.datamodule import VIEW_STREAM, stream_seed
+from harness.data.feature_module import FeatureArrays, FeatureDataModule
 from harness.data.features import FeatureEntry, Layout, feature_key, open_features
 from harness.data.splits import ImageSplits
 from harness.data.transforms import BatchAugment
@@ -55,8 +55,8 @@ def cached_data(
     finetune = config.finetune
     if not isinstance(finetune, LinearProbe | Partial) or not finetune.cache_features:
         return None
-    if isinstance(finetune, LinearProbe) and getattr(config.model, "drop_rate", 0.0) > 0:
-        log.info("features: not cached, model.drop_rate acts between the backbone and the head")
+    if (reason := needs_images(config)) is not None:
+        log.info("features: not cached, %s", reason)
         return None
     depth = finetune.trainable_groups if isinstance(finetune, Partial) else 0
     plan = _Plan(classifier, splits, config, machine, finetune.feature_views)
@@ -192,6 +192,17 @@ class _Plan:
         generator = torch.Generator(images_BCHW.device)
         generator.manual_seed(stream_seed(0, VIEW_STREAM, view, position))
         return self._augment(images_BCHW, generator)
+
+
+def needs_images(config: RunConfig) -> str | None:
+    """Return what in the configuration has to see images in every epoch, None if nothing has."""
+    if config.augment.mixup_alpha or config.augment.cutmix_alpha:
+        return "mixup and cutmix mix images"
+    if config.evaluation.tta != "none":
+        return "evaluation.tta shows other views of an image"
+    if config.finetune.kind == "linear_probe" and getattr(config.model, "drop_rate", 0.0) > 0:
+        return "model.drop_rate acts between the backbone and the head"
+    return None
 
 
 def count_views(augment: AugmentConfig, feature_views: int) -> int:

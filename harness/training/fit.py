@@ -71,7 +71,7 @@ def build_trainer(
         ModelCheckpoint(
             checkpoint_dir,
             filename="best",
-            monitor="val/accuracy",
+            monitor="val/accuracy" if config.trainer.select == "best" else None,  # None: the newest
             mode="max",
             save_on_train_epoch_end=True,
             enable_version_counter=False,

@@ -13,6 +13,7 @@ from harness.config.schema import RunConfig
 from harness.models import ImageClassifier
 from harness.training.checkpoint import SECTION, ModelFacts
 from harness.training.optim import build_optimizer, build_schedule
+from harness.training.tta import predict_logits
 
 
 class RunningMeans:
@@ -74,7 +75,7 @@ class ClassifierModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits = self.classifier(images)
+        logits, _ = predict_logits(self.classifier, images, self.config.evaluation.tta)
         self.val_means.update(F.cross_entropy(logits, labels), logits, labels)
         self.val_logits.append(logits.float())
 
@@ -82,6 +83,10 @@ class ClassifierModule(pl.LightningModule):
         # Dropout and the like draw from the epoch's own stream: a resumed epoch repeats an uninterrupted one.
         torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch)
         self.train_means.reset()
+        # What has come to the end of its own schedule needs no gradients any more.
+        for group in self.trainer.optimizers[0].param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(group["lr"] > 0)
 
     def on_validation_epoch_start(self) -> None:
         self.val_means.reset()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from harness.config.schema import FinetuneConfig, OptimConfig, ScheduleConfig
+from harness.config.schema import FinetuneConfig, MuonOptim, OptimConfig, ScheduleConfig
 from harness.models.classifier import ImageClassifier
 from harness.models.freezing import parameter_groups_by_role
+from harness.training.muon import Muon, muon_groups
 
 # One-cycle starts at this fraction of the peak and, without warmup_epochs, rises for this part of the run.
 _ONE_CYCLE_START = 1 / 25
@@ -19,7 +21,12 @@ _ONE_CYCLE_RISE = 0.3
 
 
 def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:
-    """Return the optimiser over what trains: backbone and head apart, each with and without weight decay."""
+    """Return the optimiser over what trains: backbone and head apart, each with and without weight decay.
+
+    Muon has groups of its own.
+    """
+    if isinstance(optim, MuonOptim):
+        return Muon(muon_groups(classifier, optim, finetune))
     groups = _parameter_groups(classifier, optim, finetune)
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= {"cpu", "cuda", "mps"}  # one pass over each tensor; the meta device has no kernels
@@ -37,33 +44,39 @@ def build_schedule(
 ) -> LambdaLR:
     """Return the schedule, to be stepped after every optimiser step; its state resumes exactly.
 
+    A parameter group with an entry `max_epochs` goes through the whole schedule in so many epochs.
+
     Args:
         steps_per_epoch: optimiser steps, not batches, where gradients are accumulated.
     """
 
-    def factor(step: int) -> float:
-        return lr_factor(step, schedule, steps_per_epoch, max_epochs)
+    def factor_over(epochs: float) -> Callable[[int], float]:
+        return lambda step: lr_factor(step, schedule, steps_per_epoch, epochs)
 
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(
+        optimizer, [factor_over(group.get("max_epochs", max_epochs)) for group in optimizer.param_groups]
+    )
 
 
-def lr_factor(step: int, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: int) -> float:
+def lr_factor(step: int, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: float) -> float:
     """Return the learning rate of optimiser step `step` (from 0) as a factor of the base rate.
 
     Warm-up is linear and would be 0 one step before the run, so that the first step is not lost. Cosine
-    ends at `final_lr_ratio` with the run; steps past the end keep the last factor.
+    and linear end at `final_lr_ratio` with the run; steps past the end keep the last factor.
     """
-    total_steps = steps_per_epoch * max_epochs
+    total_steps = math.ceil(steps_per_epoch * max_epochs)
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
     if schedule.kind == "one_cycle":
         return _one_cycle(step, warmup_steps, total_steps, schedule.final_lr_ratio)
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     match schedule.kind:
         case "constant":
             return warmup
         case "cosine":
-            progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
             return warmup * _cosine(1.0, schedule.final_lr_ratio, progress)
+        case "linear":
+            return warmup * (1.0 - (1.0 - schedule.final_lr_ratio) * min(1.0, max(0.0, progress)))
         case "step":
             epoch = step // steps_per_epoch
             return warmup * schedule.step_gamma ** (epoch // schedule.step_epochs)

@@ -59,7 +59,9 @@ def record_best(
         ).numpy()  # just computed: no second pass over the images
     else:
         classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
-        probabilities = predict_probabilities(classifier, splits.val, machine, config.data.batch_size)
+        probabilities, _ = predict_probabilities(
+            classifier, splits.val, machine, config.data.batch_size, config.evaluation.tta
+        )
     evaluation = evaluate(probabilities, splits.val.labels, splits.class_names, "val")
     record_evaluation(tracker, evaluation)
     tracker.log_summary({"best_epoch": recorder.best_epoch})

@@ -7,22 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
 
 from harness.config.schema import RunConfig
 from harness.data import load_splits, resolve_auto
 from harness.data.datamodule import ImageDataModule
-from harness.data.splits import ImageSplits
-from harness.models import apply_freezing, build_model
+from harness.data.feature_module import FeatureDataModule
+from harness.data.splits import ImageArrays, ImageSplits
+from harness.models import FreezeReport, ImageClassifier, apply_freezing, build_model
 from harness.models.depthwise import speed_up_small_maps
+from harness.models.protocol import InitialisedFromImages
 from harness.tracking import Tracker
 from harness.training.callbacks import Decision, EpochRecorder, EpochReport, Interrupted
 from harness.training.checkpoint import ModelFacts
 from harness.training.features import cached_data
 from harness.training.fit import Status, fit
-from harness.training.machine import resolve_machine
+from harness.training.machine import Machine, resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.record import record_best, record_setup
+
+NUM_IMAGES_SHOWN = 2000  # to a network that computes a layer from images
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def train(
         HarnessError: data, model or checkpoint are not as the configuration says.
     """
     started = time.perf_counter()
-    recorder = EpochRecorder(tracker, on_epoch)
+    recorder = EpochRecorder(tracker, on_epoch, config.trainer.select)
     best = checkpoint_dir / "best.ckpt"
     status: Status
     try:
@@ -68,18 +74,12 @@ def train(
         pl.seed_everything(config.seed, verbose=False)
         splits = load_splits(config.data)
         config = config.model_copy(update={"data": resolve_auto(config.data)})  # what `auto` was, for good
-        classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
-        freezing = apply_freezing(classifier, config.finetune)
-        speed_up_small_maps(classifier.network)
-        pin = machine.device.type == "cuda"
-        images = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin)
+        classifier, freezing = prepare_model(config, splits)
         record_setup(tracker, config, splits, freezing, machine)
         try:
-            features = cached_data(classifier, splits, config, machine, stop_requested, pin_memory=pin)
-            data = images if features is None else features
-            module = ClassifierModule(
-                classifier, config, model_facts(config, splits), len(data.train_dataloader())
-            )
+            data = choose_data(classifier, splits, config, machine, stop_requested)
+            num_batches = len(data.train_dataloader())
+            module = ClassifierModule(classifier, config, model_facts(config, splits), num_batches)
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
             status = "interrupted"
@@ -104,6 +104,42 @@ def train(
         checkpoint=best if best.is_file() else None,
         seconds=seconds,
     )
+
+
+def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifier, FreezeReport]:
+    """Return the model as it starts to train, and what of it does."""
+    classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
+    show_images(classifier, splits.train)
+    freezing = apply_freezing(classifier, config.finetune)
+    speed_up_small_maps(classifier.network)
+    return classifier, freezing
+
+
+def choose_data(
+    classifier: ImageClassifier,
+    splits: ImageSplits,
+    config: RunConfig,
+    machine: Machine,
+    stop_requested: Callable[[], bool] | None,
+) -> ImageDataModule | FeatureDataModule:
+    """Return cached activations where they serve, with the classifier set to take them; otherwise images.
+
+    Raises:
+        ConfigError: the augmentation does not fit the images.
+        Interrupted: it was asked to stop.
+    """
+    pin_memory = machine.device.type == "cuda"
+    images = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin_memory)
+    features = cached_data(classifier, splits, config, machine, stop_requested, pin_memory=pin_memory)
+    return images if features is None else features
+
+
+def show_images(classifier: ImageClassifier, train: ImageArrays) -> None:
+    """Let a network that asks for it compute a layer from training images, evenly picked."""
+    if isinstance(classifier.network, InitialisedFromImages):
+        positions = np.linspace(0, len(train) - 1, min(len(train), NUM_IMAGES_SHOWN)).astype(np.int64)
+        images_BCHW = torch.from_numpy(train.gather(positions)).permute(0, 3, 1, 2)
+        classifier.network.init_from_images(classifier.preprocess(images_BCHW))
 
 
 def model_facts(config: RunConfig, splits: ImageSplits) -> ModelFacts:

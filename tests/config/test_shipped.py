@@ -16,9 +16,7 @@ SWEEP_FILES = groups()["sweep"]
 @pytest.mark.parametrize(("group", "name"), RUN_FILES, ids=["=".join(file) for file in RUN_FILES])
 def test_a_run_file_is_valid(group: str, name: str) -> None:
     pretrained = ["model=efficientnet_lite0"] if group == "finetune" else []
-    compose_run(
-        [*pretrained, f"{'+' if group == 'recipe' else ''}{group}={name}", *NEEDED.get((group, name), [])]
-    )
+    compose_run([*pretrained, f"{group}={name}", *NEEDED.get((group, name), [])])
 
 
 @pytest.mark.parametrize(
@@ -29,6 +27,12 @@ def test_a_file_names_every_key_of_its_section(group: str, name: str) -> None:
     overrides = ["model=efficientnet_lite0", f"{group}={name}", *NEEDED.get((group, name), [])]
     said = set(flatten(compose_values("run", overrides)[group]))
     assert said == set(flatten(compose_run(overrides).to_dict()[group]))
+
+
+def test_a_recipe_wins_over_the_root_file_and_the_command_line_over_it() -> None:
+    config = compose_run(["recipe=speedrun", "trainer.max_epochs=1"])
+    assert (config.evaluate_test, config.evaluation.tta) == (True, "flip_shift")
+    assert (config.optim.kind, config.trainer.max_epochs) == ("muon", 1)
 
 
 @pytest.mark.parametrize("name", SWEEP_FILES)

@@ -120,6 +120,39 @@ def test_augmentation_that_does_not_fit_is_refused_before_training(splits: Image
         module_of(splits, AugmentConfig(crop_padding=8))
 
 
+ALTERNATING = AugmentConfig(flip="alternating")
+
+
+def mirrored_rows(module: ImageDataModule, epoch: int) -> set[int]:
+    """Return the training images that reach the network mirrored in an epoch, by comparing pixels."""
+    rows = set()
+    for index, (images, _) in enumerate(module.train_batches(lambda: epoch)):
+        shown = module.augment(images, epoch, index)
+        changed = (shown != images).flatten(1).any(1)
+        assert torch.equal(shown[changed], images[changed].flip(3))
+        rows |= {int(row) for row in images[changed][:, 0, 0, 0]}
+    return rows
+
+
+def test_alternating_flips_mirror_every_image_in_one_of_two_epochs(splits: ImageSplits) -> None:
+    module = module_of(splits, ALTERNATING, batch_size=13)
+    first, second, third = (mirrored_rows(module, epoch) for epoch in range(3))
+    assert first | second == set(splits.train.indices)
+    assert not first & second
+    assert third == first
+    assert mirrored_rows(module_of(splits, ALTERNATING, batch_size=41), 1) == second
+    assert mirrored_rows(module_of(splits, ALTERNATING, batch_size=13, seed=1), 0) != first
+
+
+def test_alternating_flips_start_with_half_of_the_images_independently(splits: ImageSplits) -> None:
+    flips = np.stack([module_of(splits, ALTERNATING, seed=seed).alternating_flips(0) for seed in range(500)])
+    assert flips.shape == (500, 41)
+    assert abs(flips.mean() - 0.5) < 0.02  # 20,500 draws: 5.7 deviations of 0.0035
+    assert abs(flips.mean(axis=0) - 0.5).max() < 0.12  # of each image: 5.4 deviations of 0.022
+    correlations = np.corrcoef(flips.T) - np.eye(41)
+    assert abs(correlations).max() < 0.25  # 820 pairs: 5.6 deviations of 0.045
+
+
 # ── under a Trainer ───────────────────────────────────────────────────────────────────────────────
 
 

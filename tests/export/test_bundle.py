@@ -190,3 +190,13 @@ def test_pretrained_backbone_exports_with_its_resizing(tmp_path: Path, model: Mo
     assert (preprocessing.decode_size, preprocessing.image_size) == (32, 64)
     assert preprocessing.mean != pytest.approx(MEAN)  # the backbone's own, not the data's
     assert result.config.parity.top1_agreement == 1.0
+
+
+def test_the_speed_cnn_exports_with_its_whitening(tmp_path: Path) -> None:
+    """Its constants are buffers: batch norm's scales of one, and filters that no optimiser has seen."""
+    checkpoint = write_checkpoint(tmp_path / "best.ckpt", ScratchModel(kind="speed_cnn"))
+    weights = load_checkpoint(checkpoint).state_dict["network.whiten.weight"]
+    result = export(checkpoint, tmp_path)
+    assert result.config.parity.top1_agreement == 1.0
+    reloaded = load_classifier(result.path)
+    assert torch.equal(reloaded.get_buffer("network.whiten.weight"), weights)

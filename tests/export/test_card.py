@@ -53,6 +53,17 @@ def test_test_metrics_have_a_row_of_their_own(exported: ExportResult) -> None:
     assert "sweep" not in card
 
 
+def test_tells_the_exported_network_from_its_augmented_scores(exported: ExportResult, card: str) -> None:
+    assert "augmentation" not in card
+    run = RunFacts(metrics={"test/accuracy": 0.94, "test/accuracy_no_tta": 0.93})
+    training = exported.config.training | {"evaluation": {"tta": "flip_shift"}, "trainer": {"select": "last"}}
+    augmented = render_card(exported.config.model_copy(update={"run": run, "training": training}))
+    assert "| test | 0.9400 | 0.9300 |" in augmented
+    assert "test-time augmentation (`flip_shift`" in augmented
+    assert "The last epoch was kept. The test split took no part" in augmented
+    assert "flatter" not in augmented
+
+
 def test_nothing_is_left_unfilled(card: str) -> None:
     assert not re.search(r"\$|\bNone\b", card.replace("[None]", ""))
 

@@ -20,6 +20,7 @@ PARAMETERS = {
     "wide_cnn": 8_475_530,
     "vgg16": 14_728_266,  # torchvision's vgg16_bn features (14,723,136) and a linear layer 512→10
     "resnet18": 11_173_962,
+    "speed_cnn": 1_971_352,  # the published net without its constants: 24·12 filters, 2·(64+256+256) scales
 }
 
 

@@ -168,3 +168,12 @@ def test_a_stop_while_the_backbone_runs_is_an_interruption(
 def test_large_activations_are_kept_in_float32() -> None:
     assert features._dtype(torch.tensor([1.0, 2.0])) == "float16"
     assert features._dtype(torch.tensor([1.0, 2e4])) == "float32"
+
+
+@pytest.mark.parametrize(
+    "override", ["augment.mixup_alpha=0.2", "augment.cutmix_alpha=1.0", "evaluation.tta=flip"]
+)
+def test_what_must_see_images_is_not_cached(config: Callable[..., RunConfig], override: str) -> None:
+    _, data = _prepare(config("finetune=linear_probe", override))
+
+    assert data is None

@@ -111,6 +111,14 @@ def test_cosine_is_torchs(final: float) -> None:
     assert factors(kind="cosine", final_lr_ratio=final) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_linear_is_torchs(final: float) -> None:
+    expected = torch_factors(
+        lambda o: lr_scheduler.LinearLR(o, start_factor=1.0, end_factor=final, total_iters=TOTAL)
+    )
+    assert factors(kind="linear", final_lr_ratio=final) == pytest.approx(expected)
+
+
 def test_cosine_after_warm_up_is_torchs_over_what_remains() -> None:
     warm = 11  # 1.5 epochs of 7 steps, rounded up
     expected = torch_factors(lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=TOTAL - warm), TOTAL - warm)
@@ -142,7 +150,7 @@ def test_one_cycle_is_torchs(warmup_epochs: float, rise: float) -> None:
     assert max(ours) == ours[round(rise * TOTAL) - 1] == 1.0
 
 
-@pytest.mark.parametrize("kind", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "step"])
 @pytest.mark.parametrize("warmup_epochs", [0.3, 1.0, 2.5])
 def test_warm_up_rises_evenly_to_one(kind: Any, warmup_epochs: float) -> None:
     warm = round(warmup_epochs * STEPS_PER_EPOCH)
@@ -153,7 +161,7 @@ def test_warm_up_rises_evenly_to_one(kind: Any, warmup_epochs: float) -> None:
     assert ours[warm] == 1.0
 
 
-@pytest.mark.parametrize("kind", ["constant", "cosine", "one_cycle", "step"])
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "one_cycle", "step"])
 def test_factors_stay_between_zero_and_one_even_past_the_end(kind: Any) -> None:
     config = ScheduleConfig(kind=kind, warmup_epochs=1.0, final_lr_ratio=0.05)
     for steps_per_epoch, epochs in ((1, 2), (1, 3), (5, 4)):
@@ -161,11 +169,11 @@ def test_factors_stay_between_zero_and_one_even_past_the_end(kind: Any) -> None:
             lr_factor(step, config, steps_per_epoch, epochs) for step in range(3 * steps_per_epoch * epochs)
         ]
         assert all(0 < rate <= 1 for rate in rates)
-        if kind in ("cosine", "one_cycle"):
+        if kind in ("cosine", "linear", "one_cycle"):
             assert rates[-1] == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("kind", ["constant", "cosine", "one_cycle", "step"])
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear", "one_cycle", "step"])
 def test_resuming_from_state_dicts_is_exact(kind: Any) -> None:
     def start() -> tuple[ImageClassifier, torch.optim.Optimizer, Any]:
         torch.manual_seed(0)

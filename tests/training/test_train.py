@@ -182,3 +182,71 @@ def test_what_auto_was_is_kept_for_good(run: Run, tiny_config: Config) -> None:
     result, tracker = run(tiny_config("data=auto", "data.max_train_samples=300", "trainer.max_epochs=1"))
     assert load_checkpoint(result.checkpoint).config.data.kind == "digits"
     assert (tracker.params["data.kind"], tracker.tags["harness.fallback_data"]) == ("digits", "true")
+
+
+# ── the speed record's parts, in a run ────────────────────────────────────────────────────────────
+
+SPEED = (
+    "model=speed_cnn",
+    "model.image_size=9",
+    "data.max_train_samples=60",
+    "data.val_fraction=0.02",
+    "optim=muon",
+    "optim.lr=0.1",
+    "optim.head_lr=10",
+    "optim.stem_epochs=1.5",
+    "augment.flip=alternating",
+    "data.batch_size=20",
+    "trainer.select=last",
+    "evaluation.tta=flip_shift",
+)
+
+
+def test_muon_with_a_stem_that_stops_early_resumes_exactly(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config(*SPEED, "trainer.max_epochs=4")
+    run(config, "whole")
+    for num_batches in (6, 5):  # 3 + 1 batches an epoch: in the second epoch, then in the third
+        asked = iter(range(10**6))
+        run(config, "parts", stop_requested=lambda asked=asked, n=num_batches: next(asked) >= n)
+    result, _ = run(config, "parts")
+    assert (result.status, result.best_epoch) == ("finished", 3)
+    assert_equal_bits(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_the_stem_learns_no_more_after_its_epochs(run: Run, tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config(*SPEED, "trainer.max_epochs=4")
+    biases = []
+
+    def keep(report: EpochReport) -> str:
+        biases.append(report.epoch and weights(tmp_path / "run")["network.whiten.bias"])  # of the one before
+        return "continue"
+
+    run(config, on_epoch=keep)
+    _, after_first, after_second, after_third = biases
+    assert not torch.equal(after_first, after_second)
+    assert torch.equal(after_second, after_third)
+    assert torch.equal(after_third, weights(tmp_path / "run")["network.whiten.bias"])
+
+
+def test_select_last_keeps_the_last_epoch_and_scores_with_the_declared_views(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    worse_in_the_end = ("optim.schedule.kind=step", "optim.schedule.step_epochs=3", "optim.label_smoothing=0")
+    config = tiny_config(*SPEED, *worse_in_the_end, "trainer.max_epochs=3", "evaluate_test=true")
+    result, tracker = run(config)
+    assert result.best_epoch == 2
+    assert tracker.epochs[0]["lr"] == pytest.approx(0.1), "optim.lr, not the head's or the biases'"
+    assert result.score == tracker.epochs[2]["val/accuracy"]
+    assert_equal_bits(weights(tmp_path / "run"), weights(tmp_path / "run", "best.ckpt"))
+    again = evaluate_checkpoint(result.checkpoint, split="val")
+    assert again["val/accuracy"] == pytest.approx(result.score)
+    assert tracker.params["evaluation.tta"] == "flip_shift"
+    classifier = restore_classifier(load_checkpoint(result.checkpoint))
+    val = load_splits(config.data).val
+    images = torch.from_numpy(val.images[val.indices]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        alone = (classifier(images).argmax(1).numpy() == val.labels).mean()
+    assert again["val/accuracy_no_tta"] == pytest.approx(alone)
+    assert {"test/accuracy", "test/accuracy_no_tta"} <= set(tracker.summary)

@@ -1,0 +1,123 @@
+"""The CNN of the CIFAR-10 speed record: a whitening layer and three plain groups of 3x3 convolutions.
+
+Source: K. Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, https://arxiv.org/abs/2404.00498, as of
+https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WHITENING_KERNEL = 2  # pixels, of both sides
+WHITENING_EPS = 5e-4  # added to each variance, so that directions without any are not blown up
+GROUP_WIDTHS = (64, 256, 256)
+
+
+class SpeedNet(nn.Module):
+    """Whitened patches, three groups that each halve the map, global max pooling, a linear head.
+
+    `init_from_images` must see training images before the first step; a checkpoint holds what it found.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_features = GROUP_WIDTHS[-1]
+        self.num_classes = num_classes
+        self.whiten = Whitening()
+        widths = (self.whiten.num_out, *GROUP_WIDTHS)
+        self.groups = nn.Sequential(*(ConvGroup(num_in, num_out) for num_in, num_out in pairwise(widths)))
+        self.head = nn.Linear(self.num_features, num_classes, bias=False)
+        nn.init.normal_(self.head.weight)
+
+    def init_from_images(self, images_BCHW: Tensor) -> None:
+        """Set the frozen first layer from normalised training images (a few thousand are plenty)."""
+        self.whiten.init_from_images(images_BCHW)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images_BCHW))
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return what the head sees, (B, num_features)."""
+        return self.groups(F.gelu(self.whiten(images_BCHW))).amax((2, 3))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits, or with `pre_logits` the features as they are."""
+        return features if pre_logits else self.head(features) / self.num_features
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return timm's patterns of depth groups: the whitening, then every group of convolutions."""
+        return {"stem": r"^whiten\.", "blocks": r"^groups\.(\d+)"}
+
+
+class Whitening(nn.Module):
+    """A 2x2 convolution that decorrelates patches and scales each direction to unit variance, in both signs.
+
+    Its filters are a buffer: they are computed, not learnt. The bias is learnt.
+    """
+
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        dim = 3 * WHITENING_KERNEL**2
+        self.num_out = 2 * dim
+        identity = torch.eye(dim).view(dim, 3, WHITENING_KERNEL, WHITENING_KERNEL)
+        self.register_buffer("weight", torch.cat([identity, -identity]))
+        self.bias = nn.Parameter(torch.empty(self.num_out).uniform_(-(dim**-0.5), dim**-0.5))
+
+    @torch.no_grad()
+    def init_from_images(self, images_BCHW: Tensor) -> None:
+        covariance_DD = torch.stack([_patch_covariance(images) for images in images_BCHW.split(100)]).mean(0)
+        variances_D, directions_DD = torch.linalg.eigh(covariance_DD)  # directions are columns
+        filters_DD = directions_DD.T / (variances_D[:, None] + WHITENING_EPS).sqrt()
+        self.weight.copy_(torch.cat([filters_DD, -filters_DD]).view_as(self.weight))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return F.conv2d(images_BCHW, self.weight, self.bias)
+
+
+def _patch_covariance(images_BCHW: Tensor) -> Tensor:
+    patches_BDL = F.unfold(images_BCHW.contiguous(), WHITENING_KERNEL)
+    patches_DN = patches_BDL.transpose(0, 1).flatten(1)
+    return patches_DN @ patches_DN.T / patches_DN.shape[1]
+
+
+class ConvGroup(nn.Sequential):
+    """Convolution, pooling, norm, GELU; convolution, norm, GELU."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(
+            DiracConv(num_in, num_out),
+            nn.MaxPool2d(2),
+            BiasNorm(num_out),
+            nn.GELU(),
+            DiracConv(num_out, num_out),
+            BiasNorm(num_out),
+            nn.GELU(),
+        )
+
+
+class DiracConv(nn.Conv2d):
+    """A 3x3 convolution whose first outputs start as copies of its inputs."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out, kernel_size=3, padding=1, bias=False)
+        with torch.no_grad():
+            nn.init.dirac_(self.weight[:num_in])
+
+
+class BiasNorm(nn.BatchNorm2d):
+    """Batch norm that learns its bias alone (its scales are a buffer of ones) and follows statistics fast."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features, eps=1e-12, momentum=0.4)
+        del self.weight
+        self.register_buffer("weight", torch.ones(num_features))

@@ -1,0 +1,132 @@
+"""Muon: momentum whose update is orthogonalised, for weights; and SGD for everything else, in one optimiser.
+
+torch's own Muon takes matrices only, decays weights instead of fixing their norm, and computes in bf16,
+which CPUs without the instructions emulate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from harness.config.schema import FinetuneConfig, MuonOptim
+from harness.models.classifier import ImageClassifier
+from harness.models.freezing import depth_groups, parameter_groups_by_role
+
+# Of the quintic iteration x ↦ ax + bx³ + cx⁵ on singular values: steep at 0, and near 1 it stays near 1.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+class Muon(Optimizer):
+    """Nesterov's momentum; with `orthogonalise` a group steps by orthogonal matrices, at a fixed norm.
+
+    A filter bank counts as a matrix with a row for each output. Before every step its norm is set to
+    √(number of outputs), so that `lr` is relative. Momentum buffers are all the state there is.
+    Source: K. Jordan et al., https://kellerjordan.github.io/posts/muon, with the fixed norm of
+    https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py); there in bf16.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        """Take groups with `lr`, `momentum` and perhaps the options named here."""
+        super().__init__(groups, {"weight_decay": 0.0, "orthogonalise": False, "num_newton_schulz_steps": 3})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        gradient = gradient.add(parameter, alpha=group["weight_decay"])
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+        step = gradient.add(velocity, alpha=group["momentum"])
+        if group["orthogonalise"]:
+            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+            step = orthogonalise(step.flatten(1), group["num_newton_schulz_steps"]).view(step.shape)
+        parameter.add_(step, alpha=-group["lr"])
+
+
+def orthogonalise(matrix_MN: Tensor, num_steps: int) -> Tensor:
+    """Return about UVᵀ of the singular value decomposition USVᵀ, by Newton-Schulz iteration, in float32.
+
+    Singular values are not driven to 1 exactly but to between about 0.7 and 1.2, which trains as well; those
+    far below the largest take more steps than three.
+    """
+    x = matrix_MN if matrix_MN.shape[0] <= matrix_MN.shape[1] else matrix_MN.T
+    x = x / x.norm().clamp(min=1e-7)
+    a, b, c = QUINTIC
+    for _ in range(num_steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if x.shape == matrix_MN.shape else x.T
+
+
+def muon_groups(
+    classifier: ImageClassifier, optim: MuonOptim, finetune: FinetuneConfig
+) -> list[dict[str, Any]]:
+    """Return the groups of what trains: weights by Muon; head, norms and biases by SGD; the stem's apart."""
+    backbone, head = parameter_groups_by_role(classifier)
+    scale = 1.0 if finetune.kind == "linear_probe" else finetune.backbone_lr_scale
+    in_stem = _stem_parameters(classifier.network)
+    rest = [parameter for parameter in backbone if id(parameter) not in in_stem]
+    stem = [parameter for parameter in backbone if id(parameter) in in_stem]
+    horizon = {} if optim.stem_epochs is None else {"max_epochs": optim.stem_epochs}
+    groups = [
+        _muon_group("backbone/weights", _weights(rest), optim, scale),
+        _muon_group("stem/weights", _weights(stem), optim, scale) | horizon,
+        _sgd_group("backbone/biases", _biases(rest), optim, optim.bias_lr * scale),
+        _sgd_group("stem/biases", _biases(stem), optim, optim.bias_lr * scale) | horizon,
+        _sgd_group("head", head, optim, optim.head_lr),
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _stem_parameters(network: nn.Module) -> set[int]:
+    names = set(depth_groups(network)[0])
+    return {id(parameter) for name, parameter in network.named_parameters() if name in names}
+
+
+def _weights(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.ndim > 1]
+
+
+def _biases(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.ndim <= 1]
+
+
+def _muon_group(name: str, parameters: list[nn.Parameter], optim: MuonOptim, scale: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "params": _training(parameters),
+        "lr": optim.lr * scale,
+        "momentum": optim.momentum,
+        "orthogonalise": True,
+        "num_newton_schulz_steps": optim.num_newton_schulz_steps,
+    }
+
+
+def _sgd_group(name: str, parameters: list[nn.Parameter], optim: MuonOptim, lr: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "params": _training(parameters),
+        "lr": lr,
+        "momentum": optim.sgd_momentum,
+        "weight_decay": optim.weight_decay / lr,
+    }
+
+
+def _training(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
