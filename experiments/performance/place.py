@@ -20,6 +20,8 @@ from harness.tracking.store import open_store
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
 
+# Little validation, where it is only in the way: a part of the images, and how many times more there are.
+FEW_VAL, FEW_VAL_SCALE = "data.val_fraction=0.02", 0.1 / 0.02
 SPEED_MODEL = "speed_cnn" if "speed_cnn" in SCRATCH_MODELS else "wide_cnn"
 PRELOAD = [*PRELOADED, "experiments.performance.searching"]  # and with it the usual script's libraries
 HAS_FEATURE_CACHE = "cache_features" in LinearProbe.model_fields
@@ -30,17 +32,17 @@ class Scale:
     """How much of everything is measured."""
 
     repeats: int = 3
-    input_seconds: float = 4.0  # of each side of the input pipeline
-    step_seconds: float = 8.0  # of each side of a comparison of training steps; three steps at least
+    input_seconds: float = 3.0  # of each side of the input pipeline
+    step_seconds: float = 6.0  # of each side of a comparison of training steps; three steps at least
     speed_batch: int = 500
-    speed_images: int = 2500  # of an epoch of the speed CNN against a bare loop
-    lenet_images: int = 20_000
+    speed_images: int = 2000  # of an epoch of the speed CNN against a bare loop
+    lenet_images: int = 15_000
     probe_images: int | None = None  # of the harness's linear probes; None = all
     probe_epochs: int = 10
     probe_trials: int = 8
     fraction_images: int = 2000  # what is measured of a side that is scaled up: training and ...
     fraction_val: int = 500  # ... validation images
-    wide_images: int = 4000  # of the wide_cnn trials, both sides
+    wide_images: int = 2000  # of the wide_cnn trials, both sides
 
 
 FULL = Scale()

@@ -32,7 +32,7 @@ from harness.tracking.environment import available_cores
 from harness.tracking.store import open_store
 from harness.training.callbacks import EpochRecorder
 
-STOP_AT_BATCH = 3  # two whole steps: the optimiser's state is there, memory is at its height
+STOP_AT_BATCH = 2  # two whole steps: the optimiser's state is there, memory is at its height
 MEMORY_POLL_S = 0.1
 PLACED, FIRST_STEP = "placed", "first-step"  # files beside a trial's spec: a time of `time.time`
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.performance import training
 from experiments.performance.measurement import Outcome, Row, Side, alternate, compare
-from experiments.performance.place import SPEED_MODEL, Place
+from experiments.performance.place import FEW_VAL, SPEED_MODEL, Place
 from experiments.performance.searching import recording_seconds
 
 EPOCH_S = 10.0  # of the epoch whose recording is judged
@@ -59,7 +59,7 @@ def ceiling(machine: dict[str, Any], defaults: list[float]) -> str:
 
 def harness_against_bare(place: Place, model: str, batch_size: int, images: int) -> Outcome:
     overrides = model_overrides(place, model, batch_size)
-    overrides += [place.limit(images), "data.val_fraction=0.02"]  # the validation is not counted
+    overrides += [place.limit(images), FEW_VAL]  # it is not counted
     pairs = alternate(
         place.scale.repeats,
         lambda: place.run(training.harness_epoch, overrides),
@@ -86,14 +86,14 @@ def recording(place: Place) -> Outcome:
 
 
 ROWS = (
-    Row("input_512", "input pipeline alone, batch 512", 10, lambda p: input_pipeline(p, 512), 50),
-    Row("input_128", "input pipeline alone, batch 128", 5, lambda p: input_pipeline(p, 128), 50),
+    Row("input_512", "input pipeline alone, batch 512", 10, lambda p: input_pipeline(p, 512), 30),
+    Row("input_128", "input pipeline alone, batch 128", 5, lambda p: input_pipeline(p, 128), 30),
     Row(
         "auto_speed",
         "training, auto against fp32 defaults: the speed CNN",
         4,
         lambda p: auto_against_defaults(p, SPEED_MODEL, p.scale.speed_batch),
-        90,
+        60,
     ),
     Row(
         "auto_resnet18",
@@ -107,14 +107,14 @@ ROWS = (
         "training, harness against a bare loop: the speed CNN",
         0.97,
         lambda p: harness_against_bare(p, SPEED_MODEL, p.scale.speed_batch, p.scale.speed_images),
-        150,
+        90,
     ),
     Row(
         "bare_lenet",
         "training, harness against a bare loop: lenet, batch 128",
         0.90,
         lambda p: harness_against_bare(p, "lenet", LENET_BATCH, p.scale.lenet_images),
-        40,
+        30,
     ),
     Row("recording", "recording's share of an epoch of 10 s", 1.0, recording, 10, unit="%", at_least=False),
 )
