@@ -19,7 +19,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup lock sweep train speedrun evaluate ui compare export data doctor test test-slow check clean
+.PHONY: help setup lock sweep train speedrun evaluate ui compare export data doctor bench test test-slow check clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | expand -t 12
@@ -68,6 +68,9 @@ data: $(READY) ## what the data set holds, with pictures
 doctor: $(READY) ## what this machine has
 	@$(BIN)/python -m harness doctor
 
+bench: $(READY) ## measure the harness against public libraries (15 minutes)
+	@$(BIN)/python -m experiments.performance.bench $(ARGS)
+
 test: $(READY) ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -75,8 +78,8 @@ test-slow: $(READY) ## the tests that take long
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(READY) ## format, lint, types, import directions, every shipped config
-	@$(BIN)/ruff format --check harness tests
-	@$(BIN)/ruff check harness tests
+	@$(BIN)/ruff format --check harness experiments tests
+	@$(BIN)/ruff check harness experiments tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q tests/config/test_shipped.py

@@ -17,7 +17,7 @@ from harness.data.datamodule import ImageDataModule
 from harness.data.feature_module import FeatureDataModule
 from harness.data.splits import ImageArrays, ImageSplits
 from harness.models import FreezeReport, ImageClassifier, apply_freezing, build_model
-from harness.models.depthwise import speed_up_small_maps
+from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import InitialisedFromImages
 from harness.tracking import Tracker
 from harness.training.callbacks import Decision, EpochRecorder, EpochReport, Interrupted
@@ -111,7 +111,7 @@ def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifi
     classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
     show_images(classifier, splits.train)
     freezing = apply_freezing(classifier, config.finetune)
-    speed_up_small_maps(classifier.network)
+    speed_up_convolutions(classifier.network)
     return classifier, freezing
 
 

@@ -1,4 +1,4 @@
-"""The short way through a depthwise convolution must be torch's own, gradients included."""
+"""The short ways through a convolution must be torch's own, gradients included."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.config.schema import EfficientNetLite0
-from harness.models import build_model, depthwise
-from harness.models.depthwise import depthwise_as_sum, speed_up_small_maps
+from harness.models import build_model, convolutions
+from harness.models.convolutions import depthwise_as_sum, speed_up_convolutions
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -32,13 +32,30 @@ def test_it_is_the_convolution(height: int, width: int, kernel: int) -> None:
         assert torch.allclose(ours, theirs)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_pointwise_convolution_is_a_matrix_product(bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 7, 1, bias=bias)
+    images = torch.randn(2, 5, 3, 4).contiguous(memory_format=torch.channels_last)
+    expected = conv(images)
+    expected_gradients = torch.autograd.grad(expected.square().sum(), list(conv.parameters()))
+
+    speed_up_convolutions(conv)
+    found = conv(images)
+
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    gradients = torch.autograd.grad(found.square().sum(), list(conv.parameters()))
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(gradients, expected_gradients, strict=True))
+
+
 def test_it_is_taken_on_small_maps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     conv = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
     sizes = []
     monkeypatch.setattr(
-        depthwise, "depthwise_as_sum", lambda images, weight: sizes.append(images.shape[-1]) or images
+        convolutions, "depthwise_as_sum", lambda images, weight: sizes.append(images.shape[-1]) or images
     )
-    speed_up_small_maps(conv)
+    speed_up_convolutions(conv)
 
     for size in (1, 2, 3):
         conv(torch.zeros(1, 4, size, size))
@@ -55,11 +72,24 @@ def test_it_is_taken_on_small_maps_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False, stride=2),
         nn.Conv2d(4, 4, 3, padding=0, groups=4, bias=False),
         nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False, padding_mode="reflect"),
+        nn.Conv2d(4, 8, 1, stride=2),
+        nn.Conv2d(4, 8, 1, groups=2),
+        nn.Conv2d(4, 8, 1, padding=1),
     ],
-    ids=["dense", "multiplier", "bias", "stride", "padding", "reflect"],
+    ids=[
+        "3x3",
+        "multiplier",
+        "bias",
+        "stride",
+        "padding",
+        "reflect",
+        "1x1 stride",
+        "1x1 groups",
+        "1x1 padding",
+    ],
 )
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
-    speed_up_small_maps(conv)
+    speed_up_convolutions(conv)
 
     assert "forward" not in vars(conv)
 
@@ -70,7 +100,7 @@ def test_a_network_computes_the_same() -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         before = classifier(images)
-        speed_up_small_maps(classifier.network)
+        speed_up_convolutions(classifier.network)
         after = classifier(images)
 
     assert sum("forward" in vars(module) for module in classifier.network.modules()) > 3

@@ -1,0 +1,1 @@
+"""How fast is the harness? `make bench` measures it against public libraries, side by side."""

