@@ -45,6 +45,26 @@ class SweepPlan:
         values.pop("sweep")
         return validate(RunConfig, values)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types: a trial's process need not compose the sweep again."""
+        return {
+            "sweep": self.sweep.model_dump(mode="json"),
+            "base": self.base.to_dict(),
+            "overrides": list(self.overrides),
+            "config_dir": str(self.config_dir.resolve()),
+            "sweep_file": self.sweep_file,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SweepPlan:
+        return cls(
+            sweep=validate(SweepConfig, values["sweep"], prefix="sweep"),
+            base=validate(RunConfig, values["base"]),
+            overrides=tuple(values["overrides"]),
+            config_dir=Path(values["config_dir"]),
+            sweep_file=values["sweep_file"],
+        )
+
 
 def compose_run(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> RunConfig:
     """Return the validated configuration of one run.

@@ -33,7 +33,8 @@ def build_backbone(
         network = _build_timm(config, num_classes, load_weights)
     if config.is_pretrained and load_weights:
         _zero_head(network)
-    _check_image_size(network, config)
+    if isinstance(config, TimmModel):  # EfficientNet-Lite0 takes any size that its section allows
+        _check_image_size(network, config)
     return network
 
 
@@ -109,17 +110,16 @@ def _has_fixed_input_size(name: str) -> bool:
     return described is not None and described.fixed_input_size
 
 
-def _check_image_size(network: nn.Module, config: EfficientNetLite0 | TimmModel) -> None:
+def _check_image_size(network: nn.Module, config: TimmModel) -> None:
     """Send one image through without computing, so that a wrong size shows before training."""
     own_size = resolve_model_data_config(network)["input_size"][-1]
     size = config.image_size or own_size
-    name = config.name if isinstance(config, TimmModel) else config.kind
     try:
         _forward_on_meta(network, size)
     except Exception as meta_error:
         if any(parameter.is_meta for parameter in network.parameters()) or not _forward_works(network, size):
             raise ModelError(
-                f"model.image_size={size} is rejected by {name}: {first_line(meta_error)}; "
+                f"model.image_size={size} is rejected by {config.name}: {first_line(meta_error)}; "
                 f"its own size is {own_size}"
             ) from meta_error
 

@@ -17,13 +17,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
-from harness.config.compose import SweepPlan, compose_sweep
+from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
 from harness.errors import DivergedError, HarnessError
 from harness.search import study as studies
@@ -46,8 +46,7 @@ class TrialSpec:
     storage: str  # URL of the database
     number: int
     trial_id: int
-    overrides: list[str]  # of the sweep
-    config_dir: str
+    plan: dict[str, Any]  # SweepPlan.to_dict()
     experiment: str
     parent_run_id: str
     threads: int | None  # None: what the process is given
@@ -110,7 +109,7 @@ def _pin_device(index: int) -> None:
 def _run(
     spec: TrialSpec, folder: Path, stop_requested: Callable[[], bool], train: TrainFunction | None
 ) -> int:
-    plan = compose_sweep(spec.overrides, Path(spec.config_dir))
+    plan = SweepPlan.from_dict(spec.plan)
     study = studies.load_study_for_trial(
         studies.open_storage(spec.storage),
         spec.sweep_name,

@@ -5,6 +5,12 @@ Nothing here may start a thread, open a file for long, or touch a device: forks 
 
 from __future__ import annotations
 
+import torch
 from sqlalchemy.orm import configure_mappers
 
+from harness.config.compose import compose_run
+from harness.models import build_model
+
 configure_mappers()  # of Optuna's and MLflow's tables, half a second
+with torch.device("meta"):  # what the first use of Hydra, torch and timm looks up
+    build_model(compose_run().model, num_classes=2, load_weights=False)
