@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.errors import ConfigError, HarnessError
+from harness.logs import show_messages
 
 if TYPE_CHECKING:
     from harness.config.schema import RunConfig, TrackingConfig
@@ -25,8 +25,7 @@ EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 a mistake named in one line, 130 interrupted."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("harness").setLevel(logging.INFO)
+    show_messages()
     try:
         code: int = options.run(options)
     except HarnessError as error:

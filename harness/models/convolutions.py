@@ -71,6 +71,7 @@ def depthwise_as_sum(images_BCHW: Tensor, weight_C1KK: Tensor) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # it is used again where gradients are wanted
 def _taps_between(height: int, width: int, tall: int, wide: int) -> Tensor:
     """Return which tap of a filter links an output to an input pixel, int64 (O, I); tall · wide for none."""
     rows, columns = torch.arange(height * width) // width, torch.arange(height * width) % width

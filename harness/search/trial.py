@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
 from harness.errors import DivergedError, HarnessError
+from harness.logs import show_messages
 from harness.search import study as studies
 from harness.search.space import suggest, trial_overrides
 
@@ -86,6 +87,7 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
     Returns:
         The process's exit code: 0 if the trial has ended, 143 if it was stopped and can be resumed.
     """
+    show_messages()
     path = Path(spec_path)
     spec = TrialSpec.load(path)
     stop_requested = StopFlag()

@@ -94,6 +94,17 @@ def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
     assert "forward" not in vars(conv)
 
 
+def test_validating_first_does_not_keep_it_from_training() -> None:
+    convolutions._taps_between.cache_clear()
+    images, weight = torch.randn(2, 4, 2, 2), torch.randn(4, 1, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        depthwise_as_sum(images, weight)
+
+    depthwise_as_sum(images, weight).sum().backward()
+
+    assert weight.grad is not None
+
+
 def test_a_network_computes_the_same() -> None:
     classifier = build_model(EfficientNetLite0(image_size=64, pretrained=False), 10).eval()
     torch.nn.init.normal_(next(classifier.network.get_classifier().parameters()))  # type: ignore[operator]
