@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.performance.matmul import matmul_flops
 from experiments.performance.measurement import Epoch, Timing
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
@@ -27,10 +28,9 @@ from harness.tracking.store import open_store
 from harness.training.callbacks import Decision, EpochReport
 from harness.training.machine import Machine, prepare_process, resolve_machine
 from harness.training.optim import build_optimizer, build_schedule
-from harness.training.train import train
+from harness.training.train import show_images, train
 
 MIN_STEPS = 3
-MATMUL_SIDE, MATMUL_SECONDS = 2048, 1.0
 
 Batch = tuple[Tensor, Tensor]
 
@@ -191,21 +191,12 @@ def describe_machine(overrides: list[str]) -> dict[str, Any]:
         F.cross_entropy(setup.classifier(images[:2]), labels[:2]).backward()
     return {
         "auto": setup.machine.describe(),
-        "matmul_flops": {"fp32": matmul_flops(torch.float32), "bf16": matmul_flops(torch.bfloat16)},
+        "matmul_flops": {
+            "fp32": matmul_flops(setup.machine.device, torch.float32),
+            "bf16": matmul_flops(setup.machine.device, torch.bfloat16),
+        },
         "flops_per_image": counter.get_total_flops() / 2,
     }
-
-
-def matmul_flops(dtype: torch.dtype) -> float:
-    """Return the FLOP/s of a large square matrix product, the best of a second of them."""
-    left, right = torch.randn(2, MATMUL_SIDE, MATMUL_SIDE).to(dtype)
-    left @ right
-    best, deadline = float("inf"), time.perf_counter() + MATMUL_SECONDS
-    while time.perf_counter() < deadline:
-        started = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - started)
-    return 2 * MATMUL_SIDE**3 / best
 
 
 def _stepped(step: Callable[[Tensor, Tensor], None], batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -226,6 +217,7 @@ def set_up(overrides: list[str], *, channels_last: bool = False) -> Setup:
     torch.manual_seed(config.seed)
     splits = load_splits(config.data)
     classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
+    show_images(classifier, splits.train)
     apply_freezing(classifier, config.finetune)
     classifier.to(machine.device)
     if channels_last:

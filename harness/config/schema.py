@@ -284,18 +284,17 @@ class RunConfig(Frozen):
                 f"finetune={self.finetune.kind} would freeze random weights of {self.model.kind}: "
                 "use finetune=full or a pretrained model"
             )
-        if (
-            self.optim.schedule.warmup_epochs >= self.trainer.max_epochs
-            and self.optim.schedule.warmup_epochs > 0
-        ):
+        warmup, epochs = self.optim.schedule.warmup_epochs, self.trainer.max_epochs
+        if warmup >= epochs:
             raise ValueError(
-                f"optim.schedule.warmup_epochs={self.optim.schedule.warmup_epochs:g} leaves nothing of "
-                f"trainer.max_epochs={self.trainer.max_epochs}: lower it or train longer"
+                f"optim.schedule.warmup_epochs={warmup:g} leaves nothing of trainer.max_epochs={epochs}: "
+                "lower it or train longer"
             )
-        if self.data.max_train_samples is not None and self.data.batch_size > self.data.max_train_samples:
+        batch, samples = self.data.batch_size, self.data.max_train_samples
+        if samples is not None and batch > samples:
             raise ValueError(
-                f"data.batch_size={self.data.batch_size} is larger than "
-                f"data.max_train_samples={self.data.max_train_samples}: lower it or use more samples"
+                f"data.batch_size={batch} is larger than data.max_train_samples={samples}: "
+                "lower it or use more samples"
             )
         return self
 

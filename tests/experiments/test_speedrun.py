@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.performance import speedrun
+from experiments.performance import matmul, speedrun
 from harness.config.compose import compose_run
 from harness.tracking.store import open_store
 from harness.training.machine import Machine
@@ -35,8 +35,10 @@ def test_the_table_ends_with_means() -> None:
 
 def test_matmul_rate_is_operations_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(100))
-    monkeypatch.setattr(speedrun.time, "perf_counter", lambda: float(next(ticks)))
-    assert speedrun.matmul_flops(CPU, size=8) == 2 * 8**3  # every product takes "a second"
+    monkeypatch.setattr(matmul.time, "perf_counter", lambda: float(next(ticks)))
+    assert (
+        matmul.matmul_flops(torch.device("cpu"), torch.float32, side=8) == 2 * 8**3
+    )  # every product takes "a second"
 
 
 def test_every_seed_is_a_run_of_its_own_whose_scores_are_read_back(
@@ -54,20 +56,20 @@ def test_every_seed_is_a_run_of_its_own_whose_scores_are_read_back(
         return 0
 
     monkeypatch.setattr(subprocess, "call", train)
-    monkeypatch.setattr(speedrun, "matmul_flops", lambda machine: 1e9)
+    monkeypatch.setattr(speedrun, "matmul_flops", lambda device, dtype: 1e9)
     monkeypatch.setattr(speedrun, "prepare_process", lambda threads, keep_memory: None)
     output = tmp_path / "runs.json"
     places = [f"tracking.dir='{tmp_path}'", "trainer.max_epochs=1"]
     assert speedrun.main(["--seeds", "2", "4", "--output", str(output), "--", *places]) == 0
     assert [(command[0], command[-1]) for command in commands] == [("train", "seed=2"), ("train", "seed=4")]
     assert all("recipe=speedrun" in command and "trainer.max_epochs=1" in command for command in commands)
-    runs = json.loads(output.read_text())
+    runs = json.loads(output.read_text())["runs"]
     assert [run["seed"] for run in runs] == [2, 4]
-    assert [run["accuracy"] for run in runs] == pytest.approx([0.92, 0.94])
+    assert [run["test_accuracy"] for run in runs] == pytest.approx([0.92, 0.94])
 
 
 def test_a_seed_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "call", lambda command: 130)
-    monkeypatch.setattr(speedrun, "matmul_flops", lambda machine: 1e9)
+    monkeypatch.setattr(speedrun, "matmul_flops", lambda device, dtype: 1e9)
     monkeypatch.setattr(speedrun, "prepare_process", lambda threads, keep_memory: None)
     assert speedrun.main([]) == 130
