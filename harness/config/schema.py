@@ -70,7 +70,7 @@ class FolderData(BaseData):
 DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(discriminator="kind")]
 
 
-# ── model and fine-tuning ─────────────────────────────────────────────────────────────────────────
+# ── model, fine-tuning, augmentation ──────────────────────────────────────────────────────────────
 
 
 class ScratchModel(Frozen):
@@ -144,9 +144,6 @@ class Full(Frozen):
 
 
 FinetuneConfig = Annotated[LinearProbe | Partial | Full, Field(discriminator="kind")]
-
-
-# ── augmentation ──────────────────────────────────────────────────────────────────────────────────
 
 
 class AugmentConfig(Frozen):
