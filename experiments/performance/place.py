@@ -33,9 +33,9 @@ class Scale:
 
     repeats: int = 3
     input_seconds: float = 3.0  # of each side of the input pipeline
-    step_seconds: float = 6.0  # of each side of a comparison of training steps; three steps at least
+    step_seconds: float = 4.0  # of each side of a comparison of training steps; three steps at least
     speed_batch: int = 500
-    speed_images: int = 2000  # of an epoch of the speed CNN against a bare loop
+    speed_images: int = 1500  # of an epoch of the speed CNN against a bare loop
     lenet_images: int = 15_000
     probe_images: int | None = None  # of the harness's linear probes; None = all
     probe_epochs: int = 10

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -172,6 +173,9 @@ def draw(results: Sequence[Result]) -> Figure:
         _draw_row(axes, height, result)
     axes.axvline(1.0, color="black", linewidth=1, zorder=0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(-0.6, max(1, len(measured)) - 0.2)
     axes.margins(x=0.15)
     axes.set_yticks(range(len(measured)), [result.title for result in measured], fontsize=8)

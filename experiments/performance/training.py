@@ -138,11 +138,12 @@ def bare_epoch(overrides: list[str], epochs: int = 2) -> float:
     return rate
 
 
-def harness_epoch(overrides: list[str], epochs: int = 2) -> float:
-    """Return training images/s of the last epoch of a whole run.
+def harness_epoch(overrides: list[str], whole_epoch: int, epochs: int = 2) -> float:
+    """Return training images/s of the last epoch of a whole run, as if it had had `whole_epoch` images.
 
     Counted: everything from the end of the epoch before to the end of this one, with its checkpoint and
-    its record, but for the validation, which a bare loop does not have.
+    its record, but for the validation, which a bare loop does not have. The steps are scaled; what an epoch
+    costs however long it is, is not.
     """
     ends: list[tuple[float, EpochReport]] = []
 
@@ -154,7 +155,9 @@ def harness_epoch(overrides: list[str], epochs: int = 2) -> float:
     _run(config, on_epoch)
     (before, _), (after, last) = ends[-2:]
     train_s, val_s = _train_and_val_seconds(config, last)
-    return train_s * last.metrics["images_per_second"] / (after - before - val_s)
+    around_s = after - before - val_s - train_s
+    whole_s = whole_epoch / last.metrics["images_per_second"] + around_s
+    return whole_epoch / whole_s
 
 
 def run_timing(overrides: list[str]) -> Timing:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
 from harness.training import machine
-from harness.training.machine import resolve_machine
+from harness.training.machine import prepare_process, resolve_machine
 
 
 def test_auto_is_resolved_to_something_that_exists() -> None:
@@ -34,3 +36,15 @@ def test_a_missing_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(ConfigError, match="fp16 is for GPUs"):
         resolve_machine(TrainerConfig(device="cpu", precision="fp16"))
+
+
+@pytest.mark.parametrize(("has_cuda", "visible"), [(False, ""), (True, "1")])
+def test_without_cuda_nobody_looks_for_it_again(
+    monkeypatch: pytest.MonkeyPatch, has_cuda: bool, visible: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+
+    prepare_process(None, keep_memory=False)
+
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible

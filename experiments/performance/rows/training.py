@@ -62,12 +62,13 @@ def harness_against_bare(place: Place, model: str, batch_size: int, images: int)
     overrides += [place.limit(images), FEW_VAL]  # it is not counted
     pairs = alternate(
         place.scale.repeats,
-        lambda: place.run(training.harness_epoch, overrides),
+        lambda: place.run(training.harness_epoch, overrides, place.num_train),
         lambda: place.run(training.bare_epoch, overrides),
     )
     note = (
-        f"{model}, batch {batch_size}, second epoch of {place.available(images):,} images; the "
-        "harness's includes its checkpoint and its record in MLflow, neither includes validation"
+        f"{model}, batch {batch_size}, second epoch, measured on {place.available(images):,} images; the "
+        f"harness's includes its checkpoint and its record in MLflow, once in {place.num_train:,} images; "
+        "neither includes validation"
     )
     return compare(pairs, ("harness", "bare PyTorch loop"), "images/s", note=note)
 
