@@ -17,7 +17,7 @@ from harness.logs import show_messages
 
 if TYPE_CHECKING:
     from harness.config.schema import RunConfig, TrackingConfig
-    from harness.training.callbacks import Decision, EpochReport
+    from harness.training.result import Decision, EpochReport
 
 EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
 

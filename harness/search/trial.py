@@ -32,7 +32,7 @@ from harness.search.space import suggest, trial_overrides
 
 if TYPE_CHECKING:
     from harness.tracking import Tracker
-    from harness.training.train import EpochReport, RunResult
+    from harness.training.result import EpochReport, RunResult
 
 TrainFunction = Callable[..., "RunResult"]  # harness.training.train.train
 LOCK_TIMEOUT_S = 300.0  # for the trial's folder: an orphan of a killed sweep leaves at its batch's end

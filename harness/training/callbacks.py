@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -14,17 +13,7 @@ from torch import Tensor
 
 from harness.tracking import Tracker
 from harness.training.module import ClassifierModule
-
-Decision = Literal["continue", "prune", "interrupt"]
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One finished epoch, as shown to whoever decides about the run."""
-
-    epoch: int  # 0-based
-    max_epochs: int
-    metrics: Mapping[str, float]
+from harness.training.result import Decision, EpochReport
 
 
 class Interrupted(Exception):  # noqa: N818 - an event, not an error

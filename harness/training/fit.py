@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import pytorch_lightning as pl
 import torch
@@ -14,12 +13,12 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from harness.config.schema import RunConfig
 from harness.errors import CheckpointError, DivergedError
-from harness.training.callbacks import Decision, EpochRecorder, StopOnRequest
+from harness.training.callbacks import EpochRecorder, StopOnRequest
 from harness.training.checkpoint import AtomicCheckpointIO, load_section
 from harness.training.machine import Machine
 from harness.training.module import ClassifierModule
+from harness.training.result import Decision, Status
 
-Status = Literal["finished", "pruned", "interrupted"]
 STATUS_OF: dict[Decision, Status] = {
     "continue": "finished",
     "prune": "pruned",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +19,16 @@ from harness.models import FreezeReport, ImageClassifier, apply_freezing, build_
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import InitialisedFromImages
 from harness.tracking import Tracker
-from harness.training.callbacks import Decision, EpochRecorder, EpochReport, Interrupted
+from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts
 from harness.training.features import cached_data
-from harness.training.fit import Status, fit
+from harness.training.fit import fit
 from harness.training.machine import Machine, resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.record import record_best, record_setup
+from harness.training.result import Decision, EpochReport, RunResult, Status
 
 NUM_IMAGES_SHOWN = 2000  # to a network that computes a layer from images
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run hands back."""
-
-    run_id: str
-    status: Status
-    score: float  # best val/accuracy over the epochs
-    best_epoch: int  # 0-based; -1 if no epoch ended
-    metrics: dict[str, float]  # of the best epoch's checkpoint
-    checkpoint: Path | None  # of the best epoch
-    seconds: float
 
 
 def train(

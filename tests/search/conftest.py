@@ -16,7 +16,7 @@ from rich.console import Console
 
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.schema import TrackingConfig
-from harness.search.executors.local import PRELOADED, LocalExecutor
+from harness.search.executors.local import LocalExecutor
 from harness.search.study import TrialRow, find_study, open_storage, read_rows, storage_url
 from harness.search.sweep import SweepResult, run_sweep
 from harness.tracking.store import open_store
@@ -64,9 +64,7 @@ class SmallSweep:
 
     def run(self, *more: str) -> SweepResult:
         console = Console(file=self.output, force_terminal=False, width=200)
-        executor = LocalExecutor(
-            run_trial=fake_training.run_trial, preload=[*PRELOADED, "tests.search.fake_training"]
-        )
+        executor = LocalExecutor(run_trial=fake_training.run_trial, preload=fake_training.PRELOAD)
         return run_sweep(
             compose_sweep(self.overrides(*more), self.configs), console=console, executor=executor
         )

@@ -21,8 +21,16 @@ from harness.config.schema import RunConfig
 from harness.errors import DataError, DivergedError
 from harness.search import trial
 from harness.tracking import Tracker
-from harness.training.callbacks import EpochReport
-from harness.training.train import RunResult
+from harness.training.result import EpochReport, RunResult
+
+PRELOAD = [  # for a fork server of trials that train nothing: neither Lightning nor timm
+    "harness.training.machine",
+    "harness.tracking.store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "optuna.storages._rdb.storage",
+    "sqlalchemy.dialects.sqlite",
+    "tests.search.fake_training",
+]
 
 
 def run_trial(spec_path: str) -> int:

@@ -10,7 +10,8 @@ import pytest
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.tracking.memory import RecordingTracker
-from harness.training.train import RunResult, train
+from harness.training.result import RunResult
+from harness.training.train import train
 
 TINY = (
     "data=digits",

@@ -19,7 +19,7 @@ from harness.training import features
 from harness.training.evaluate import evaluate_checkpoint
 from harness.training.features import cached_data, count_views
 from harness.training.machine import resolve_machine
-from harness.training.train import RunResult
+from harness.training.result import RunResult
 
 TOLERANCE = 0.01  # of accuracy, and of loss: half precision on disk
 SMALL = (

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from harness.config.schema import RunConfig
-from harness.training.callbacks import EpochReport
 from harness.training.checkpoint import load_checkpoint
 from harness.training.module import ClassifierModule, RunningMeans
+from harness.training.result import EpochReport
 
 SMOOTHING = 0.1
 

@@ -11,9 +11,9 @@ import torch
 from harness.data import load_splits
 from harness.errors import CheckpointError, DivergedError, HarnessError
 from harness.tracking.memory import RecordingTracker
-from harness.training.callbacks import EpochReport
 from harness.training.checkpoint import load_checkpoint, load_section, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint
+from harness.training.result import EpochReport
 
 Run = Callable[..., tuple]
 Config = Callable[..., object]
