@@ -10,7 +10,8 @@ from PIL import Image
 
 from harness.config.schema import AugmentConfig, DigitsData, FolderData
 from harness.data import load_splits
-from harness.data.summary import SAMPLES_PER_CLASS, summarise
+from harness.data.features import Layout, open_features
+from harness.data.summary import SAMPLES_PER_CLASS, summarise, summarise_features
 
 
 def test_counts_statistics_and_digest(tmp_path: Path) -> None:
@@ -53,3 +54,17 @@ def test_augmented_samples_and_broken_files(tmp_path: Path, image_tree: Callable
     )
     assert plain.shape == augmented.shape
     assert (plain != augmented).any()
+
+
+def test_cached_features_are_listed_and_removed(tmp_path: Path) -> None:
+    about = {"model": "resnet18", "image_size": 64, "data": "digits", "views": 2}
+    open_features(tmp_path, "key", lambda: Layout(1000, {"depth0": ((500,), "float16")}, about), 1e9)
+    config = DigitsData(cache_dir=str(tmp_path))
+
+    listed = summarise_features(config, clear=False)
+    removed = summarise_features(config, clear=True)
+
+    assert "resnet18 at 64 px on digits, 2 views" in listed
+    assert "1 entries, 0.00 of 20 GB" in listed
+    assert removed == "removed 1 entries, 0.00 GB"
+    assert summarise_features(config, clear=False).startswith("0 entries")
