@@ -124,6 +124,7 @@ class ImageDataModule(pl.LightningDataModule):
         self._augment = BatchAugment(augment)
         self._mix = BatchMix(augment, len(splits.class_names))
         self._alternates = augment.flip == "alternating"
+        self._flips_in_order = (-1, np.empty(0, dtype=bool))  # of which epoch, and what
 
     # ── without a Trainer ─────────────────────────────────────────────────────────────────────────
 
@@ -143,10 +144,11 @@ class ImageDataModule(pl.LightningDataModule):
         generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
         if not self._alternates:
             return self._augment(images, generator)
+        if self._flips_in_order[0] != epoch:  # once an epoch, not for every batch
+            self._flips_in_order = epoch, self.alternating_flips(epoch)[self.order(epoch)]
         start = batch_index * self.batch_size
-        positions = self.order(epoch)[start : start + len(images)]
-        flips = torch.from_numpy(self.alternating_flips(epoch)[positions]).to(images.device)
-        return self._augment(images, generator, flips)
+        flips = torch.from_numpy(self._flips_in_order[1][start : start + len(images)])
+        return self._augment(images, generator, flips.to(images.device))
 
     def alternating_flips(self, epoch: int) -> np.ndarray:
         """Return which training images an epoch mirrors, bool (N,): half at random, then the others, in turn.

@@ -107,8 +107,9 @@ class _Plan:
         """Open the entry that has this depth: one with the neighbouring depths, else one of its own."""
         limit = self.config.data.feature_cache_gb * 1e9
         shared = SHARED_DEPTHS if depth in SHARED_DEPTHS else (depth,)
+        shaped_by = self._shaped_by()
         for depths in dict.fromkeys([shared, (depth,)]):
-            key = feature_key({**self._shaped_by(), "depths": depths})
+            key = feature_key({**shaped_by, "depths": depths})
             cache_dir = Path(self.config.data.cache_dir)
             describe = lambda depths=depths: self._describe(depths, depth)  # noqa: E731
             entry = open_features(cache_dir, key, describe, limit)
