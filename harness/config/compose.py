@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.problems import validate
 from harness.config.schema import RunConfig
-from harness.config.sweep import SweepConfig, holds
+from harness.config.space import holds
+from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError, did_you_mean
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"

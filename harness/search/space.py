@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from harness.config.compose import SweepPlan, flatten, groups, parse_overrides
 from harness.config.problems import validate
 from harness.config.schema import RunConfig
-from harness.config.sweep import Choice, Dimension, FloatRange, Rule, Scalar, SweepConfig, holds
+from harness.config.space import Choice, Dimension, FloatRange, Rule, Scalar, holds
+from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 
 MAX_CORNERS = 64  # combinations of the space's extremes that are validated before anything starts

@@ -19,7 +19,8 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.config.sweep import PrunerConfig, SamplerConfig, SweepConfig
+from harness.config.sampling import PrunerConfig, SamplerConfig
+from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 
 DATABASE = "optuna.db"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from harness.config.compose import CONFIG_DIR, compose_sweep
-from harness.config.sweep import Choice, FloatRange, IntRange, SweepConfig
+from harness.config.space import Choice, FloatRange, IntRange
+from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 from harness.search.space import (
     as_override_value,

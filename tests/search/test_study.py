@@ -9,7 +9,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from harness.config.sweep import PrunerConfig, SamplerConfig, SweepConfig
+from harness.config.sampling import PrunerConfig, SamplerConfig
+from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 from harness.search import study as studies
 

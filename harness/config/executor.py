@@ -1,0 +1,40 @@
+"""Where a sweep's trials run: processes of this machine, a Ray cluster, or a Slurm one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from harness.config.schema import Frozen, PositiveInt
+
+
+class LocalExecutorConfig(Frozen):
+    """Processes of this machine."""
+
+    kind: Literal["local"] = "local"
+
+
+class RayExecutorConfig(Frozen):
+    """Tasks of Ray, one process per trial; needs the extra `[ray]`."""
+
+    kind: Literal["ray"] = "ray"
+    address: str | None = None  # of an existing cluster, such as "auto" or host:port; None = a local one
+    num_gpus: Annotated[int, Field(ge=0)] | None = None  # a local cluster's; None = what the machine has
+
+
+class SlurmExecutorConfig(Frozen):
+    """Jobs of Slurm, as arrays; needs the extra `[slurm]`."""
+
+    kind: Literal["slurm"] = "slurm"
+    partition: str | None = None  # None = the cluster's default
+    time_minutes: PositiveInt | None = None  # of one job; None = the partition's limit
+    gres: str | None = None  # generic resources of a job, such as "gpu:1"
+    cpus_per_task: PositiveInt | None = None  # None = the trial's threads
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    setup: list[str] = Field(default_factory=list)  # shell lines before the trial, such as module loads
+
+
+ExecutorConfig = Annotated[
+    LocalExecutorConfig | RayExecutorConfig | SlurmExecutorConfig, Field(discriminator="kind")
+]

@@ -1,0 +1,71 @@
+"""The space of a sweep: dimensions over dotted configuration paths, and what hangs on their values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BaseModel, Field, model_validator
+
+from harness.config.schema import Frozen
+
+Scalar = bool | int | float | str
+Range = TypeVar("Range", bound=BaseModel)
+Condition = dict[str, Scalar | list[Scalar]]  # path or group -> the value(s) chosen for it
+
+
+def holds(condition: Condition, chosen: dict[str, Scalar]) -> bool:
+    """Return whether every path of the condition was chosen as one of its values."""
+    return all(
+        path in chosen and chosen[path] in (values if isinstance(values, list) else [values])
+        for path, values in condition.items()
+    )
+
+
+class FloatRange(Frozen):
+    type: Literal["float"] = "float"
+    low: float
+    high: float
+    log: bool = False
+    when: Condition = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        return _check_range(self, self.low, self.high, self.log)
+
+
+class IntRange(Frozen):
+    type: Literal["int"] = "int"
+    low: int
+    high: int
+    log: bool = False
+    when: Condition = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        return _check_range(self, self.low, self.high, self.log)
+
+
+class Choice(Frozen):
+    """One of several values; where the path is a config group, the values are its files."""
+
+    type: Literal["choice"] = "choice"
+    values: Annotated[list[Scalar], Field(min_length=1)]
+    when: Condition = Field(default_factory=dict)
+
+
+def _check_range(dimension: Range, low: float, high: float, log: bool) -> Range:
+    if not low < high:
+        raise ValueError(f"low={low:g} must be below high={high:g}")
+    if log and low <= 0:
+        raise ValueError(f"log=true needs low above 0, not {low:g}")
+    return dimension
+
+
+Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
+
+
+class Rule(Frozen):
+    """Overrides that hold for the trials of one arm, such as a bound on an expensive one."""
+
+    when: Condition  # empty = always
+    overrides: Annotated[list[str], Field(min_length=1)]
