@@ -9,6 +9,7 @@ HarnessError                 a user's mistake or a fault of the world: one clear
 ├── DivergedError            the loss became NaN or infinite: an answer, not an accident
 ├── TrackingError            the run store is unwritable, unreachable, or lacks the run asked for
 ├── SweepError               a sweep that differs from its namesake, is being run already, or keeps failing
+│   └── StorageError         the database of sweeps is away: what needs it stays resumable
 └── ExportError              a bundle that cannot be written, or fails its parity check
 
 Anything else that surfaces is a bug and keeps its traceback.
@@ -54,6 +55,10 @@ class TrackingError(HarnessError):
 
 class SweepError(HarnessError):
     """A sweep that differs from its namesake, is being run already, or keeps failing."""
+
+
+class StorageError(SweepError):
+    """The database of sweeps does not answer; what was running can be resumed."""
 
 
 class ExportError(HarnessError):

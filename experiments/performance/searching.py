@@ -155,10 +155,11 @@ def _pss(process: psutil.Process) -> int:
 def recording_seconds(overrides: list[str], epochs: int) -> tuple[float, float]:
     """Return the median seconds of recording an epoch in MLflow, and of reporting it to Optuna."""
     from harness.search import study as studies
+    from harness.search.storage import open_storage, storage_url
 
     plan = compose_sweep([*overrides, "sweep=default"])
     tracker = open_store(plan.base.tracking).start_run("bench", "bench", {})
-    storage = studies.open_storage(studies.storage_url(plan.base.tracking.dir))
+    storage = open_storage(storage_url(plan.base.tracking.dir))
     name = f"recording-{tracker.run_id}"
     asked = studies.create_study(storage, name, plan.sweep).ask()
     study = studies.load_study_for_trial(storage, name, plan.sweep, asked.number, epochs)

@@ -40,6 +40,11 @@ class SweepPlan:
     config_dir: Path
     sweep_file: str
 
+    @property
+    def public_overrides(self) -> list[str]:
+        """The overrides without the database's address, which may hold a password."""
+        return [text for text in self.overrides if not text.lstrip("+").startswith("sweep.storage=")]
+
     def compose_trial(self, overrides: Sequence[str]) -> RunConfig:
         """Return the run of one trial: the sweep's base with the trial's overrides on top."""
         values = compose_values("sweep", [*self.overrides, *overrides], self.config_dir)

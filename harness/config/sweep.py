@@ -41,6 +41,7 @@ class SweepConfig(Frozen):
     max_consecutive_failures: PositiveInt = 3  # then the sweep stops and says why
     trial_timeout_minutes: Minutes | None = None  # of one attempt at a trial; then it has failed
     grace_seconds: Seconds = 60.0  # between asking a trial to stop and ending its process
+    allow_changed_code: bool = False  # go on although the program is no longer what the sweep began with
     lease_seconds: Seconds = 120.0  # a trial of which nothing is heard for so long may be taken over
 
     @model_validator(mode="after")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 
 from harness.config.compose import CONFIG_DIR, SweepPlan
 from harness.data import load_splits
 from harness.errors import ConfigError, SweepError
-from harness.search import question, record, study
+from harness.search import question, record, storage, study
+from harness.search.code import check_code
 from harness.search.study import TrialRow, best_row, read_rows
 
 SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
@@ -56,7 +56,7 @@ def find_home(plan: SweepPlan, command: str | None = None) -> SweepHome:
         question=asked,
         experiment=plan.base.tracking.experiment or splits.name,
         directory=Path(plan.base.tracking.dir).expanduser().resolve() / "sweeps" / name,
-        storage=study.storage_url(plan.base.tracking.dir),
+        storage=storage.storage_url(plan.base.tracking.dir, plan.sweep.storage),
         command=command or _command(plan),
     )
 
@@ -72,9 +72,9 @@ def existing_study(home: SweepHome) -> optuna.Study | None:
     Raises:
         SweepError: its trials answered another question.
     """
-    if not (home.directory.parents[1] / study.DATABASE).is_file():
+    if not storage.database_exists(home.storage):
         return None
-    found = study.find_study(study.open_storage(home.storage), home.name)
+    found = study.find_study(_open_storage(home), home.name)
     if found is not None:
         question.check_same_question(home.name, found.user_attrs.get(record.QUESTION, {}), home.question)
     return found
@@ -84,38 +84,42 @@ def open_study(home: SweepHome) -> optuna.Study:
     """Return the study, created here and now if this is the sweep's first call.
 
     Raises:
-        SweepError: its trials answered another question.
+        SweepError: its trials answered another question, or with other code.
     """
     found = existing_study(home)
     if found is None:
-        found = study.create_study(study.open_storage(home.storage), home.name, home.plan.sweep)
+        found = study.create_study(_open_storage(home), home.name, home.plan.sweep)
         found.set_user_attr(record.QUESTION, home.question)
+    check_code(found, allow_changes=home.plan.sweep.allow_changed_code)
+    found.set_user_attr(record.PLAN, {"overrides": home.plan.public_overrides})
     return found
 
 
+def _open_storage(home: SweepHome) -> storage.PatientStorage:
+    return storage.open_storage(home.storage, home.plan.sweep.lease_seconds)
+
+
 @contextmanager
-def locked(home: SweepHome) -> Iterator[None]:
-    """Hold the sweep, so that its RUNNING trials are known to be nobody else's; the system lets go with us.
+def coordinating(home: SweepHome) -> Iterator[None]:
+    """Be the one coordinator of the sweep; the system lets go with us.
+
+    It keeps two of them from sharing one machine's devices and one parent run; that no trial runs twice does
+    not hang on it (see claims).
 
     Raises:
-        SweepError: another process holds it, or its folder cannot be written.
+        LockedError: another process is.
+        SweepError: the sweep's folder cannot be written.
     """
-    lock = FileLock(home.directory / "lock", timeout=0)
     try:
         home.directory.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise SweepError(
-            f"sweep {home.name!r} is being run by another process: wait for it, or choose another sweep.name"
-        ) from error
+        (home.directory / ".probe").touch()
+        (home.directory / ".probe").unlink(missing_ok=True)
     except OSError as error:
         raise SweepError(
             f"{home.directory} cannot be written ({error.strerror}): choose another tracking.dir (MLRUNS_DIR)"
         ) from error
-    try:
+    with _open_storage(home).exclusive(f"coordinator of {home.name}", timeout_s=0):
         yield
-    finally:
-        lock.release()
 
 
 def is_closed(found: optuna.Study, plan: SweepPlan) -> bool:

@@ -22,6 +22,7 @@ from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
 
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
+PLAN = "plan"  # what a worker composes the same plan from: the sweep's file and overrides
 SWEEP_FILE = "sweep.json"
 
 
@@ -41,7 +42,9 @@ class SweepRecord:
 
     def open(self) -> None:
         """Record what the sweep is."""
-        values = {"sweep": self.plan.sweep.model_dump(mode="json"), **self.plan.base.to_dict()}
+        # Without the database's address: it may hold a password.
+        sweep = self.plan.sweep.model_dump(mode="json", exclude={"storage"})
+        values = {"sweep": sweep, **self.plan.base.to_dict()}
         self.tracker.log_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "sweep.yaml")
         self.tracker.log_params(self.plan.base.to_dict())
         self._write_file("running", None)
@@ -82,7 +85,7 @@ class SweepRecord:
             "name": self.study.study_name,
             "status": status,
             "parent_run_id": known.get(PARENT_RUN_ID),
-            "overrides": list(self.plan.overrides),
+            "overrides": self.plan.public_overrides,
             "num_trials": self.plan.sweep.num_trials,
             "best": None if best is None else _best_facts(best),
             "test": known.get(TEST),

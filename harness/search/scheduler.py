@@ -15,34 +15,56 @@ from optuna.trial import TrialState
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 from harness.search import study as studies
+from harness.search.claims import Claim, Claims
 from harness.search.executors import Executor, Placement
 from harness.search.signals import StopSignals
 from harness.search.study import TrialRow, read_rows
+from harness.search.trial import EXIT_AWAY, EXIT_STOPPED
 
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
+RESUMABLE = (EXIT_STOPPED, EXIT_AWAY)  # of a trial that was asked to leave, not one that died
 
 Outcome = Literal["complete", "interrupted", "out_of_time"]
 
 
 @dataclass
+class Placed:
+    """A trial in one of our slots."""
+
+    claim: Claim
+    placement: Placement
+    slot: int
+    started: float  # on the clock of `time.monotonic`, as all here
+    asked_to_stop: float | None = None
+    reason: str | None = None  # why it was asked; then it has failed
+
+    def stop(self) -> None:
+        if self.asked_to_stop is None:
+            self.asked_to_stop = time.monotonic()
+            self.placement.stop()
+
+
+@dataclass
 class Scheduler:
-    """The coordinator's loop. It decides from the database alone, so that any call can take over any sweep.
+    """One machine's part in a sweep; it decides from the database alone, so any call can take over any sweep.
 
     Args:
-        write_spec: (number, trial_id, slot) -> path of the spec that an executor can place.
+        write_spec: (claim, slot) -> path of the spec that an executor can place.
         abandon: called with a trial whose process is gone for good, and what its run's status is.
         deadline: on the clock of `time.monotonic`; None = no limit.
+        stop_requested: whether somebody elsewhere has asked the whole sweep to stop.
     """
 
     sweep: SweepConfig
     study: optuna.Study
+    claims: Claims
     executor: Executor
     num_slots: int
-    write_spec: Callable[[int, int, int], Path]
+    write_spec: Callable[[Claim, int], Path]
     abandon: Callable[[TrialRow, Literal["FAILED", "KILLED"]], None]
     deadline: float | None = None
-    _placed: dict[int, tuple[Placement, int]] = field(default_factory=dict)  # number -> (process, slot)
-    _resumable: list[int] = field(default_factory=list)
+    stop_requested: Callable[[], bool] = lambda: False
+    _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
     _stopping: Outcome | Literal["failing"] | None = None
 
@@ -51,66 +73,77 @@ class Scheduler:
 
         Raises:
             SweepError: trials keep failing.
+            StorageError: the database is away.
         """
-        self._resumable = [row.number for row in read_rows(self.study) if row.state == "running"]
         while True:
             if signals.count > 1:
-                self._kill()
+                self._kill_all()
             self._settle_ended()
-            rows = read_rows(self.study)
             self._stop_if_asked(signals)
+            self._end_overdue()
             if self._stopping is None:
-                self._fill(rows)
+                self._fill()
+            rows = read_rows(self.study)
             on_tick(rows)
-            if not self._placed:
+            if not self._placed and (self._stopping or not self.claims.has_more(self.sweep.num_trials)):
                 break
-            self.executor.wait([placement for placement, _ in self._placed.values()], POLL_S)
-        on_tick(read_rows(self.study))
+            self._wait()
         if self._stopping == "failing":
             raise SweepError(self._failing_message())
         return self._stopping or "complete"
 
-    def _fill(self, rows: list[TrialRow]) -> None:
-        ended = sum(row.has_ended for row in rows)
-        used = {slot for _, slot in self._placed.values()}
-        for slot in range(self.num_slots):
-            if slot in used or ended + len(self._placed) >= self.sweep.num_trials:
-                continue
-            number, trial_id = self._next_trial(rows)
-            placement = self.executor.place(self.write_spec(number, trial_id, slot))
-            self._placed[number] = (placement, slot)
+    def _wait(self) -> None:
+        if self._placed:
+            self.executor.wait([placed.placement for placed in self._placed.values()], POLL_S)
+        else:
+            time.sleep(POLL_S)  # others still run the last trials, and may fail to end them
 
-    def _next_trial(self, rows: list[TrialRow]) -> tuple[int, int]:
-        """Return an interrupted trial if there is one; only then a new one."""
-        if self._resumable:
-            number = self._resumable.pop(0)
-            return number, rows[number].trial_id
-        trial = self.study.ask()
-        return trial.number, trial._trial_id
+    def _fill(self) -> None:
+        used = {placed.slot for placed in self._placed.values()}
+        for slot in range(self.num_slots):
+            if slot in used:
+                continue
+            claim = self.claims.take(self.sweep.num_trials)
+            if claim is None:
+                return
+            placement = self.executor.place(self.write_spec(claim, slot))
+            self._placed[claim.number] = Placed(claim, placement, slot, time.monotonic())
+
+    # ── trials whose process has ended ────────────────────────────────────────────────────────────
 
     def _settle_ended(self) -> None:
         """Take the processes that have ended out of their slots, and see what became of their trials."""
-        placed = self._placed.items()
-        ended = [number for number, (placement, _) in placed if placement.exit_code() is not None]
+        ended = [placed for placed in self._placed.values() if placed.placement.exit_code() is not None]
         rows = read_rows(self.study) if ended else []
-        for number in ended:
-            placement, _ = self._placed.pop(number)
-            row = rows[number]
+        for placed in ended:
+            del self._placed[placed.claim.number]
+            row = rows[placed.claim.number]
             if row.has_ended:
                 self._count_failures(row)
-            elif self._stopping is None:
-                self._settle_death(row, placement.exit_code())
+            elif row.attempt == placed.claim.attempt:  # else somebody has taken it over
+                self._settle_unfinished(row, placed)
 
-    def _settle_death(self, row: TrialRow, exit_code: int | None) -> None:
-        """Start a trial again whose process died without a word (killed, out of memory), a few times."""
+    def _settle_unfinished(self, row: TrialRow, placed: Placed) -> None:
+        exit_code = placed.placement.exit_code()
+        if placed.reason is not None:
+            self._fail(row, placed.reason)
+        elif exit_code in RESUMABLE or placed.asked_to_stop is not None:
+            self.claims.release(placed.claim)
+        else:
+            self._settle_death(row, placed.claim, exit_code)
+
+    def _settle_death(self, row: TrialRow, claim: Claim, exit_code: int | None) -> None:
+        """Let a trial be started again whose process died without a word, a few times."""
         deaths = row.deaths + 1
-        trial = optuna.trial.Trial(self.study, row.trial_id)
-        trial.set_user_attr(studies.DEATHS, deaths)
+        self.study._storage.set_trial_user_attr(row.trial_id, studies.DEATHS, deaths)
         if deaths <= self.sweep.max_retries:
-            self._resumable.insert(0, row.number)
-            return
-        trial.set_user_attr(studies.REASON, f"its process died {deaths} times ({_describe(exit_code)})")
-        self.study.tell(row.number, state=TrialState.FAIL)
+            self.claims.release(claim)
+        else:
+            self._fail(row, f"its process died {deaths} times ({_describe(exit_code)})")
+
+    def _fail(self, row: TrialRow, reason: str) -> None:
+        self.study._storage.set_trial_user_attr(row.trial_id, studies.REASON, reason)
+        self.study.tell(row.number, state=TrialState.FAIL, skip_if_finished=True)
         self.abandon(row, "FAILED")
         self._count_failures(read_rows(self.study)[row.number])
 
@@ -128,28 +161,48 @@ class Scheduler:
             "mend the cause and repeat the command"
         )
 
+    # ── trials that are to end ────────────────────────────────────────────────────────────────────
+
     def _stop_if_asked(self, signals: StopSignals) -> None:
         if self._stopping in ("interrupted", "out_of_time"):
             return
-        if signals.count:
+        if signals.count or self.stop_requested():
             self._stopping = "interrupted"
         elif self.deadline is not None and time.monotonic() > self.deadline and self._stopping is None:
             self._stopping = "out_of_time"
         else:
             return
-        for placement, _ in self._placed.values():
-            placement.stop()
+        for placed in self._placed.values():
+            placed.stop()
 
-    def _kill(self) -> None:
+    def _end_overdue(self) -> None:
+        """Ask trials to stop that take too long; end those that do not listen, or are not heard of."""
+        stale = self.claims.stale() if self._placed else set()
+        now, timeout_minutes = time.monotonic(), self.sweep.trial_timeout_minutes
+        for placed in self._placed.values():
+            if placed.placement.is_pending:
+                placed.started = now
+                self.claims.renew(placed.claim)
+            elif placed.claim.trial_id in stale or (
+                placed.asked_to_stop is not None and now - placed.asked_to_stop > self.sweep.grace_seconds
+            ):
+                placed.placement.kill()
+            elif timeout_minutes is not None and now - placed.started > 60 * timeout_minutes:
+                placed.reason = f"longer than sweep.trial_timeout_minutes={timeout_minutes:g}"
+                placed.stop()
+
+    def _kill_all(self) -> None:
         """End every process first: a stopped one might hold the database that is read next."""
         self._stopping = "interrupted"
-        for placement, _ in self._placed.values():
-            placement.kill()
-        killed = [row for row in read_rows(self.study) if row.number in self._placed]
-        self._placed.clear()
-        for row in killed:
+        for placed in self._placed.values():
+            placed.placement.kill()
+        rows = read_rows(self.study) if self._placed else []
+        for placed in self._placed.values():
+            row = rows[placed.claim.number]
             if not row.has_ended:
+                self.claims.release(placed.claim)
                 self.abandon(row, "KILLED")
+        self._placed.clear()
 
 
 def _describe(exit_code: int | None) -> str:

@@ -6,7 +6,6 @@ A step of a trial is the number of epochs it has completed (1-based): a resource
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +14,13 @@ import numpy as np
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from harness.config.sampling import PrunerConfig, SamplerConfig
 from harness.config.sweep import SweepConfig
-from harness.errors import SweepError
-
-DATABASE = "optuna.db"
-LOCK_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
+from harness.search.claims import ATTEMPT, OWNER
+from harness.search.storage import PatientStorage
 
 # User attributes of a trial, each written once by the process that knows it.
 OVERRIDES, MAX_EPOCHS, RUN_ID = "overrides", "max_epochs", "run_id"
@@ -55,34 +51,19 @@ class TrialRow:
     checkpoint: Path | None
     reason: str | None
     deaths: int
+    attempt: int  # how often it was begun; 0: never
+    owner: str | None  # who works on it, see claims.Owner; None: nobody
 
     @property
     def has_ended(self) -> bool:
         return self.state in ENDED
 
 
-def storage_url(tracking_dir: str) -> str:
-    """Return the address of the sweeps' database under the folder of everything recorded."""
-    return f"sqlite:///{Path(tracking_dir).expanduser().resolve().as_posix()}/{DATABASE}"
-
-
-def open_storage(url: str) -> BaseStorage:
-    """Open the database; the first caller creates it, which must be the coordinator.
-
-    Raises:
-        SweepError: it cannot be opened, or is no database.
-    """
-    quiet_optuna()
-    try:
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT_S}})
-    except (SQLAlchemyError, RuntimeError) as error:
-        raise SweepError(f"the database of sweeps {url} cannot be opened: {_first_line(error)}") from error
-
-
-def quiet_optuna() -> None:
-    """Keep Optuna's own progress and its notes on `group` (long in use, still called experimental) quiet."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+def storage_of(study: optuna.Study) -> PatientStorage:
+    """Return the database beneath Optuna's cache."""
+    backend = study._storage._backend  # type: ignore[attr-defined]
+    assert isinstance(backend, PatientStorage)
+    return backend
 
 
 def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
@@ -177,6 +158,8 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
         checkpoint=Path(known[CHECKPOINT]) if known.get(CHECKPOINT) else None,
         reason=known.get(REASON) or known.get(INFEASIBLE),
         deaths=known.get(DEATHS, 0),
+        attempt=known.get(ATTEMPT, 0),
+        owner=known.get(OWNER),
     )
 
 
@@ -199,7 +182,3 @@ def best_row(rows: list[TrialRow], direction: str) -> TrialRow | None:
     complete = [row for row in rows if row.state == "complete" and row.score is not None]
     sign = 1.0 if direction == "minimize" else -1.0
     return min(complete, key=lambda row: (sign * (row.score or 0.0), row.number), default=None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

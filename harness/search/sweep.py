@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,14 +17,16 @@ import optuna
 from rich.console import Console
 
 from harness.config.compose import SweepPlan
+from harness.errors import StorageError
 from harness.search import record
+from harness.search.claims import Claim, Claims
 from harness.search.executors import Executor
 from harness.search.home import (
     SweepHome,
+    coordinating,
     existing_study,
     find_home,
     is_closed,
-    locked,
     needs_test,
     open_study,
 )
@@ -35,7 +37,10 @@ from harness.search.scheduler import Outcome, Scheduler
 from harness.search.signals import StopSignals
 from harness.search.slots import Slots, find_slots
 from harness.search.space import check_space, describe_dimension
-from harness.search.study import TrialRow, best_row, read_rows
+from harness.search.standby import FOLLOWING, follow
+from harness.search.stop import StopRequest
+from harness.search.storage import LockedError
+from harness.search.study import TrialRow, best_row, read_rows, storage_of
 from harness.search.trial import TrialSpec
 
 if TYPE_CHECKING:
@@ -83,8 +88,7 @@ def run_sweep(
     if study is not None and is_closed(study, plan):
         result = _result(home, study, "complete", 0)
     else:
-        with locked(home):
-            result = _run(home, executor or _local_executor(), console, started)
+        result = _take_turn(home, executor or _local_executor(), console, started)
     show_result(console, home, result)
     return result
 
@@ -108,6 +112,23 @@ def describe_sweep(plan: SweepPlan) -> str:
     return "\n".join(lines)
 
 
+def _take_turn(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
+    """Run the sweep; if another process does, follow it, and take over should it end early."""
+    with ExitStack() as turn:
+        try:
+            turn.enter_context(coordinating(home))
+        except LockedError:
+            say(console, FOLLOWING.format(name=home.name))
+        else:
+            return _run(home, executor, console, started)
+    study = open_study(home)
+    if not follow(home, study, console, started):
+        return _result(home, study, "interrupted", 130)
+    if is_closed(study, home.plan):
+        return _result(home, study, "complete", 0)
+    return _take_turn(home, executor, console, started)
+
+
 def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
     sweep = home.plan.sweep
     executor.prepare()  # takes as long as what follows, and beside it
@@ -115,15 +136,7 @@ def _run(home: SweepHome, executor: Executor, console: Console, started: float) 
     study = open_study(home)
     store = _open_store(home)
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
-        scheduler = Scheduler(
-            sweep=sweep,
-            study=study,
-            executor=executor,
-            num_slots=slots.count,
-            write_spec=lambda *trial: _write_spec(home, slots, sweep_record.tracker.run_id, trial),
-            abandon=lambda row, status: _close_run(home, store, row, status),
-            deadline=None if sweep.max_minutes is None else started + 60 * sweep.max_minutes,
-        )
+        scheduler = build_scheduler(home, study, store, executor, slots, started)
         greet(console, home, read_rows(study), slots)
         with build_progress(console, sweep.metric) as progress:
 
@@ -161,25 +174,54 @@ def _sweep_record(
     try:
         yield sweep_record
         status = "KILLED" if signals.count else "FINISHED"
-    finally:
+    except StorageError:
+        tracker.finish("FAILED")  # what else there is to record stands in the database that is away
+        raise
+    except BaseException:
         sweep_record.close(status)
         tracker.finish(status)
+        raise
+    sweep_record.close(status)
+    tracker.finish(status)
 
 
-def _write_spec(home: SweepHome, slots: Slots, parent_run_id: str, trial: tuple[int, int, int]) -> Path:
-    number, trial_id, slot = trial
+def build_scheduler(
+    home: SweepHome,
+    study: optuna.Study,
+    store: RunStore,
+    executor: Executor,
+    slots: Slots,
+    started: float,
+) -> Scheduler:
+    """Return the loop that keeps this machine's slots full."""
+    sweep, stop = home.plan.sweep, StopRequest(study)
+    return Scheduler(
+        sweep=sweep,
+        study=study,
+        claims=Claims(study, storage_of(study)),
+        executor=executor,
+        num_slots=slots.count,
+        write_spec=lambda claim, slot: _write_spec(home, study, slots, claim, slot),
+        abandon=lambda row, status: _close_run(home, store, row, status),
+        deadline=None if sweep.max_minutes is None else started + 60 * sweep.max_minutes,
+        stop_requested=stop.is_new,
+    )
+
+
+def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim, slot: int) -> Path:
     spec = TrialSpec(
         sweep_name=home.name,
         storage=home.storage,
-        number=number,
-        trial_id=trial_id,
+        number=claim.number,
+        trial_id=claim.trial_id,
+        attempt=claim.attempt,
         plan=home.plan.to_dict(),
         experiment=home.experiment,
-        parent_run_id=parent_run_id,
+        parent_run_id=study.user_attrs[record.PARENT_RUN_ID],
         threads=slots.threads,
         device_index=slots.device_index(slot),
     )
-    path = home.trial_directory(number) / "spec.json"
+    path = home.trial_directory(claim.number) / "spec.json"
     spec.save(path)
     return path
 

@@ -20,23 +20,24 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
-from harness.errors import DivergedError, HarnessError
+from harness.errors import DivergedError, HarnessError, StorageError
 from harness.logs import show_messages
 from harness.search import study as studies
+from harness.search.claims import Lease, beat_interval
 from harness.search.space import suggest, trial_overrides
+from harness.search.storage import open_storage
 
 if TYPE_CHECKING:
     from harness.tracking import Tracker
     from harness.training.result import EpochReport, RunResult
 
 TrainFunction = Callable[..., "RunResult"]  # harness.training.train.train
-LOCK_TIMEOUT_S = 300.0  # for the trial's folder: an orphan of a killed sweep leaves at its batch's end
 EXIT_STOPPED = 128 + signal.SIGTERM
+EXIT_AWAY = os.EX_TEMPFAIL  # the database of sweeps is away; the trial can be resumed
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class TrialSpec:
     plan: dict[str, Any]  # SweepPlan.to_dict()
     experiment: str
     parent_run_id: str
+    attempt: int  # of the claim that this is: an older one than the trial's has lost it
     threads: int | None  # None: what the process is given
     device_index: int | None  # among the visible GPUs; None: no pinning
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # the database's address may hold a password
         path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
 
     @classmethod
@@ -85,7 +88,8 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
         train: stands in for :func:`harness.training.train.train`.
 
     Returns:
-        The process's exit code: 0 if the trial has ended, 143 if it was stopped and can be resumed.
+        The process's exit code: 0 if the trial has ended (or is somebody else's), 143 if it was stopped and
+        75 if the database went away; then it can be resumed.
     """
     show_messages()
     path = Path(spec_path)
@@ -94,11 +98,10 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
     if spec.device_index is not None:
         _pin_device(spec.device_index)
     try:
-        with FileLock(path.with_name("lock"), timeout=LOCK_TIMEOUT_S):
-            return _run(spec, path.parent, stop_requested, train)
-    except Timeout:
-        print(f"another process still works on {path.parent}", file=sys.stderr)
-        return 1
+        return _run(spec, path.parent, stop_requested, train)
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        return EXIT_AWAY
 
 
 def _pin_device(index: int) -> None:
@@ -112,19 +115,21 @@ def _run(
     spec: TrialSpec, folder: Path, stop_requested: Callable[[], bool], train: TrainFunction | None
 ) -> int:
     plan = SweepPlan.from_dict(spec.plan)
+    storage = open_storage(spec.storage, plan.sweep.lease_seconds)
+    lease = Lease(storage, spec.trial_id, spec.attempt, beat_interval(plan.sweep.lease_seconds))
+    if not lease.is_held():
+        return 0  # somebody has taken it over, or ended it
     study = studies.load_study_for_trial(
-        studies.open_storage(spec.storage),
-        spec.sweep_name,
-        plan.sweep,
-        spec.number,
-        plan.base.trainer.max_epochs,
+        storage, spec.sweep_name, plan.sweep, spec.number, plan.base.trainer.max_epochs
     )
-    known = study.get_trials(deepcopy=False)[spec.number]
-    if known.state != TrialState.RUNNING:
-        return 0  # an orphan of a killed sweep has ended it meanwhile
-    trial = optuna.trial.Trial(study, spec.trial_id)
-    attempt = _Attempt(spec, plan, study, trial, folder, reported=frozenset(known.intermediate_values))
-    return attempt.run(stop_requested, train)
+    with lease:
+        trial = optuna.trial.Trial(study, spec.trial_id)
+        known = study.get_trials(deepcopy=False)[spec.number]
+        reported = frozenset(known.intermediate_values)
+        exit_code = _Attempt(spec, plan, study, trial, folder, lease, reported).run(stop_requested, train)
+        if exit_code == EXIT_STOPPED:
+            lease.let_go()
+        return exit_code
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ class _Attempt:
     study: optuna.Study
     trial: optuna.Trial
     folder: Path
+    lease: Lease
     reported: frozenset[int]  # steps that an earlier attempt has reported
 
     def run(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> int:
@@ -143,6 +149,8 @@ class _Attempt:
             result = self._train(stop_requested, train)
         except DivergedError as error:
             return self._tell_infeasible(str(error))
+        except StorageError:
+            raise
         except HarnessError as error:
             return self._tell_failed(str(error))
         except Exception as error:
@@ -190,6 +198,7 @@ class _Attempt:
         return tracker
 
     def _on_epoch(self, report: EpochReport) -> Literal["continue", "prune", "interrupt"]:
+        self.lease.check()  # before the epoch's checkpoint is written
         score, epochs_done = report.metrics[self.plan.sweep.metric], report.epoch + 1
         if math.isfinite(score) and epochs_done not in self.reported:
             self.trial.report(score, epochs_done)
@@ -197,6 +206,7 @@ class _Attempt:
         return "prune" if not is_last and self.trial.should_prune() else "continue"
 
     def _tell(self, result: RunResult) -> int:
+        self.lease.check()
         self._note(studies.SECONDS, self.trial.user_attrs.get(studies.SECONDS, 0.0) + result.seconds)
         if result.status == "interrupted":
             return EXIT_STOPPED

@@ -29,8 +29,16 @@ SWEEP = SweepConfig.model_validate(
 
 
 def row(number: int, state: Any = "running", **known: Any) -> TrialRow:
-    absent = dict.fromkeys(["score", "last_score", "best_epoch", "seconds", "run_id", "checkpoint", "reason"])
-    facts: dict[str, Any] = {"params": {"optim.lr": 0.12345}, "epochs_done": 0, "max_epochs": 4, "deaths": 0}
+    absent = dict.fromkeys(
+        ["score", "last_score", "best_epoch", "seconds", "run_id", "checkpoint", "reason", "owner"]
+    )
+    facts: dict[str, Any] = {
+        "params": {"optim.lr": 0.12345},
+        "epochs_done": 0,
+        "max_epochs": 4,
+        "deaths": 0,
+        "attempt": 1,
+    }
     return TrialRow(number=number, trial_id=number, state=state, **{**absent, **facts, **known})
 
 

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from harness.config.sampling import PrunerConfig, SamplerConfig
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
+from harness.search import storage
 from harness.search import study as studies
 
 SWEEP = SweepConfig.model_validate({"space": {"seed": {"type": "int", "low": 0, "high": 9}}})
@@ -95,4 +96,4 @@ def test_no_pruner_prunes_nothing() -> None:
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "optuna.db").write_text("not a database at all, " * 100)
     with pytest.raises(SweepError, match=r"optuna\.db cannot be opened"):
-        studies.open_storage(studies.storage_url(str(tmp_path)))
+        storage.open_storage(storage.storage_url(str(tmp_path)))

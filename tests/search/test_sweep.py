@@ -85,15 +85,6 @@ def test_an_impossible_space_is_refused_before_anything_is_made(new_sweep: Small
     assert not new_sweep.runs.exists()
 
 
-def test_two_calls_at_once_are_refused(small_sweep: SmallSweep) -> None:
-    from filelock import FileLock
-
-    folder = small_sweep.runs / "sweeps" / small_sweep.name
-    folder.mkdir(parents=True)
-    with FileLock(folder / "lock"), pytest.raises(SweepError, match="being run by another process"):
-        small_sweep.run()
-
-
 def test_a_trial_whose_process_dies_is_started_again_then_given_up(
     small_sweep: SmallSweep, run_statuses: Statuses
 ) -> None:

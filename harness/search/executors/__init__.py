@@ -13,6 +13,11 @@ from typing import Protocol
 class Placement(Protocol):
     """One trial's process, wherever it runs."""
 
+    @property
+    def is_pending(self) -> bool:
+        """Return whether it still waits in a queue: nobody can expect a sign of life from it."""
+        ...
+
     def exit_code(self) -> int | None:
         """Return how the process ended (negative: by that signal); None while it runs."""
         ...

@@ -48,6 +48,10 @@ class LocalPlacement:
     def __init__(self, process: BaseProcess) -> None:
         self.process = process
 
+    @property
+    def is_pending(self) -> bool:
+        return False
+
     def exit_code(self) -> int | None:
         return self.process.exitcode
 

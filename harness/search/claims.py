@@ -1,0 +1,236 @@
+"""Who works on which trial: the rules by which no trial runs twice and none is forgotten.
+
+Every claim is made under the sweep's one lock. A claim has an attempt number, noted at the trial: whoever
+holds an older one has lost the trial (it was asleep for too long, say) and must leave without a word.
+A process that works on a trial beats for it, by the database's clock. One that stops lets go of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import optuna
+import psutil
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.errors import StorageError
+from harness.search.storage import BEATS_PER_LEASE, PatientStorage
+
+logger = logging.getLogger(__name__)
+
+OWNER, ATTEMPT = "owner", "attempt"  # user attributes of a trial; no owner: free to be taken
+CLOCK_TOLERANCE_S = 2.0  # between two readings of when a process began
+EXIT_SUPERSEDED = 0  # the trial is somebody else's by now, and nothing is wrong
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, as others can recognise it."""
+
+    host: str
+    pid: int
+    began: float  # seconds since 1970
+
+    @classmethod
+    def current(cls) -> Owner:
+        return cls(_host(), os.getpid(), psutil.Process().create_time())
+
+    @property
+    def is_here(self) -> bool:
+        return self.host == _host()
+
+    def process(self) -> psutil.Process | None:
+        """Return it if it is of this machine and lives."""
+        with suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            is_same = abs(process.create_time() - self.began) < CLOCK_TOLERANCE_S
+            if self.is_here and is_same and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Owner:
+        return cls(**json.loads(text))
+
+
+@cache
+def _host() -> str:
+    """Return what tells this machine from others, a container's processes from its neighbour's included."""
+    namespace = Path("/proc/self/ns/pid")
+    suffix = f"/{namespace.stat().st_ino}" if namespace.exists() else ""
+    return socket.gethostname() + suffix
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial to work on."""
+
+    number: int
+    trial_id: int
+    attempt: int  # 1 for the first
+
+
+class Claims:
+    """A coordinator's or worker's view of who works on what."""
+
+    def __init__(self, study: optuna.Study, storage: PatientStorage) -> None:
+        self._study = study
+        self._storage = storage
+        self._me = Owner.current()
+
+    def take(self, num_trials: int) -> Claim | None:
+        """Return a trial that nobody works on: an interrupted or enqueued one first, then a new one.
+
+        Args:
+            num_trials: how many trials the sweep may have in all.
+        """
+        with self._storage.exclusive(self._study.study_name):
+            trial_id = self._free_trial() or self._new_trial(num_trials)
+            return None if trial_id is None else self._claim(trial_id)
+
+    def has_more(self, num_trials: int) -> bool:
+        """Return whether anything is left to be claimed, now or by somebody's failing."""
+        trials = self._study.get_trials(deepcopy=False)
+        return len(trials) < num_trials or any(not trial.state.is_finished() for trial in trials)
+
+    def release(self, claim: Claim) -> None:
+        """Let others take the trial: whoever worked on it is known to be gone."""
+        with self._storage.exclusive(self._study.study_name):
+            known = self._storage.get_trial(claim.trial_id)
+            if not known.state.is_finished() and known.user_attrs.get(ATTEMPT) == claim.attempt:
+                self._storage.set_trial_user_attr(claim.trial_id, OWNER, None)
+
+    def renew(self, claim: Claim) -> None:
+        """Beat for a trial that has not begun, such as a job in a queue."""
+        self._storage.record_heartbeat(claim.trial_id)
+
+    def stale(self) -> set[int]:
+        """Return the trial ids of which nothing was heard for longer than the lease."""
+        return set(self._storage._get_stale_trial_ids(self._study._study_id))
+
+    def _free_trial(self) -> int | None:
+        stale = self.stale()
+        states = (TrialState.RUNNING, TrialState.WAITING)
+        for trial in self._study.get_trials(deepcopy=False, states=states):
+            if self._is_free(trial, stale):
+                return trial._trial_id
+        return None
+
+    def _is_free(self, trial: FrozenTrial, stale: set[int]) -> bool:
+        text = trial.user_attrs.get(OWNER)
+        if trial.state == TrialState.WAITING or text is None:
+            return True
+        owner = Owner.from_json(text)
+        if owner.is_here and owner.process() is None:
+            return True
+        if trial._trial_id not in stale:
+            return False
+        end_process(owner)
+        return True
+
+    def _new_trial(self, num_trials: int) -> int | None:
+        if self._storage.get_n_trials(self._study._study_id) >= num_trials:
+            return None
+        return self._storage.create_new_trial(self._study._study_id)
+
+    def _claim(self, trial_id: int) -> Claim:
+        trial = self._storage.get_trial(trial_id)
+        attempt = trial.user_attrs.get(ATTEMPT, 0) + 1
+        self._storage.record_heartbeat(trial_id)
+        self._storage.set_trial_user_attr(trial_id, ATTEMPT, attempt)
+        self._storage.set_trial_user_attr(trial_id, OWNER, self._me.to_json())
+        if trial.state == TrialState.WAITING:
+            self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        return Claim(trial.number, trial_id, attempt)
+
+
+def end_process(owner: Owner) -> None:
+    """End a process of this machine that has lost its trial: it may be stopped, and awake later."""
+    process = owner.process()
+    if process is None or process.pid == os.getpid():
+        return
+    with suppress(psutil.Error):
+        for child in (*process.children(recursive=True), process):
+            child.send_signal(signal.SIGKILL)
+
+
+class Lease:
+    """A trial's hold on itself, in the process that works on it; entered around the work.
+
+    Args:
+        leave: what to do when the trial was taken over; by default the process ends at once, so that nothing
+            of it can reach a file, Optuna or MLflow any more.
+    """
+
+    def __init__(
+        self,
+        storage: PatientStorage,
+        trial_id: int,
+        attempt: int,
+        interval_s: float,
+        leave: Callable[[], Any] = lambda: os._exit(EXIT_SUPERSEDED),
+    ) -> None:
+        self._storage = storage
+        self._trial_id = trial_id
+        self._attempt = attempt
+        self._interval_s = interval_s
+        self._leave = leave
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def is_held(self) -> bool:
+        """Return whether the trial is still to be worked on, and by us."""
+        trial = self._storage.get_trial(self._trial_id)
+        return trial.state == TrialState.RUNNING and trial.user_attrs.get(ATTEMPT) == self._attempt
+
+    def check(self) -> None:
+        """Leave if the trial is somebody else's by now; to be called before anything is written."""
+        if not self.is_held():
+            logger.warning("this trial was taken over by another process: leaving it")
+            self._leave()
+
+    def let_go(self) -> None:
+        """Let others take the trial at once."""
+        self.check()
+        self._storage.set_trial_user_attr(self._trial_id, OWNER, None)
+
+    def __enter__(self) -> Lease:
+        self.check()
+        self._storage.set_trial_user_attr(self._trial_id, OWNER, Owner.current().to_json())
+        self._storage.record_heartbeat(self._trial_id)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(self._interval_s)
+
+    def _beat(self) -> None:
+        while not self._done.wait(self._interval_s):
+            try:
+                self._storage.record_heartbeat(self._trial_id)
+                self.check()
+            except StorageError as error:  # the next beat may reach it; the epoch's report decides
+                logger.warning("%s", error)
+
+
+def beat_interval(lease_seconds: float) -> float:
+    """Return the seconds between two heartbeats."""
+    return lease_seconds / BEATS_PER_LEASE

@@ -1,0 +1,42 @@
+"""A second call of a sweep that is being run: it follows, and is there when the first one ends early."""
+
+from __future__ import annotations
+
+import time
+
+import optuna
+from rich.console import Console
+
+from harness.search.home import SweepHome, coordinating
+from harness.search.progress import build_progress, view_of
+from harness.search.signals import StopSignals
+from harness.search.storage import LockedError
+from harness.search.study import read_rows
+
+LOOK_S = 2.0
+FOLLOWING = "sweep {name} is being run by another process: following it, and taking over if it ends early"
+
+
+def follow(home: SweepHome, study: optuna.Study, console: Console, started: float) -> bool:
+    """Show the sweep's progress until nobody coordinates it any more.
+
+    Returns:
+        False if we were asked to leave before.
+    """
+    sweep = home.plan.sweep
+    with StopSignals() as signals, build_progress(console, sweep.metric) as progress:
+        while not signals.count:
+            if not is_coordinated(home):
+                return True
+            progress.update(view_of(read_rows(study), sweep, started, 1))
+            time.sleep(LOOK_S)
+    return False
+
+
+def is_coordinated(home: SweepHome) -> bool:
+    """Return whether some process runs the sweep."""
+    try:
+        with coordinating(home):
+            return False
+    except LockedError:
+        return True
