@@ -91,7 +91,7 @@ def open_study(home: SweepHome) -> optuna.Study:
         found = study.create_study(_open_storage(home), home.name, home.plan.sweep)
         found.set_user_attr(record.QUESTION, home.question)
     check_code(found, allow_changes=home.plan.sweep.allow_changed_code)
-    found.set_user_attr(record.PLAN, {"overrides": home.plan.public_overrides})
+    found.set_user_attr(record.PLAN, record.plan_facts(home.plan))
     return found
 
 

@@ -22,7 +22,7 @@ from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
 
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
-PLAN = "plan"  # what a worker composes the same plan from: the sweep's file and overrides
+PLAN = "plan"  # see plan_facts
 SWEEP_FILE = "sweep.json"
 
 
@@ -92,6 +92,12 @@ class SweepRecord:
             "question": known.get(QUESTION),
         }
         write_json(self.directory / SWEEP_FILE, content)
+
+
+def plan_facts(plan: SweepPlan) -> dict[str, Any]:
+    """Return what workers compose the same plan from, and what a look from outside shows."""
+    sweep = plan.sweep
+    return {"overrides": plan.public_overrides, "num_trials": sweep.num_trials, "metric": sweep.metric}
 
 
 def _best_facts(best: TrialRow) -> dict[str, Any]:

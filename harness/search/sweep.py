@@ -88,7 +88,7 @@ def run_sweep(
     if study is not None and is_closed(study, plan):
         result = _result(home, study, "complete", 0)
     else:
-        result = _take_turn(home, executor or _local_executor(), console, started)
+        result = _take_turn(home, executor or local_executor(), console, started)
     show_result(console, home, result)
     return result
 
@@ -259,7 +259,8 @@ def _result(home: SweepHome, study: optuna.Study, outcome: Outcome, exit_code: i
     )
 
 
-def _local_executor() -> Executor:
+def local_executor() -> Executor:
+    """Return the executor of this machine."""
     from harness.search.executors.local import LocalExecutor
 
     return LocalExecutor()

@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
@@ -84,6 +85,20 @@ class RunStore:
         except STORE_ERRORS as error:
             raise TrackingError(f"a run cannot be opened in {self.uri}: {first_line(error)}") from error
         return MlflowTracker(self.client, run.info.run_id, Spool(self.spool_directory, run.info.run_id))
+
+    def has_run(self, run_id: str) -> bool:
+        """Return whether the store holds a run.
+
+        Raises:
+            TrackingError: it cannot be read.
+        """
+        try:
+            self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise TrackingError(f"{self.uri} cannot be read: {first_line(error)}") from error
+        return True
 
     def reopen_run(self, run_id: str) -> MlflowTracker:
         """Open an ended run to add to it; its status and its times stay, whatever `finish` is told.

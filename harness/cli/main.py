@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import __version__
+from harness.cli import sweeps
+from harness.cli.common import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, config_dir, tracking_config
 from harness.errors import ConfigError, HarnessError
 from harness.logs import show_messages
 
 if TYPE_CHECKING:
-    from harness.config.schema import RunConfig, TrackingConfig
+    from harness.config.schema import RunConfig
     from harness.training.result import Decision, EpochReport
-
-EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     for name, run, help_text in (
-        ("sweep", run_sweep_command, "search a space of configurations; repeat the command to go on"),
+        (
+            "sweep",
+            sweeps.run_sweep,
+            "search a space of configurations; repeat it to go on; `list` lists them",
+        ),
         ("train", run_train, "train one configuration"),
         ("data", run_data, "print what a data set holds and draw samples of it"),
     ):
@@ -61,11 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
         if name != "data":
             command.add_argument("--print-config", action="store_true", help="show each value and its origin")
             command.add_argument("--dry-run", action="store_true", help="check and describe; train nothing")
+            if name == "sweep":
+                sweeps.add_sweep_options(command)
         else:
             command.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
             command.add_argument("--features", action="store_true", help="list the cached features instead")
             command.add_argument("--clear", action="store_true", help="with --features: remove them")
 
+    sweeps.add_worker_options(add("worker", sweeps.run_worker, "work on a sweep that was begun elsewhere"))
     evaluate = add("evaluate", run_evaluate, "score a run's best checkpoint on a split, and record it")
     evaluate.add_argument("--split", choices=("val", "test"), default="test")
     compare = add("compare", run_compare, "a table of runs: scores, time, and what differs between them")
@@ -101,9 +108,9 @@ def run_train(options: argparse.Namespace) -> int:
     from harness.config.compose import compose_run, trace_origins
     from harness.config.provenance import annotate
 
-    config = compose_run(options.overrides, **_config_dir(options))
+    config = compose_run(options.overrides, **config_dir(options))
     if options.print_config:
-        print(annotate(config.to_dict(), trace_origins("run", options.overrides, **_config_dir(options))))
+        print(annotate(config.to_dict(), trace_origins("run", options.overrides, **config_dir(options))))
         return EXIT_OK
     if options.dry_run:
         from harness.training.plan import describe_run
@@ -143,30 +150,11 @@ def _train(config: RunConfig) -> int:
     return EXIT_OK
 
 
-def run_sweep_command(options: argparse.Namespace) -> int:
-    from harness.config.compose import compose_sweep, trace_origins
-    from harness.config.provenance import annotate
-
-    plan = compose_sweep(options.overrides, **_config_dir(options))
-    if options.print_config:
-        resolved = {**plan.base.to_dict(), "sweep": plan.sweep.model_dump(mode="json")}
-        print(annotate(resolved, trace_origins("sweep", options.overrides, **_config_dir(options))))
-        return EXIT_OK
-    if options.dry_run:
-        from harness.search.sweep import describe_sweep
-
-        print(describe_sweep(plan))
-        return EXIT_OK
-    from harness.search.sweep import run_sweep
-
-    return run_sweep(plan).exit_code
-
-
 def run_data(options: argparse.Namespace) -> int:
     from harness.config.compose import compose_run
     from harness.data.summary import summarise, summarise_features
 
-    config = compose_run(options.overrides, **_config_dir(options))
+    config = compose_run(options.overrides, **config_dir(options))
     if options.clear and not options.features:
         raise ConfigError("--clear removes cached features: say --features --clear")
     if options.features:
@@ -239,12 +227,6 @@ def run_doctor(options: argparse.Namespace) -> int:
 # ── what the commands share ───────────────────────────────────────────────────────────────────────
 
 
-def tracking_config(options: argparse.Namespace) -> TrackingConfig:
-    from harness.config.schema import TrackingConfig
-
-    return TrackingConfig(dir=options.mlruns or os.environ.get("MLRUNS_DIR", "mlruns"))
-
-
 def print_epoch(report: EpochReport) -> Decision:
     metrics = report.metrics
     print(
@@ -273,7 +255,3 @@ def stop_flag() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _config_dir(options: argparse.Namespace) -> dict[str, Path]:
-    return {"config_dir": options.config_dir} if options.config_dir else {}

@@ -1,0 +1,89 @@
+"""The commands about sweeps: run one, look at one, work on one that runs elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness.cli.common import EXIT_OK, config_dir, tracking_config
+
+
+def add_sweep_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--status", action="store_true", help="how far a sweep is: [NAME]")
+    command.add_argument("--stop", action="store_true", help="stop it resumably, wherever it runs: [NAME]")
+    _add_places(command)
+
+
+def add_worker_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("sweep", nargs="?", help="its name; default: the newest")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what differs here: data.dir=…")
+    command.add_argument("--config-dir", type=Path, help="another folder of config groups")
+    _add_places(command)
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--mlruns", help="the folder of runs (default: $MLRUNS_DIR or mlruns)")
+    command.add_argument("--storage", help="the database of sweeps, such as postgresql://…")
+
+
+def _as_overrides(options: argparse.Namespace) -> list[str]:
+    """Return the places that were named as what they are short for."""
+    places = {"tracking.dir": options.mlruns, "sweep.storage": options.storage}
+    return [f"{path}={value!r}" for path, value in places.items() if value is not None]
+
+
+def _database(options: argparse.Namespace) -> str:
+    from harness.search.storage import storage_url
+
+    return storage_url(tracking_config(options).dir, options.storage)
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    if options.overrides == ["list"] or options.status or options.stop:
+        return _look_at_sweeps(options)
+    from harness.config.compose import compose_sweep, trace_origins
+    from harness.config.provenance import annotate
+
+    overrides = [*options.overrides, *_as_overrides(options)]
+    plan = compose_sweep(overrides, **config_dir(options))
+    if options.print_config:
+        resolved = {**plan.base.to_dict(), "sweep": plan.sweep.model_dump(mode="json")}
+        print(annotate(resolved, trace_origins("sweep", overrides, **config_dir(options))))
+        return EXIT_OK
+    if options.dry_run:
+        from harness.search.sweep import describe_sweep
+
+        print(describe_sweep(plan))
+        return EXIT_OK
+    from harness.search import sweep
+
+    return sweep.run_sweep(plan).exit_code
+
+
+def _look_at_sweeps(options: argparse.Namespace) -> int:
+    from harness.search import status
+    from harness.search.messages import build_console, say
+    from harness.search.stop import request_stop
+
+    console, storage = build_console(), status.open_sweeps(_database(options))
+    if options.overrides == ["list"]:
+        console.print(status.sweeps_table(storage))
+        return EXIT_OK
+    found = status.find_sweep(storage, options.overrides[0] if options.overrides else None)
+    if options.stop:
+        request_stop(found)
+        say(console, f"sweep {found.study_name}: whatever works on it stops at the end of its batch")
+    now = status.read_status(found)
+    say(console, status.status_line(now))
+    console.print(status.status_table(now))
+    return EXIT_OK
+
+
+def run_worker(options: argparse.Namespace) -> int:
+    from harness.config.compose import CONFIG_DIR
+    from harness.search import worker
+
+    is_name = options.sweep is not None and "=" not in options.sweep
+    overrides = options.overrides if is_name or options.sweep is None else [options.sweep, *options.overrides]
+    name = options.sweep if is_name else None
+    return worker.run_worker(name, _database(options), overrides, config_dir=options.config_dir or CONFIG_DIR)

@@ -1,0 +1,105 @@
+"""A further machine at work on a sweep: it joins by hand, takes trials as they come, and leaves at will.
+
+It needs what the trials need: this program as it is there, the same images, the run store, and for trials
+that are resumed elsewhere a `tracking.dir` that all machines see.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+from rich.console import Console
+
+from harness.config.compose import CONFIG_DIR, compose_sweep
+from harness.errors import SweepError, TrackingError
+from harness.search import record
+from harness.search.executors import Executor
+from harness.search.home import SweepHome, find_home, open_study
+from harness.search.messages import build_console, say
+from harness.search.progress import build_progress, view_of
+from harness.search.scheduler import Outcome
+from harness.search.signals import StopSignals
+from harness.search.slots import find_slots
+from harness.search.status import find_sweep, open_sweeps
+from harness.search.study import TrialRow, read_rows
+from harness.search.sweep import build_scheduler, local_executor
+
+if TYPE_CHECKING:
+    from harness.tracking.store import RunStore
+
+
+def run_worker(
+    name: str | None,
+    url: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: Path = CONFIG_DIR,
+    console: Console | None = None,
+    executor: Executor | None = None,
+) -> int:
+    """Work on a sweep that was begun elsewhere, until it is complete or we are asked to leave.
+
+    Args:
+        name: the sweep; the newest of the database by default.
+        url: of the database.
+        overrides: what is different on this machine, such as `data.dir`, `sweep.slots` or `tracking.dir`.
+
+    Returns:
+        The exit code: 0, or 130 / 143 where a signal ended the call.
+
+    Raises:
+        SweepError: no such sweep, another question or other code here, or trials that keep failing.
+        TrackingError: the sweep's runs are not in this machine's run store.
+    """
+    console = console or build_console()
+    home, study = _join(name, url, overrides, config_dir)
+    started = time.monotonic()
+    slots = find_slots(home.plan.sweep, home.plan.base)
+    executor = executor or local_executor()
+    executor.prepare()
+    store = _store_with_parent(home, study)
+    scheduler = build_scheduler(home, study, store, executor, slots, started)
+    say(console, f"joined sweep {home.name}: {slots.count} at a time, {slots.threads} CPU thread(s) each")
+    with StopSignals() as signals, build_progress(console, home.plan.sweep.metric) as progress:
+
+        def on_tick(rows: list[TrialRow]) -> None:
+            progress.update(view_of(rows, home.plan.sweep, started, slots.count))
+
+        outcome = scheduler.run(signals, on_tick)
+    say(console, _farewell(outcome, read_rows(study), home.plan.sweep.num_trials))
+    return signals.exit_code if outcome == "interrupted" else 0
+
+
+def _join(
+    name: str | None, url: str, overrides: Sequence[str], config_dir: Path
+) -> tuple[SweepHome, optuna.Study]:
+    known = find_sweep(open_sweeps(url), name)
+    plan = known.user_attrs.get(record.PLAN)
+    if plan is None or known.user_attrs.get(record.PARENT_RUN_ID) is None:
+        raise SweepError(f"sweep {known.study_name!r} has not begun: start it with `harness sweep` first")
+    there = [*plan["overrides"], *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
+    home = find_home(compose_sweep(there, config_dir))
+    return home, open_study(home)
+
+
+def _store_with_parent(home: SweepHome, study: optuna.Study) -> RunStore:
+    from harness.tracking.store import open_store
+
+    store = open_store(home.plan.base.tracking)
+    if not store.has_run(study.user_attrs[record.PARENT_RUN_ID]):
+        raise TrackingError(
+            f"{store.uri} does not hold the runs of sweep {home.name!r}: set MLFLOW_TRACKING_URI, or "
+            "tracking.dir, to the run store that the sweep was started with"
+        )
+    return store
+
+
+def _farewell(outcome: Outcome, rows: Sequence[TrialRow], num_trials: int) -> str:
+    ended = sum(row.has_ended for row in rows)
+    if outcome == "complete":
+        return f"the sweep is complete ({ended} of {num_trials} trials have ended)"
+    return f"left: {ended} of {num_trials} trials have ended; what was running here can be resumed anywhere"
