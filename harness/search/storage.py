@@ -18,10 +18,17 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from harness.errors import StorageError, SweepError
+from harness.errors import ConfigError, StorageError, SweepError
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +36,23 @@ DATABASE = "optuna.db"
 BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
 PATIENCE_S = 120.0  # how long a server may be away before those who need it give up, resumably
 BEATS_PER_LEASE = 6
+DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # ours, where none is named
 CREATES = ("create_new_trial", "create_new_study")  # not repeated: once more might be one too many
 
 
 def storage_url(tracking_dir: str, storage: str | None = None) -> str:
-    """Return the address of the sweeps' database: a server's, or a file beside everything recorded."""
+    """Return the address of the sweeps' database: a server's, or a file beside everything recorded.
+
+    Raises:
+        ConfigError: text that is no address.
+    """
     if storage is not None:
-        return storage
+        try:
+            url = make_url(storage)
+        except ArgumentError as error:
+            raise ConfigError(f"sweep.storage={storage}: write postgresql://user@host/database") from error
+        named = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+        return named.render_as_string(hide_password=False)
     return f"sqlite:///{Path(tracking_dir).expanduser().resolve().as_posix()}/{DATABASE}"
 
 
