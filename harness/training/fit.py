@@ -50,7 +50,7 @@ def fit(
     trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     if recorder.diverged:
         raise DivergedError(
-            f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1}: lower optim.lr "
+            f"the loss became NaN or infinite in epoch {len(recorder.history) + 1}: lower optim.lr "
             f"(now {module.config.optim.lr:g}), or set optim.clip_grad_norm"
         )
     return STATUS_OF[recorder.decision]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 from harness.config.compose import compose_run
-from harness.errors import CheckpointError, DiskFullError
+from harness.errors import CheckpointError, DiskFullError, DivergedError
 from harness.tracking.memory import RecordingTracker
 from harness.training.checkpoint import SECTION, ModelFacts, load_checkpoint, load_section
 from harness.training.durable import AtomicCheckpointIO
@@ -93,6 +96,40 @@ def test_a_kill_between_the_two_renames_costs_nothing(
     (tmp_path / "last.ckpt").rename(tmp_path / "last.previous.ckpt")
     assert resumed_epochs(tmp_path) == (2, 1)
     assert caplog.messages == []
+
+
+def die_before_call(number: int, folder: Path, scores: list[float]) -> None:
+    """Write the last epoch's files, but be killed before one of the calls that change what is on disk."""
+    calls = iter(range(1, 100))
+
+    def or_die(call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object) -> object:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args)
+
+        return wrapped
+
+    os.fsync = or_die(os.fsync)  # type: ignore[assignment]
+    Path.replace = or_die(Path.replace)  # type: ignore[method-assign, assignment]
+    live(folder, scores, since=len(scores) - 1)
+
+
+def test_a_kill_at_any_step_of_writing_costs_one_epoch_at_most(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores, calls_an_epoch = [0.5, 0.6, 0.7], 8  # sync, keep the old one, rename, sync; for best and for last
+    live(tmp_path / "before", scores[:2])
+    fork = multiprocessing.get_context("fork")
+    for number in range(1, calls_an_epoch + 2):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "before", folder)
+        writer = fork.Process(target=die_before_call, args=(number, folder, scores))
+        writer.start()
+        writer.join()
+        assert writer.exitcode == (-signal.SIGKILL if number <= calls_an_epoch else 0)
+        assert resumed_epochs(folder) == ((2, 2) if number >= calls_an_epoch else (1, 1)), number
+    assert caplog.messages == [], "no file was damaged"
 
 
 def test_two_damaged_ones_mean_the_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -208,6 +245,16 @@ def test_checkpoints_of_an_older_version_are_resumed(go_on: Callable[..., RunRes
         content["callbacks"]["ModelCheckpoint{'monitor': None}"] = {"best_model_path": "/elsewhere"}
         torch.save(content, path)
     assert_ends_as_whole(go_on(), tmp_path)
+
+
+def test_an_epoch_whose_loss_is_nan_leaves_no_checkpoint(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config("trainer.max_epochs=3", "optim=sgd", "optim.lr=1e30")
+    for _ in range(2):  # the second time, as after a kill, before anybody was told
+        with pytest.raises(DivergedError, match="epoch 1"):
+            run(config)
+    assert list((tmp_path / "run").glob("*")) == []
 
 
 def test_a_run_ends_on_a_full_disk_and_goes_on_when_there_is_room(
