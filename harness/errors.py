@@ -6,6 +6,8 @@ HarnessError                 a user's mistake or a fault of the world: one clear
 │   └── DownloadError        the data set is neither on disk nor reachable
 ├── ModelError               a model that cannot be built, loaded or frozen as asked
 ├── CheckpointError          a checkpoint that is missing, damaged or of another program
+│   ├── DamagedCheckpointError  its bytes are not those that were written
+│   └── DiskFullError           there is no room for it: the run can go on when there is
 ├── DivergedError            the loss became NaN or infinite: an answer, not an accident
 ├── TrackingError            the run store is unwritable, unreachable, or lacks the run asked for
 ├── SweepError               a sweep that differs from its namesake, is being run already, or keeps failing
@@ -43,6 +45,14 @@ class ModelError(HarnessError):
 
 class CheckpointError(HarnessError):
     """A checkpoint that is missing, damaged or of another program."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written."""
+
+
+class DiskFullError(CheckpointError):
+    """A checkpoint that there is no room for; the run can go on when there is."""
 
 
 class DivergedError(HarnessError):

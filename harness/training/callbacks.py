@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from harness.tracking import Tracker
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, EpochReport
+
+BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 class Interrupted(Exception):  # noqa: N818 - an event, not an error
@@ -60,9 +64,7 @@ class EpochRecorder(pl.Callback):
     @property
     def best_epoch(self) -> int:
         """The epoch that is kept (0-based)."""
-        if self.select == "last":
-            return len(self.history) - 1
-        return max(range(len(self.history)), key=lambda epoch: self.history[epoch]["val/accuracy"])
+        return best_epoch(self.history, self.select)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
@@ -107,6 +109,32 @@ class EpochRecorder(pl.Callback):
         self.history = list(state_dict["history"])
         for epoch, metrics in enumerate(self.history):
             self.tracker.log_epoch(epoch, metrics)
+
+
+class KeepCheckpoints(Checkpoint):
+    """Writes `last.ckpt` after each epoch, and `best.ckpt` where the recorder says that it is the best.
+
+    Lightning's ModelCheckpoint has an account of its own of what is best, and drops it where the folder is
+    found under another path; it would also keep an epoch whose loss is NaN.
+    """
+
+    def __init__(self, folder: Path, recorder: EpochRecorder) -> None:
+        self.folder = folder
+        self.recorder = recorder
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.recorder.diverged:
+            return
+        if self.recorder.best_epoch == trainer.current_epoch:  # first: `last.ckpt` counts on it
+            trainer.save_checkpoint(self.folder / BEST)
+        trainer.save_checkpoint(self.folder / LAST)
+
+
+def best_epoch(history: Sequence[Mapping[str, float]], select: Literal["best", "last"]) -> int:
+    """Return the epoch (0-based) whose checkpoint is kept: the first of those with the best accuracy."""
+    if select == "last":
+        return len(history) - 1
+    return max(range(len(history)), key=lambda epoch: history[epoch]["val/accuracy"])
 
 
 def _learning_rate(base_lr: float, optimizer: torch.optim.Optimizer) -> float:

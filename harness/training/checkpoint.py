@@ -1,12 +1,7 @@
-"""Checkpoints that survive a kill at any instant, and how a model is rebuilt from one.
-
-A file is written under a temporary name in the same folder, synced, then renamed over the old one: a
-reader sees the old checkpoint or the new one, never half of either.
-"""
+"""What is in a checkpoint, and how a model is rebuilt from one. How the file is written: `durable.py`."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -15,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from harness.config.problems import validate
 from harness.config.schema import RunConfig
 from harness.errors import CheckpointError
 from harness.models import ImageClassifier, build_model
+from harness.training.durable import damaged, verify_digest
 
 SECTION = "harness"  # where a checkpoint keeps what Lightning does not know of
 PREFIX = "classifier."  # of the classifier's tensors within the LightningModule's
@@ -58,37 +53,6 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]  # of the ImageClassifier
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written so that a crash or a power cut cannot tear them."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable (POSIX; elsewhere folders cannot be opened)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Load a checkpoint of this program; nothing in it is executed (`weights_only=True`).
 
@@ -96,7 +60,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         CheckpointError: the file is missing, damaged, or was not written by this program.
     """
     path = Path(path)
-    raw = _load_raw(path)
+    raw = load_raw(path)
     section = raw[SECTION]
     weights = {key.removeprefix(PREFIX): v for key, v in raw["state_dict"].items() if key.startswith(PREFIX)}
     return Checkpoint(
@@ -119,18 +83,27 @@ def load_section(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: as :func:`load_checkpoint`.
     """
-    return dict(_load_raw(path)[SECTION])
+    return dict(load_raw(path)[SECTION])
 
 
-def _load_raw(path: Path) -> dict[str, Any]:
+def load_raw(path: Path) -> dict[str, Any]:
+    """Return all that a checkpoint holds, on the CPU, as Lightning and this program wrote it.
+
+    Raises:
+        DamagedCheckpointError: its bytes are not those that were written.
+        CheckpointError: it is missing, or was not written by this program.
+    """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: train the run first, or name another")
+    is_verified = verify_digest(path)
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}): delete it and train again"
-        ) from error
+        if (
+            is_verified
+        ):  # too little memory, another version: nothing that another copy of the file would mend
+            raise CheckpointError(f"{path} is whole, but does not load: {_first_line(error)}") from error
+        raise damaged(path, type(error).__name__) from error
     if not isinstance(raw, dict) or not isinstance(raw.get(SECTION), Mapping) or "state_dict" not in raw:
         raise CheckpointError(f"{path} was not written by this program: it has no {SECTION!r} section")
     return raw
@@ -152,7 +125,9 @@ def restore_classifier(checkpoint: Checkpoint) -> ImageClassifier:
     try:
         classifier.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint.path} does not fit its model: {str(error).splitlines()[0]}"
-        ) from error
+        raise CheckpointError(f"{checkpoint.path} does not fit its model: {_first_line(error)}") from error
     return classifier.eval()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 
 from harness.config.schema import RunConfig
-from harness.errors import CheckpointError, DivergedError
-from harness.training.callbacks import EpochRecorder, StopOnRequest
-from harness.training.checkpoint import AtomicCheckpointIO, load_section
+from harness.errors import DivergedError
+from harness.training.callbacks import EpochRecorder, KeepCheckpoints, StopOnRequest
+from harness.training.durable import AtomicCheckpointIO
 from harness.training.machine import Machine
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, Status
+from harness.training.resume import find_resume_point
 
 STATUS_OF: dict[Decision, Status] = {
     "continue": "finished",
@@ -38,19 +39,18 @@ def fit(
 
     Raises:
         DivergedError: the loss became NaN or infinite.
+        CheckpointError: there are checkpoints of another question, or no room for this one's.
         Interrupted: it was asked to stop.
     """
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
-    last = checkpoint_dir / "last.ckpt"
-    if last.is_file():
-        check_resumable(last, module)
+    resume_from = find_resume_point(checkpoint_dir, module.facts, module.config.trainer.select)
     module.to(memory_format=torch.channels_last)
     if module.config.trainer.compile:
         module.classifier.network.compile()
-    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     if recorder.diverged:
         raise DivergedError(
-            f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1}: lower optim.lr "
+            f"the loss became NaN or infinite in epoch {len(recorder.history) + 1}: lower optim.lr "
             f"(now {module.config.optim.lr:g}), or set optim.clip_grad_norm"
         )
     return STATUS_OF[recorder.decision]
@@ -67,18 +67,7 @@ def build_trainer(
     quiet_lightning()
     callbacks: list[pl.Callback] = [
         recorder,
-        ModelCheckpoint(
-            checkpoint_dir,
-            filename="best",
-            monitor="val/accuracy" if config.trainer.select == "best" else None,  # None: the newest
-            mode="max",
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
-        # Its own callback: the `save_last` of the one above leaves out epochs that are not the best.
-        ModelCheckpoint(
-            checkpoint_dir, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-        ),
+        KeepCheckpoints(checkpoint_dir, recorder),
     ]
     if stop_requested is not None:
         callbacks.append(StopOnRequest(stop_requested))
@@ -108,24 +97,8 @@ def quiet_lightning() -> None:
     """Silence hints that do not apply: our batches come ready-made from memory, without workers."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings(
+        "ignore", message=".*callbacks used to create the checkpoint.*"
+    )  # older versions'
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen ones
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6.6 on torch 2.14
-
-
-def check_resumable(last: Path, module: ClassifierModule) -> None:
-    """Refuse to go on from a checkpoint of another model or other data.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged, or another question's.
-    """
-    before = load_section(last)
-    now = module.facts.to_dict()
-    for part in ("data_digest", "class_names"):
-        if before[part] != now[part]:
-            raise CheckpointError(f"{last} was trained on other data: name another folder or delete it")
-    for part in ("model", "finetune", "augment", "optim", "seed"):
-        if before["config"][part] != now["config"][part]:
-            raise CheckpointError(
-                f"{last} was trained with another {part!r} section: repeat the run as it was, or delete it"
-            )

@@ -21,6 +21,7 @@ from harness.models.protocol import InitialisedFromImages
 from harness.tracking import Tracker
 from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts
+from harness.training.durable import forget_previous, make_room
 from harness.training.features import cached_data
 from harness.training.fit import fit
 from harness.training.machine import Machine, resolve_machine
@@ -41,8 +42,8 @@ def train(
 ) -> RunResult:
     """Train, choose the best epoch by validation accuracy, evaluate and record it.
 
-    A run that was interrupted goes on from `checkpoint_dir/last.ckpt`, at the epoch after its last complete
-    one, and ends with the weights of an uninterrupted run. The tracker's run is closed in every case.
+    A run that was interrupted goes on from `checkpoint_dir`, at the epoch after its last complete one (see
+    `resume.py`), and ends with the weights of an uninterrupted run. The tracker's run is always closed.
 
     Args:
         on_epoch: called after each epoch; its answer may end the run early.
@@ -62,6 +63,7 @@ def train(
         splits = load_splits(config.data)
         config = config.model_copy(update={"data": resolve_auto(config.data)})  # what `auto` was, for good
         classifier, freezing = prepare_model(config, splits)
+        make_room(checkpoint_dir, classifier)
         record_setup(tracker, config, splits, freezing, machine)
         try:
             data = choose_data(classifier, splits, config, machine, stop_requested)
@@ -73,6 +75,7 @@ def train(
         if status != "interrupted":
             tracker.set_tags({"harness.checkpoint": str(best.resolve())})
             record_best(tracker, config, splits, recorder, machine, best)
+            forget_previous(checkpoint_dir)
     except BaseException as error:
         tracker.set_tags({"harness.failure": f"{type(error).__name__}: {error}"[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")

@@ -1,0 +1,98 @@
+"""Where an interrupted run goes on from.
+
+A `last.ckpt` serves if it is whole and the checkpoint of the best epoch that it tells of is at hand too.
+Otherwise the one before it does, and failing that the beginning: the epochs are repeated exactly, so the
+run ends as if nothing had happened. Damaged files are set aside as `<name>.damaged`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import CheckpointError, DamagedCheckpointError
+from harness.training.callbacks import BEST, LAST, EpochRecorder, best_epoch
+from harness.training.checkpoint import SECTION, ModelFacts, load_raw
+from harness.training.durable import previous_of
+
+log = logging.getLogger(__name__)
+
+
+def find_resume_point(folder: Path, facts: ModelFacts, select: Literal["best", "last"]) -> Path | None:
+    """Return the checkpoint to go on from, with its best epoch's in its place; None: from the beginning.
+
+    Raises:
+        CheckpointError: the folder holds another question's checkpoints.
+    """
+    last = folder / LAST
+    problems: dict[str, None] = {}  # an ordered set
+    for path in (last, previous_of(last)):
+        if not path.is_file():
+            continue
+        try:
+            raw = _load_whole(path)
+            check_resumable(path, raw[SECTION], facts)
+            _put_best_back(folder, raw, select)
+        except DamagedCheckpointError as error:
+            problems[str(error)] = None
+            continue
+        path.replace(last)
+        if problems:
+            log.warning("%s: going on after epoch %d", "; ".join(problems), raw[SECTION]["epoch"] + 1)
+        return last
+    if problems:
+        log.warning("%s: starting from the beginning", "; ".join(problems))
+    return None
+
+
+def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> None:
+    """Refuse to go on from a checkpoint of another model or other data.
+
+    Args:
+        before: what the checkpoint says of its run.
+
+    Raises:
+        CheckpointError: it is another question's.
+    """
+    now = facts.to_dict()
+    for part in ("data_digest", "class_names"):
+        if before[part] != now[part]:
+            raise CheckpointError(f"{path} was trained on other data: name another folder or delete it")
+    for part in ("model", "finetune", "augment", "optim", "seed"):
+        if before["config"][part] != now["config"][part]:
+            raise CheckpointError(
+                f"{path} was trained with another {part!r} section: repeat the run as it was, or delete it"
+            )
+
+
+def _put_best_back(folder: Path, raw: dict[str, Any], select: Literal["best", "last"]) -> None:
+    """Have `best.ckpt` be the best of the epochs that a checkpoint tells of, not a later one's."""
+    history = raw["callbacks"][EpochRecorder.__qualname__]["history"]
+    epoch = best_epoch(history, select)
+    best = folder / BEST
+    problem = f"{best} of epoch {epoch + 1} is gone"
+    for path in (best, previous_of(best)):
+        try:
+            if path.is_file() and _is_of_epoch(path, epoch, history[epoch]["val/accuracy"]):
+                path.replace(best)
+                return
+        except DamagedCheckpointError as error:
+            problem = str(error)
+    raise DamagedCheckpointError(problem)
+
+
+def _is_of_epoch(path: Path, epoch: int, score: float) -> bool:
+    section = _load_whole(path)[SECTION]
+    return (section["epoch"], section["score"]) == (epoch, score)
+
+
+def _load_whole(path: Path) -> dict[str, Any]:
+    """Load a checkpoint, or set it aside."""
+    try:
+        return load_raw(path)
+    except DamagedCheckpointError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        why = f"{path} is damaged and was set aside as {aside.name}"
+        raise DamagedCheckpointError(why) from error

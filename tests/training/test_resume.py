@@ -1,0 +1,289 @@
+"""A run goes on from the newest checkpoint that is whole, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config.compose import compose_run
+from harness.errors import CheckpointError, DiskFullError, DivergedError
+from harness.tracking.memory import RecordingTracker
+from harness.training.checkpoint import SECTION, ModelFacts, load_checkpoint, load_section
+from harness.training.durable import AtomicCheckpointIO
+from harness.training.result import EpochReport, RunResult
+from harness.training.resume import find_resume_point
+from harness.training.train import train
+from tests.training.conftest import TINY, flip_bit, limited_file_size
+
+Run = Callable[..., tuple]
+Config = Callable[..., object]
+
+FACTS = ModelFacts(
+    {"model": 1, "finetune": 1, "augment": 1, "optim": 1, "seed": 1},
+    ("a", "b"),
+    (0, 0, 0),
+    (1, 1, 1),
+    "d",
+    "9",
+)
+
+
+def live(folder: Path, scores: list[float], since: int = 0, *, dies_before_last: bool = False) -> None:
+    """Leave the files of a run with these accuracies, without training."""
+    for epoch in range(since, len(scores)):
+        history = [{"val/accuracy": score} for score in scores[: epoch + 1]]
+        content = {
+            "state_dict": {},
+            SECTION: {**FACTS.to_dict(), "epoch": epoch, "score": scores[epoch]},
+            "callbacks": {"EpochRecorder": {"history": history}},
+        }
+        if scores[epoch] > max(scores[:epoch], default=0):
+            AtomicCheckpointIO().save_checkpoint(content, folder / "best.ckpt")
+        if not (dies_before_last and epoch == len(scores) - 1):
+            AtomicCheckpointIO().save_checkpoint(content, folder / "last.ckpt")
+
+
+def resumed_epochs(folder: Path) -> tuple[int, int] | None:
+    """Return the epochs of the last and the best checkpoint that a run would go on from."""
+    last = find_resume_point(folder, FACTS, "best")
+    if last is None:
+        return None
+    assert last == folder / "last.ckpt"
+    return load_section(last)["epoch"], load_section(folder / "best.ckpt")["epoch"]
+
+
+def damage(path: Path) -> None:
+    flip_bit(path, path.stat().st_size // 2)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_nothing_is_resumed_in_an_empty_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert resumed_epochs(tmp_path / "none") is None
+    assert caplog.messages == []
+
+
+def test_the_newest_is_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    live(tmp_path, [0.5, 0.7, 0.6])
+    assert resumed_epochs(tmp_path) == (2, 1)
+    assert caplog.messages == []
+
+
+def test_a_damaged_last_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live(tmp_path, [0.5, 0.7, 0.6])
+    damage(tmp_path / "last.ckpt")
+    assert resumed_epochs(tmp_path) == (1, 1)
+    [message] = caplog.messages
+    assert "last.ckpt is damaged and was set aside as last.ckpt.damaged: going on after epoch 2" in message
+    assert "last.ckpt.damaged" in names(tmp_path)
+
+
+def test_a_kill_between_the_two_renames_costs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live(tmp_path, [0.5, 0.7, 0.6])
+    (tmp_path / "last.ckpt").rename(tmp_path / "last.previous.ckpt")
+    assert resumed_epochs(tmp_path) == (2, 1)
+    assert caplog.messages == []
+
+
+def die_before_call(number: int, folder: Path, scores: list[float]) -> None:
+    """Write the last epoch's files, but be killed before one of the calls that change what is on disk."""
+    calls = iter(range(1, 100))
+
+    def or_die(call: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object) -> object:
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args)
+
+        return wrapped
+
+    os.fsync = or_die(os.fsync)  # type: ignore[assignment]
+    Path.replace = or_die(Path.replace)  # type: ignore[method-assign, assignment]
+    live(folder, scores, since=len(scores) - 1)
+
+
+def test_a_kill_at_any_step_of_writing_costs_one_epoch_at_most(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores, calls_an_epoch = [0.5, 0.6, 0.7], 8  # sync, keep the old one, rename, sync; for best and for last
+    live(tmp_path / "before", scores[:2])
+    fork = multiprocessing.get_context("fork")
+    for number in range(1, calls_an_epoch + 2):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "before", folder)
+        writer = fork.Process(target=die_before_call, args=(number, folder, scores))
+        writer.start()
+        writer.join()
+        assert writer.exitcode == (-signal.SIGKILL if number <= calls_an_epoch else 0)
+        assert resumed_epochs(folder) == ((2, 2) if number >= calls_an_epoch else (1, 1)), number
+    assert caplog.messages == [], "no file was damaged"
+
+
+def test_two_damaged_ones_mean_the_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    live(tmp_path, [0.5, 0.7, 0.6])
+    for name in ("last.ckpt", "last.previous.ckpt"):
+        damage(tmp_path / name)
+    assert resumed_epochs(tmp_path) is None
+    [message] = caplog.messages
+    assert message.endswith("last.previous.ckpt.damaged: starting from the beginning")
+    assert {"last.ckpt.damaged", "last.previous.ckpt.damaged"} <= names(tmp_path)
+
+
+def test_a_damaged_best_of_the_last_epoch_costs_that_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live(tmp_path, [0.5, 0.7, 0.8])
+    damage(tmp_path / "best.ckpt")
+    assert resumed_epochs(tmp_path) == (1, 1), "what best.ckpt replaced is the best of the epochs before"
+    assert caplog.messages[0].endswith("set aside as best.ckpt.damaged: going on after epoch 2")
+
+
+def test_a_damaged_best_of_an_earlier_epoch_means_the_beginning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live(tmp_path, [0.5, 0.8, 0.6, 0.7])
+    damage(tmp_path / "best.ckpt")
+    assert resumed_epochs(tmp_path) is None
+    [message] = caplog.messages
+    assert "best.ckpt is damaged" in message
+    assert message.endswith("starting from the beginning")
+    live(tmp_path, [0.5])  # starts anew, dies after an epoch
+    assert resumed_epochs(tmp_path) == (0, 0)
+
+
+def test_a_best_that_is_ahead_of_the_last_is_put_back(tmp_path: Path) -> None:
+    """Repeated elsewhere, that epoch may be worse: its file must not stay in the name of another."""
+    live(tmp_path, [0.5, 0.6, 0.9], dies_before_last=True)
+    assert load_section(tmp_path / "best.ckpt")["epoch"] == 2
+    assert resumed_epochs(tmp_path) == (1, 1)
+
+
+def test_another_run_of_the_same_epoch_is_not_its_best(tmp_path: Path) -> None:
+    live(tmp_path, [0.5, 0.6])
+    other = tmp_path / "other"
+    live(other, [0.5, 0.7])
+    (other / "best.ckpt").replace(tmp_path / "best.ckpt")
+    assert resumed_epochs(tmp_path) == (0, 0)
+
+
+def test_another_question_is_refused_not_set_aside(tmp_path: Path) -> None:
+    live(tmp_path, [0.5, 0.7])
+    damage(tmp_path / "last.ckpt")
+    other = ModelFacts(**{**vars(FACTS), "data_digest": "8"})
+    with pytest.raises(CheckpointError, match=r"last\.previous\.ckpt was trained on other data"):
+        find_resume_point(tmp_path, other, "best")
+    assert "last.previous.ckpt" in names(tmp_path)
+
+
+# ── with training ─────────────────────────────────────────────────────────────────────────────────
+
+LEARNS = ("trainer.max_epochs=4", "augment=strong", "optim=sgd", "optim.lr=0.02")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of the same: `whole`, and `run`, stopped in its fourth epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHE_DIR", str(folder / "cache"))
+        for name, num_epochs in (("whole", 4), ("run", 3)):
+            done: list[EpochReport] = []
+            train(
+                compose_run([*TINY, *LEARNS]),
+                tracker=RecordingTracker(),
+                checkpoint_dir=folder / name,
+                on_epoch=lambda report, done=done: done.append(report) or "continue",
+                stop_requested=lambda done=done, n=num_epochs: len(done) == n < 4,
+            )
+    assert load_section(folder / "run" / "last.ckpt")["epoch"] == 2
+    return folder
+
+
+@pytest.fixture
+def go_on(trained: Path, run: Run, tiny_config: Config, tmp_path: Path) -> Callable[..., RunResult]:
+    """Give the test a copy of both runs, and return how to go on with `run`."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return lambda **how: run(tiny_config(*LEARNS), **how)[0]
+
+
+def assert_ends_as_whole(result: RunResult, tmp_path: Path) -> None:
+    assert result.status == "finished"
+    for name in ("last.ckpt", "best.ckpt"):
+        whole, parts = (load_checkpoint(tmp_path / folder / name) for folder in ("whole", "run"))
+        assert parts.score == whole.score
+        differing = [key for key, x in whole.state_dict.items() if not torch.equal(x, parts.state_dict[key])]
+        assert (name, differing) == (name, [])
+
+
+@pytest.mark.parametrize("names", [("last",), ("last", "last.previous"), ("best",)])
+def test_a_resumed_run_ends_as_a_whole_one_whatever_is_damaged(
+    go_on: Callable[..., RunResult], tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        damage(tmp_path / "run" / f"{name}.ckpt")
+    assert_ends_as_whole(go_on(), tmp_path)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"last.ckpt", "best.ckpt", *(f"{name}.ckpt.damaged" for name in names)}
+
+
+def test_checkpoints_of_an_older_version_are_resumed(go_on: Callable[..., RunResult], tmp_path: Path) -> None:
+    for path in (tmp_path / "run").iterdir():
+        content = torch.load(path, weights_only=True)
+        content["callbacks"]["ModelCheckpoint{'monitor': None}"] = {"best_model_path": "/elsewhere"}
+        torch.save(content, path)
+    assert_ends_as_whole(go_on(), tmp_path)
+
+
+def test_an_epoch_whose_loss_is_nan_leaves_no_checkpoint(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config("trainer.max_epochs=3", "optim=sgd", "optim.lr=1e30")
+    for _ in range(2):  # the second time, as after a kill, before anybody was told
+        with pytest.raises(DivergedError, match="epoch 1"):
+            run(config)
+    assert list((tmp_path / "run").glob("*")) == []
+
+
+def test_a_run_ends_on_a_full_disk_and_goes_on_when_there_is_room(
+    go_on: Callable[..., RunResult], small_disk: Path, tmp_path: Path
+) -> None:
+    shutil.move(tmp_path / "run", small_disk / "run")
+    (tmp_path / "run").symlink_to(small_disk / "run")
+    filler = small_disk / "filler"
+
+    def fill(report: EpochReport) -> str:
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+        return "continue"
+
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    with pytest.raises(DiskFullError, match="make room there"):
+        go_on(on_epoch=fill)
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    with pytest.raises(DiskFullError, match="may need"):
+        go_on()
+    filler.unlink()
+    assert_ends_as_whole(go_on(), tmp_path)
+
+
+def test_a_run_ends_at_a_limit_on_file_sizes_and_goes_on_without(
+    go_on: Callable[..., RunResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = (tmp_path / "run" / "last.ckpt").read_bytes()
+    with limited_file_size(100_000), pytest.raises(DiskFullError, match="ulimit -f"):
+        go_on()
+    assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
+    assert_ends_as_whole(go_on(), tmp_path)
+    assert caplog.messages == [], "no file was damaged"
