@@ -66,7 +66,8 @@ class Scheduler:
     stop_requested: Callable[[], bool] = lambda: False
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
-    _stopping: Outcome | Literal["failing"] | None = None
+    _stopping: Outcome | None = None
+    _fault: str | None = None  # why no further trial makes sense; running ones may end
 
     def run(self, signals: StopSignals, on_tick: Callable[[list[TrialRow]], None]) -> Outcome:
         """Return why there is nothing left to wait for.
@@ -81,16 +82,20 @@ class Scheduler:
             self._settle_ended()
             self._stop_if_asked(signals)
             self._end_overdue()
-            if self._stopping is None:
+            if not self._is_ending:
                 self._fill()
             rows = read_rows(self.study)
             on_tick(rows)
-            if not self._placed and (self._stopping or not self.claims.has_more(self.sweep.num_trials)):
+            if not self._placed and (self._is_ending or not self.claims.has_more(self.sweep.num_trials)):
                 break
             self._wait()
-        if self._stopping == "failing":
-            raise SweepError(self._failing_message())
+        if self._fault is not None:
+            raise SweepError(f"{self._fault}; mend the cause and repeat the command")
         return self._stopping or "complete"
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._stopping is not None or self._fault is not None
 
     def _wait(self) -> None:
         if self._placed:
@@ -129,6 +134,8 @@ class Scheduler:
             self._fail(row, placed.reason)
         elif exit_code in RESUMABLE or placed.asked_to_stop is not None:
             self.claims.release(placed.claim)
+            if exit_code == EXIT_AWAY:  # so it would be for the next one
+                self._fault = f"trial {row.number} could not go on (see trial-{row.number:04d}/trial.log)"
         else:
             self._settle_death(row, placed.claim, exit_code)
 
@@ -149,26 +156,23 @@ class Scheduler:
 
     def _count_failures(self, row: TrialRow) -> None:
         self._failures = [*self._failures, row] if row.state == "failed" else []
-        if len(self._failures) >= self.sweep.max_consecutive_failures and self._stopping is None:
-            self._stopping = "failing"  # running trials may end
+        if len(self._failures) >= self.sweep.max_consecutive_failures:
+            self._fault = self._failing_message()
 
     def _failing_message(self) -> str:
         reasons = Counter(row.reason or "no reason recorded" for row in self._failures)
         reason, _ = reasons.most_common(1)[0]
         last = self._failures[-1].number
-        return (
-            f"{len(self._failures)} trials failed in a row (see trial-{last:04d}/trial.log): {reason}; "
-            "mend the cause and repeat the command"
-        )
+        return f"{len(self._failures)} trials failed in a row (see trial-{last:04d}/trial.log): {reason}"
 
     # ── trials that are to end ────────────────────────────────────────────────────────────────────
 
     def _stop_if_asked(self, signals: StopSignals) -> None:
-        if self._stopping in ("interrupted", "out_of_time"):
+        if self._stopping is not None:
             return
         if signals.count or self.stop_requested():
             self._stopping = "interrupted"
-        elif self.deadline is not None and time.monotonic() > self.deadline and self._stopping is None:
+        elif self.deadline is not None and time.monotonic() > self.deadline:
             self._stopping = "out_of_time"
         else:
             return

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
-from harness.errors import DivergedError, HarnessError, StorageError
+from harness.errors import DiskFullError, DivergedError, HarnessError, StorageError
 from harness.logs import show_messages
 from harness.search import study as studies
 from harness.search.claims import Lease, beat_interval
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 TrainFunction = Callable[..., "RunResult"]  # harness.training.train.train
 EXIT_STOPPED = 128 + signal.SIGTERM
-EXIT_AWAY = os.EX_TEMPFAIL  # the database of sweeps is away; the trial can be resumed
+EXIT_AWAY = os.EX_TEMPFAIL  # the database of sweeps is away or the disk full; the trial can be resumed
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
 
     Returns:
         The process's exit code: 0 if the trial has ended (or is somebody else's), 143 if it was stopped and
-        75 if the database went away; then it can be resumed.
+        75 if the database went away or the disk is full; then it can be resumed.
     """
     show_messages()
     path = Path(spec_path)
@@ -99,7 +99,7 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
         _pin_device(spec.device_index)
     try:
         return _run(spec, path.parent, stop_requested, train)
-    except StorageError as error:
+    except (StorageError, DiskFullError) as error:
         print(error, file=sys.stderr)
         return EXIT_AWAY
 
@@ -149,7 +149,7 @@ class _Attempt:
             result = self._train(stop_requested, train)
         except DivergedError as error:
             return self._tell_infeasible(str(error))
-        except StorageError:
+        except (StorageError, DiskFullError):
             raise
         except HarnessError as error:
             return self._tell_failed(str(error))
