@@ -27,6 +27,7 @@ BUDGET = {
     "name", "num_trials", "max_minutes", "slots", "threads_per_trial",
     "max_retries", "max_consecutive_failures", "evaluate_test", "devices_per_trial",
     "executor", "storage", "trial_timeout_minutes", "grace_seconds", "lease_seconds",
+    "checkpoint_gb", "keep_checkpoints", "min_free_gb",
 }  # fmt: skip
 SHOWN_DIFFERENCES = 4
 ABSENT = "(absent)"

@@ -21,7 +21,7 @@ from harness.search.study import TrialRow, read_rows
 
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
 
-Outcome = Literal["complete", "interrupted", "out_of_time"]
+Outcome = Literal["complete", "interrupted", "out_of_time", "out_of_space"]
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Scheduler:
     Args:
         write_spec: (number, trial_id, slot) -> path of the spec that an executor can place.
         abandon: called with a trial whose process is gone for good, and what its run's status is.
+        tend_disk: rows -> why nothing may go on for want of space, or None.
         deadline: on the clock of `time.monotonic`; None = no limit.
     """
 
@@ -40,6 +41,7 @@ class Scheduler:
     num_slots: int
     write_spec: Callable[[int, int, int], Path]
     abandon: Callable[[TrialRow, Literal["FAILED", "KILLED"]], None]
+    tend_disk: Callable[[list[TrialRow]], str | None]
     deadline: float | None = None
     _placed: dict[int, tuple[Placement, int]] = field(default_factory=dict)  # number -> (process, slot)
     _resumable: list[int] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Scheduler:
                 self._kill()
             self._settle_ended()
             rows = read_rows(self.study)
-            self._stop_if_asked(signals)
+            self._stop_if_asked(signals, is_full=self.tend_disk(rows) is not None)
             if self._stopping is None:
                 self._fill(rows)
             on_tick(rows)
@@ -128,11 +130,13 @@ class Scheduler:
             "mend the cause and repeat the command"
         )
 
-    def _stop_if_asked(self, signals: StopSignals) -> None:
-        if self._stopping in ("interrupted", "out_of_time"):
+    def _stop_if_asked(self, signals: StopSignals, *, is_full: bool) -> None:
+        if self._stopping in ("interrupted", "out_of_time", "out_of_space"):
             return
         if signals.count:
             self._stopping = "interrupted"
+        elif is_full:
+            self._stopping = "out_of_space"
         elif self.deadline is not None and time.monotonic() > self.deadline and self._stopping is None:
             self._stopping = "out_of_time"
         else:

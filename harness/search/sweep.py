@@ -7,9 +7,10 @@ one after Ctrl-C and one after a power cut differ in nothing but what they find.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from harness.config.compose import SweepPlan
 from harness.search import record
+from harness.search.disk import DiskKeeper
 from harness.search.executors import Executor
 from harness.search.home import (
     SweepHome,
@@ -28,6 +30,7 @@ from harness.search.home import (
     needs_test,
     open_study,
 )
+from harness.search.leaderboard import ranked
 from harness.search.messages import build_console, greet, say, show_result
 from harness.search.progress import build_progress, view_of
 from harness.search.record import SweepRecord
@@ -112,8 +115,12 @@ def _run(home: SweepHome, executor: Executor, console: Console, started: float) 
     sweep = home.plan.sweep
     executor.prepare()  # takes as long as what follows, and beside it
     slots = find_slots(sweep, home.plan.base)
+    open_store = cache(lambda: _open_store(home))
+    disk = _disk_keeper(home, open_store)
+    known = existing_study(home)
+    disk.check_room([] if known is None else read_rows(known))  # before anything new is written
     study = open_study(home)
-    store = _open_store(home)
+    store = open_store()
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
         scheduler = Scheduler(
             sweep=sweep,
@@ -122,6 +129,7 @@ def _run(home: SweepHome, executor: Executor, console: Console, started: float) 
             num_slots=slots.count,
             write_spec=lambda *trial: _write_spec(home, slots, sweep_record.tracker.run_id, trial),
             abandon=lambda row, status: _close_run(home, store, row, status),
+            tend_disk=disk.tick,
             deadline=None if sweep.max_minutes is None else started + 60 * sweep.max_minutes,
         )
         greet(console, home, read_rows(study), slots)
@@ -141,6 +149,22 @@ def _open_store(home: SweepHome) -> RunStore:
     from harness.tracking.store import open_store
 
     return open_store(home.plan.base.tracking)
+
+
+def _disk_keeper(home: SweepHome, open_store: Callable[[], RunStore]) -> DiskKeeper:
+    sweep = home.plan.sweep
+
+    def forget(row: TrialRow) -> None:
+        if row.run_id is not None:
+            open_store().forget_checkpoint(row.run_id)
+
+    return DiskKeeper(
+        sweep=sweep,
+        folder_of=home.trial_directory,
+        rank=lambda rows: ranked(rows, sweep.direction),
+        forget=forget,
+        copies=2 if home.plan.base.tracking.log_model else 1,
+    )
 
 
 @contextmanager
