@@ -28,6 +28,9 @@ class SweepConfig(Frozen):
     slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time
     threads_per_trial: PositiveInt | Literal["auto"] = "auto"  # on a CPU: cores ÷ slots
     devices_per_trial: PositiveInt = 1  # GPUs (or, on a CPU, processes) that train one trial together
+    checkpoint_gb: Gigabytes | None = None  # 10^9 bytes; beyond it the worst trials' checkpoints are removed
+    keep_checkpoints: PositiveInt = 3  # of the best trials, whatever checkpoint_gb is
+    min_free_gb: Gigabytes = 1.0  # with less on the disk of runs nothing starts, and running trials stop
     evaluate_test: bool = True  # the best trial's checkpoint, once, at the end
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()

@@ -14,8 +14,10 @@ from optuna.trial import TrialState
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from harness.search.disk import was_removed
 from harness.search.progress import format_score, format_value
 from harness.search.study import TrialRow
+from harness.tracking import names
 
 MIN_TRIALS_FOR_IMPORTANCE = 5  # complete; below that it would be noise with a name
 ORDER = {"complete": 0, "pruned": 1, "running": 2, "diverged": 3, "failed": 4, "waiting": 5}
@@ -69,9 +71,15 @@ def leaderboard_csv(rows: Sequence[TrialRow], direction: str, metric: str) -> st
         writer.writerow(
             [rank, row.number, row.state, row.score, row.best_epoch]
             + [row.params.get(path) for path in paths]
-            + [row.seconds, row.run_id, row.checkpoint, row.reason]
+            + [row.seconds, row.run_id, _checkpoint(row), row.reason]
         )
     return text.getvalue()
+
+
+def _checkpoint(row: TrialRow) -> str | None:
+    if row.checkpoint is None:
+        return None
+    return names.CHECKPOINT_REMOVED if was_removed(row.checkpoint) else str(row.checkpoint)
 
 
 def history_figure(rows: Sequence[TrialRow], direction: str, metric: str) -> Figure:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from harness.search.sweep import SweepResult
 
 PLAIN_WIDTH = 120  # columns, of output into a file or a pipe
+WHY_STOPPED = {
+    "out_of_time": "the time budget (sweep.max_minutes) is up",
+    "out_of_space": "the disk of runs is nearly full (sweep.min_free_gb): free some space",
+}
 NEXT_COMMANDS = "next: make ui (browse) · make compare (table of the runs) · make export (the best model)"
 
 
@@ -57,7 +61,7 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
 
 def stopped_lines(result: SweepResult, num_trials: int, command: str) -> list[str]:
     """Return what a person wants to know about a sweep that is not complete."""
-    why = "the time budget (sweep.max_minutes) is up" if result.outcome == "out_of_time" else "stopped"
+    why = WHY_STOPPED.get(result.outcome, "stopped")
     ended = sum(row.has_ended for row in result.rows)
     return [
         f"{why}: {ended} of {num_trials} trials have ended{_resumable(result.rows)}",

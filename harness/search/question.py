@@ -28,6 +28,7 @@ BUDGET = {
     "max_retries", "max_consecutive_failures", "evaluate_test", "devices_per_trial",
     "executor", "storage", "trial_timeout_minutes", "grace_seconds", "lease_seconds",
     "allow_changed_code",
+    "checkpoint_gb", "keep_checkpoints", "min_free_gb",
 }  # fmt: skip
 SHOWN_DIFFERENCES = 4
 ABSENT = "(absent)"

@@ -24,7 +24,7 @@ from harness.search.trial import EXIT_AWAY, EXIT_STOPPED
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
 RESUMABLE = (EXIT_STOPPED, EXIT_AWAY)  # of a trial that was asked to leave, not one that died
 
-Outcome = Literal["complete", "interrupted", "out_of_time"]
+Outcome = Literal["complete", "interrupted", "out_of_time", "out_of_space"]
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Scheduler:
     Args:
         write_spec: (claim, slot) -> path of the spec that an executor can place.
         abandon: called with a trial whose process is gone for good, and what its run's status is.
+        tend_disk: rows -> why nothing may go on for want of space, or None.
         deadline: on the clock of `time.monotonic`; None = no limit.
         stop_requested: whether somebody elsewhere has asked the whole sweep to stop.
     """
@@ -62,6 +63,7 @@ class Scheduler:
     num_slots: int
     write_spec: Callable[[Claim, int], Path]
     abandon: Callable[[TrialRow, Literal["FAILED", "KILLED"]], None]
+    tend_disk: Callable[[list[TrialRow]], str | None] = lambda rows: None
     deadline: float | None = None
     stop_requested: Callable[[], bool] = lambda: False
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
@@ -80,11 +82,11 @@ class Scheduler:
             if signals.count > 1:
                 self._kill_all()
             self._settle_ended()
-            self._stop_if_asked(signals)
+            rows = read_rows(self.study)
+            self._stop_if_asked(signals, rows)
             self._end_overdue()
             if not self._is_ending:
                 self._fill()
-            rows = read_rows(self.study)
             on_tick(rows)
             if not self._placed and (self._is_ending or not self.claims.has_more(self.sweep.num_trials)):
                 break
@@ -167,11 +169,13 @@ class Scheduler:
 
     # ── trials that are to end ────────────────────────────────────────────────────────────────────
 
-    def _stop_if_asked(self, signals: StopSignals) -> None:
+    def _stop_if_asked(self, signals: StopSignals, rows: list[TrialRow]) -> None:
         if self._stopping is not None:
             return
         if signals.count or self.stop_requested():
             self._stopping = "interrupted"
+        elif self.tend_disk(rows) is not None:
+            self._stopping = "out_of_space"
         elif self.deadline is not None and time.monotonic() > self.deadline:
             self._stopping = "out_of_time"
         else:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import optuna
@@ -19,7 +19,6 @@ from rich.console import Console
 from harness.config.compose import SweepPlan
 from harness.errors import StorageError
 from harness.search import record
-from harness.search.claims import Claim, Claims
 from harness.search.executors import Executor
 from harness.search.home import (
     SweepHome,
@@ -33,15 +32,14 @@ from harness.search.home import (
 from harness.search.messages import build_console, greet, say, show_result
 from harness.search.progress import build_progress, view_of
 from harness.search.record import SweepRecord
-from harness.search.scheduler import Outcome, Scheduler
+from harness.search.scheduler import Outcome
+from harness.search.scheduling import build_scheduler, disk_keeper
 from harness.search.signals import StopSignals
-from harness.search.slots import Slots, find_slots
+from harness.search.slots import find_slots
 from harness.search.space import check_space, describe_dimension
 from harness.search.standby import FOLLOWING, follow
-from harness.search.stop import StopRequest
 from harness.search.storage import LockedError
-from harness.search.study import TrialRow, best_row, read_rows, storage_of
-from harness.search.trial import TrialSpec
+from harness.search.study import TrialRow, best_row, read_rows
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -133,8 +131,13 @@ def _run(home: SweepHome, executor: Executor, console: Console, started: float) 
     sweep = home.plan.sweep
     executor.prepare()  # takes as long as what follows, and beside it
     slots = find_slots(sweep, home.plan.base)
+    open_store = cache(lambda: _open_store(home))
+    known = existing_study(home)
+    disk_keeper(home, open_store).check_room(
+        [] if known is None else read_rows(known)
+    )  # before anything is made
     study = open_study(home)
-    store = _open_store(home)
+    store = open_store()
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
         scheduler = build_scheduler(home, study, store, executor, slots, started)
         greet(console, home, read_rows(study), slots)
@@ -183,53 +186,6 @@ def _sweep_record(
         raise
     sweep_record.close(status)
     tracker.finish(status)
-
-
-def build_scheduler(
-    home: SweepHome,
-    study: optuna.Study,
-    store: RunStore,
-    executor: Executor,
-    slots: Slots,
-    started: float,
-) -> Scheduler:
-    """Return the loop that keeps this machine's slots full."""
-    sweep, stop = home.plan.sweep, StopRequest(study)
-    return Scheduler(
-        sweep=sweep,
-        study=study,
-        claims=Claims(study, storage_of(study)),
-        executor=executor,
-        num_slots=slots.count,
-        write_spec=lambda claim, slot: _write_spec(home, study, slots, claim, slot),
-        abandon=lambda row, status: _close_run(home, store, row, status),
-        deadline=None if sweep.max_minutes is None else started + 60 * sweep.max_minutes,
-        stop_requested=stop.is_new,
-    )
-
-
-def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim, slot: int) -> Path:
-    spec = TrialSpec(
-        sweep_name=home.name,
-        storage=home.storage,
-        number=claim.number,
-        trial_id=claim.trial_id,
-        attempt=claim.attempt,
-        plan=home.plan.to_dict(),
-        experiment=home.experiment,
-        parent_run_id=study.user_attrs[record.PARENT_RUN_ID],
-        threads=slots.threads,
-        device_index=slots.device_index(slot),
-    )
-    path = home.trial_directory(claim.number) / "spec.json"
-    spec.save(path)
-    return path
-
-
-def _close_run(home: SweepHome, store: RunStore, row: TrialRow, status: Literal["FAILED", "KILLED"]) -> None:
-    """Close the run of a trial whose process can no longer do it."""
-    if row.run_id is not None:
-        store.start_run(None, home.experiment, {}, run_id=row.run_id).finish(status)
 
 
 def _evaluate_best(home: SweepHome, study: optuna.Study, sweep_record: SweepRecord, console: Console) -> None:

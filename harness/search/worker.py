@@ -22,11 +22,12 @@ from harness.search.home import SweepHome, find_home, open_study
 from harness.search.messages import build_console, say
 from harness.search.progress import build_progress, view_of
 from harness.search.scheduler import Outcome
+from harness.search.scheduling import build_scheduler
 from harness.search.signals import StopSignals
 from harness.search.slots import find_slots
 from harness.search.status import find_sweep, open_sweeps
 from harness.search.study import TrialRow, read_rows
-from harness.search.sweep import build_scheduler, local_executor
+from harness.search.sweep import local_executor
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore

@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import Schema, TensorSpec
 
 import harness
@@ -85,6 +86,18 @@ def log_checkpoint(client: MlflowClient, run_id: str, record: Mapping[str, Any])
     _attach_metrics(client, model.model_id, run_id, record["points"])
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=_step_of(record["points"]))])
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def delete_models(client: MlflowClient, run_id: str) -> None:
+    """Delete the models of a run and, as `mlflow gc` would later, their files: a checkpoint's second copy."""
+    run = client.get_run(run_id)
+    for output in run.outputs.model_outputs if run.outputs else ():
+        try:
+            model = client.get_logged_model(output.model_id)
+        except MlflowException:  # deleted before
+            continue
+        client.delete_logged_model(model.model_id)
+        get_artifact_repository(model.artifact_location).delete_artifacts()
 
 
 def shrink_example(images: np.ndarray) -> np.ndarray:

@@ -117,6 +117,11 @@ class MlflowTracker:
             }
         )
 
+    def forget_checkpoint(self) -> None:
+        """Record that the run's checkpoint was removed to make room, and delete MLflow's copy of it."""
+        self.set_tags({names.CHECKPOINT: names.CHECKPOINT_REMOVED})
+        self._record({"op": "forget_models"})
+
     def finish(self, status: RunStatus) -> None:
         if not self._keeps_status:
             self._record({"op": "status", "status": status, "end_time": _now_ms()})

@@ -6,7 +6,8 @@ from __future__ import annotations
 KIND = "harness.kind"  # train | trial | sweep
 SWEEP = "harness.sweep"  # the sweep's name, on the parent and on every trial
 TRIAL = "harness.trial"  # the logical trial's number
-CHECKPOINT = "harness.checkpoint"  # path of best.ckpt
+CHECKPOINT = "harness.checkpoint"  # path of best.ckpt, or ...
+CHECKPOINT_REMOVED = "checkpoint removed (sweep.checkpoint_gb)"  # ... what became of it
 BEST_RUN = "harness.best_run_id"  # on a sweep's parent: the run of its best trial
 PRUNED = "harness.pruned"  # "true" on a run that was stopped early because it promised too little
 PARENT = "mlflow.parentRunId"

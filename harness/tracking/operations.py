@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from sqlalchemy.exc import SQLAlchemyError
 
-from harness.tracking.logged_model import log_checkpoint
+from harness.tracking.logged_model import delete_models, log_checkpoint
 from harness.tracking.spool import Operation
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,8 @@ def _dispatch(client: MlflowClient, run_id: str, operation: Operation) -> None:
             _log_data(client, run_id, operation)
         case "model":
             log_checkpoint(client, run_id, operation)
+        case "forget_models":
+            delete_models(client, run_id)
         case "status":
             client.set_terminated(run_id, operation["status"], end_time=operation["end_time"])
         case unknown:

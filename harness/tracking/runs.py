@@ -42,7 +42,12 @@ class RunRecord:
     @property
     def checkpoint(self) -> str | None:
         """The path of the best checkpoint, where one was kept."""
-        return self.tags.get(names.CHECKPOINT)
+        return None if self.checkpoint_was_removed else self.tags.get(names.CHECKPOINT)
+
+    @property
+    def checkpoint_was_removed(self) -> bool:
+        """Whether it had to make room for those of better trials."""
+        return self.tags.get(names.CHECKPOINT) == names.CHECKPOINT_REMOVED
 
     @property
     def minutes(self) -> float | None:
@@ -125,6 +130,10 @@ def find_checkpoint(tracking: TrackingConfig, reference: str | None = None) -> t
     run = get_run(tracking, reference) if reference else _default_run(tracking)
     if run.kind == "sweep" and run.sweep:
         run = best_trial_of(tracking, run.sweep)
+    if run.checkpoint_was_removed:
+        raise TrackingError(
+            f"run {run.run_id} ({run.name}): {names.CHECKPOINT_REMOVED}; choose a better trial of its sweep"
+        )
     if run.checkpoint is None:
         raise TrackingError(
             f"run {run.run_id} ({run.name}, {run.status}) kept no checkpoint: choose another run"

@@ -113,6 +113,11 @@ class RunStore:
                 f"run {run_id} cannot be opened in {self.uri}: {first_line(error)}"
             ) from error
 
+    def forget_checkpoint(self, run_id: str) -> None:
+        """Record that an ended run's checkpoint was removed to make room; later, while the store is away."""
+        spool = Spool(self.spool_directory, run_id)
+        MlflowTracker(self.client, run_id, spool, keeps_status=True).forget_checkpoint()
+
     def _resume(self, run_id: str, tags: Mapping[str, str]) -> MlflowTracker:
         tracker = self._open_again(run_id, keeps_status=False)
         self.client.update_run(run_id, status="RUNNING")

@@ -135,3 +135,21 @@ def test_a_checkpoint_that_is_gone_is_no_accident(
     tracker.log_model(tmp_path / "none.ckpt", input_example=images, class_names=["a"], metrics={})
     assert "is gone" in caplog.text
     assert not store.spool_directory.exists()
+
+
+def test_a_checkpoint_that_made_room_takes_mlflows_copy_along(store: RunStore, model_id: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    run_id = str(store.client.get_logged_model(model_id).source_run_id)
+    store.reopen_run(run_id).finish("FINISHED")
+    files = store.directory / "artifacts" / "models" / model_id
+    assert list(files.rglob("best.ckpt"))
+    for _ in range(2):  # it may be said twice
+        store.forget_checkpoint(run_id)
+
+    assert not list(files.rglob("best.ckpt"))
+    with pytest.raises(MlflowException):
+        store.client.get_logged_model(model_id)
+    run = store.client.get_run(run_id)
+    assert run.data.tags["harness.checkpoint"] == "checkpoint removed (sweep.checkpoint_gb)"
+    assert run.data.metrics["val/accuracy"] == 0.9  # the row stays

@@ -1,0 +1,89 @@
+"""A sweep's scheduler, as every machine that works on it builds one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import optuna
+
+from harness.search import record
+from harness.search.claims import Claim, Claims
+from harness.search.disk import DiskKeeper
+from harness.search.executors import Executor
+from harness.search.home import SweepHome
+from harness.search.leaderboard import ranked
+from harness.search.scheduler import Scheduler
+from harness.search.slots import Slots
+from harness.search.stop import StopRequest
+from harness.search.study import TrialRow, storage_of
+from harness.search.trial import TrialSpec
+
+if TYPE_CHECKING:
+    from harness.tracking.store import RunStore
+
+
+def build_scheduler(
+    home: SweepHome,
+    study: optuna.Study,
+    store: RunStore,
+    executor: Executor,
+    slots: Slots,
+    started: float,
+) -> Scheduler:
+    """Return the loop that keeps this machine's slots full."""
+    sweep, stop = home.plan.sweep, StopRequest(study)
+    return Scheduler(
+        sweep=sweep,
+        study=study,
+        claims=Claims(study, storage_of(study)),
+        executor=executor,
+        num_slots=slots.count,
+        write_spec=lambda claim, slot: _write_spec(home, study, slots, claim, slot),
+        abandon=lambda row, status: _close_run(home, store, row, status),
+        tend_disk=disk_keeper(home, lambda: store).tick,
+        deadline=None if sweep.max_minutes is None else started + 60 * sweep.max_minutes,
+        stop_requested=stop.is_new,
+    )
+
+
+def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim, slot: int) -> Path:
+    spec = TrialSpec(
+        sweep_name=home.name,
+        storage=home.storage,
+        number=claim.number,
+        trial_id=claim.trial_id,
+        attempt=claim.attempt,
+        plan=home.plan.to_dict(),
+        experiment=home.experiment,
+        parent_run_id=study.user_attrs[record.PARENT_RUN_ID],
+        threads=slots.threads,
+        device_index=slots.device_index(slot),
+    )
+    path = home.trial_directory(claim.number) / "spec.json"
+    spec.save(path)
+    return path
+
+
+def _close_run(home: SweepHome, store: RunStore, row: TrialRow, status: Literal["FAILED", "KILLED"]) -> None:
+    """Close the run of a trial whose process can no longer do it."""
+    if row.run_id is not None:
+        store.start_run(None, home.experiment, {}, run_id=row.run_id).finish(status)
+
+
+def disk_keeper(home: SweepHome, open_store: Callable[[], RunStore]) -> DiskKeeper:
+    """Return who removes the checkpoints that a sweep no longer needs."""
+    sweep = home.plan.sweep
+
+    def forget(row: TrialRow) -> None:
+        if row.run_id is not None:
+            open_store().forget_checkpoint(row.run_id)
+
+    return DiskKeeper(
+        sweep=sweep,
+        folder_of=home.trial_directory,
+        rank=lambda rows: ranked(rows, sweep.direction),
+        forget=forget,
+        copies=2 if home.plan.base.tracking.log_model else 1,
+    )
