@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,7 +9,7 @@ from pydantic import Field, model_validator
 from harness.config.executor import ExecutorConfig, LocalExecutorConfig
 from harness.config.sampling import PrunerConfig, SamplerConfig
 from harness.config.schema import Frozen, PositiveInt
-from harness.config.space import Choice, Dimension, Rule, Scalar
+from harness.config.space import Choice, Dimension, FloatRange, IntRange, Rule, Scalar, grid_points
 
 Seconds = Annotated[float, Field(gt=0)]
 Minutes = Annotated[float, Field(gt=0)]
@@ -59,7 +58,16 @@ class SweepConfig(Frozen):
                 raise ValueError(f"a rule depends on {unknown[0]!r}, which the space does not have")
         return self
 
-    def num_grid_points(self) -> float:
-        """Return how many different trials the space holds (inf if it has a continuous dimension)."""
-        sizes = [len(d.values) if isinstance(d, Choice) else math.inf for d in self.space.values()]
-        return math.prod(sizes)
+    @model_validator(mode="after")
+    def _sampler_suits(self) -> Self:
+        if self.sampler.kind == "grid":
+            most = len(grid_points(self.space)) + len(self.enqueue)
+            if self.num_trials > most:
+                raise ValueError(f"the grid ends after {most} trials: set num_trials={most} or less")
+        if self.sampler.kind == "cmaes" and not self.common_ranges():
+            raise ValueError("sampler.kind=cmaes needs a range (type: float or int) that every trial has")
+        return self
+
+    def common_ranges(self) -> dict[str, FloatRange | IntRange]:
+        """Return the ranges that every trial has a value of."""
+        return {p: d for p, d in self.space.items() if not isinstance(d, Choice) and not d.when}

@@ -28,6 +28,7 @@ from harness.config.schema import RunConfig
 from harness.errors import DivergedError, HarnessError
 from harness.logs import show_messages
 from harness.search import study as studies
+from harness.search.pruners import build_pruner, report_score, should_prune
 from harness.search.space import suggest, trial_overrides
 
 if TYPE_CHECKING:
@@ -117,7 +118,6 @@ def _run(
         spec.sweep_name,
         plan.sweep,
         spec.number,
-        plan.base.trainer.max_epochs,
     )
     known = study.get_trials(deepcopy=False)[spec.number]
     if known.state != TrialState.RUNNING:
@@ -192,9 +192,11 @@ class _Attempt:
     def _on_epoch(self, report: EpochReport) -> Literal["continue", "prune", "interrupt"]:
         score, epochs_done = report.metrics[self.plan.sweep.metric], report.epoch + 1
         if math.isfinite(score) and epochs_done not in self.reported:
-            self.trial.report(score, epochs_done)
-        is_last = epochs_done >= report.max_epochs
-        return "prune" if not is_last and self.trial.should_prune() else "continue"
+            report_score(self.study, self.spec.trial_id, epochs_done, score)
+        if epochs_done >= report.max_epochs:
+            return "continue"
+        pruner = build_pruner(self.plan.sweep.pruner, self.plan.base.trainer.max_epochs)
+        return "prune" if should_prune(self.study, self.spec.trial_id, pruner) else "continue"
 
     def _tell(self, result: RunResult) -> int:
         self._note(studies.SECONDS, self.trial.user_attrs.get(studies.SECONDS, 0.0) + result.seconds)
