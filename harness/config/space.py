@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, model_validator
 
 from harness.config.schema import Frozen
+from harness.errors import did_you_mean
 
 Scalar = bool | int | float | str
 Range = TypeVar("Range", bound=BaseModel)
@@ -89,6 +90,30 @@ def _choices(path: str, dimension: Dimension, point: dict[str, Scalar]) -> list[
         raise ValueError(f"sampler.kind=grid cannot try every value of {path}: list some (type: choice)")
     values = dimension.values if isinstance(dimension, Choice) else range(dimension.low, dimension.high + 1)
     return [{path: value} for value in values]
+
+
+def check_point(space: Mapping[str, Dimension], point: dict[str, Scalar]) -> None:
+    """Make sure that a trial could be asked for with these values; the paths left out are anybody's choice.
+
+    Raises:
+        ValueError: a path, a value or a combination that the space does not have.
+    """
+    for path, value in point.items():
+        if path not in space:
+            raise ValueError(f"{path!r} is not in the space{did_you_mean(path, space)}")
+        dimension = space[path]
+        if not _contains(dimension, value):
+            raise ValueError(f"{path}={value} is outside of the space")
+        if not holds(dimension.when, point):
+            needed = ", ".join(f"{name}={values}" for name, values in dimension.when.items())
+            raise ValueError(f"{path} is there only where {needed}: the point must say so too")
+
+
+def _contains(dimension: Dimension, value: Scalar) -> bool:
+    if isinstance(dimension, Choice):
+        return any(value == known and type(value) is type(known) for known in dimension.values)
+    is_number = isinstance(value, int | (float if isinstance(dimension, FloatRange) else int))
+    return is_number and not isinstance(value, bool) and dimension.low <= float(value) <= dimension.high
 
 
 class Rule(Frozen):

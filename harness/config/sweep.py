@@ -9,7 +9,16 @@ from pydantic import Field, model_validator
 from harness.config.executor import ExecutorConfig, LocalExecutorConfig
 from harness.config.sampling import PrunerConfig, SamplerConfig
 from harness.config.schema import Frozen, PositiveInt
-from harness.config.space import Choice, Dimension, FloatRange, IntRange, Rule, Scalar, grid_points
+from harness.config.space import (
+    Choice,
+    Dimension,
+    FloatRange,
+    IntRange,
+    Rule,
+    Scalar,
+    check_point,
+    grid_points,
+)
 
 Seconds = Annotated[float, Field(gt=0)]
 Minutes = Annotated[float, Field(gt=0)]
@@ -32,7 +41,8 @@ class SweepConfig(Frozen):
     pruner: PrunerConfig = PrunerConfig()
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
     rules: list[Rule] = Field(default_factory=list)
-    enqueue: list[dict[str, Scalar]] = Field(default_factory=list)  # starting points: path -> value
+    # Trials to begin with, path -> value; the sampler chooses what a point leaves out. They count as trials.
+    enqueue: list[dict[str, Scalar]] = Field(default_factory=list)
 
     executor: ExecutorConfig = LocalExecutorConfig()
     storage: str | None = None  # postgresql:// or mysql://; None = SQLite under tracking.dir, one machine
@@ -56,6 +66,19 @@ class SweepConfig(Frozen):
         for rule in self.rules:
             if unknown := [name for name in rule.when if name not in self.space]:
                 raise ValueError(f"a rule depends on {unknown[0]!r}, which the space does not have")
+        return self
+
+    @model_validator(mode="after")
+    def _points_are_in_the_space(self) -> Self:
+        for index, point in enumerate(self.enqueue, start=1):
+            try:
+                check_point(self.space, point)
+            except ValueError as error:
+                raise ValueError(f"point {index} of enqueue: {error}") from None
+        if len(self.enqueue) > self.num_trials:
+            raise ValueError(
+                f"enqueue has {len(self.enqueue)} points: num_trials={self.num_trials} is too few"
+            )
         return self
 
     @model_validator(mode="after")

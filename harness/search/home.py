@@ -17,6 +17,7 @@ from harness.config.compose import CONFIG_DIR, SweepPlan
 from harness.data import load_splits
 from harness.errors import ConfigError, SweepError
 from harness.search import question, record, study
+from harness.search.enqueue import enqueue_points
 from harness.search.study import TrialRow, best_row, read_rows
 
 SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
@@ -90,6 +91,7 @@ def open_study(home: SweepHome) -> optuna.Study:
     if found is None:
         found = study.create_study(study.open_storage(home.storage), home.name, home.plan.sweep)
         found.set_user_attr(record.QUESTION, home.question)
+    enqueue_points(found, home.plan.sweep)
     return found
 
 
