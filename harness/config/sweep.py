@@ -33,6 +33,8 @@ class SweepConfig(Frozen):
     direction: Literal["maximize", "minimize"] = "maximize"
     num_trials: PositiveInt = 12  # that ended: complete, pruned or failed, over all calls
     max_minutes: Minutes | None = None  # of one call; then running trials stop early
+    target: float | None = None  # of the metric: no new trials once a complete one has reached it
+    patience_trials: PositiveInt | None = None  # no new trials once so many have ended without a better one
     slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time
     threads_per_trial: PositiveInt | Literal["auto"] = "auto"  # on a CPU: cores ÷ slots
     devices_per_trial: PositiveInt = 1  # GPUs (or, on a CPU, processes) that train one trial together

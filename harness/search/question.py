@@ -26,7 +26,8 @@ MACHINE = (
 BUDGET = {
     "name", "num_trials", "max_minutes", "slots", "threads_per_trial",
     "max_retries", "max_consecutive_failures", "evaluate_test", "devices_per_trial",
-    "enqueue", "executor", "storage", "trial_timeout_minutes", "grace_seconds", "lease_seconds",
+    "enqueue", "target", "patience_trials",
+    "executor", "storage", "trial_timeout_minutes", "grace_seconds", "lease_seconds",
 }  # fmt: skip
 SHOWN_DIFFERENCES = 4
 ABSENT = "(absent)"

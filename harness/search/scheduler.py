@@ -17,6 +17,7 @@ from harness.errors import SweepError
 from harness.search import study as studies
 from harness.search.executors import Executor, Placement
 from harness.search.signals import StopSignals
+from harness.search.stopping import reason_to_stop
 from harness.search.study import TrialRow, read_rows
 
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
@@ -59,6 +60,8 @@ class Scheduler:
             self._settle_ended()
             rows = read_rows(self.study)
             self._stop_if_asked(signals)
+            if self._stopping is None and reason_to_stop(rows, self.sweep) is not None:
+                self._stopping = "complete"  # running trials may end
             if self._stopping is None:
                 self._fill(rows)
             on_tick(rows)
