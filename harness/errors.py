@@ -5,6 +5,7 @@ HarnessError                 a user's mistake or a fault of the world: one clear
 ├── DataError                images that are missing, damaged or unusable
 │   └── DownloadError        the data set is neither on disk nor reachable
 ├── ModelError               a model that cannot be built, loaded or frozen as asked
+│   └── ImageSizeError       images of a size that the model rejects
 ├── CheckpointError          a checkpoint that is missing, damaged or of another program
 ├── DivergedError            the loss became NaN or infinite: an answer, not an accident
 ├── TrackingError            the run store is unwritable, unreachable, or lacks the run asked for
@@ -38,6 +39,10 @@ class DownloadError(DataError):
 
 class ModelError(HarnessError):
     """A model that cannot be built, loaded or frozen as asked."""
+
+
+class ImageSizeError(ModelError):
+    """Images of a size that the model rejects."""
 
 
 class CheckpointError(HarnessError):

@@ -33,8 +33,8 @@ REASON = "reason"  # why it failed
 INFEASIBLE = "infeasible"  # why it can have no score: an answer, not an accident
 DEATHS = "deaths"  # times that its process ended without a word
 
-State = Literal["waiting", "running", "complete", "pruned", "diverged", "failed"]
-ENDED: tuple[State, ...] = ("complete", "pruned", "diverged", "failed")
+State = Literal["waiting", "running", "complete", "pruned", "infeasible", "failed"]
+ENDED: tuple[State, ...] = ("complete", "pruned", "infeasible", "failed")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _state(trial: FrozenTrial) -> State:
         case TrialState.COMPLETE:
             return "complete"
         case TrialState.PRUNED:
-            return "diverged" if INFEASIBLE in trial.user_attrs else "pruned"
+            return "infeasible" if INFEASIBLE in trial.user_attrs else "pruned"
         case TrialState.FAIL:
             return "failed"
         case TrialState.RUNNING:

@@ -39,7 +39,7 @@ def test_rows_say_what_became_of_each_trial(study: optuna.Study) -> None:
     add(study, [0.9], None)
     rows = studies.read_rows(study)
 
-    assert [row.state for row in rows] == ["complete", "pruned", "diverged", "failed", "running"]
+    assert [row.state for row in rows] == ["complete", "pruned", "infeasible", "failed", "running"]
     assert [row.score for row in rows] == [0.8, 0.3, None, None, 0.9]
     assert [row.last_score for row in rows][:2] == [0.5, 0.2]
     assert [row.best_epoch for row in rows] == [1, 0, None, None, 0]
