@@ -5,6 +5,7 @@ HarnessError                 a user's mistake or a fault of the world: one clear
 ├── DataError                images that are missing, damaged or unusable
 │   └── DownloadError        the data set is neither on disk nor reachable
 ├── ModelError               a model that cannot be built, loaded or frozen as asked
+│   └── ImageSizeError       images of a size that the model rejects
 ├── CheckpointError          a checkpoint that is missing, damaged or of another program
 │   ├── DamagedCheckpointError  its bytes are not those that were written
 │   └── DiskFullError           there is no room for it: the run can go on when there is
@@ -41,6 +42,10 @@ class DownloadError(DataError):
 
 class ModelError(HarnessError):
     """A model that cannot be built, loaded or frozen as asked."""
+
+
+class ImageSizeError(ModelError):
+    """Images of a size that the model rejects."""
 
 
 class CheckpointError(HarnessError):

@@ -154,6 +154,7 @@ def _pss(process: psutil.Process) -> int:
 
 def recording_seconds(overrides: list[str], epochs: int) -> tuple[float, float]:
     """Return the median seconds of recording an epoch in MLflow, and of reporting it to Optuna."""
+    from harness.search import pruners
     from harness.search import study as studies
     from harness.search.storage import open_storage, storage_url
 
@@ -162,8 +163,8 @@ def recording_seconds(overrides: list[str], epochs: int) -> tuple[float, float]:
     storage = open_storage(storage_url(plan.base.tracking.dir))
     name = f"recording-{tracker.run_id}"
     asked = studies.create_study(storage, name, plan.sweep).ask()
-    study = studies.load_study_for_trial(storage, name, plan.sweep, asked.number, epochs)
-    reported = type(asked)(study, asked._trial_id)
+    study = studies.load_study_for_trial(storage, name, plan.sweep, asked.number)
+    pruner = pruners.build_pruner(plan.sweep.pruner, epochs)
     metrics = dict.fromkeys(
         ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "images_per_second"), 0.5
     )
@@ -172,8 +173,8 @@ def recording_seconds(overrides: list[str], epochs: int) -> tuple[float, float]:
         started = time.perf_counter()
         tracker.log_epoch(epoch, {**metrics, "epoch_seconds": 10.0})
         middle = time.perf_counter()
-        reported.report(0.5, epoch + 1)
-        reported.should_prune()
+        pruners.report_score(study, asked._trial_id, epoch + 1, 0.5)
+        pruners.should_prune(study, asked._trial_id, pruner)
         tracked.append(middle - started)
         told.append(time.perf_counter() - middle)
     tracker.finish("FINISHED")

@@ -188,12 +188,17 @@ def _forced(override: Override, config_dir: Path) -> str:
 
 
 def _apply_fixed(section: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Take what the user fixed out of a sweep's space, and settle the conditions that hang on it."""
+    """Take what the user fixed out of a sweep's space, and settle what hangs on it: conditions, points."""
     space = {path: d for path, d in section.get("space", {}).items() if path not in fixed}
     return {
         **section,
         "space": {path: kept for path, d in space.items() if (kept := _settle(d, fixed)) is not None},
         "rules": [kept for rule in section.get("rules", []) if (kept := _settle(rule, fixed)) is not None],
+        "enqueue": [
+            {path: value for path, value in point.items() if path not in fixed}
+            for point in section.get("enqueue", [])
+            if all(fixed.get(path, value) == value for path, value in point.items())
+        ],
     }
 
 

@@ -10,16 +10,27 @@ from harness.config.schema import Frozen, PositiveInt
 
 
 class SamplerConfig(Frozen):
-    kind: Literal["tpe", "random"] = "tpe"
+    """Who proposes the trials.
+
+    gp, cmaes and nsgaii learn only paths that every trial has, and draw conditional ones at random; cmaes
+    learns ranges only. grid takes every combination of choices and whole numbers once.
+    """
+
+    kind: Literal["tpe", "gp", "cmaes", "qmc", "nsgaii", "random", "grid"] = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
-    startup_trials: PositiveInt = 5  # tpe: random trials before the model of the space is trusted
+    startup_trials: PositiveInt = 5  # tpe, gp, cmaes: random trials before the model of the space is trusted
+    population_size: Annotated[int, Field(ge=5)] | None = (
+        None  # cmaes, nsgaii: None = Optuna's; 20 for nsgaii
+    )
 
 
 class PrunerConfig(Frozen):
-    """When a trial that is behind is ended early; compared epoch by epoch."""
+    """When a trial that is behind is ended early; compared epoch by epoch, by the sweep's metric."""
 
-    kind: Literal["none", "median", "hyperband"] = "median"
+    kind: Literal["none", "median", "hyperband", "successive_halving"] = "median"
     startup_trials: Annotated[int, Field(ge=0)] = 4  # median: trials that always run to their end
     warmup_epochs: Annotated[int, Field(ge=0)] = 1  # median: epochs before which nothing is pruned
-    min_epochs: PositiveInt = 1  # hyperband: the smallest rung
-    reduction_factor: Annotated[int, Field(ge=2)] = 3  # hyperband
+    min_epochs: PositiveInt = 1  # hyperband, successive_halving: the smallest rung
+    reduction_factor: Annotated[int, Field(ge=2)] = 3  # hyperband, successive_halving
+    # Of any kind: a trial is left alone until it has got no better for so many epochs (none: then it ends).
+    patience_epochs: PositiveInt | None = None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
 from harness.config.schema import Frozen
+from harness.errors import did_you_mean
 
 Scalar = bool | int | float | str
 Range = TypeVar("Range", bound=BaseModel)
 Condition = dict[str, Scalar | list[Scalar]]  # path or group -> the value(s) chosen for it
+MAX_GRID_POINTS = 10_000
 
 
 def holds(condition: Condition, chosen: dict[str, Scalar]) -> bool:
@@ -62,6 +65,55 @@ def _check_range(dimension: Range, low: float, high: float, log: bool) -> Range:
 
 
 Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
+
+
+def grid_points(space: Mapping[str, Dimension]) -> list[dict[str, Scalar]]:
+    """Return every different trial of a space of choices and whole numbers, without what does not apply.
+
+    Raises:
+        ValueError: the space has a continuous dimension, or too many points to count.
+    """
+    points: list[dict[str, Scalar]] = [{}]
+    for path, dimension in space.items():
+        points = [{**point, **chosen} for point in points for chosen in _choices(path, dimension, point)]
+        if len(points) > MAX_GRID_POINTS:
+            raise ValueError(
+                f"the grid has more than {MAX_GRID_POINTS:,} points: choose another sampler.kind"
+            )
+    return points
+
+
+def _choices(path: str, dimension: Dimension, point: dict[str, Scalar]) -> list[dict[str, Scalar]]:
+    if not holds(dimension.when, point):
+        return [{}]
+    if isinstance(dimension, FloatRange):
+        raise ValueError(f"sampler.kind=grid cannot try every value of {path}: list some (type: choice)")
+    values = dimension.values if isinstance(dimension, Choice) else range(dimension.low, dimension.high + 1)
+    return [{path: value} for value in values]
+
+
+def check_point(space: Mapping[str, Dimension], point: dict[str, Scalar]) -> None:
+    """Make sure that a trial could be asked for with these values; the paths left out are anybody's choice.
+
+    Raises:
+        ValueError: a path, a value or a combination that the space does not have.
+    """
+    for path, value in point.items():
+        if path not in space:
+            raise ValueError(f"{path!r} is not in the space{did_you_mean(path, space)}")
+        dimension = space[path]
+        if not _contains(dimension, value):
+            raise ValueError(f"{path}={value} is outside of the space")
+        if not holds(dimension.when, point):
+            needed = ", ".join(f"{name}={values}" for name, values in dimension.when.items())
+            raise ValueError(f"{path} is there only where {needed}: the point must say so too")
+
+
+def _contains(dimension: Dimension, value: Scalar) -> bool:
+    if isinstance(dimension, Choice):
+        return any(value == known and type(value) is type(known) for known in dimension.values)
+    is_number = isinstance(value, int | (float if isinstance(dimension, FloatRange) else int))
+    return is_number and not isinstance(value, bool) and dimension.low <= float(value) <= dimension.high
 
 
 class Rule(Frozen):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,7 +9,16 @@ from pydantic import Field, model_validator
 from harness.config.executor import ExecutorConfig, LocalExecutorConfig
 from harness.config.sampling import PrunerConfig, SamplerConfig
 from harness.config.schema import Frozen, PositiveInt
-from harness.config.space import Choice, Dimension, Rule, Scalar
+from harness.config.space import (
+    Choice,
+    Dimension,
+    FloatRange,
+    IntRange,
+    Rule,
+    Scalar,
+    check_point,
+    grid_points,
+)
 
 Seconds = Annotated[float, Field(gt=0)]
 Minutes = Annotated[float, Field(gt=0)]
@@ -25,6 +33,8 @@ class SweepConfig(Frozen):
     direction: Literal["maximize", "minimize"] = "maximize"
     num_trials: PositiveInt = 12  # that ended: complete, pruned or failed, over all calls
     max_minutes: Minutes | None = None  # of one call; then running trials stop early
+    target: float | None = None  # of the metric: no new trials once a complete one has reached it
+    patience_trials: PositiveInt | None = None  # no new trials once so many have ended without a better one
     slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time
     threads_per_trial: PositiveInt | Literal["auto"] = "auto"  # on a CPU: cores ÷ slots
     devices_per_trial: PositiveInt = 1  # GPUs (or, on a CPU, processes) that train one trial together
@@ -36,7 +46,8 @@ class SweepConfig(Frozen):
     pruner: PrunerConfig = PrunerConfig()
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
     rules: list[Rule] = Field(default_factory=list)
-    enqueue: list[dict[str, Scalar]] = Field(default_factory=list)  # starting points: path -> value
+    # Trials to begin with, path -> value; the sampler chooses what a point leaves out. They count as trials.
+    enqueue: list[dict[str, Scalar]] = Field(default_factory=list)
 
     executor: ExecutorConfig = LocalExecutorConfig()
     storage: str | None = None  # postgresql:// or mysql://; None = SQLite under tracking.dir, one machine
@@ -63,7 +74,29 @@ class SweepConfig(Frozen):
                 raise ValueError(f"a rule depends on {unknown[0]!r}, which the space does not have")
         return self
 
-    def num_grid_points(self) -> float:
-        """Return how many different trials the space holds (inf if it has a continuous dimension)."""
-        sizes = [len(d.values) if isinstance(d, Choice) else math.inf for d in self.space.values()]
-        return math.prod(sizes)
+    @model_validator(mode="after")
+    def _points_are_in_the_space(self) -> Self:
+        for index, point in enumerate(self.enqueue, start=1):
+            try:
+                check_point(self.space, point)
+            except ValueError as error:
+                raise ValueError(f"point {index} of enqueue: {error}") from None
+        if len(self.enqueue) > self.num_trials:
+            raise ValueError(
+                f"enqueue has {len(self.enqueue)} points: num_trials={self.num_trials} is too few"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_suits(self) -> Self:
+        if self.sampler.kind == "grid":
+            most = len(grid_points(self.space)) + len(self.enqueue)
+            if self.num_trials > most:
+                raise ValueError(f"the grid ends after {most} trials: set num_trials={most} or less")
+        if self.sampler.kind == "cmaes" and not self.common_ranges():
+            raise ValueError("sampler.kind=cmaes needs a range (type: float or int) that every trial has")
+        return self
+
+    def common_ranges(self) -> dict[str, FloatRange | IntRange]:
+        """Return the ranges that every trial has a value of."""
+        return {p: d for p, d in self.space.items() if not isinstance(d, Choice) and not d.when}

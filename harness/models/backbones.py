@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from harness.config.schema import EfficientNetLite0, TimmModel
-from harness.errors import ModelError, did_you_mean
+from harness.errors import ImageSizeError, ModelError, did_you_mean
 from harness.models.weights import check_weights_used, find_weights, first_line, load_packaged_lite0
 
 
@@ -118,7 +118,7 @@ def _check_image_size(network: nn.Module, config: TimmModel) -> None:
         _forward_on_meta(network, size)
     except Exception as meta_error:
         if any(parameter.is_meta for parameter in network.parameters()) or not _forward_works(network, size):
-            raise ModelError(
+            raise ImageSizeError(
                 f"model.image_size={size} is rejected by {config.name}: {first_line(meta_error)}; "
                 f"its own size is {own_size}"
             ) from meta_error

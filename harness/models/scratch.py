@@ -9,7 +9,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from harness.config.schema import ScratchModel
-from harness.errors import ModelError
+from harness.errors import ImageSizeError
 from harness.models.speed import SpeedNet
 
 # Below these a pooling or a valid convolution would be left with nothing.
@@ -76,11 +76,11 @@ def build_scratch(
     """Return the randomly initialised network, its input described as timm does (`pretrained_cfg`).
 
     Raises:
-        ModelError: the image size leaves nothing behind the network's poolings.
+        ImageSizeError: the image size leaves nothing behind the network's poolings.
     """
     size, smallest = config.image_size, SMALLEST_IMAGE_SIZES[config.kind]
     if size < smallest:
-        raise ModelError(
+        raise ImageSizeError(
             f"model.image_size={size} is too small for {config.kind}: use model.image_size={smallest} or more"
         )
     network: Any = _build_network(config, num_classes)

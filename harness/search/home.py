@@ -17,6 +17,8 @@ from harness.data import load_splits
 from harness.errors import ConfigError, SweepError
 from harness.search import question, record, storage, study
 from harness.search.code import check_code
+from harness.search.enqueue import enqueue_points
+from harness.search.stopping import reason_to_stop
 from harness.search.study import TrialRow, best_row, read_rows
 
 SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
@@ -92,6 +94,8 @@ def open_study(home: SweepHome) -> optuna.Study:
         found.set_user_attr(record.QUESTION, home.question)
     check_code(found, allow_changes=home.plan.sweep.allow_changed_code)
     found.set_user_attr(record.PLAN, record.plan_facts(home.plan))
+    with study.storage_of(found).exclusive(home.name):
+        enqueue_points(found, home.plan.sweep)
     return found
 
 
@@ -123,10 +127,11 @@ def coordinating(home: SweepHome) -> Iterator[None]:
 
 
 def is_closed(found: optuna.Study, plan: SweepPlan) -> bool:
-    """Return whether the budget has ended and everything about it is recorded."""
+    """Return whether there is nothing left to train, and everything about it is recorded."""
     rows = read_rows(found)
     best = best_row(rows, plan.sweep.direction)
-    has_ended = sum(row.has_ended for row in rows) >= plan.sweep.num_trials
+    is_spent = sum(row.has_ended for row in rows) >= plan.sweep.num_trials
+    has_ended = is_spent or reason_to_stop(rows, plan.sweep) is not None
     is_recorded = found.user_attrs.get(record.CLOSED) == record.closing_state(rows, best)
     return has_ended and is_recorded and not needs_test(found, plan, best)
 

@@ -20,7 +20,7 @@ from harness.search.study import TrialRow
 from harness.tracking import names
 
 MIN_TRIALS_FOR_IMPORTANCE = 5  # complete; below that it would be noise with a name
-ORDER = {"complete": 0, "pruned": 1, "running": 2, "diverged": 3, "failed": 4, "waiting": 5}
+ORDER = {"complete": 0, "pruned": 1, "running": 2, "infeasible": 3, "failed": 4, "waiting": 5}
 
 
 def ranked(rows: Sequence[TrialRow], direction: str) -> list[TrialRow]:

@@ -11,6 +11,7 @@ from harness.search.home import SweepHome
 from harness.search.leaderboard import leaderboard_table
 from harness.search.progress import format_score
 from harness.search.slots import Slots
+from harness.search.stopping import reason_to_stop
 from harness.search.study import TrialRow
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
     if result.test_metrics is not None and result.outcome != "interrupted":
         say(console, f"its checkpoint on the test split: accuracy {result.test_metrics['test/accuracy']:.4f}")
     if result.outcome == "complete":
+        if (reason := reason_to_stop(result.rows, sweep)) is not None:
+            say(console, f"no more trials: {reason}")
         say(console, NEXT_COMMANDS)
         return
     for line in stopped_lines(result, sweep.num_trials, home.command):

@@ -26,6 +26,7 @@ MACHINE = (
 BUDGET = {
     "name", "num_trials", "max_minutes", "slots", "threads_per_trial",
     "max_retries", "max_consecutive_failures", "evaluate_test", "devices_per_trial",
+    "enqueue", "target", "patience_trials",
     "executor", "storage", "trial_timeout_minutes", "grace_seconds", "lease_seconds",
     "allow_changed_code",
     "checkpoint_gb", "keep_checkpoints", "min_free_gb",

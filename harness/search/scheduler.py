@@ -18,6 +18,7 @@ from harness.search import study as studies
 from harness.search.claims import Claim, Claims
 from harness.search.executors import Executor, Placement
 from harness.search.signals import StopSignals
+from harness.search.stopping import reason_to_stop
 from harness.search.study import TrialRow, read_rows
 from harness.search.trial import EXIT_AWAY, EXIT_STOPPED
 
@@ -69,6 +70,7 @@ class Scheduler:
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
     _stopping: Outcome | None = None
+    _is_answered: bool = False  # before the budget is spent
     _fault: str | None = None  # why no further trial makes sense; running ones may end
 
     def run(self, signals: StopSignals, on_tick: Callable[[list[TrialRow]], None]) -> Outcome:
@@ -97,7 +99,7 @@ class Scheduler:
 
     @property
     def _is_ending(self) -> bool:
-        return self._stopping is not None or self._fault is not None
+        return self._stopping is not None or self._is_answered or self._fault is not None
 
     def _wait(self) -> None:
         if self._placed:
@@ -179,6 +181,8 @@ class Scheduler:
         elif self.deadline is not None and time.monotonic() > self.deadline:
             self._stopping = "out_of_time"
         else:
+            if reason_to_stop(rows, self.sweep) is not None:
+                self._is_answered = True  # running trials may end
             return
         for placed in self._placed.values():
             placed.stop()

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.config.sampling import PrunerConfig, SamplerConfig
 from harness.config.sweep import SweepConfig
 from harness.search.claims import ATTEMPT, OWNER
+from harness.search.samplers import build_sampler
 from harness.search.storage import PatientStorage
 
 # User attributes of a trial, each written once by the process that knows it.
@@ -29,8 +29,8 @@ REASON = "reason"  # why it failed
 INFEASIBLE = "infeasible"  # why it can have no score: an answer, not an accident
 DEATHS = "deaths"  # times that its process ended without a word
 
-State = Literal["waiting", "running", "complete", "pruned", "diverged", "failed"]
-ENDED: tuple[State, ...] = ("complete", "pruned", "diverged", "failed")
+State = Literal["waiting", "running", "complete", "pruned", "infeasible", "failed"]
+ENDED: tuple[State, ...] = ("complete", "pruned", "infeasible", "failed")
 
 
 @dataclass(frozen=True)
@@ -87,53 +87,27 @@ def create_study(storage: BaseStorage, name: str, sweep: SweepConfig) -> optuna.
     )
 
 
-def load_study_for_trial(
-    storage: BaseStorage, name: str, sweep: SweepConfig, number: int, max_epochs: int
-) -> optuna.Study:
-    """Return the study as one trial's process uses it: with a sampler of its own seed, and the pruner."""
-    return optuna.load_study(
-        study_name=name,
-        storage=storage,
-        sampler=build_sampler(sweep.sampler, number),
-        pruner=build_pruner(sweep.pruner, max_epochs),
-    )
+def load_study_for_trial(storage: BaseStorage, name: str, sweep: SweepConfig, number: int) -> optuna.Study:
+    """Return the study as one trial's process uses it: with a sampler of its own."""
+    study = TrialStudy(name, storage, sampler=RandomSampler(), pruner=NopPruner())
+    study.sampler = build_sampler(sweep, study, number)
+    return study
 
 
-def build_sampler(config: SamplerConfig, number: int) -> BaseSampler:
-    """Return the sampler of one trial, seeded from the sweep's seed and the trial's number.
+class TrialStudy(optuna.Study):
+    """A study whose direction can be asked for even if it has two: it is that of intermediate values.
 
-    Two processes with one seed would draw the same start-up trials; one generator can't be shared.
+    TPE asks for it as soon as there is a pruned trial, and would fail.
     """
-    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
-    if config.kind == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(
-        n_startup_trials=config.startup_trials,
-        multivariate=True,
-        group=True,  # conditional paths are modelled together, within their arm
-        constant_liar=True,  # trials that still run keep others away from the same place
-        seed=seed,
-    )
 
-
-def build_pruner(config: PrunerConfig, max_epochs: int) -> BasePruner:
-    """Return the pruner; Hyperband is told the epochs, as its own guess prunes nothing at first."""
-    match config.kind:
-        case "none":
-            return NopPruner()
-        case "median":
-            return MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs)
-        case "hyperband":
-            return HyperbandPruner(
-                min_resource=config.min_epochs,
-                max_resource=max(max_epochs, config.min_epochs),
-                reduction_factor=config.reduction_factor,
-            )
+    @property
+    def direction(self) -> StudyDirection:
+        return self.directions[0]
 
 
 def read_rows(study: optuna.Study) -> list[TrialRow]:
     """Return every trial of the study by number."""
-    maximize = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    maximize = study.directions[0] == StudyDirection.MAXIMIZE
     return [_row(trial, maximize) for trial in study.get_trials(deepcopy=False)]
 
 
@@ -168,7 +142,7 @@ def _state(trial: FrozenTrial) -> State:
         case TrialState.COMPLETE:
             return "complete"
         case TrialState.PRUNED:
-            return "diverged" if INFEASIBLE in trial.user_attrs else "pruned"
+            return "infeasible" if INFEASIBLE in trial.user_attrs else "pruned"
         case TrialState.FAIL:
             return "failed"
         case TrialState.RUNNING:

@@ -24,10 +24,13 @@ from optuna.trial import TrialState
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
-from harness.errors import DiskFullError, DivergedError, HarnessError, StorageError
+from harness.errors import DiskFullError, HarnessError, StorageError
 from harness.logs import show_messages
 from harness.search import study as studies
 from harness.search.claims import Lease, beat_interval
+from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
+from harness.search.outcomes import InfeasibleError, is_lost_worker, is_out_of_memory, judge
+from harness.search.pruners import build_pruner, report_score, should_prune
 from harness.search.space import suggest, trial_overrides
 from harness.search.storage import open_storage
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 TrainFunction = Callable[..., "RunResult"]  # harness.training.train.train
 EXIT_STOPPED = 128 + signal.SIGTERM
 EXIT_AWAY = os.EX_TEMPFAIL  # the database of sweeps is away or the disk full; the trial can be resumed
+EXIT_LOST = os.EX_OSERR  # something beneath the trial died; it is to be started again
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,7 @@ def _run(
     lease = Lease(storage, spec.trial_id, spec.attempt, beat_interval(plan.sweep.lease_seconds))
     if not lease.is_held():
         return 0  # somebody has taken it over, or ended it
-    study = studies.load_study_for_trial(
-        storage, spec.sweep_name, plan.sweep, spec.number, plan.base.trainer.max_epochs
-    )
+    study = studies.load_study_for_trial(storage, spec.sweep_name, plan.sweep, spec.number)
     with lease:
         trial = optuna.trial.Trial(study, spec.trial_id)
         known = study.get_trials(deepcopy=False)[spec.number]
@@ -147,29 +149,40 @@ class _Attempt:
     def run(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> int:
         try:
             result = self._train(stop_requested, train)
-        except DivergedError as error:
-            return self._tell_infeasible(str(error))
         except (StorageError, DiskFullError):
-            raise
-        except HarnessError as error:
-            return self._tell_failed(str(error))
+            raise  # resumable
         except Exception as error:
-            traceback.print_exc()
-            if _is_out_of_memory(error):
-                return self._tell_infeasible(f"out of memory ({_last_line(error)})")
-            return self._tell_failed(_last_line(error))
+            return self._settle(error)
         return self._tell(result)
+
+    def _settle(self, error: Exception) -> int:
+        """End the trial as the error says, or leave it to be started again."""
+        if not isinstance(error, HarnessError):
+            traceback.print_exc()
+        verdict, reason = judge(error)
+        if verdict == "lost":
+            print(f"the trial is to be started again: {reason}", file=sys.stderr)
+            return EXIT_LOST
+        return self._tell_infeasible(reason) if verdict == "infeasible" else self._tell_failed(reason)
 
     def _train(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> RunResult:
         config = self._suggest()
         _prepare(config, self.spec.threads)
-        return (train or _real_train())(
-            config,
-            tracker=self._open_run(config),
-            checkpoint_dir=self.folder,
-            on_epoch=self._on_epoch,
-            stop_requested=stop_requested,
-        )
+        needed = footprint(config)
+        if (reason := why_it_cannot_fit(self.study, needed)) is not None:
+            raise InfeasibleError(reason)
+        try:
+            return (train or _real_train())(
+                config,
+                tracker=self._open_run(config),
+                checkpoint_dir=self.folder,
+                on_epoch=self._on_epoch,
+                stop_requested=stop_requested,
+            )
+        except Exception as error:
+            if is_out_of_memory(error) and not is_lost_worker(error):
+                self._note(OUT_OF_MEMORY, needed)
+            raise
 
     def _suggest(self) -> RunConfig:
         overrides = trial_overrides(self.plan, suggest(self.trial, self.plan.sweep.space))
@@ -201,9 +214,11 @@ class _Attempt:
         self.lease.check()  # before the epoch's checkpoint is written
         score, epochs_done = report.metrics[self.plan.sweep.metric], report.epoch + 1
         if math.isfinite(score) and epochs_done not in self.reported:
-            self.trial.report(score, epochs_done)
-        is_last = epochs_done >= report.max_epochs
-        return "prune" if not is_last and self.trial.should_prune() else "continue"
+            report_score(self.study, self.spec.trial_id, epochs_done, score)
+        if epochs_done >= report.max_epochs:
+            return "continue"
+        pruner = build_pruner(self.plan.sweep.pruner, self.plan.base.trainer.max_epochs)
+        return "prune" if should_prune(self.study, self.spec.trial_id, pruner) else "continue"
 
     def _tell(self, result: RunResult) -> int:
         self.lease.check()
@@ -220,9 +235,10 @@ class _Attempt:
         return 0
 
     def _tell_infeasible(self, reason: str) -> int:
-        """End it as pruned: a NaN must not be told, and TPE would ignore a failure and propose it again."""
+        """End it as pruned and beyond a constraint: TPE would ignore a failure, and propose it again."""
         print(f"the trial can have no score: {reason}", file=sys.stderr)
         self._note(studies.INFEASIBLE, reason)
+        self.trial.set_constraint(studies.INFEASIBLE, 1.0)
         self.study.tell(self.trial, state=TrialState.PRUNED)
         return 0
 
@@ -248,14 +264,6 @@ def _prepare(config: RunConfig, threads: int | None) -> None:
 
     # What the slots were counted with wins: `resolve_slots` has already heard trainer.threads.
     prepare_process(threads or config.trainer.threads, config.trainer.keep_memory)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-
-
-def _last_line(error: Exception) -> str:
-    return traceback.format_exception_only(error)[-1].strip()
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 A file `behaviour.json` in the folder of runs says how, as processes of a fork server share no environment
 with a test:
-`{"slow": [7], "die": {"0": 1}, "fail": [1], "diverge": [2], "bug": [3], "scores": {"4": 0.1}}`:
-which trials take a minute for their second epoch, how often trial 0 dies, which trials
-fail, diverge or hit a bug, and what score trial 4 has.
+`{"slow": [7], "die": {"0": 1}, "lose_worker": {"0": 1}, "fail": [1], "diverge": [2], "bug": [3],
+"memory": 128, "scores": {"4": 0.1}}`: which trials take a minute for their second epoch, how often trial 0
+dies or loses a process that loads its data, which trials fail, diverge or hit a bug, from which batch size on
+memory runs out, and what score trial 4 has.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -52,6 +54,8 @@ def fake_train(
     scores = _checkpointed(checkpoint_dir)
     for epoch in range(len(scores), config.trainer.max_epochs):
         _misbehave(behaviour, number, checkpoint_dir)
+        if config.data.batch_size >= behaviour.get("memory", math.inf):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         until = time.monotonic() + (60.0 if epoch == 1 and number in behaviour.get("slow", []) else 0.01)
         while time.monotonic() < until:
             time.sleep(0.01)
@@ -98,6 +102,8 @@ def _misbehave(behaviour: Mapping[str, Any], number: int, folder: Path) -> None:
     starts = sum(line.startswith("start") for line in account(folder))
     if starts <= behaviour.get("die", {}).get(str(number), 0):
         os.kill(os.getpid(), signal.SIGKILL)
+    if starts <= behaviour.get("lose_worker", {}).get(str(number), 0):
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
     if number in behaviour.get("fail", []):
         raise DataError("the disk is full of cats")
     if number in behaviour.get("diverge", []):

@@ -104,7 +104,7 @@ def test_faults_of_trials_are_told_apart(small_sweep: SmallSweep) -> None:
     small_sweep.behave(fail=[0], diverge=[1], bug=[2])
     result = small_sweep.run("sweep.max_consecutive_failures=3", "sweep.num_trials=4")
 
-    assert [row.state for row in result.rows] == ["failed", "diverged", "failed", "complete"]
+    assert [row.state for row in result.rows] == ["failed", "infeasible", "failed", "complete"]
     reasons = [row.reason for row in result.rows]
     assert reasons[0] == "the disk is full of cats"
     assert reasons[1] == "the loss became NaN in epoch 1"

@@ -1,0 +1,70 @@
+"""What an exception says about a trial: that it has no score, that it went wrong, or that the machine did."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Literal
+
+from harness.errors import DivergedError, HarnessError, ImageSizeError
+
+# infeasible: an answer, which the sampler learns. failed: an accident, which ends the trial without one.
+# lost: not the trial's fault, so it is started again.
+Verdict = Literal["infeasible", "failed", "lost"]
+
+OUT_OF_MEMORY_TEXTS = (  # of plain RuntimeErrors
+    "can't allocate memory",  # torch's allocator on CPUs
+    "out of memory",
+    "not enough memory",
+    "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
+)
+LOST_WORKER_TEXTS = ("exited unexpectedly", "is killed by signal")
+
+
+class InfeasibleError(HarnessError):
+    """The trial can have no score, which is known without training."""
+
+
+def judge(error: Exception) -> tuple[Verdict, str]:
+    """Return what an exception means, and why in one line."""
+    if is_lost_worker(error):
+        return "lost", _last_line(error)
+    if is_out_of_memory(error):
+        return "infeasible", f"out of memory ({_last_line(error)})"
+    if isinstance(error, DivergedError | ImageSizeError | InfeasibleError):
+        return "infeasible", str(error)
+    return "failed", str(error) if isinstance(error, HarnessError) else _last_line(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, of the device or of the host."""
+    return any(_says_out_of_memory(cause) for cause in _causes(error))
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Return whether a process that loads data has died."""
+    return any(
+        "DataLoader worker" in str(cause) and any(text in str(cause) for text in LOST_WORKER_TEXTS)
+        for cause in _causes(error)
+    )
+
+
+def _says_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it was raised from; Lightning and the DataLoader wrap some."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
