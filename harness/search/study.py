@@ -51,8 +51,8 @@ class TrialRow:
     checkpoint: Path | None
     reason: str | None
     deaths: int
-    attempt: int  # how often it was begun; 0: never
-    owner: str | None  # who works on it, see claims.Owner; None: nobody
+    attempt: int = 0  # how often it was begun
+    owner: str | None = None  # who works on it, see claims.Owner; None: nobody
 
     @property
     def has_ended(self) -> bool:
