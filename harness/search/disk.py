@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 GB = 1e9  # bytes
 BEST, NOTE = "best.ckpt", "checkpoint-removed.txt"  # in a trial's folder
-ANSWERED = ("complete", "pruned", "diverged")  # a failed trial's state may show why it failed
+ANSWERED = ("complete", "pruned", "infeasible")  # a failed trial's state may show why it failed
 
 
 def spare_checkpoints(

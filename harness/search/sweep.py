@@ -86,6 +86,7 @@ def run_sweep(
     if study is not None and is_closed(study, plan):
         result = _result(home, study, "complete", 0)
     else:
+        disk_keeper(home, lambda: _open_store(home)).check_room([] if study is None else read_rows(study))
         result = _take_turn(home, executor or local_executor(), console, started)
     show_result(console, home, result)
     return result

@@ -22,7 +22,7 @@ from harness.search.study import TrialRow
 from harness.tracking.runs import find_checkpoint
 from tests.search.conftest import SmallSweep
 
-STATES = ("waiting", "running", "complete", "pruned", "diverged", "failed")
+STATES = ("waiting", "running", "complete", "pruned", "infeasible", "failed")
 SPACE = {"seed": {"type": "int", "low": 0, "high": 9}}
 RESUME_STATE = ("last.ckpt", "last.ckpt.previous", "last.ckpt.damaged", ".last.ckpt.7.partial")
 
@@ -61,13 +61,13 @@ def test_the_worst_go_first_and_no_more_than_must(limit: float, keep: int, expec
 
 
 def test_what_has_no_score_goes_before_what_has_one() -> None:
-    rows = [row(0, "failed"), row(1, "pruned", 0.9), row(2, "complete", 0.1), row(3, "diverged")]
+    rows = [row(0, "failed"), row(1, "pruned", 0.9), row(2, "complete", 0.1), row(3, "infeasible")]
 
     assert spare_checkpoints(best_first(rows), dict.fromkeys(range(4), 10), 0, 1) == [0, 3, 1]
 
 
 def test_a_failure_takes_no_place_among_the_best() -> None:
-    rows = [row(0, "complete", 0.1), row(1, "failed"), row(2, "diverged", 0.9)]
+    rows = [row(0, "complete", 0.1), row(1, "failed"), row(2, "infeasible", 0.9)]
 
     assert spare_checkpoints(best_first(rows), dict.fromkeys(range(3), 10), 0, 2) == [1, 2]
 
@@ -143,7 +143,7 @@ ALWAYS = {"spec.json", "trial.log", "lock"}
 WHOLE = {"best.ckpt", "best.ckpt.sha256"}
 
 
-@pytest.mark.parametrize("state", ["complete", "pruned", "diverged"])
+@pytest.mark.parametrize("state", ["complete", "pruned", "infeasible"])
 def test_what_a_trial_would_resume_from_goes_when_it_has_an_answer(tmp_path: Path, state: str) -> None:
     write_trial(tmp_path, 0)
     keeper = Keeper(tmp_path)
