@@ -122,8 +122,8 @@ def _take_turn(home: SweepHome, executor: Executor, console: Console, started: f
         else:
             return _run(home, executor, console, started)
     study = open_study(home)
-    if not follow(home, study, console, started):
-        return _result(home, study, "interrupted", 130)
+    if exit_code := follow(home, study, console, started):
+        return _result(home, study, "interrupted", exit_code)
     if is_closed(study, home.plan):
         return _result(home, study, "complete", 0)
     return _take_turn(home, executor, console, started)
@@ -163,9 +163,11 @@ def _sweep_record(
     """Keep the parent run open within, and close it with what truly became of this call."""
     from harness.tracking import names
 
-    tags = {names.KIND: "sweep", names.SWEEP: home.name}
+    identity = {names.STUDY: study.user_attrs.get(record.IDENTITY, home.name)}
     known = study.user_attrs.get(record.PARENT_RUN_ID)
-    tracker = store.start_run(home.name, home.experiment, tags, run_id=known)
+    run_id = known or store.find_run(home.experiment, identity)  # opened by a call that could not note it
+    tags = {names.KIND: "sweep", names.SWEEP: home.name, **identity}
+    tracker = store.start_run(home.name, home.experiment, tags, run_id=run_id)
     if known is None:
         study.set_user_attr(record.PARENT_RUN_ID, tracker.run_id)
     sweep_record = SweepRecord(home.plan, study, tracker, home.directory)
@@ -179,10 +181,8 @@ def _sweep_record(
         raise
     except BaseException:
         sweep_record.close(status)
-        tracker.finish(status)
         raise
     sweep_record.close(status)
-    tracker.finish(status)
 
 
 def build_scheduler(
@@ -229,7 +229,7 @@ def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim
 def _close_run(home: SweepHome, store: RunStore, row: TrialRow, status: Literal["FAILED", "KILLED"]) -> None:
     """Close the run of a trial whose process can no longer do it."""
     if row.run_id is not None:
-        store.start_run(None, home.experiment, {}, run_id=row.run_id).finish(status)
+        store.close_run(row.run_id, status)
 
 
 def _evaluate_best(home: SweepHome, study: optuna.Study, sweep_record: SweepRecord, console: Console) -> None:
