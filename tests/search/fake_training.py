@@ -8,6 +8,7 @@ environment with a test: see :class:`Behaviour`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -40,6 +41,8 @@ class Behaviour:
     slow: list[int] = field(default_factory=list)  # these take a minute for their second epoch
     hang: list[int] = field(default_factory=list)  # these do so too, and hear no request to stop
     die: dict[str, int] = field(default_factory=dict)  # how often each dies in its first epoch
+    lose_worker: dict[str, int] = field(default_factory=dict)  # how often each loses a process of its data's
+    memory: float = math.inf  # the batch size from which on it runs out
     fail: list[int] = field(default_factory=list)
     diverge: list[int] = field(default_factory=list)
     bug: list[int] = field(default_factory=list)
@@ -145,6 +148,10 @@ class _Run:
     def _misbehave(self) -> None:
         if self.num_starts <= self.behaviour.die.get(str(self.number), 0):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.num_starts <= self.behaviour.lose_worker.get(str(self.number), 0):
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+        if self.config.data.batch_size >= self.behaviour.memory:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         if self.number in self.behaviour.fail:
             raise DataError("the disk is full of cats")
         if self.number in self.behaviour.diverge:
