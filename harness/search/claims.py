@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from harness.search.storage import BEATS_PER_LEASE, PatientStorage
 logger = logging.getLogger(__name__)
 
 OWNER, ATTEMPT = "owner", "attempt"  # user attributes of a trial; no owner: free to be taken
-CLOCK_TOLERANCE_S = 2.0  # between two readings of when a process began
+BEATS_LISTENED_FOR = 2
 EXIT_SUPERSEDED = 0  # the trial is somebody else's by now, and nothing is wrong
 
 
@@ -41,11 +42,12 @@ class Owner:
 
     host: str
     pid: int
-    began: float  # seconds since 1970
+    birth: str  # what a later process of the same number has not
+    trains: bool = False  # the trial's own process, rather than the coordinator that is about to start it
 
     @classmethod
-    def current(cls) -> Owner:
-        return cls(_host(), os.getpid(), psutil.Process().create_time())
+    def current(cls, *, trains: bool = False) -> Owner:
+        return cls(_host(), os.getpid(), _birth(os.getpid()), trains)
 
     @property
     def is_here(self) -> bool:
@@ -53,10 +55,10 @@ class Owner:
 
     def process(self) -> psutil.Process | None:
         """Return it if it is of this machine and lives."""
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):
             process = psutil.Process(self.pid)
-            is_same = abs(process.create_time() - self.began) < CLOCK_TOLERANCE_S
-            if self.is_here and is_same and process.status() != psutil.STATUS_ZOMBIE:
+            is_same = self.is_here and _birth(self.pid) == self.birth
+            if is_same and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 
@@ -76,6 +78,15 @@ def _host() -> str:
     return socket.gethostname() + suffix
 
 
+def _birth(pid: int) -> str:
+    """Return when a process began, by a clock that nobody sets: the boot's, where the system shows it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        return f"{psutil.Process(pid).create_time():.2f}"
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{boot.read_text().strip()}+{ticks}"
+
+
 @dataclass(frozen=True)
 class Claim:
     """A trial to work on."""
@@ -92,6 +103,7 @@ class Claims:
         self._study = study
         self._storage = storage
         self._me = Owner.current()
+        self._silent_since: dict[int, float] = {}  # trial id -> on the clock of `time.monotonic`
 
     def take(self, num_trials: int) -> Claim | None:
         """Return a trial that nobody works on: an interrupted or enqueued one first, then a new one.
@@ -100,7 +112,9 @@ class Claims:
             num_trials: how many trials the sweep may have in all.
         """
         with self._storage.exclusive(self._study.study_name):
-            trial_id = self._free_trial() or self._new_trial(num_trials)
+            # Creating a trial may be repeated here: nobody else can have made it meanwhile, and one that was
+            # made without our hearing of it is free.
+            trial_id = self._storage.patiently(lambda: self._free_trial() or self._new_trial(num_trials))
             return None if trial_id is None else self._claim(trial_id)
 
     def has_more(self, num_trials: int) -> bool:
@@ -123,24 +137,36 @@ class Claims:
         """Return the trial ids of which nothing was heard for longer than the lease."""
         return set(self._storage._get_stale_trial_ids(self._study._study_id))
 
+    def abandoned(self) -> set[int]:
+        """Return the stale trials that stay silent while we listen for some beats.
+
+        The database's clock may have been moved, or the machine been asleep: then all trials are stale, and
+        the next beat of those that live tells.
+        """
+        now = time.monotonic()
+        self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in self.stale()}
+        patience = BEATS_LISTENED_FOR * beat_interval(self._storage.lease_seconds)
+        return {trial_id for trial_id, since in self._silent_since.items() if now - since > patience}
+
     def _free_trial(self) -> int | None:
-        stale = self.stale()
+        abandoned = self.abandoned()
         states = (TrialState.RUNNING, TrialState.WAITING)
         for trial in self._study.get_trials(deepcopy=False, states=states):
-            if self._is_free(trial, stale):
+            if self._is_free(trial, abandoned):
                 return trial._trial_id
         return None
 
-    def _is_free(self, trial: FrozenTrial, stale: set[int]) -> bool:
+    def _is_free(self, trial: FrozenTrial, abandoned: set[int]) -> bool:
         text = trial.user_attrs.get(OWNER)
         if trial.state == TrialState.WAITING or text is None:
             return True
         owner = Owner.from_json(text)
         if owner.is_here and owner.process() is None:
             return True
-        if trial._trial_id not in stale:
+        if trial._trial_id not in abandoned:
             return False
-        end_process(owner)
+        if owner.trains:
+            end_process(owner)
         return True
 
     def _new_trial(self, num_trials: int) -> int | None:
@@ -190,6 +216,7 @@ class Lease:
         self._attempt = attempt
         self._interval_s = interval_s
         self._leave = leave
+        self._awake = _clock()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -204,6 +231,15 @@ class Lease:
             logger.warning("this trial was taken over by another process: leaving it")
             self._leave()
 
+    def check_after_sleep(self) -> None:
+        """Check as above where it costs nothing: the trial can only be lost while we did not beat.
+
+        To be called often; a long time between two calls is what a process sees of having been stopped.
+        """
+        before, self._awake = self._awake, _clock()
+        if self._awake - before > BEATS_PER_LEASE / 2 * self._interval_s:
+            self.check()
+
     def let_go(self) -> None:
         """Let others take the trial at once."""
         self.check()
@@ -211,7 +247,8 @@ class Lease:
 
     def __enter__(self) -> Lease:
         self.check()
-        self._storage.set_trial_user_attr(self._trial_id, OWNER, Owner.current().to_json())
+        owner = Owner.current(trains=True)
+        self._storage.set_trial_user_attr(self._trial_id, OWNER, owner.to_json())
         self._storage.record_heartbeat(self._trial_id)
         self._thread.start()
         return self
@@ -229,6 +266,11 @@ class Lease:
                 self.check()
             except StorageError as error:  # the next beat may reach it; the epoch's report decides
                 logger.warning("%s", error)
+
+
+def _clock() -> float:
+    """Return seconds that go on while the machine sleeps, where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def beat_interval(lease_seconds: float) -> float:

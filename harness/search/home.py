@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,8 +78,10 @@ def existing_study(home: SweepHome) -> optuna.Study | None:
     if not storage.database_exists(home.storage):
         return None
     found = study.find_study(_open_storage(home), home.name)
-    if found is not None:
-        question.check_same_question(home.name, found.user_attrs.get(record.QUESTION, {}), home.question)
+    asked = None if found is None else found.user_attrs.get(record.QUESTION)
+    if asked is None:
+        return None  # also where its first call was killed before it could note what it asks
+    question.check_same_question(home.name, asked, home.question)
     return found
 
 
@@ -88,14 +91,24 @@ def open_study(home: SweepHome) -> optuna.Study:
     Raises:
         SweepError: its trials answered another question, or with other code.
     """
-    found = existing_study(home)
-    if found is None:
-        found = study.create_study(_open_storage(home), home.name, home.plan.sweep)
-        found.set_user_attr(record.QUESTION, home.question)
+    found = existing_study(home) or _create_study(home)
     check_code(found, allow_changes=home.plan.sweep.allow_changed_code)
     found.set_user_attr(record.PLAN, record.plan_facts(home.plan))
     with study.storage_of(found).exclusive(home.name):
         enqueue_points(found, home.plan.sweep)
+    return found
+
+
+def _create_study(home: SweepHome) -> optuna.Study:
+    """Create the study unless another call does at this moment; the question makes it one."""
+    opened = _open_storage(home)
+    with opened.exclusive(f"study {home.name}"):
+        found = existing_study(home)
+        if found is None:
+            found = study.find_study(opened, home.name)
+            found = found or study.create_study(opened, home.name, home.plan.sweep)
+            found.set_user_attr(record.IDENTITY, uuid.uuid4().hex)
+            found.set_user_attr(record.QUESTION, home.question)
     return found
 
 

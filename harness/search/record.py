@@ -20,8 +20,10 @@ from harness.config.compose import SweepPlan
 from harness.search.leaderboard import history_figure, importance_figure, leaderboard_csv
 from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
+from harness.tracking.tracker import RunStatus
 
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
+IDENTITY = "identity"  # tells a sweep from another one of its name, whose database is gone
 PLAN = "plan"  # see plan_facts
 SWEEP_FILE = "sweep.json"
 
@@ -58,8 +60,8 @@ class SweepRecord:
         self._num_ended = num_ended
         self.tracker.log_epoch(num_ended, {self.best_metric: best.score})
 
-    def close(self, status: str) -> None:
-        """Record how far the sweep is: leaderboard, pictures, and the best trial's identity."""
+    def close(self, status: RunStatus) -> None:
+        """Record how far the sweep is: leaderboard, pictures, the best trial's identity; close the run."""
         rows, sweep = read_rows(self.study), self.plan.sweep
         best = best_row(rows, sweep.direction)
         self.tracker.log_text(leaderboard_csv(rows, sweep.direction, sweep.metric), "leaderboard.csv")
@@ -70,6 +72,8 @@ class SweepRecord:
         if best is not None:
             self._record_best(best)
         self._write_file(status, best)
+        self.tracker.finish(status)
+        # Last: from here on, a repeated command has nothing to do.
         self.study.set_user_attr(CLOSED, closing_state(rows, best))
 
     def _record_best(self, best: TrialRow) -> None:

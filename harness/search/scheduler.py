@@ -23,7 +23,6 @@ from harness.search.study import TrialRow, read_rows
 from harness.search.trial import EXIT_AWAY, EXIT_STOPPED
 
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
-RESUMABLE = (EXIT_STOPPED, EXIT_AWAY)  # of a trial that was asked to leave, not one that died
 
 Outcome = Literal["complete", "interrupted", "out_of_time", "out_of_space"]
 
@@ -69,6 +68,7 @@ class Scheduler:
     stop_requested: Callable[[], bool] = lambda: False
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
+    _away: list[int] = field(default_factory=list)  # trials that could not go on, in a row
     _stopping: Outcome | None = None
     _is_answered: bool = False  # before the budget is spent
     _fault: str | None = None  # why no further trial makes sense; running ones may end
@@ -77,9 +77,19 @@ class Scheduler:
         """Return why there is nothing left to wait for.
 
         Raises:
-            SweepError: trials keep failing.
+            SweepError: trials keep failing, or find a database away.
             StorageError: the database is away.
         """
+        try:
+            self._work(signals, on_tick)
+        except BaseException:
+            self._leave()
+            raise
+        if self._fault is not None:
+            raise SweepError(f"{self._fault}; mend the cause and repeat the command")
+        return self._stopping or "complete"
+
+    def _work(self, signals: StopSignals, on_tick: Callable[[list[TrialRow]], None]) -> None:
         while True:
             if signals.count > 1:
                 self._kill_all()
@@ -91,11 +101,8 @@ class Scheduler:
                 self._fill()
             on_tick(rows)
             if not self._placed and (self._is_ending or not self.claims.has_more(self.sweep.num_trials)):
-                break
+                return
             self._wait()
-        if self._fault is not None:
-            raise SweepError(f"{self._fault}; mend the cause and repeat the command")
-        return self._stopping or "complete"
 
     @property
     def _is_ending(self) -> bool:
@@ -128,6 +135,7 @@ class Scheduler:
             del self._placed[placed.claim.number]
             row = rows[placed.claim.number]
             if row.has_ended:
+                self._away.clear()
                 self._count_failures(row)
             elif row.attempt == placed.claim.attempt:  # else somebody has taken it over
                 self._settle_unfinished(row, placed)
@@ -136,10 +144,10 @@ class Scheduler:
         exit_code = placed.placement.exit_code()
         if placed.reason is not None:
             self._fail(row, placed.reason)
-        elif exit_code in RESUMABLE or placed.asked_to_stop is not None:
+        elif exit_code == EXIT_STOPPED or placed.asked_to_stop is not None:
             self.claims.release(placed.claim)
-            if exit_code == EXIT_AWAY:  # so it would be for the next one
-                self._fault = f"trial {row.number} could not go on (see trial-{row.number:04d}/trial.log)"
+        elif exit_code == EXIT_AWAY:
+            self._settle_away(placed.claim)
         else:
             self._settle_death(row, placed.claim, exit_code)
 
@@ -152,10 +160,20 @@ class Scheduler:
         else:
             self._fail(row, f"its process died {deaths} times ({_describe(exit_code)})")
 
+    def _settle_away(self, claim: Claim) -> None:
+        """Let a trial be resumed that has waited for a database in vain; after some, wait no more."""
+        self.claims.release(claim)
+        self._away.append(claim.number)
+        if len(self._away) > self.sweep.max_retries:
+            self._fault = (
+                f"{len(self._away)} times in a row a trial could not go on for want of a database or space "
+                f"(see trial-{claim.number:04d}/trial.log)"
+            )
+
     def _fail(self, row: TrialRow, reason: str) -> None:
         self.study._storage.set_trial_user_attr(row.trial_id, studies.REASON, reason)
+        self.abandon(row, "FAILED")  # first: nobody looks at the run of a trial that has ended
         self.study.tell(row.number, state=TrialState.FAIL, skip_if_finished=True)
-        self.abandon(row, "FAILED")
         self._count_failures(read_rows(self.study)[row.number])
 
     def _count_failures(self, row: TrialRow) -> None:
@@ -189,19 +207,33 @@ class Scheduler:
 
     def _end_overdue(self) -> None:
         """Ask trials to stop that take too long; end those that do not listen, or are not heard of."""
-        stale = self.claims.stale() if self._placed else set()
+        abandoned = self.claims.abandoned() if self._placed else set()
         now, timeout_minutes = time.monotonic(), self.sweep.trial_timeout_minutes
         for placed in self._placed.values():
             if placed.placement.is_pending:
                 placed.started = now
                 self.claims.renew(placed.claim)
-            elif placed.claim.trial_id in stale or (
-                placed.asked_to_stop is not None and now - placed.asked_to_stop > self.sweep.grace_seconds
-            ):
+            elif placed.claim.trial_id in abandoned:
                 placed.placement.kill()
+            elif placed.asked_to_stop is not None:
+                if now - placed.asked_to_stop > self.sweep.grace_seconds:
+                    placed.placement.kill()
             elif timeout_minutes is not None and now - placed.started > 60 * timeout_minutes:
                 placed.reason = f"longer than sweep.trial_timeout_minutes={timeout_minutes:g}"
                 placed.stop()
+
+    def _leave(self) -> None:
+        """Ask our trials to stop, and see to it: without us nobody would."""
+        until = time.monotonic() + self.sweep.grace_seconds
+        for placed in self._placed.values():
+            placed.stop()
+        while time.monotonic() < until:
+            left = [p.placement for p in self._placed.values() if p.placement.exit_code() is None]
+            if not left:
+                return
+            self.executor.wait(left, POLL_S)
+        for placed in self._placed.values():
+            placed.placement.kill()
 
     def _kill_all(self) -> None:
         """End every process first: a stopped one might hold the database that is read next."""

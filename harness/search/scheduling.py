@@ -69,7 +69,7 @@ def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim
 def _close_run(home: SweepHome, store: RunStore, row: TrialRow, status: Literal["FAILED", "KILLED"]) -> None:
     """Close the run of a trial whose process can no longer do it."""
     if row.run_id is not None:
-        store.start_run(None, home.experiment, {}, run_id=row.run_id).finish(status)
+        store.close_run(row.run_id, status)
 
 
 def disk_keeper(home: SweepHome, open_store: Callable[[], RunStore]) -> DiskKeeper:

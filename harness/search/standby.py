@@ -17,20 +17,20 @@ LOOK_S = 2.0
 FOLLOWING = "sweep {name} is being run by another process: following it, and taking over if it ends early"
 
 
-def follow(home: SweepHome, study: optuna.Study, console: Console, started: float) -> bool:
+def follow(home: SweepHome, study: optuna.Study, console: Console, started: float) -> int:
     """Show the sweep's progress until nobody coordinates it any more.
 
     Returns:
-        False if we were asked to leave before.
+        The exit code if we were asked to leave before, otherwise 0.
     """
     sweep = home.plan.sweep
     with StopSignals() as signals, build_progress(console, sweep.metric) as progress:
         while not signals.count:
             if not is_coordinated(home):
-                return True
+                return 0
             progress.update(view_of(read_rows(study), sweep, started, 1))
             time.sleep(LOOK_S)
-    return False
+    return signals.exit_code
 
 
 def is_coordinated(home: SweepHome) -> bool:

@@ -7,10 +7,10 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
@@ -20,6 +20,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
+    DatabaseError,
     DBAPIError,
     IntegrityError,
     OperationalError,
@@ -37,6 +38,7 @@ BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system ma
 PATIENCE_S = 120.0  # how long a server may be away before those who need it give up, resumably
 BEATS_PER_LEASE = 6
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # ours, where none is named
+Result = TypeVar("Result")
 CREATES = ("create_new_trial", "create_new_study")  # not repeated: once more might be one too many
 
 
@@ -82,8 +84,9 @@ def open_storage(url: str, lease_seconds: float = 120.0) -> PatientStorage:
     """
     quiet_optuna()
     try:
-        with _creating(url):
-            return _connect(url, lease_seconds)
+        if not database_exists(url):
+            _create_file(Path(str(make_url(url).database)))
+        return _connect(url, lease_seconds)
     except (SQLAlchemyError, RuntimeError, ImportError) as error:
         raise SweepError(_cannot_open(url, error)) from error
 
@@ -103,11 +106,16 @@ def _connect(url: str, lease_seconds: float) -> PatientStorage:
         return connect()  # another machine made the server's tables at the same moment
 
 
-def _creating(url: str) -> AbstractContextManager[Any]:
-    """Let one process at a time make the tables of a file; two would break it for good."""
-    if database_exists(url):
-        return nullcontext()
-    return FileLock(f"{make_url(url).database}.create.lock", timeout=PATIENCE_S)
+def _create_file(database: Path) -> None:
+    """Make the tables under another name first: nobody may open, nor a kill leave, half of them."""
+    with FileLock(f"{database}.create.lock", timeout=PATIENCE_S):
+        if database.exists():
+            return
+        unfinished = database.with_name(f"{database.name}.creating")
+        for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+            leftover.unlink(missing_ok=True)
+        RDBStorage(f"sqlite:///{unfinished.as_posix()}").engine.dispose()
+        unfinished.replace(database)
 
 
 def _engine_options(url: str) -> dict[str, Any]:
@@ -137,6 +145,40 @@ class PatientStorage(RDBStorage):
     """A database whose server may be restarted: what can be repeated without harm is, for a while."""
 
     patience_s = PATIENCE_S
+
+    @property
+    def lease_seconds(self) -> float:
+        """Return after how long without a heartbeat a trial counts as stale."""
+        return float(self.grace_period or 0)
+
+    def patiently(self, call: Callable[[], Result]) -> Result:
+        """Return what `call` returns, repeating it while the database is away.
+
+        Raises:
+            StorageError: it was away for too long.
+        """
+        retrying = Retrying(
+            retry=retry_if_exception(is_outage),
+            stop=stop_after_delay(self.patience_s),
+            wait=wait_random_exponential(multiplier=0.2, max=5.0),
+            before_sleep=_say_away,
+            reraise=True,
+        )
+        try:
+            return retrying(call)
+        except (StorageInternalError, DBAPIError) as error:
+            what = self._what_is_wrong(error)
+            if what is None:
+                raise
+            cause = first_line(error.__cause__ or error)
+            where = f"the database of sweeps {shown(self.url)}"
+            raise StorageError(f"{where} {what} ({cause}): repeat the command when it is back") from error
+
+    def _what_is_wrong(self, error: Exception) -> str | None:
+        if is_outage(error):
+            return f"has not answered for {self.patience_s:.0f} s"
+        is_damaged = type(_cause(error)) is DatabaseError  # its subclasses are questions that were wrong
+        return "is damaged" if is_damaged else None
 
     @contextmanager
     def exclusive(self, name: str, timeout_s: float = PATIENCE_S) -> Iterator[None]:
@@ -204,38 +246,22 @@ def _short(name: str) -> str:
 
 def is_outage(error: BaseException) -> bool:
     """Return whether the database is away or busy, rather than asked for something wrong."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    cause = _cause(error)
     return isinstance(cause, OperationalError) or (
         isinstance(cause, DBAPIError) and bool(cause.connection_invalidated)
     )
 
 
-def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Repeat a call while the database is away.
+def _cause(error: BaseException) -> BaseException | None:
+    return error.__cause__ if isinstance(error, StorageInternalError) else error
 
-    Raises:
-        StorageError: it was away for too long.
-    """
+
+def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method be repeated while the database is away."""
 
     @wraps(method)
     def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        retrying = Retrying(
-            retry=retry_if_exception(is_outage),
-            stop=stop_after_delay(self.patience_s),
-            wait=wait_random_exponential(multiplier=0.2, max=5.0),
-            before_sleep=_say_away,
-            reraise=True,
-        )
-        try:
-            return retrying(method, self, *args, **kwargs)
-        except (StorageInternalError, DBAPIError) as error:
-            if not is_outage(error):
-                raise
-            cause = error.__cause__ or error
-            raise StorageError(
-                f"the database of sweeps {shown(self.url)} has not answered for {self.patience_s:.0f} s "
-                f"({first_line(cause)}): repeat the command when it is back"
-            ) from error
+        return self.patiently(lambda: method(self, *args, **kwargs))
 
     return call
 

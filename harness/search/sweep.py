@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import optuna
@@ -121,8 +120,8 @@ def _take_turn(home: SweepHome, executor: Executor, console: Console, started: f
         else:
             return _run(home, executor, console, started)
     study = open_study(home)
-    if not follow(home, study, console, started):
-        return _result(home, study, "interrupted", 130)
+    if exit_code := follow(home, study, console, started):
+        return _result(home, study, "interrupted", exit_code)
     if is_closed(study, home.plan):
         return _result(home, study, "complete", 0)
     return _take_turn(home, executor, console, started)
@@ -132,13 +131,8 @@ def _run(home: SweepHome, executor: Executor, console: Console, started: float) 
     sweep = home.plan.sweep
     executor.prepare()  # takes as long as what follows, and beside it
     slots = find_slots(sweep, home.plan.base)
-    open_store = cache(lambda: _open_store(home))
-    known = existing_study(home)
-    disk_keeper(home, open_store).check_room(
-        [] if known is None else read_rows(known)
-    )  # before anything is made
     study = open_study(home)
-    store = open_store()
+    store = _open_store(home)
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
         scheduler = build_scheduler(home, study, store, executor, slots, started)
         greet(console, home, read_rows(study), slots)
@@ -167,9 +161,11 @@ def _sweep_record(
     """Keep the parent run open within, and close it with what truly became of this call."""
     from harness.tracking import names
 
-    tags = {names.KIND: "sweep", names.SWEEP: home.name}
+    identity = {names.STUDY: study.user_attrs.get(record.IDENTITY, home.name)}
     known = study.user_attrs.get(record.PARENT_RUN_ID)
-    tracker = store.start_run(home.name, home.experiment, tags, run_id=known)
+    run_id = known or store.find_run(home.experiment, identity)  # opened by a call that could not note it
+    tags = {names.KIND: "sweep", names.SWEEP: home.name, **identity}
+    tracker = store.start_run(home.name, home.experiment, tags, run_id=run_id)
     if known is None:
         study.set_user_attr(record.PARENT_RUN_ID, tracker.run_id)
     sweep_record = SweepRecord(home.plan, study, tracker, home.directory)
@@ -183,10 +179,8 @@ def _sweep_record(
         raise
     except BaseException:
         sweep_record.close(status)
-        tracker.finish(status)
         raise
     sweep_record.close(status)
-    tracker.finish(status)
 
 
 def _evaluate_best(home: SweepHome, study: optuna.Study, sweep_record: SweepRecord, console: Console) -> None:

@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.trial import TrialState
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
-from harness.errors import DiskFullError, HarnessError, StorageError
+from harness.errors import DiskFullError, HarnessError, StorageError, TrackingError
 from harness.logs import show_messages
 from harness.search import study as studies
 from harness.search.claims import Lease, beat_interval
+from harness.search.fence import fenced
 from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
 from harness.search.outcomes import InfeasibleError, is_lost_worker, is_out_of_memory, judge
 from harness.search.pruners import build_pruner, report_score, should_prune
 from harness.search.space import suggest, trial_overrides
-from harness.search.storage import open_storage
+from harness.search.storage import PATIENCE_S, database_exists, open_storage, shown
 
 if TYPE_CHECKING:
     from harness.tracking import Tracker
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 
 TrainFunction = Callable[..., "RunResult"]  # harness.training.train.train
 EXIT_STOPPED = 128 + signal.SIGTERM
-EXIT_AWAY = os.EX_TEMPFAIL  # the database of sweeps is away or the disk full; the trial can be resumed
+EXIT_AWAY = os.EX_TEMPFAIL  # a database is away, or the disk full; the trial can be resumed
+RESUMABLE_ERRORS = (StorageError, TrackingError, DiskFullError)  # that end an attempt with EXIT_AWAY
 EXIT_LOST = os.EX_OSERR  # something beneath the trial died; it is to be started again
 
 
@@ -93,7 +96,7 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
 
     Returns:
         The process's exit code: 0 if the trial has ended (or is somebody else's), 143 if it was stopped and
-        75 if the database went away or the disk is full; then it can be resumed.
+        75 if a database is away or the disk full; then it can be resumed.
     """
     show_messages()
     path = Path(spec_path)
@@ -103,7 +106,7 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
         _pin_device(spec.device_index)
     try:
         return _run(spec, path.parent, stop_requested, train)
-    except (StorageError, DiskFullError) as error:
+    except RESUMABLE_ERRORS as error:
         print(error, file=sys.stderr)
         return EXIT_AWAY
 
@@ -119,6 +122,8 @@ def _run(
     spec: TrialSpec, folder: Path, stop_requested: Callable[[], bool], train: TrainFunction | None
 ) -> int:
     plan = SweepPlan.from_dict(spec.plan)
+    if not database_exists(spec.storage):
+        raise StorageError(f"the database of sweeps {shown(spec.storage)} is gone")
     storage = open_storage(spec.storage, plan.sweep.lease_seconds)
     lease = Lease(storage, spec.trial_id, spec.attempt, beat_interval(plan.sweep.lease_seconds))
     if not lease.is_held():
@@ -149,8 +154,8 @@ class _Attempt:
     def run(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> int:
         try:
             result = self._train(stop_requested, train)
-        except (StorageError, DiskFullError):
-            raise  # resumable
+        except RESUMABLE_ERRORS:
+            raise
         except Exception as error:
             return self._settle(error)
         return self._tell(result)
@@ -174,7 +179,7 @@ class _Attempt:
         try:
             return (train or _real_train())(
                 config,
-                tracker=self._open_run(config),
+                tracker=self._open_run(config, stop_requested),
                 checkpoint_dir=self.folder,
                 on_epoch=self._on_epoch,
                 stop_requested=stop_requested,
@@ -191,24 +196,34 @@ class _Attempt:
         self._note(studies.MAX_EPOCHS, config.trainer.max_epochs)
         return config
 
-    def _open_run(self, config: RunConfig) -> Tracker:
+    def _open_run(self, config: RunConfig, stop_requested: Callable[[], bool]) -> Tracker:
+        """Open the trial's run; a store that is away for a while is waited for."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(TrackingError),
+            stop=lambda state: stop_requested() or stop_after_delay(PATIENCE_S)(state),
+            wait=wait_fixed(1.0),
+            reraise=True,
+        )
+        tracker = retrying(self._open_run_now, config)
+        self._note(studies.RUN_ID, tracker.run_id)
+        return fenced(tracker, self.lease)
+
+    def _open_run_now(self, config: RunConfig) -> Tracker:
         from harness.tracking import names
         from harness.tracking.store import open_store
 
-        tags = {
-            names.KIND: "trial",
-            names.SWEEP: self.spec.sweep_name,
-            names.TRIAL: str(self.spec.number),
-        }
-        tracker = open_store(config.tracking).start_run(
+        store, number = open_store(config.tracking), str(self.spec.number)
+        run_id = self.trial.user_attrs.get(studies.RUN_ID)
+        if run_id is None and self.spec.attempt > 1:  # killed before it could note which it had opened?
+            known = {names.PARENT: self.spec.parent_run_id, names.TRIAL: number}
+            run_id = store.find_run(self.spec.experiment, known)
+        return store.start_run(
             f"trial-{self.spec.number:04d}",
             self.spec.experiment,
-            tags,
+            {names.KIND: "trial", names.SWEEP: self.spec.sweep_name, names.TRIAL: number},
             parent_run_id=self.spec.parent_run_id,
-            run_id=self.trial.user_attrs.get(studies.RUN_ID),
+            run_id=run_id,
         )
-        self._note(studies.RUN_ID, tracker.run_id)
-        return tracker
 
     def _on_epoch(self, report: EpochReport) -> Literal["continue", "prune", "interrupt"]:
         self.lease.check()  # before the epoch's checkpoint is written
@@ -236,6 +251,7 @@ class _Attempt:
 
     def _tell_infeasible(self, reason: str) -> int:
         """End it as pruned and beyond a constraint: TPE would ignore a failure, and propose it again."""
+        self.lease.check()
         print(f"the trial can have no score: {reason}", file=sys.stderr)
         self._note(studies.INFEASIBLE, reason)
         self.trial.set_constraint(studies.INFEASIBLE, 1.0)
@@ -243,6 +259,7 @@ class _Attempt:
         return 0
 
     def _tell_failed(self, reason: str) -> int:
+        self.lease.check()
         print(f"the trial failed: {reason}", file=sys.stderr)
         self._note(studies.REASON, reason)
         self.study.tell(self.trial, state=TrialState.FAIL)

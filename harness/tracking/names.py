@@ -5,6 +5,7 @@ from __future__ import annotations
 # tags
 KIND = "harness.kind"  # train | trial | sweep
 SWEEP = "harness.sweep"  # the sweep's name, on the parent and on every trial
+STUDY = "harness.study"  # on the parent: which sweep of that name it is
 TRIAL = "harness.trial"  # the logical trial's number
 CHECKPOINT = "harness.checkpoint"  # path of best.ckpt, or ...
 CHECKPOINT_REMOVED = "checkpoint removed (sweep.checkpoint_gb)"  # ... what became of it

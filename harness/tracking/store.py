@@ -25,6 +25,7 @@ from harness.tracking import names
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.operations import STORE_ERRORS, apply, first_line
 from harness.tracking.spool import Spool, spooled_runs
+from harness.tracking.tracker import RunStatus
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,27 @@ class RunStore:
                 return False
             raise TrackingError(f"{self.uri} cannot be read: {first_line(error)}") from error
         return True
+
+    def find_run(self, experiment: str, tags: Mapping[str, str]) -> str | None:
+        """Return the id of the experiment's oldest run that has these tags.
+
+        Raises:
+            TrackingError: the store cannot be read.
+        """
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        try:
+            experiment_id = self._find_experiment(experiment)
+            if experiment_id is None:
+                return None
+            order = ["attributes.start_time ASC"]
+            found = self.client.search_runs([experiment_id], wanted, max_results=1, order_by=order)
+        except STORE_ERRORS as error:
+            raise TrackingError(f"runs cannot be read from {self.uri}: {first_line(error)}") from error
+        return found[0].info.run_id if found else None
+
+    def close_run(self, run_id: str, status: RunStatus) -> None:
+        """Say what became of a run whose process can no longer do it; now, or when the store is back."""
+        MlflowTracker(self.client, run_id, Spool(self.spool_directory, run_id)).finish(status)
 
     def reopen_run(self, run_id: str) -> MlflowTracker:
         """Open an ended run to add to it; its status and its times stay, whatever `finish` is told.
@@ -210,7 +232,8 @@ def _create_database(directory: Path) -> None:
         if database.exists():
             return
         unfinished = directory / f"{DATABASE}.creating"
-        unfinished.unlink(missing_ok=True)
+        for leftover in (unfinished, directory / f"{unfinished.name}-journal"):
+            leftover.unlink(missing_ok=True)
         logger.info("creating the run store %s (a few seconds, once)", database)
         _connect(f"sqlite:///{unfinished.as_posix()}").search_experiments(max_results=1)
         unfinished.replace(database)

@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.search.executors.local import LocalExecutor
-from harness.search.storage import open_storage, storage_url
+from harness.search.storage import PatientStorage, open_storage, storage_url
 from harness.search.study import TrialRow, find_study, read_rows
 from harness.search.sweep import SweepResult, run_sweep
 from harness.tracking.store import open_store
@@ -80,8 +80,19 @@ class SmallSweep:
     def trial_folder(self, number: int) -> Path:
         return self.runs / "sweeps" / self.name / f"trial-{number:04d}"
 
+    def elsewhere(self, folder: str) -> SmallSweep:
+        """Return the same sweep in a folder of its own, with the databases that lie here, still empty."""
+        runs = self.runs.with_name(folder)
+        runs.mkdir()
+        for database in self.runs.glob("*.db"):
+            shutil.copy(database, runs)
+        return replace(self, runs=runs)
+
+    def storage(self) -> PatientStorage:
+        return open_storage(storage_url(str(self.runs)))
+
     def study(self) -> optuna.Study:
-        found = find_study(open_storage(storage_url(str(self.runs))), self.name)
+        found = find_study(self.storage(), self.name)
         assert found is not None
         return found
 

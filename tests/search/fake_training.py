@@ -1,11 +1,8 @@
 """Stands in for training in a trial's own process: fast, resumable, and misbehaving on request.
 
-A file `behaviour.json` in the folder of runs says how, as processes of a fork server share no environment
-with a test:
-`{"slow": [7], "die": {"0": 1}, "lose_worker": {"0": 1}, "fail": [1], "diverge": [2], "bug": [3],
-"memory": 128, "scores": {"4": 0.1}}`: which trials take a minute for their second epoch, how often trial 0
-dies or loses a process that loads its data, which trials fail, diverge or hit a bug, from which batch size on
-memory runs out, and what score trial 4 has.
+It does what `harness.training.train` does, in the same order: an epoch is recorded, then reported, then
+checkpointed. A file `behaviour.json` in the folder of runs says how, as processes of a fork server share no
+environment with a test: see :class:`Behaviour`.
 """
 
 from __future__ import annotations
@@ -15,7 +12,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,25 @@ PRELOAD = [  # for a fork server of trials that train nothing: neither Lightning
 ]
 
 
+@dataclass(frozen=True)
+class Behaviour:
+    """How trials behave; keys are trial numbers as JSON has them."""
+
+    pace: float = 0.01  # seconds of each epoch
+    slow: list[int] = field(default_factory=list)  # these take a minute for their second epoch
+    hang: list[int] = field(default_factory=list)  # these do so too, and hear no request to stop
+    die: dict[str, int] = field(default_factory=dict)  # how often each dies in its first epoch
+    lose_worker: dict[str, int] = field(default_factory=dict)  # how often each loses a process of its data's
+    memory: float = math.inf  # the batch size from which on it runs out
+    fail: list[int] = field(default_factory=list)
+    diverge: list[int] = field(default_factory=list)
+    bug: list[int] = field(default_factory=list)
+    scores: dict[str, float] = field(default_factory=dict)
+    # A trial's first process sends itself a signal at a moment: start, epoch (in the second), report (before
+    # the second's checkpoint), checkpoint (while that is written), end (before the study is told).
+    faults: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
 def run_trial(spec_path: str) -> int:
     """Run a spec as `harness.search.trial.run` does, with the fake training."""
     return trial.run(spec_path, train=fake_train)
@@ -48,27 +65,12 @@ def fake_train(
     on_epoch: Callable[[EpochReport], str],
     stop_requested: Callable[[], bool],
 ) -> RunResult:
-    number = int(checkpoint_dir.name.rpartition("-")[2])
-    behaviour = _behaviour(config)
-    note(checkpoint_dir, f"start {os.getpid()}")
-    scores = _checkpointed(checkpoint_dir)
-    for epoch in range(len(scores), config.trainer.max_epochs):
-        _misbehave(behaviour, number, checkpoint_dir)
-        if config.data.batch_size >= behaviour.get("memory", math.inf):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
-        until = time.monotonic() + (60.0 if epoch == 1 and number in behaviour.get("slow", []) else 0.01)
-        while time.monotonic() < until:
-            time.sleep(0.01)
-            if stop_requested():
-                tracker.finish("KILLED")
-                return _result(tracker, "interrupted", scores, None)
-        scores.append(_score(config, behaviour, number, epoch))
-        (checkpoint_dir / "last.ckpt").write_text(json.dumps(scores))
-        note(checkpoint_dir, f"epoch {epoch}")
-        metrics = {"val/accuracy": scores[-1], "val/loss": 1 - scores[-1]}
-        if on_epoch(EpochReport(epoch, config.trainer.max_epochs, metrics)) == "prune":
-            return _ended(tracker, "pruned", scores, checkpoint_dir)
-    return _ended(tracker, "finished", scores, checkpoint_dir)
+    run = _Run(config, tracker, checkpoint_dir)
+    try:
+        return run.train(on_epoch, stop_requested)
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
 
 
 def note(folder: Path, line: str) -> None:
@@ -78,54 +80,104 @@ def note(folder: Path, line: str) -> None:
 
 
 def account(folder: Path) -> list[str]:
-    return (folder / "account.txt").read_text().splitlines()
+    path = folder / "account.txt"
+    return path.read_text().splitlines() if path.is_file() else []
 
 
-def _behaviour(config: RunConfig) -> Mapping[str, Any]:
-    path = Path(config.tracking.dir) / "behaviour.json"
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return content
+class _Run:
+    def __init__(self, config: RunConfig, tracker: Tracker, folder: Path) -> None:
+        self.config, self.tracker, self.folder = config, tracker, folder
+        self.number = int(folder.name.rpartition("-")[2])
+        behaviour = Path(config.tracking.dir) / "behaviour.json"
+        self.behaviour = Behaviour(**json.loads(behaviour.read_text()) if behaviour.is_file() else {})
+        note(folder, f"start {os.getpid()}")
+        self.num_starts = sum(line.startswith("start") for line in account(folder))
+        last = folder / "last.ckpt"
+        self.scores: list[float] = json.loads(last.read_text()) if last.is_file() else []
+
+    def train(self, on_epoch: Callable[[EpochReport], str], stop_requested: Callable[[], bool]) -> RunResult:
+        max_epochs = self.config.trainer.max_epochs
+        self._fault("start")
+        for epoch, score in enumerate(self.scores):
+            self.tracker.log_epoch(epoch, _metrics(score))
+        for epoch in range(len(self.scores), max_epochs):
+            self._misbehave()
+            if self._was_stopped(epoch, stop_requested):
+                self.tracker.finish("KILLED")
+                return self._result("interrupted", None)
+            self.scores.append(self._score(epoch))
+            self.tracker.log_epoch(epoch, _metrics(self.scores[-1]))
+            decision = on_epoch(EpochReport(epoch, max_epochs, _metrics(self.scores[-1])))
+            self._checkpoint(epoch)
+            if decision == "prune":
+                return self._ended("pruned")
+        return self._ended("finished")
+
+    def _was_stopped(self, epoch: int, stop_requested: Callable[[], bool]) -> bool:
+        hangs = epoch == 1 and self.number in self.behaviour.hang
+        is_slow = epoch == 1 and self.number in self.behaviour.slow
+        until = time.monotonic() + (60.0 if is_slow or hangs else self.behaviour.pace)
+        if epoch == 1:
+            self._fault("epoch")
+        while time.monotonic() < until:
+            time.sleep(0.01)
+            if not hangs and stop_requested():
+                return True
+        return False
+
+    def _checkpoint(self, epoch: int) -> None:
+        partial, content = self.folder / ".last.ckpt.partial", json.dumps(self.scores)
+        if epoch == 1:
+            self._fault("report")
+            partial.write_text(content[: len(content) // 2])
+            self._fault("checkpoint")
+        partial.write_text(content)
+        partial.replace(self.folder / "last.ckpt")
+        note(self.folder, f"epoch {epoch}")
+
+    def _score(self, epoch: int) -> float:
+        level = self.behaviour.scores.get(str(self.number))
+        best = 0.5 + self.config.optim.lr * 10 if level is None else float(level)
+        return best * (1 - 0.1 / (epoch + 1))
+
+    def _fault(self, moment: str) -> None:
+        when, number = self.behaviour.faults.get(str(self.number), ("never", 0))
+        if moment == when and self.num_starts == 1:
+            os.kill(os.getpid(), number)
+
+    def _misbehave(self) -> None:
+        if self.num_starts <= self.behaviour.die.get(str(self.number), 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.num_starts <= self.behaviour.lose_worker.get(str(self.number), 0):
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+        if self.config.data.batch_size >= self.behaviour.memory:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        if self.number in self.behaviour.fail:
+            raise DataError("the disk is full of cats")
+        if self.number in self.behaviour.diverge:
+            raise DivergedError("the loss became NaN in epoch 1")
+        if self.number in self.behaviour.bug:
+            raise ZeroDivisionError("a bug")
+
+    def _ended(self, status: Any) -> RunResult:
+        (self.folder / "best.ckpt").write_text("weights")
+        self.tracker.log_summary({"run_seconds": 0.5})
+        self.tracker.finish("FINISHED")
+        self._fault("end")
+        return self._result(status, self.folder / "best.ckpt")
+
+    def _result(self, status: Any, checkpoint: Path | None) -> RunResult:
+        best = max(self.scores, default=0.0)
+        return RunResult(
+            run_id=self.tracker.run_id,
+            status=status,
+            score=best,
+            best_epoch=self.scores.index(best) if self.scores else -1,
+            metrics=_metrics(best),
+            checkpoint=checkpoint,
+            seconds=0.5,
+        )
 
 
-def _checkpointed(folder: Path) -> list[float]:
-    last = folder / "last.ckpt"
-    return list(json.loads(last.read_text())) if last.is_file() else []
-
-
-def _score(config: RunConfig, behaviour: Mapping[str, Any], number: int, epoch: int) -> float:
-    level = behaviour.get("scores", {}).get(str(number))
-    best = 0.5 + config.optim.lr * 10 if level is None else float(level)
-    return best * (1 - 0.1 / (epoch + 1))
-
-
-def _misbehave(behaviour: Mapping[str, Any], number: int, folder: Path) -> None:
-    starts = sum(line.startswith("start") for line in account(folder))
-    if starts <= behaviour.get("die", {}).get(str(number), 0):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if starts <= behaviour.get("lose_worker", {}).get(str(number), 0):
-        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
-    if number in behaviour.get("fail", []):
-        raise DataError("the disk is full of cats")
-    if number in behaviour.get("diverge", []):
-        raise DivergedError("the loss became NaN in epoch 1")
-    if number in behaviour.get("bug", []):
-        raise ZeroDivisionError("a bug")
-
-
-def _ended(tracker: Tracker, status: Any, scores: list[float], folder: Path) -> RunResult:
-    (folder / "best.ckpt").write_text("weights")
-    tracker.finish("FINISHED")
-    return _result(tracker, status, scores, folder / "best.ckpt")
-
-
-def _result(tracker: Tracker, status: Any, scores: list[float], checkpoint: Path | None) -> RunResult:
-    best = max(scores, default=0.0)
-    return RunResult(
-        run_id=tracker.run_id,
-        status=status,
-        score=best,
-        best_epoch=scores.index(best) if scores else -1,
-        metrics={"val/accuracy": best, "val/loss": 1 - best},
-        checkpoint=checkpoint,
-        seconds=0.5,
-    )
+def _metrics(score: float) -> dict[str, float]:
+    return {"val/accuracy": score, "val/loss": 1 - score}
