@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +19,7 @@ from rich.console import Console
 from harness.config.compose import SweepPlan
 from harness.search import record
 from harness.search.executors import Executor
+from harness.search.executors.build import build_executor
 from harness.search.home import (
     SweepHome,
     existing_study,
@@ -66,7 +67,7 @@ def run_sweep(
 
     Args:
         command: what the user types to continue; made from the plan's overrides where absent.
-        executor: places the trials; on this machine by default.
+        executor: places the trials; by default what `sweep.executor` says.
 
     Raises:
         ConfigError: a space or a device that cannot be.
@@ -84,7 +85,8 @@ def run_sweep(
         result = _result(home, study, "complete", 0)
     else:
         with locked(home):
-            result = _run(home, executor or _local_executor(), console, started)
+            with closing(executor or build_executor(plan.sweep.executor)) as used:
+                result = _run(home, used, console, started)
     show_result(console, home, result)
     return result
 
@@ -110,8 +112,7 @@ def describe_sweep(plan: SweepPlan) -> str:
 
 def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
     sweep = home.plan.sweep
-    executor.prepare()  # takes as long as what follows, and beside it
-    slots = find_slots(sweep, home.plan.base)
+    slots = executor.prepare(home.plan)
     study = open_study(home)
     store = _open_store(home)
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
@@ -215,9 +216,3 @@ def _result(home: SweepHome, study: optuna.Study, outcome: Outcome, exit_code: i
         test_metrics=study.user_attrs.get(record.TEST, {}).get("metrics"),
         parent_run_id=study.user_attrs.get(record.PARENT_RUN_ID),
     )
-
-
-def _local_executor() -> Executor:
-    from harness.search.executors.local import LocalExecutor
-
-    return LocalExecutor()

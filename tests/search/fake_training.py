@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -123,3 +124,7 @@ def _result(tracker: Tracker, status: Any, scores: list[float], checkpoint: Path
         checkpoint=checkpoint,
         seconds=0.5,
     )
+
+
+if __name__ == "__main__":  # as executors that start a command line do
+    sys.exit(run_trial(sys.argv[1]))
