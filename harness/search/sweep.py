@@ -84,9 +84,8 @@ def run_sweep(
     if study is not None and is_closed(study, plan):
         result = _result(home, study, "complete", 0)
     else:
-        with locked(home):
-            with closing(executor or build_executor(plan.sweep.executor)) as used:
-                result = _run(home, used, console, started)
+        with locked(home), closing(executor or build_executor(plan.sweep.executor)) as used:
+            result = _run(home, used, console, started)
     show_result(console, home, result)
     return result
 
@@ -99,15 +98,24 @@ def describe_sweep(plan: SweepPlan) -> str:
     """
     from harness.training.plan import describe_run
 
-    sweep, slots = plan.sweep, find_slots(plan.sweep, plan.base)
+    sweep = plan.sweep
     lines = [
         f"objective:   {sweep.direction} {sweep.metric} in {sweep.num_trials} trials ({sweep.sampler.kind})",
-        f"slots:       {slots.count} at a time, {slots.threads} CPU threads each",
+        f"slots:       {_describe_slots(plan)}",
         *(f"space:       {path}: {describe_dimension(d)}" for path, d in sweep.space.items()),
     ]
     for arm, config in check_space(plan).items():
         lines += ["", f"── {arm or 'every trial'}", describe_run(config)]
     return "\n".join(lines)
+
+
+def _describe_slots(plan: SweepPlan) -> str:
+    if plan.sweep.executor.kind != "local":
+        return (
+            f"{plan.sweep.slots} at a time on {plan.sweep.executor.kind} (auto: as many as the cluster holds)"
+        )
+    slots = find_slots(plan.sweep, plan.base)
+    return f"{slots.count} at a time, {slots.threads} CPU threads each"
 
 
 def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:

@@ -18,7 +18,7 @@ def run(spec_path: str) -> int:
     spec = json.loads(path.read_text())
     names = ("CUDA_VISIBLE_DEVICES", "DATA_DIR", "HARNESS_OFFLINE")
     environment = {name: os.environ.get(name) for name in names}
-    note = {"pid": os.getpid(), "cwd": os.getcwd(), "environment": environment}
+    note = {"pid": os.getpid(), "cwd": str(Path.cwd()), "environment": environment}
     _write(path.with_name("up.json"), json.dumps(note))
     print(f"hello from {path.parent.name}", flush=True)
     print("a word on stderr", file=sys.stderr, flush=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from harness.config.compose import SweepPlan, compose_sweep
 from harness.config.executor import RayExecutorConfig, SlurmExecutorConfig
 from harness.search.executors import Executor, Placement
 from tests.contracts import scripted_trial
+from tests.services import require
 
 MODULE = "tests.contracts.scripted_trial"
 PATIENCE_S = 120.0
@@ -51,12 +50,6 @@ def build(kind: str, request: pytest.FixtureRequest) -> Executor:
     from harness.search.executors.slurm import SlurmExecutor
 
     return SlurmExecutor(SlurmExecutorConfig(), MODULE)
-
-
-def require(package: str) -> None:
-    """Skip where it is missing, without importing it: Ray reads its settings when it is imported."""
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed (make setup-cluster)")
 
 
 Place = Callable[..., tuple[Placement, Path]]
@@ -177,7 +170,7 @@ def test_a_trial_runs_where_the_coordinator_does(
     """Relative paths of the configuration and the places that the environment names hold there too."""
     note = wait_until_up(executor, *place(lasts=600))
 
-    assert note["cwd"] == os.getcwd()
+    assert note["cwd"] == str(Path.cwd())
     assert note["environment"]["HARNESS_OFFLINE"] == "1"
 
 
@@ -188,3 +181,21 @@ def test_what_has_ended_can_be_stopped_and_killed(executor: Executor, place: Pla
     placement.kill()
 
     assert codes == [placement.exit_code()] == [0]
+
+
+@pytest.mark.parametrize("executor", CLUSTERS, indirect=True)
+def test_what_finds_the_cluster_full_is_pending_and_can_be_withdrawn(
+    executor: Executor, place: Place
+) -> None:
+    """Four GPUs, which `prepare` has seen: each trial holds one."""
+    running = [place(lasts=600) for _ in range(4)]
+    for placement, folder in running:
+        wait_until_up(executor, placement, folder)
+    fifth, folder = place(lasts=600)
+    executor.wait([fifth], 6.0)
+    assert fifth.is_pending
+    assert fifth.exit_code() is None
+    fifth.stop()
+
+    assert end_all(executor, [fifth]) == [143]
+    assert not (folder / "up.json").exists()

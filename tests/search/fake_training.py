@@ -24,6 +24,8 @@ from harness.search import trial
 from harness.tracking import Tracker
 from harness.training.result import EpochReport, RunResult
 
+GIVEN_DEVICE = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the harness clears it where there is no card
+
 PRELOAD = [  # for a fork server of trials that train nothing: neither Lightning nor timm
     "harness.training.machine",
     "harness.tracking.store",
@@ -50,6 +52,7 @@ def fake_train(
     number = int(checkpoint_dir.name.rpartition("-")[2])
     behaviour = _behaviour(config)
     note(checkpoint_dir, f"start {os.getpid()}")
+    (checkpoint_dir / "device.txt").write_text(GIVEN_DEVICE)
     scores = _checkpointed(checkpoint_dir)
     for epoch in range(len(scores), config.trainer.max_epochs):
         _misbehave(behaviour, number, checkpoint_dir)

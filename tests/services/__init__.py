@@ -6,6 +6,7 @@ A service whose programs are not installed skips the tests that want it, and say
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import subprocess
 import time
@@ -15,13 +16,21 @@ from pathlib import Path
 import pytest
 
 
+def require(package: str) -> None:
+    """Skip where it is missing, without importing it: Ray reads its settings when it is imported."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed (make setup-cluster)")
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
-def wait_until(is_ready: Callable[[], bool], what: str, log: Path | None = None, timeout_s: float = 60) -> None:
+def wait_until(
+    is_ready: Callable[[], bool], what: str, log: Path | None = None, timeout_s: float = 60
+) -> None:
     """Wait for a service; fail with the end of its log."""
     until = time.monotonic() + timeout_s
     while not is_ready():

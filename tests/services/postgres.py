@@ -52,7 +52,13 @@ class PostgresServer:
         # The server keeps what it is started with: no pipe, for nobody would close it.
         with self._log.with_name("output").open("a+") as output:
             done = subprocess.run(
-                command, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False, **_as_user()
+                command,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                check=False,
+                **_as_user(),
             )
             output.seek(0)
             assert done.returncode == 0, f"{program} failed:\n{output.read()[-2000:]}"

@@ -57,7 +57,7 @@ class TrialProcess:
                 cwd=self._cwd,
                 env=self._environment,
                 start_new_session=True,
-                preexec_fn=_dying_with_parent(self._orphan_signal),
+                preexec_fn=_dying_with_parent(self._orphan_signal),  # noqa: PLW1509 - see there
             )
         if self._asked_to_stop:  # before there was a process to tell
             self.stop()
@@ -97,9 +97,10 @@ def _dying_with_parent(number: int) -> Callable[[], None] | None:
     """Return what lets Linux send a signal to a child whose parent dies, however it dies."""
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # loaded here: between fork and exec as little as possible may happen
+    prctl = ctypes.CDLL(None).prctl
 
     def before_exec() -> None:
+        # Two system calls and nothing else: another thread's lock may have been copied while it was held.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a Ray worker has some blocked
         prctl(PR_SET_PDEATHSIG, number)
 

@@ -29,14 +29,14 @@ for _name, _value in {  # read when Ray is imported
 import ray  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
 
-from harness.config.compose import SweepPlan
-from harness.config.executor import RayExecutorConfig
-from harness.errors import ConfigError, SweepError
-from harness.search.executors import LOG, TRIAL_MODULE, Placement
-from harness.search.executors.cluster import Node, Share, share_cluster
-from harness.search.executors.process import TrialProcess, trial_environment
-from harness.search.slots import Slots
-from harness.search.trial import EXIT_STOPPED
+from harness.config.compose import SweepPlan  # noqa: E402
+from harness.config.executor import RayExecutorConfig  # noqa: E402
+from harness.errors import ConfigError, SweepError  # noqa: E402
+from harness.search.executors import LOG, TRIAL_MODULE, Placement  # noqa: E402
+from harness.search.executors.cluster import Node, Share, share_cluster  # noqa: E402
+from harness.search.executors.process import TrialProcess, trial_environment  # noqa: E402
+from harness.search.slots import Slots  # noqa: E402
+from harness.search.trial import EXIT_STOPPED  # noqa: E402
 
 EXIT_LOST = -signal.SIGKILL  # the node is gone, or Ray ended the actor for want of memory
 OBJECT_STORE_BYTES = 80 * 2**20  # of a local cluster; nothing but exit codes goes through it
@@ -111,7 +111,7 @@ class RayExecutor:
             max_task_retries=0,
             max_concurrency=4,  # `stop` and `kill` are heard while `run` waits
         )
-        actor = actor_class.remote(str(spec_path), os.getcwd(), trial_environment(), self._module)
+        actor = actor_class.remote(str(spec_path), str(Path.cwd()), trial_environment(), self._module)
         return RayPlacement(actor, spec_path.with_name(LOG))
 
     def wait(self, placements: Sequence[Placement], timeout_s: float) -> None:

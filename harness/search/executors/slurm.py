@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import math
-import os
 import re
 import shlex
 import shutil
@@ -119,7 +118,9 @@ class SlurmExecutor:
 
     def __init__(self, config: SlurmExecutorConfig, module: str = TRIAL_MODULE) -> None:
         if shutil.which("sbatch") is None:
-            raise ConfigError("sweep.executor.kind=slurm needs Slurm's commands: there is no sbatch on the PATH")
+            raise ConfigError(
+                "sweep.executor.kind=slurm needs Slurm's commands: there is no sbatch on the PATH"
+            )
         self._config, self._module = config, module
         self._share, self._grace_s = Share(1, 1, 1, 0), 60.0
         self._unsubmitted: list[SlurmPlacement] = []
@@ -158,7 +159,7 @@ class SlurmExecutor:
         if not placements:
             return
         executor = self._build_submitter(placements[0].spec_path.parents[1])
-        rest = (os.getcwd(), trial_environment(), self._module)
+        rest = (str(Path.cwd()), trial_environment(), self._module)
         try:
             with executor.batch():
                 jobs = [executor.submit(run_in_job, str(each.spec_path), *rest) for each in placements]
@@ -171,7 +172,7 @@ class SlurmExecutor:
         config, share = self._config, self._share
         submitter = submitit.SlurmExecutor(
             sweep_folder / "slurm",
-            python=f"exec {shlex.quote(sys.executable)}",  # so that the job's signals reach Python, not a shell
+            python=f"exec {shlex.quote(sys.executable)}",  # replaces the shell that the job's signals go to
         )
         gpus = f"gpu:{share.num_gpus}" if share.num_gpus else None
         submitter.update_parameters(
