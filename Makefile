@@ -7,8 +7,10 @@ PYTHON := $(strip $(PYTHON))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CLUSTER := $(VENV)/.cluster
 
 SWEEP ?= default
+EXECUTOR ?=
 DATA_DIR ?=
 ARGS ?=
 RUN ?=
@@ -19,12 +21,13 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup lock sweep train speedrun evaluate ui compare export data doctor bench test test-slow check clean
+.PHONY: help setup setup-cluster lock sweep train speedrun evaluate ui compare export data doctor bench \
+	test test-slow test-integration check clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | expand -t 12
 	@echo
-	@echo 'variables: SWEEP=default  DATA_DIR=data  ARGS="optim.lr=3e-4"  RUN=<run id>  SEEDS="0 1 2"  SPLIT=test  PORT=5000  PYTHON=python3'
+	@echo 'variables: SWEEP=default  EXECUTOR=local  DATA_DIR=data  ARGS="optim.lr=3e-4"  RUN=<run id>  SEEDS="0 1 2"  SPLIT=test  PORT=5000  PYTHON=python3'
 
 setup: $(READY) ## make .venv and install the locked requirements (every target does, once)
 
@@ -37,12 +40,28 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-lock: ## resolve requirements.lock anew (needs uv)
-	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --extra dev \
-		--custom-compile-command 'make lock' pyproject.toml -o requirements.lock
+setup-cluster: $(CLUSTER) ## also what EXECUTOR=ray and EXECUTOR=slurm need
 
-sweep: $(READY) ## search learning rate, batch size and freezing; repeat it to go on
-	@$(BIN)/python -m harness sweep sweep=$(SWEEP) $(ARGS)
+$(CLUSTER): requirements-cluster.lock $(READY)
+	@echo "adding Ray and submitit to $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cluster.lock
+	@touch $@
+
+RESOLVE := uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+	--custom-compile-command 'make lock'
+define PRINT_CLUSTER_EXTRAS
+import tomllib
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+print(*extras["ray"], *extras["slurm"], sep="\n")
+endef
+export PRINT_CLUSTER_EXTRAS
+
+lock: ## resolve requirements.lock and requirements-cluster.lock anew (needs uv)
+	$(RESOLVE) --extra dev pyproject.toml -o requirements.lock
+	$(PYTHON) -c "$$PRINT_CLUSTER_EXTRAS" | $(RESOLVE) -c requirements.lock - -o requirements-cluster.lock
+
+sweep: $(READY) $(if $(filter ray slurm,$(EXECUTOR)),$(CLUSTER)) ## search learning rate, batch size and freezing; repeat it to go on
+	@$(BIN)/python -m harness sweep sweep=$(SWEEP) $(if $(strip $(EXECUTOR)),sweep.executor.kind=$(EXECUTOR)) $(ARGS)
 
 train: $(READY) ## train one configuration: make train ARGS="model=wide_cnn"
 	@$(BIN)/python -m harness train $(ARGS)
@@ -76,6 +95,9 @@ test: $(READY) ## the tests
 
 test-slow: $(READY) ## the tests that take long
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-integration: $(CLUSTER) ## the tests with a real Ray, Slurm and PostgreSQL, where they are installed
+	@$(BIN)/python -m pytest -m integration -rs $(ARGS)
 
 check: $(READY) ## format, lint, types, import directions, every shipped config
 	@$(BIN)/ruff format --check harness experiments tests

@@ -98,7 +98,7 @@ class Place:
 
         It is forked from a server that has imported the libraries, so that no side pays for imports.
         """
-        LocalExecutor(preload=PRELOAD).prepare()
+        LocalExecutor(preload=PRELOAD).start_server()
         context = multiprocessing.get_context("forkserver")
         log = str(self.folder / "output.log")
         with ProcessPoolExecutor(1, mp_context=context, initializer=_enter, initargs=(log,)) as pool:

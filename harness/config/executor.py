@@ -29,10 +29,11 @@ class SlurmExecutorConfig(Frozen):
     kind: Literal["slurm"] = "slurm"
     partition: str | None = None  # None = the cluster's default
     time_minutes: PositiveInt | None = None  # of one job; None = the partition's limit
-    gres: str | None = None  # generic resources of a job, such as "gpu:1"
+    gres: str | None = None  # such as "gpu:a100:1"; None = a GPU per device of a trial, where there are GPUs
     cpus_per_task: PositiveInt | None = None  # None = the trial's threads
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     setup: list[str] = Field(default_factory=list)  # shell lines before the trial, such as module loads
+    options: dict[str, str] = Field(default_factory=dict)  # more of sbatch's, such as {account: vision}
 
 
 ExecutorConfig = Annotated[

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ from harness.config.compose import SweepPlan
 from harness.errors import StorageError
 from harness.search import record
 from harness.search.executors import Executor
+from harness.search.executors.build import build_executor
 from harness.search.home import (
     SweepHome,
     coordinating,
@@ -68,7 +69,7 @@ def run_sweep(
 
     Args:
         command: what the user types to continue; made from the plan's overrides where absent.
-        executor: places the trials; on this machine by default.
+        executor: places the trials; by default what `sweep.executor` says.
 
     Raises:
         ConfigError: a space or a device that cannot be.
@@ -86,7 +87,8 @@ def run_sweep(
         result = _result(home, study, "complete", 0)
     else:
         disk_keeper(home, lambda: _open_store(home)).check_room([] if study is None else read_rows(study))
-        result = _take_turn(home, executor or local_executor(), console, started)
+        with closing(executor or build_executor(plan.sweep.executor)) as used:
+            result = _take_turn(home, used, console, started)
     show_result(console, home, result)
     return result
 
@@ -99,15 +101,24 @@ def describe_sweep(plan: SweepPlan) -> str:
     """
     from harness.training.plan import describe_run
 
-    sweep, slots = plan.sweep, find_slots(plan.sweep, plan.base)
+    sweep = plan.sweep
     lines = [
         f"objective:   {sweep.direction} {sweep.metric} in {sweep.num_trials} trials ({sweep.sampler.kind})",
-        f"slots:       {slots.count} at a time, {slots.threads} CPU threads each",
+        f"slots:       {_describe_slots(plan)}",
         *(f"space:       {path}: {describe_dimension(d)}" for path, d in sweep.space.items()),
     ]
     for arm, config in check_space(plan).items():
         lines += ["", f"── {arm or 'every trial'}", describe_run(config)]
     return "\n".join(lines)
+
+
+def _describe_slots(plan: SweepPlan) -> str:
+    if plan.sweep.executor.kind != "local":
+        return (
+            f"{plan.sweep.slots} at a time on {plan.sweep.executor.kind} (auto: as many as the cluster holds)"
+        )
+    slots = find_slots(plan.sweep, plan.base)
+    return f"{slots.count} at a time, {slots.threads} CPU threads each"
 
 
 def _take_turn(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
@@ -129,8 +140,7 @@ def _take_turn(home: SweepHome, executor: Executor, console: Console, started: f
 
 def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
     sweep = home.plan.sweep
-    executor.prepare()  # takes as long as what follows, and beside it
-    slots = find_slots(sweep, home.plan.base)
+    slots = executor.prepare(home.plan)
     study = open_study(home)
     store = _open_store(home)
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
@@ -208,10 +218,3 @@ def _result(home: SweepHome, study: optuna.Study, outcome: Outcome, exit_code: i
         test_metrics=study.user_attrs.get(record.TEST, {}).get("metrics"),
         parent_run_id=study.user_attrs.get(record.PARENT_RUN_ID),
     )
-
-
-def local_executor() -> Executor:
-    """Return the executor of this machine."""
-    from harness.search.executors.local import LocalExecutor
-
-    return LocalExecutor()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,16 +19,15 @@ from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.errors import SweepError, TrackingError
 from harness.search import record
 from harness.search.executors import Executor
+from harness.search.executors.build import build_executor
 from harness.search.home import SweepHome, find_home, open_study
 from harness.search.messages import build_console, say
 from harness.search.progress import build_progress, view_of
 from harness.search.scheduler import Outcome
 from harness.search.scheduling import build_scheduler
 from harness.search.signals import StopSignals
-from harness.search.slots import find_slots
 from harness.search.status import find_sweep, open_sweeps
 from harness.search.study import TrialRow, read_rows
-from harness.search.sweep import local_executor
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -59,18 +59,17 @@ def run_worker(
     console = console or build_console()
     home, study = _join(name, url, overrides, config_dir)
     started = time.monotonic()
-    slots = find_slots(home.plan.sweep, home.plan.base)
-    executor = executor or local_executor()
-    executor.prepare()
     store = _store_with_parent(home, study)
-    scheduler = build_scheduler(home, study, store, executor, slots, started)
-    say(console, f"joined sweep {home.name}: {slots.count} at a time, {slots.threads} CPU thread(s) each")
-    with StopSignals() as signals, build_progress(console, home.plan.sweep.metric) as progress:
+    with closing(executor or build_executor(home.plan.sweep.executor)) as used:
+        slots = used.prepare(home.plan)
+        scheduler = build_scheduler(home, study, store, used, slots, started)
+        say(console, f"joined sweep {home.name}: {slots.count} at a time, {slots.threads} CPU thread(s) each")
+        with StopSignals() as signals, build_progress(console, home.plan.sweep.metric) as progress:
 
-        def on_tick(rows: list[TrialRow]) -> None:
-            progress.update(view_of(rows, home.plan.sweep, started, slots.count))
+            def on_tick(rows: list[TrialRow]) -> None:
+                progress.update(view_of(rows, home.plan.sweep, started, slots.count))
 
-        outcome = scheduler.run(signals, on_tick)
+            outcome = scheduler.run(signals, on_tick)
     say(console, _farewell(outcome, read_rows(study), home.plan.sweep.num_trials))
     return signals.exit_code if outcome == "interrupted" else 0
 
@@ -82,7 +81,8 @@ def _join(
     plan = known.user_attrs.get(record.PLAN)
     if plan is None or known.user_attrs.get(record.PARENT_RUN_ID) is None:
         raise SweepError(f"sweep {known.study_name!r} has not begun: start it with `harness sweep` first")
-    there = [*plan["overrides"], *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
+    asked = [text for text in plan["overrides"] if not text.lstrip("+").startswith("sweep.executor")]
+    there = [*asked, *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
     home = find_home(compose_sweep(there, config_dir))
     return home, open_study(home)
 

@@ -6,8 +6,15 @@ import sys
 from pathlib import Path
 
 from harness.config.compose import compose_sweep
+from harness.config.executor import (
+    ExecutorConfig,
+    LocalExecutorConfig,
+    RayExecutorConfig,
+    SlurmExecutorConfig,
+)
 from harness.errors import HarnessError
 from harness.search import scheduler, standby
+from harness.search.executors import Executor
 from harness.search.executors.local import LocalExecutor, RunTrial
 from harness.search.sweep import run_sweep
 from tests.search.fake_training import PRELOAD, run_trial
@@ -18,12 +25,27 @@ LOOK_S = 0.3  # of waiting loops: tests wait for others more often than people d
 def main(config_dir: str, *overrides: str, run: RunTrial = run_trial) -> int:
     """Do what `harness sweep` does, with its exit codes."""
     scheduler.POLL_S = standby.LOOK_S = LOOK_S
-    executor = LocalExecutor(run_trial=run, preload=PRELOAD)
+    plan = compose_sweep(overrides, Path(config_dir))
     try:
-        return run_sweep(compose_sweep(overrides, Path(config_dir)), executor=executor).exit_code
+        return run_sweep(plan, executor=build_fake_executor(plan.sweep.executor, run)).exit_code
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def build_fake_executor(config: ExecutorConfig, run: RunTrial = run_trial) -> Executor:
+    """Return what `build_executor` does, with the fake training in place of a trial's."""
+    match config:
+        case LocalExecutorConfig():
+            return LocalExecutor(run_trial=run, preload=PRELOAD)
+        case RayExecutorConfig():
+            from harness.search.executors.ray import RayExecutor
+
+            return RayExecutor(config, module="tests.search.fake_training")
+        case SlurmExecutorConfig():
+            from harness.search.executors.slurm import SlurmExecutor
+
+            return SlurmExecutor(config, module="tests.search.fake_training")
 
 
 if __name__ == "__main__":

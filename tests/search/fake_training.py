@@ -11,6 +11,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from harness.errors import DataError, DivergedError
 from harness.search import trial
 from harness.tracking import Tracker
 from harness.training.result import EpochReport, RunResult
+
+GIVEN_DEVICE = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the harness clears it where there is no card
 
 PRELOAD = [  # for a fork server of trials that train nothing: neither Lightning nor timm
     "harness.training.machine",
@@ -91,6 +94,7 @@ class _Run:
         behaviour = Path(config.tracking.dir) / "behaviour.json"
         self.behaviour = Behaviour(**json.loads(behaviour.read_text()) if behaviour.is_file() else {})
         note(folder, f"start {os.getpid()}")
+        (folder / "device.txt").write_text(GIVEN_DEVICE)
         self.num_starts = sum(line.startswith("start") for line in account(folder))
         last = folder / "last.ckpt"
         self.scores: list[float] = json.loads(last.read_text()) if last.is_file() else []
@@ -181,3 +185,7 @@ class _Run:
 
 def _metrics(score: float) -> dict[str, float]:
     return {"val/accuracy": score, "val/loss": 1 - score}
+
+
+if __name__ == "__main__":  # as executors that start a command line do
+    sys.exit(run_trial(sys.argv[1]))

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from harness.config.compose import SweepPlan
+    from harness.search.slots import Slots
+
+LOG = "trial.log"
+TRIAL_MODULE = "harness.search.trial"
 
 
 class Placement(Protocol):
@@ -15,7 +22,7 @@ class Placement(Protocol):
 
     @property
     def is_pending(self) -> bool:
-        """Return whether it still waits in a queue: nobody can expect a sign of life from it."""
+        """Whether it still waits for a place, as on a cluster that is full; then nothing has run yet."""
         ...
 
     def exit_code(self) -> int | None:
@@ -34,8 +41,13 @@ class Placement(Protocol):
 class Executor(Protocol):
     """A place for trials."""
 
-    def prepare(self) -> None:
-        """Begin whatever makes the first placement fast; returns without waiting for it."""
+    def prepare(self, plan: SweepPlan) -> Slots:
+        """Begin whatever makes the first placement fast; return how many trials fit, and what each may use.
+
+        Raises:
+            ConfigError: the configuration asks for what is not there.
+            SweepError: a cluster that does not answer.
+        """
         ...
 
     def place(self, spec_path: Path) -> Placement:
@@ -43,5 +55,9 @@ class Executor(Protocol):
         ...
 
     def wait(self, placements: Sequence[Placement], timeout_s: float) -> None:
-        """Return when one of the placements ends, or after the time."""
+        """Return when one of the placements ends, or after the time; what they say is as of then."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what was begun; placements are lost."""
         ...

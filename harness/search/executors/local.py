@@ -16,8 +16,10 @@ from multiprocessing import connection, forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from harness.config.compose import SweepPlan
 from harness.search import trial
-from harness.search.executors import Placement
+from harness.search.executors import LOG, Placement
+from harness.search.slots import Slots, find_slots
 
 PRELOADED = [
     "harness.training.train",  # torch, Lightning, timm
@@ -37,7 +39,6 @@ SERVER_ENVIRONMENT = {
     "HARNESS_OFFLINE": "1",  # the coordinator has the data by now; no trial tries to download them again
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for a GPU must not open it before the fork
 }
-LOG = "trial.log"
 
 RunTrial = Callable[[str], int]  # path of a spec -> exit code; importable by name
 
@@ -45,12 +46,10 @@ RunTrial = Callable[[str], int]  # path of a spec -> exit code; importable by na
 class LocalPlacement:
     """A process of this machine."""
 
+    is_pending = False
+
     def __init__(self, process: BaseProcess) -> None:
         self.process = process
-
-    @property
-    def is_pending(self) -> bool:
-        return False
 
     def exit_code(self) -> int | None:
         return self.process.exitcode
@@ -76,12 +75,12 @@ class LocalExecutor:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(list(preload))
 
-    def prepare(self) -> None:
-        with _environment(SERVER_ENVIRONMENT):
-            forkserver.ensure_running()
+    def prepare(self, plan: SweepPlan) -> Slots:
+        self.start_server()  # takes as long as what follows, and beside it
+        return find_slots(plan.sweep, plan.base)
 
     def place(self, spec_path: Path) -> LocalPlacement:
-        self.prepare()
+        self.start_server()
         process = self._context.Process(
             target=_run_in_child, args=(self._run_trial, str(spec_path)), name=spec_path.parent.name
         )
@@ -91,6 +90,14 @@ class LocalExecutor:
     def wait(self, placements: Sequence[Placement], timeout_s: float) -> None:
         processes = [p.process for p in placements if isinstance(p, LocalPlacement)]
         connection.wait([process.sentinel for process in processes], timeout_s)
+
+    def close(self) -> None:
+        """Do nothing: the server ends with this process, and the next sweep of this process uses it."""
+
+    def start_server(self) -> None:
+        """Start the server of forks if it does not run; returns without waiting for its imports."""
+        with _environment(SERVER_ENVIRONMENT):
+            forkserver.ensure_running()
 
 
 def _run_in_child(run_trial: RunTrial, spec_path: str) -> None:
