@@ -16,12 +16,13 @@ import optuna
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from harness.errors import StorageError, SweepError
+from harness.search.queries import DirectStorage
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,13 @@ DATABASE = "optuna.db"
 BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
 PATIENCE_S = 120.0  # how long a server may be away before those who need it give up, resumably
 BEATS_PER_LEASE = 6
+ASKED = (  # beside what every storage of Optuna's has
+    "record_heartbeat",
+    "_get_trials",
+    "get_survey",
+    "get_standing",
+    "set_trial_user_attrs",
+)
 CREATES = ("create_new_trial", "create_new_study")  # not repeated: once more might be one too many
 
 
@@ -116,7 +124,7 @@ def quiet_optuna() -> None:
 # ── patience ──────────────────────────────────────────────────────────────────────────────────────
 
 
-class PatientStorage(RDBStorage):
+class PatientStorage(DirectStorage):
     """A database whose server may be restarted: what can be repeated without harm is, for a while."""
 
     patience_s = PATIENCE_S
@@ -228,9 +236,9 @@ def _say_away(state: RetryCallState) -> None:
         logger.warning("the database of sweeps does not answer; waiting for it")
 
 
-for _name in (*BaseStorage.__abstractmethods__, "record_heartbeat", "_get_stale_trial_ids", "_get_trials"):
+for _name in (*BaseStorage.__abstractmethods__, *ASKED):
     if _name not in CREATES:
-        setattr(PatientStorage, _name, _patiently(getattr(RDBStorage, _name)))
+        setattr(PatientStorage, _name, _patiently(getattr(PatientStorage, _name)))
 
 
 def first_line(error: BaseException) -> str:

@@ -99,6 +99,17 @@ def load_study_for_trial(
     )
 
 
+def known_trial(trial: optuna.Trial) -> FrozenTrial:
+    """Return a trial as it was found, and let Optuna's cache know it, which is to be given its parameters.
+
+    Reading all trials would do it too, and takes seconds where there are thousands; that is left to samplers
+    and pruners that look at them.
+    """
+    study, known = trial.study, trial._cached_frozen_trial
+    study._storage._add_trials_to_cache(study._study_id, [known])  # type: ignore[attr-defined]
+    return known
+
+
 def build_sampler(config: SamplerConfig, number: int) -> BaseSampler:
     """Return the sampler of one trial, seeded from the sweep's seed and the trial's number.
 

@@ -124,8 +124,7 @@ def _run(
     )
     with lease:
         trial = optuna.trial.Trial(study, spec.trial_id)
-        known = study.get_trials(deepcopy=False)[spec.number]
-        reported = frozenset(known.intermediate_values)
+        reported = frozenset(studies.known_trial(trial).intermediate_values)
         exit_code = _Attempt(spec, plan, study, trial, folder, lease, reported).run(stop_requested, train)
         if exit_code == EXIT_STOPPED:
             lease.let_go()
