@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -105,7 +104,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     if not is_server(url):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     # One connection a process while it rests: a server has a hundred by default.
-    return {"pool_size": 1, "max_overflow": 4, "pool_pre_ping": True}
+    return {"pool_size": 1, "max_overflow": 4}
 
 
 def _cannot_open(url: str, error: Exception) -> str:
@@ -138,7 +137,7 @@ class PatientStorage(DirectStorage):
             StorageError: the database does not answer.
         """
         if is_server(self.url):
-            with _held_on_server(self.engine, name, timeout_s):
+            with self._locked(name, timeout_s) as connection, self._all_on(connection):
                 yield
             return
         lock = FileLock(f"{make_url(self.url).database}.{_short(name)}.lock", timeout=timeout_s)
@@ -151,42 +150,80 @@ class PatientStorage(DirectStorage):
         finally:
             lock.release()
 
+    @contextmanager
+    def _locked(self, name: str, timeout_s: float) -> Iterator[sa.Connection]:
+        """Hold an advisory lock on a server: it ends with the connection, whatever becomes of us."""
+        key = _short(name)
+        connection = self._connect_and_lock(key, timeout_s)
+        if connection is None:
+            raise LockedError(f"another process holds the lock {name!r}")
+        with connection:
+            try:
+                yield connection
+            finally:
+                _drop_lock(connection, key)
+
+    def _connect_and_lock(self, key: str, timeout_s: float) -> sa.Connection | None:
+        """Return a connection that holds a lock; None if others hold it for longer than we wait."""
+        connection = self.engine.connect()
+        try:
+            with connection.begin():
+                is_held = _take_lock(connection, key, timeout_s)
+        except BaseException:
+            connection.close()
+            raise
+        if not is_held:
+            connection.close()
+        return connection if is_held else None
+
+    @contextmanager
+    def _all_on(self, connection: sa.Connection) -> Iterator[None]:
+        """Let this thread ask everything on one connection; a second would have to be made each time."""
+        self.scoped_session.remove()
+        self.scoped_session(bind=connection)
+        try:
+            yield
+        finally:
+            self.scoped_session.remove()
+
 
 class LockedError(SweepError):
     """Somebody else holds the lock."""
 
 
-@contextmanager
-def _held_on_server(engine: sa.Engine, name: str, timeout_s: float) -> Iterator[None]:
-    """Hold an advisory lock: it ends with the connection, whatever becomes of us."""
-    take, drop = _lock_statements(engine.dialect.name, name)
-    try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            until = time.monotonic() + timeout_s
-            while not connection.execute(take).scalar():
-                if time.monotonic() >= until:
-                    raise LockedError(f"another process holds the lock {name!r}")
-                time.sleep(0.02)
-            try:
-                yield
-            finally:
-                if not connection.invalidated:
-                    connection.execute(drop)
-    except OperationalError as error:
-        raise StorageError(f"the database of sweeps does not answer: {first_line(error)}") from error
-
-
-def _lock_statements(dialect: str, name: str) -> tuple[sa.Select[Any], sa.Select[Any]]:
-    match dialect:
+def _take_lock(connection: sa.Connection, key: str, timeout_s: float) -> bool:
+    """Wait in the server's own queue, which is fair, and costs nobody a question."""
+    match connection.dialect.name:
         case "postgresql":
-            key = int(_short(name), 16) - 2**63  # a signed 64-bit number
-            return sa.select(sa.func.pg_try_advisory_lock(key)), sa.select(sa.func.pg_advisory_unlock(key))
+            milliseconds = max(1, round(1000 * timeout_s))  # 0 would be for ever
+            connection.execute(sa.select(sa.func.set_config("lock_timeout", str(milliseconds), True)))
+            try:
+                connection.execute(sa.select(sa.func.pg_advisory_lock(_signed(key))))
+            except OperationalError as error:
+                if error.connection_invalidated:
+                    raise
+                return False
+            return True
         case "mysql" | "mariadb":
-            return sa.select(sa.func.get_lock(_short(name), 0)), sa.select(sa.func.release_lock(_short(name)))
+            return connection.scalar(sa.select(sa.func.get_lock(key, round(timeout_s)))) == 1
         case other:
             raise SweepError(
                 f"sweep.storage: {other} has no lock that we know; use postgresql:// or mysql://"
             )
+
+
+def _drop_lock(connection: sa.Connection, key: str) -> None:
+    is_postgres = connection.dialect.name == "postgresql"
+    drop = sa.func.pg_advisory_unlock(_signed(key)) if is_postgres else sa.func.release_lock(key)
+    try:
+        with connection.begin():
+            connection.execute(sa.select(drop))
+    except SQLAlchemyError:
+        connection.invalidate()  # no connection with a lock may go back into the pool
+
+
+def _signed(key: str) -> int:
+    return int(key, 16) - 2**63  # PostgreSQL's keys are signed 64-bit numbers
 
 
 def _short(name: str) -> str:
@@ -236,7 +273,7 @@ def _say_away(state: RetryCallState) -> None:
         logger.warning("the database of sweeps does not answer; waiting for it")
 
 
-for _name in (*BaseStorage.__abstractmethods__, *ASKED):
+for _name in ("_connect_and_lock", *BaseStorage.__abstractmethods__, *ASKED):
     if _name not in CREATES:
         setattr(PatientStorage, _name, _patiently(getattr(PatientStorage, _name)))
 
