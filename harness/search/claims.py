@@ -24,10 +24,12 @@ from typing import Any
 
 import optuna
 import psutil
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from harness.errors import StorageError
-from harness.search.storage import BEATS_PER_LEASE, PatientStorage
+from harness.search.patience import PatientStorage
+from harness.search.queries import Standing, Survey
+from harness.search.storage import BEATS_PER_LEASE
 
 logger = logging.getLogger(__name__)
 
@@ -113,14 +115,21 @@ class Claims:
         """
         with self._storage.exclusive(self._study.study_name):
             # Creating a trial may be repeated here: nobody else can have made it meanwhile, and one that was
-            # made without our hearing of it is free.
-            trial_id = self._storage.patiently(lambda: self._free_trial() or self._new_trial(num_trials))
-            return None if trial_id is None else self._claim(trial_id)
+            # made without our hearing of it is ours.
+            return self._storage.patiently(lambda: self._take(num_trials))
+
+    def _take(self, num_trials: int) -> Claim | None:
+        survey = self._survey()
+        abandoned = self._abandoned(survey)
+        trial = next((trial for trial in survey.unfinished if self._is_free(trial, abandoned)), None)
+        if trial is not None:
+            return self._take_over(trial)
+        return self._begin() if survey.num_trials < num_trials else None
 
     def has_more(self, num_trials: int) -> bool:
         """Return whether anything is left to be claimed, now or by somebody's failing."""
-        trials = self._study.get_trials(deepcopy=False)
-        return len(trials) < num_trials or any(not trial.state.is_finished() for trial in trials)
+        survey = self._survey()
+        return survey.num_trials < num_trials or bool(survey.unfinished)
 
     def release(self, claim: Claim) -> None:
         """Let others take the trial: whoever worked on it is known to be gone."""
@@ -135,7 +144,7 @@ class Claims:
 
     def stale(self) -> set[int]:
         """Return the trial ids of which nothing was heard for longer than the lease."""
-        return set(self._storage._get_stale_trial_ids(self._study._study_id))
+        return {trial.trial_id for trial in self._survey().unfinished if trial.is_stale}
 
     def abandoned(self) -> set[int]:
         """Return the stale trials that stay silent while we listen for some beats.
@@ -143,46 +152,43 @@ class Claims:
         The database's clock may have been moved, or the machine been asleep: then all trials are stale, and
         the next beat of those that live tells.
         """
+        return self._abandoned(self._survey())
+
+    def _abandoned(self, survey: Survey) -> set[int]:
         now = time.monotonic()
-        self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in self.stale()}
+        stale = [trial.trial_id for trial in survey.unfinished if trial.is_stale]
+        self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in stale}
         patience = BEATS_LISTENED_FOR * beat_interval(self._storage.lease_seconds)
         return {trial_id for trial_id, since in self._silent_since.items() if now - since > patience}
 
-    def _free_trial(self) -> int | None:
-        abandoned = self.abandoned()
-        states = (TrialState.RUNNING, TrialState.WAITING)
-        for trial in self._study.get_trials(deepcopy=False, states=states):
-            if self._is_free(trial, abandoned):
-                return trial._trial_id
-        return None
+    def _survey(self) -> Survey:
+        return self._storage.get_survey(self._study._study_id, OWNER)
 
-    def _is_free(self, trial: FrozenTrial, abandoned: set[int]) -> bool:
-        text = trial.user_attrs.get(OWNER)
-        if trial.state == TrialState.WAITING or text is None:
+    def _is_free(self, trial: Standing, abandoned: set[int]) -> bool:
+        if trial.state == TrialState.WAITING or trial.attr is None:
             return True
-        owner = Owner.from_json(text)
+        owner = Owner.from_json(trial.attr)
         if owner.is_here and owner.process() is None:
             return True
-        if trial._trial_id not in abandoned:
+        if trial.trial_id not in abandoned:
             return False
         if owner.trains:
             end_process(owner)
         return True
 
-    def _new_trial(self, num_trials: int) -> int | None:
-        if self._storage.get_n_trials(self._study._study_id) >= num_trials:
-            return None
-        return self._storage.create_new_trial(self._study._study_id)
+    def _begin(self) -> Claim:
+        attrs = {ATTEMPT: 1, OWNER: self._me.to_json()}
+        trial = self._storage.create_taken_trial(self._study._study_id, attrs)
+        return Claim(trial.number, trial.trial_id, attempt=1)
 
-    def _claim(self, trial_id: int) -> Claim:
-        trial = self._storage.get_trial(trial_id)
-        attempt = trial.user_attrs.get(ATTEMPT, 0) + 1
-        self._storage.record_heartbeat(trial_id)
-        self._storage.set_trial_user_attr(trial_id, ATTEMPT, attempt)
-        self._storage.set_trial_user_attr(trial_id, OWNER, self._me.to_json())
+    def _take_over(self, trial: Standing) -> Claim:
+        attempt = (self._storage.get_standing(trial.trial_id, ATTEMPT).attr or 0) + 1
+        self._storage.record_heartbeat(trial.trial_id)
+        attrs = {ATTEMPT: attempt, OWNER: self._me.to_json()}
+        self._storage.set_trial_user_attrs(trial.trial_id, attrs)
         if trial.state == TrialState.WAITING:
-            self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-        return Claim(trial.number, trial_id, attempt)
+            self._storage.set_trial_state_values(trial.trial_id, TrialState.RUNNING)
+        return Claim(trial.number, trial.trial_id, attempt)
 
 
 def end_process(owner: Owner) -> None:
@@ -222,8 +228,8 @@ class Lease:
 
     def is_held(self) -> bool:
         """Return whether the trial is still to be worked on, and by us."""
-        trial = self._storage.get_trial(self._trial_id)
-        return trial.state == TrialState.RUNNING and trial.user_attrs.get(ATTEMPT) == self._attempt
+        known = self._storage.get_standing(self._trial_id, ATTEMPT)
+        return known.state == TrialState.RUNNING and known.attr == self._attempt
 
     def check(self) -> None:
         """Leave if the trial is somebody else's by now; to be called before anything is written."""

@@ -8,9 +8,9 @@ import optuna
 from rich.console import Console
 
 from harness.search.home import SweepHome, coordinating
+from harness.search.patience import LockedError
 from harness.search.progress import build_progress, view_of
 from harness.search.signals import StopSignals
-from harness.search.storage import LockedError
 from harness.search.study import read_rows
 
 LOOK_S = 2.0

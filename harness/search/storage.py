@@ -1,45 +1,24 @@
-"""The database of sweeps: where it is, how patient we are with it, and the one lock of a sweep."""
+"""The database of sweeps: where it is, and how it is opened."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
-import sqlalchemy as sa
-from filelock import FileLock, Timeout
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage
+from filelock import FileLock
+from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DatabaseError,
-    DBAPIError,
-    IntegrityError,
-    OperationalError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from harness.errors import ConfigError, StorageError, SweepError
-
-logger = logging.getLogger(__name__)
+from harness.errors import ConfigError, SweepError
+from harness.search.patience import PATIENCE_S, PatientStorage, first_line, is_server, shown
 
 DATABASE = "optuna.db"
 BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
-PATIENCE_S = 120.0  # how long a server may be away before those who need it give up, resumably
 BEATS_PER_LEASE = 6
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # ours, where none is named
-Result = TypeVar("Result")
-CREATES = ("create_new_trial", "create_new_study")  # not repeated: once more might be one too many
 
 
 def storage_url(tracking_dir: str, storage: str | None = None) -> str:
@@ -56,16 +35,6 @@ def storage_url(tracking_dir: str, storage: str | None = None) -> str:
         named = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
         return named.render_as_string(hide_password=False)
     return f"sqlite:///{Path(tracking_dir).expanduser().resolve().as_posix()}/{DATABASE}"
-
-
-def is_server(url: str) -> bool:
-    """Return whether several machines can share the database."""
-    return not url.startswith("sqlite")
-
-
-def shown(url: str) -> str:
-    """Return an address for people, without its password."""
-    return make_url(url).render_as_string(hide_password=True)
 
 
 def database_exists(url: str) -> bool:
@@ -122,7 +91,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     if not is_server(url):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     # One connection a process while it rests: a server has a hundred by default.
-    return {"pool_size": 1, "max_overflow": 4, "pool_pre_ping": True}
+    return {"pool_size": 1, "max_overflow": 4}
 
 
 def _cannot_open(url: str, error: Exception) -> str:
@@ -136,145 +105,3 @@ def quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
-
-
-# ── patience ──────────────────────────────────────────────────────────────────────────────────────
-
-
-class PatientStorage(RDBStorage):
-    """A database whose server may be restarted: what can be repeated without harm is, for a while."""
-
-    patience_s = PATIENCE_S
-
-    @property
-    def lease_seconds(self) -> float:
-        """Return after how long without a heartbeat a trial counts as stale."""
-        return float(self.grace_period or 0)
-
-    def patiently(self, call: Callable[[], Result]) -> Result:
-        """Return what `call` returns, repeating it while the database is away.
-
-        Raises:
-            StorageError: it was away for too long.
-        """
-        retrying = Retrying(
-            retry=retry_if_exception(is_outage),
-            stop=stop_after_delay(self.patience_s),
-            wait=wait_random_exponential(multiplier=0.2, max=5.0),
-            before_sleep=_say_away,
-            reraise=True,
-        )
-        try:
-            return retrying(call)
-        except (StorageInternalError, DBAPIError) as error:
-            what = self._what_is_wrong(error)
-            if what is None:
-                raise
-            cause = first_line(error.__cause__ or error)
-            where = f"the database of sweeps {shown(self.url)}"
-            raise StorageError(f"{where} {what} ({cause}): repeat the command when it is back") from error
-
-    def _what_is_wrong(self, error: Exception) -> str | None:
-        if is_outage(error):
-            return f"has not answered for {self.patience_s:.0f} s"
-        is_damaged = type(_cause(error)) is DatabaseError  # its subclasses are questions that were wrong
-        return "is damaged" if is_damaged else None
-
-    @contextmanager
-    def exclusive(self, name: str, timeout_s: float = PATIENCE_S) -> Iterator[None]:
-        """Hold the lock `name` among everything that uses this database; the system lets go with us.
-
-        Raises:
-            LockedError: another holds it still after the time (0: at once).
-            StorageError: the database does not answer.
-        """
-        if is_server(self.url):
-            with _held_on_server(self.engine, name, timeout_s):
-                yield
-            return
-        lock = FileLock(f"{make_url(self.url).database}.{_short(name)}.lock", timeout=timeout_s)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise LockedError(f"another process holds the lock {name!r}") from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-
-class LockedError(SweepError):
-    """Somebody else holds the lock."""
-
-
-@contextmanager
-def _held_on_server(engine: sa.Engine, name: str, timeout_s: float) -> Iterator[None]:
-    """Hold an advisory lock: it ends with the connection, whatever becomes of us."""
-    take, drop = _lock_statements(engine.dialect.name, name)
-    try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            until = time.monotonic() + timeout_s
-            while not connection.execute(take).scalar():
-                if time.monotonic() >= until:
-                    raise LockedError(f"another process holds the lock {name!r}")
-                time.sleep(0.02)
-            try:
-                yield
-            finally:
-                if not connection.invalidated:
-                    connection.execute(drop)
-    except OperationalError as error:
-        raise StorageError(f"the database of sweeps does not answer: {first_line(error)}") from error
-
-
-def _lock_statements(dialect: str, name: str) -> tuple[sa.Select[Any], sa.Select[Any]]:
-    match dialect:
-        case "postgresql":
-            key = int(_short(name), 16) - 2**63  # a signed 64-bit number
-            return sa.select(sa.func.pg_try_advisory_lock(key)), sa.select(sa.func.pg_advisory_unlock(key))
-        case "mysql" | "mariadb":
-            return sa.select(sa.func.get_lock(_short(name), 0)), sa.select(sa.func.release_lock(_short(name)))
-        case other:
-            raise SweepError(
-                f"sweep.storage: {other} has no lock that we know; use postgresql:// or mysql://"
-            )
-
-
-def _short(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
-
-
-def is_outage(error: BaseException) -> bool:
-    """Return whether the database is away or busy, rather than asked for something wrong."""
-    cause = _cause(error)
-    return isinstance(cause, OperationalError) or (
-        isinstance(cause, DBAPIError) and bool(cause.connection_invalidated)
-    )
-
-
-def _cause(error: BaseException) -> BaseException | None:
-    return error.__cause__ if isinstance(error, StorageInternalError) else error
-
-
-def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method be repeated while the database is away."""
-
-    @wraps(method)
-    def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return self.patiently(lambda: method(self, *args, **kwargs))
-
-    return call
-
-
-def _say_away(state: RetryCallState) -> None:
-    if state.attempt_number == 3:
-        logger.warning("the database of sweeps does not answer; waiting for it")
-
-
-for _name in (*BaseStorage.__abstractmethods__, "record_heartbeat", "_get_stale_trial_ids", "_get_trials"):
-    if _name not in CREATES:
-        setattr(PatientStorage, _name, _patiently(getattr(RDBStorage, _name)))
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.sweep import SweepConfig
 from harness.search.claims import ATTEMPT, OWNER
+from harness.search.patience import PatientStorage
 from harness.search.samplers import build_sampler
-from harness.search.storage import PatientStorage
 
 # User attributes of a trial, each written once by the process that knows it.
 OVERRIDES, MAX_EPOCHS, RUN_ID = "overrides", "max_epochs", "run_id"
@@ -92,6 +92,17 @@ def load_study_for_trial(storage: BaseStorage, name: str, sweep: SweepConfig, nu
     study = TrialStudy(name, storage, sampler=RandomSampler(), pruner=NopPruner())
     study.sampler = build_sampler(sweep, study, number)
     return study
+
+
+def known_trial(trial: optuna.Trial) -> FrozenTrial:
+    """Return a trial as it was found, and let Optuna's cache know it, which is to be given its parameters.
+
+    Reading all trials would do it too, and takes seconds where there are thousands; that is left to samplers
+    and pruners that look at them.
+    """
+    study, known = trial.study, trial._cached_frozen_trial
+    study._storage._add_trials_to_cache(study._study_id, [known])  # type: ignore[attr-defined]
+    return known
 
 
 class TrialStudy(optuna.Study):

@@ -30,6 +30,7 @@ from harness.search.home import (
     open_study,
 )
 from harness.search.messages import build_console, greet, say, show_result
+from harness.search.patience import LockedError
 from harness.search.progress import build_progress, view_of
 from harness.search.record import SweepRecord
 from harness.search.scheduler import Outcome
@@ -38,7 +39,6 @@ from harness.search.signals import StopSignals
 from harness.search.slots import find_slots
 from harness.search.space import check_space, describe_dimension
 from harness.search.standby import FOLLOWING, follow
-from harness.search.storage import LockedError
 from harness.search.study import TrialRow, best_row, read_rows
 
 if TYPE_CHECKING:

@@ -32,9 +32,10 @@ from harness.search.claims import Lease, beat_interval
 from harness.search.fence import fenced
 from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
 from harness.search.outcomes import InfeasibleError, is_lost_worker, is_out_of_memory, judge
+from harness.search.patience import PATIENCE_S, shown
 from harness.search.pruners import build_pruner, report_score, should_prune
 from harness.search.space import suggest, trial_overrides
-from harness.search.storage import PATIENCE_S, database_exists, open_storage, shown
+from harness.search.storage import database_exists, open_storage
 
 if TYPE_CHECKING:
     from harness.tracking import Tracker
@@ -131,8 +132,7 @@ def _run(
     study = studies.load_study_for_trial(storage, spec.sweep_name, plan.sweep, spec.number)
     with lease:
         trial = optuna.trial.Trial(study, spec.trial_id)
-        known = study.get_trials(deepcopy=False)[spec.number]
-        reported = frozenset(known.intermediate_values)
+        reported = frozenset(studies.known_trial(trial).intermediate_values)
         exit_code = _Attempt(spec, plan, study, trial, folder, lease, reported).run(stop_requested, train)
         if exit_code == EXIT_STOPPED:
             lease.let_go()

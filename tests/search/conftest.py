@@ -17,7 +17,8 @@ from rich.console import Console
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.search.executors.local import LocalExecutor
-from harness.search.storage import PatientStorage, open_storage, storage_url
+from harness.search.patience import PatientStorage
+from harness.search.storage import open_storage, storage_url
 from harness.search.study import TrialRow, find_study, read_rows
 from harness.search.sweep import SweepResult, run_sweep
 from harness.tracking.store import open_store
