@@ -25,7 +25,7 @@ class SweepConfig(Frozen):
     direction: Literal["maximize", "minimize"] = "maximize"
     num_trials: PositiveInt = 12  # that ended: complete, pruned or failed, over all calls
     max_minutes: Minutes | None = None  # of one call; then running trials stop early
-    slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time
+    slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time; on a CPU measured, once for a model
     threads_per_trial: PositiveInt | Literal["auto"] = "auto"  # on a CPU: cores ÷ slots
     devices_per_trial: PositiveInt = 1  # GPUs (or, on a CPU, processes) that train one trial together
     checkpoint_gb: Gigabytes | None = None  # 10^9 bytes; beyond it the worst trials' checkpoints are removed

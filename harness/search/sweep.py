@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +39,7 @@ from harness.search.signals import StopSignals
 from harness.search.slots import Slots, find_slots
 from harness.search.space import check_space, describe_dimension
 from harness.search.study import TrialRow, best_row, read_rows
+from harness.search.throughput import is_measured, measured_slots
 from harness.search.trial import TrialSpec
 
 if TYPE_CHECKING:
@@ -103,12 +104,18 @@ def describe_sweep(plan: SweepPlan) -> str:
     sweep, slots = plan.sweep, find_slots(plan.sweep, plan.base)
     lines = [
         f"objective:   {sweep.direction} {sweep.metric} in {sweep.num_trials} trials ({sweep.sampler.kind})",
-        f"slots:       {slots.count} at a time, {slots.threads} CPU threads each",
+        f"slots:       {_describe_slots(plan, slots)}",
         *(f"space:       {path}: {describe_dimension(d)}" for path, d in sweep.space.items()),
     ]
     for arm, config in check_space(plan).items():
         lines += ["", f"── {arm or 'every trial'}", describe_run(config)]
     return "\n".join(lines)
+
+
+def _describe_slots(plan: SweepPlan, slots: Slots) -> str:
+    if is_measured(plan):
+        return "auto: measured at the start"
+    return f"{slots.count} at a time, {slots.threads} CPU threads each"
 
 
 def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
@@ -119,7 +126,9 @@ def _run(home: SweepHome, executor: Executor, console: Console, started: float) 
     disk = _disk_keeper(home, open_store)
     known = existing_study(home)
     disk.check_room([] if known is None else read_rows(known))  # before anything new is written
+    slots = measured_slots(home.plan, slots, announce=lambda line: say(console, line))
     study = open_study(home)
+    study.set_user_attr(record.SLOTS, asdict(slots))
     store = open_store()
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
         scheduler = Scheduler(
