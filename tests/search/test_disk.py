@@ -269,7 +269,7 @@ def test_a_full_disk_stops_a_sweep_before_it_starts(
     with pytest.raises(SweepError, match=r"only 0.25 GB are free .*sweep.min_free_gb=1.*free some space"):
         new_sweep.run()
 
-    assert not (new_sweep.runs / "optuna.db").exists()
+    assert not new_sweep.trial_folder(0).exists()
 
 
 def test_a_disk_that_fills_up_stops_a_sweep_which_goes_on_later(
