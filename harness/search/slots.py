@@ -18,6 +18,7 @@ class Measurement:
     threads: int  # of each
     images_per_second: float  # of all together
     memory: float  # bytes, of each trial's training step
+    cpu_share: float = 1.0  # less, where other processes wanted the cores meanwhile
 
 
 @dataclass(frozen=True)

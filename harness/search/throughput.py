@@ -39,7 +39,8 @@ BUDGET_S = 10.0  # after it no further candidate is measured, once there are two
 MEASURE_S = 1.5  # of steps, per candidate
 READY_S = 60.0  # for a model to be built and to take its first steps
 CLEARLY_WORSE = 0.9  # of the best so far: fewer slots still would be worse again
-AS_GOOD = 0.95  # of the best: fewer trials at a time learn more from each other, and need less memory
+AS_GOOD = 0.95  # of the best; then more slots win, as what is not measured of a trial takes one core
+QUIET = 0.85  # of the cores' time: with less, somebody else was at work, and the next call measures again
 SHAPING = ("model", "finetune", "augment")  # sections that decide what a step costs
 COST = {"linear_probe": 0, "partial": 1, "full": 2}  # how the policies compare
 
@@ -93,12 +94,12 @@ def explore(
 
 
 def choose(measured: Sequence[Measurement], memory: float) -> Measurement | None:
-    """Return the fewest slots of those that are as good as the best and fit into the memory."""
+    """Return the most slots of those that are as good as the best and fit into the memory."""
     fitting = [m for m in measured if m.slots * (m.memory + TRIAL_OVERHEAD) <= memory]
     if not fitting:
         return min(measured, key=lambda m: m.slots, default=None)
     best = max(m.images_per_second for m in fitting)
-    return min((m for m in fitting if m.images_per_second >= AS_GOOD * best), key=lambda m: m.slots)
+    return max((m for m in fitting if m.images_per_second >= AS_GOOD * best), key=lambda m: m.slots)
 
 
 def is_measured(plan: SweepPlan) -> bool:
@@ -173,7 +174,9 @@ def _known_or_measured(
             return known
         announce("measuring how many trials to train at a time (once for this model and machine) …")
         measured = explore(found, lambda candidate: measure_together(practice, candidate))
-        if measured:
+        if any(m.cpu_share < QUIET for m in measured):
+            announce("note: other processes used the cores meanwhile; the next call measures again")
+        elif measured:
             write_json(file, {"facts": facts, "measured": [asdict(m) for m in measured]})
         return measured
 
@@ -209,47 +212,6 @@ def read_measurements(file: Path) -> list[Measurement]:
 # ── the measurement itself ────────────────────────────────────────────────────────────────────────
 
 
-def measure_together(practice: Practice, candidate: Candidate) -> Measurement | None:
-    """Let as many processes train at the same time; None if one of them cannot."""
-    with _processes(practice, candidate) as ends:
-        try:
-            memory = max(_receive(end, READY_S) for end in ends)
-            for end in ends:
-                end.send("go")
-            rates = [_receive(end, READY_S) for end in ends]
-        except (EOFError, OSError):  # it died (out of memory), or took too long
-            return None
-    return Measurement(candidate.slots, candidate.threads, round(sum(rates), 1), memory)
-
-
-def _receive(end: Connection, timeout_s: float) -> float:
-    if not end.poll(timeout_s):
-        raise TimeoutError
-    return float(end.recv())
-
-
-@contextlib.contextmanager
-def _processes(practice: Practice, candidate: Candidate) -> Iterator[list[Connection]]:
-    """Fork processes from the server that trials are forked from, and end them whatever happens."""
-    context = multiprocessing.get_context("forkserver")
-    processes: list[BaseProcess] = []
-    ends: list[Connection] = []
-    try:
-        for _ in range(candidate.slots):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_practise, args=(practice, candidate.threads, theirs))
-            process.start()
-            theirs.close()
-            processes.append(process)
-            ends.append(ours)
-        yield ends
-    finally:
-        for started, end in zip(processes, ends, strict=True):
-            end.close()
-            started.kill()
-            started.join()
-
-
 def _practise(practice: Practice, threads: int, end: Connection) -> None:
     """Say what memory a trial takes, wait for the others, say how fast it was."""
     from harness.training.machine import prepare_process
@@ -263,4 +225,53 @@ def _practise(practice: Practice, threads: int, end: Connection) -> None:
     run = PracticeRun(practice.run, practice.image_size, practice.num_classes)
     end.send(run.memory)
     end.recv()
-    end.send(run.images_per_second(MEASURE_S))
+    end.send(run.time_steps(MEASURE_S))
+
+
+Work = Callable[[Practice, int, Connection], None]
+
+
+def measure_together(practice: Practice, candidate: Candidate, work: Work = _practise) -> Measurement | None:
+    """Let as many processes train at the same time; None if one of them cannot.
+
+    Args:
+        work: what each of them does, and says about it.
+    """
+    with _processes(practice, candidate, work) as ends:
+        try:
+            memory = max(_receive(end) for end in ends)
+            for end in ends:
+                end.send("go")
+            rates, shares = zip(*map(_receive, ends), strict=True)
+        except (EOFError, OSError):  # it died (out of memory), or took too long
+            return None
+    rate, share = round(sum(rates), 1), round(sum(shares) / len(shares), 2)
+    return Measurement(candidate.slots, candidate.threads, rate, memory, share)
+
+
+def _receive(end: Connection) -> Any:
+    if not end.poll(READY_S):
+        raise TimeoutError
+    return end.recv()
+
+
+@contextlib.contextmanager
+def _processes(practice: Practice, candidate: Candidate, work: Work) -> Iterator[list[Connection]]:
+    """Fork processes from the server that trials are forked from, and end them whatever happens."""
+    context = multiprocessing.get_context("forkserver")
+    processes: list[BaseProcess] = []
+    ends: list[Connection] = []
+    try:
+        for _ in range(candidate.slots):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(practice, candidate.threads, theirs))
+            process.start()
+            theirs.close()
+            processes.append(process)
+            ends.append(ours)
+        yield ends
+    finally:
+        for started, end in zip(processes, ends, strict=True):
+            end.close()
+            started.kill()
+            started.join()

@@ -60,16 +60,21 @@ class PracticeRun:
         per_image = max(after - before, 0) / max(self.batch_size - tiny, 1)
         self.memory = after + per_image * (wanted - self.batch_size)  # bytes
 
-    def images_per_second(self, seconds: float) -> float:
-        """Train for so long, and one step at least."""
-        started, num_images = time.perf_counter(), 0
+    def time_steps(self, seconds: float) -> tuple[float, float]:
+        """Train for so long, and one step at least.
+
+        Returns:
+            Images a second, and the share of the time that this thread had a core: all of it, unless other
+            processes want the cores, too.
+        """
+        started, worked, num_images = time.perf_counter(), time.thread_time(), 0
         for index in itertools.count():
             self._step(self.batch_size, index)
             num_images += self.batch_size
             elapsed = time.perf_counter() - started
             if elapsed >= seconds:
                 break
-        return num_images / elapsed
+        return num_images / elapsed, (time.thread_time() - worked) / elapsed
 
     def _step(self, batch_size: int, index: int = 0) -> float:
         started = time.perf_counter()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +123,7 @@ def test_a_slow_machine_compares_two_and_no_more() -> None:
     ("rates", "expected"),
     [
         ({16: 1000, 8: 900, 4: 500}, 16),
-        ({16: 1000, 8: 960, 4: 955, 2: 900}, 4),  # within five per cent the fewest
+        ({16: 955, 8: 960, 4: 1000, 2: 900}, 16),  # within five per cent the most
         ({16: 500, 8: 1000, 4: 700}, 8),
         ({1: 10}, 1),
     ],
@@ -199,6 +202,26 @@ def test_a_damaged_memory_is_made_anew(new_sweep: SmallSweep, four_cores: list[C
         assert len(four_cores) == 3
 
 
+def test_what_was_measured_on_a_busy_machine_is_not_kept(
+    new_sweep: SmallSweep, four_cores: list[Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([0.9, 0.5, 0.9, 0.9, 0.9, 0.9])
+
+    def measure(practice: Practice, candidate: Candidate) -> Measurement:
+        four_cores.append(candidate)
+        return Measurement(candidate.slots, candidate.threads, 100.0, 1e9, cpu_share=next(shares))
+
+    monkeypatch.setattr(throughput, "measure_together", measure)
+    said: list[str] = []
+    plan = plan_of(new_sweep)
+    for _ in range(3):
+        slots = measured_slots(plan, find_slots(plan.sweep, plan.base), said.append)
+
+    assert slots.count == 4
+    assert len(four_cores) == 2 * 3
+    assert sum("other processes used the cores" in line for line in said) == 1
+
+
 @pytest.mark.parametrize(
     "fixed",
     ["sweep.slots=2", "sweep.threads_per_trial=1", "trainer.threads=1", "sweep.num_trials=1",
@@ -259,40 +282,55 @@ def test_a_sweep_says_and_records_what_was_measured(
     assert json.loads((small_sweep.trial_folder(0) / "spec.json").read_text())["threads"] == 2
     client = open_store(TrackingConfig(dir=str(small_sweep.runs))).client
     table = Path(client.download_artifacts(swept.parent_run_id, "slots.csv")).read_text().splitlines()
-    assert table[:2] == ["slots,threads,images_per_second,memory", "2,2,200.0,1000000000.0"]
+    assert table[:2] == ["slots,threads,images_per_second,memory,cpu_share", "2,2,200.0,1000000000.0,1.0"]
 
 
-# ── for real ──────────────────────────────────────────────────────────────────────────────────────
+# ── in processes ──────────────────────────────────────────────────────────────────────────────────
+
+
+def work_evenly(practice: Practice, threads: int, end: Connection) -> None:
+    end.send(1e8 * threads)
+    end.recv()
+    end.send((100.0, 0.9))
+
+
+def die(practice: Practice, threads: int, end: Connection) -> None:
+    end.send(1e8)
+    end.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
-def practice(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Practice]:
-    LocalExecutor(preload=[*fake_training.PRELOAD, "harness.training.practice"]).prepare()
-    monkeypatch.setattr(throughput, "MEASURE_S", 0.05)
-    monkeypatch.setattr(throughput, "READY_S", 600.0)  # another test's fork server may know no Lightning
-
-    def make(**sections: Any) -> Practice:
-        base = {
-            "model": {"kind": "lenet"},
-            "finetune": {"kind": "full"},
-            "data": {"kind": "digits", "batch_size": 32},
-        }
-        return Practice(RunConfig.model_validate({**base, **sections}), (8, 8), 10)
-
-    return make
+def practice() -> Practice:
+    """A LeNet on the digits."""
+    LocalExecutor(preload=[*fake_training.PRELOAD, __name__]).prepare()
+    sections = {"model": {"kind": "lenet"}, "data": {"kind": "digits", "batch_size": 32}}
+    return Practice(RunConfig.model_validate(sections), (32, 32), 10)
 
 
-def test_a_small_network_is_measured(practice: Callable[..., Practice]) -> None:
-    found = measure_together(practice(), Candidate(2, 1))
+def test_what_processes_reach_together_is_added_up(practice: Practice) -> None:
+    found = measure_together(practice, Candidate(3, 2), work_evenly)
+
+    assert found == Measurement(3, 2, images_per_second=300.0, memory=2e8, cpu_share=0.9)
+
+
+def test_a_process_that_dies_is_no_measurement(practice: Practice) -> None:
+    assert measure_together(practice, Candidate(2, 1), die) is None
+
+
+@pytest.mark.slow  # another test's fork server may know no Lightning
+def test_a_small_network_is_measured(practice: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "READY_S", 600.0)
+    found = measure_together(practice, Candidate(2, 1))
 
     assert found is not None
     assert (found.slots, found.threads) == (2, 1)
     assert found.images_per_second > 0
     assert 1e6 < found.memory < 1e9
-
-
-@pytest.mark.slow
-def test_a_run_that_cannot_be_is_no_measurement(practice: Callable[..., Practice]) -> None:
-    impossible = practice(model={"kind": "timm", "name": "there_is_no_such_model"})
-
+    assert 0 < found.cpu_share <= 1.1
+    impossible = replace(practice, run=_no_model(practice.run))
     assert measure_together(impossible, Candidate(1, 1)) is None
+
+
+def _no_model(run: RunConfig) -> RunConfig:
+    return RunConfig.model_validate({**run.to_dict(), "model": {"kind": "timm", "name": "no_such_model"}})

@@ -34,10 +34,11 @@ def run_of(batch_size: int = 40, **sections: Any) -> PracticeRun:
 def test_it_trains_what_the_run_would_train(sections: dict[str, Any]) -> None:
     run = run_of(8, **sections)
     before = {name: p.detach().clone() for name, p in run._module.named_parameters()}
-    rate = run.images_per_second(0.0)
+    rate, share = run.time_steps(0.0)
 
     changed = {n for n, p in run._module.named_parameters() if not torch.equal(p, before[n])}
     assert rate > 0
+    assert 0 < share <= 1.1
     assert changed
     assert changed <= {n for n, p in run._module.named_parameters() if p.requires_grad}
     assert run.batch_size == 8
