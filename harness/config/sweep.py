@@ -35,7 +35,7 @@ class SweepConfig(Frozen):
     max_minutes: Minutes | None = None  # of one call; then running trials stop early
     target: float | None = None  # of the metric: no new trials once a complete one has reached it
     patience_trials: PositiveInt | None = None  # no new trials once so many have ended without a better one
-    slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time
+    slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time; on a CPU measured, once for a model
     threads_per_trial: PositiveInt | Literal["auto"] = "auto"  # on a CPU: cores ÷ slots
     devices_per_trial: PositiveInt = 1  # GPUs (or, on a CPU, processes) that train one trial together
     checkpoint_gb: Gigabytes | None = None  # 10^9 bytes; beyond it the worst trials' checkpoints are removed

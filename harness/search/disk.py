@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 GB = 1e9  # bytes
 BEST, NOTE = "best.ckpt", "checkpoint-removed.txt"  # in a trial's folder
-ANSWERED = ("complete", "pruned", "infeasible")  # a failed trial's state may show why it failed
 
 
 def spare_checkpoints(
@@ -106,7 +105,7 @@ class DiskKeeper:
     def _settle(self, row: TrialRow) -> int:
         """Remove an ended trial's resume state; return the bytes of what stays."""
         folder = self.folder_of(row.number)
-        if row.state in ANSWERED:
+        if row.state != "failed":  # what that would have gone on from may show why it failed
             _remove(file for file in checkpoint_files(folder) if not _is_best(file))
         return self._size(folder)
 
@@ -149,8 +148,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def _is_best(file: Path) -> bool:
-    """Whether a file is the best epoch's checkpoint, or its checksum."""
-    return file.name == BEST or file.name.startswith(f"{BEST}.sha256")
+    return file.name == BEST
 
 
 def _bytes(file: Path) -> int:

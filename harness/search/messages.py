@@ -13,6 +13,7 @@ from harness.search.progress import format_score
 from harness.search.slots import Slots
 from harness.search.stopping import reason_to_stop
 from harness.search.study import TrialRow
+from harness.search.throughput import describe as describe_slots
 
 if TYPE_CHECKING:
     from harness.search.sweep import SweepResult
@@ -40,6 +41,8 @@ def greet(console: Console, home: SweepHome, rows: Sequence[TrialRow], slots: Sl
     where = f"{slots.num_gpus} GPU(s)" if slots.num_gpus else f"{slots.threads} CPU thread(s) each"
     num_trials = home.plan.sweep.num_trials
     say(console, f"sweep {home.name}: {num_trials} trials, {slots.count} at a time on {where}{before}")
+    if slots.measured:
+        say(console, describe_slots(slots))
     if slots.warning:
         say(console, f"note: {slots.warning}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from harness.tracking.tracker import RunStatus
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
 IDENTITY = "identity"  # tells a sweep from another one of its name, whose database is gone
 PLAN = "plan"  # see plan_facts
+SLOTS = "slots"  # trials at a time and their threads, and what was measured to choose them
 SWEEP_FILE = "sweep.json"
 
 
@@ -49,6 +50,8 @@ class SweepRecord:
         values = {"sweep": sweep, **self.plan.base.to_dict()}
         self.tracker.log_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "sweep.yaml")
         self.tracker.log_params(self.plan.base.to_dict())
+        if measured := self.study.user_attrs.get(SLOTS, {}).get("measured"):
+            self.tracker.log_text(_as_csv(measured), "slots.csv")
         self._write_file("running", None)
 
     def follow(self, rows: Sequence[TrialRow]) -> None:
@@ -93,6 +96,7 @@ class SweepRecord:
             "num_trials": self.plan.sweep.num_trials,
             "best": None if best is None else _best_facts(best),
             "test": known.get(TEST),
+            "slots": known.get(SLOTS),
             "question": known.get(QUESTION),
         }
         write_json(self.directory / SWEEP_FILE, content)
@@ -113,6 +117,11 @@ def _best_facts(best: TrialRow) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "params": best.params,
     }
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [list(rows[0]), *(row.values() for row in rows)]
+    return "".join(",".join(map(str, line)) + "\n" for line in lines)
 
 
 def closing_state(rows: Sequence[TrialRow], best: TrialRow | None) -> list[int]:

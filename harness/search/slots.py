@@ -11,6 +11,17 @@ MAX_AUTO_SLOTS = 4  # on a CPU: beyond it, trials wait for memory rather than fo
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """What so many trials at a time reached in all."""
+
+    slots: int
+    threads: int  # of each
+    images_per_second: float  # of all together
+    memory: float  # bytes, of each trial's training step
+    cpu_share: float = 1.0  # less, where other processes wanted the cores meanwhile
+
+
+@dataclass(frozen=True)
 class Slots:
     """The places of a sweep on one machine."""
 
@@ -18,6 +29,7 @@ class Slots:
     threads: int  # CPU threads of each trial
     num_gpus: int  # 0: not pinned
     warning: str | None = None
+    measured: tuple[Measurement, ...] = ()  # what this choice was made from, if it was measured
 
     def device_index(self, slot: int) -> int | None:
         """Return the GPU of a slot."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import optuna
@@ -40,6 +40,7 @@ from harness.search.slots import find_slots
 from harness.search.space import check_space, describe_dimension
 from harness.search.standby import FOLLOWING, follow
 from harness.search.study import TrialRow, best_row, read_rows
+from harness.search.throughput import is_measured, measured_slots
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -117,6 +118,8 @@ def _describe_slots(plan: SweepPlan) -> str:
         return (
             f"{plan.sweep.slots} at a time on {plan.sweep.executor.kind} (auto: as many as the cluster holds)"
         )
+    if is_measured(plan):
+        return "auto: measured at the start"
     slots = find_slots(plan.sweep, plan.base)
     return f"{slots.count} at a time, {slots.threads} CPU threads each"
 
@@ -140,8 +143,10 @@ def _take_turn(home: SweepHome, executor: Executor, console: Console, started: f
 
 def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
     sweep = home.plan.sweep
-    slots = executor.prepare(home.plan)
+    by_rule = executor.prepare(home.plan)
+    slots = measured_slots(home.plan, by_rule, announce=lambda line: say(console, line))
     study = open_study(home)
+    study.set_user_attr(record.SLOTS, asdict(slots))
     store = _open_store(home)
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
         scheduler = build_scheduler(home, study, store, executor, slots, started)

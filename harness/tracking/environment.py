@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import platform
 import shlex
@@ -31,6 +32,7 @@ PACKAGES = (
     "pillow",
     "onnxruntime",
 )
+CGROUP = Path("/sys/fs/cgroup")
 GIT_TIMEOUT_S = 10.0
 MAX_PATCH_LENGTH = 2_000_000  # characters
 
@@ -173,6 +175,22 @@ def available_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         return os.cpu_count() or 1
+
+
+def available_memory() -> float:
+    """Return the bytes that this process and its children may still take (a container's limit counts)."""
+    return min(float(psutil.virtual_memory().available), _container_memory())
+
+
+def _container_memory() -> float:
+    """Return what is left of a control group's limit; page cache can be given up and does not count."""
+    try:
+        limit = (CGROUP / "memory.max").read_text(encoding="utf-8").strip()
+        stat = (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines()
+        used = next(line.split()[1] for line in stat if line.startswith("anon "))
+        return math.inf if limit == "max" else float(limit) - float(used)
+    except (OSError, ValueError, StopIteration):  # no container, or not Linux
+        return math.inf
 
 
 def _user() -> str | None:

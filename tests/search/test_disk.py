@@ -18,13 +18,14 @@ from harness.errors import SweepError, TrackingError
 from harness.search import disk
 from harness.search.disk import DiskKeeper, spare_checkpoints, was_removed
 from harness.search.leaderboard import leaderboard_csv, ranked
-from harness.search.study import TrialRow
+from harness.search.study import ENDED, TrialRow
 from harness.tracking.runs import find_checkpoint
 from tests.search.conftest import SmallSweep
 
-STATES = ("waiting", "running", "complete", "pruned", "infeasible", "failed")
+STATES = ("waiting", "running", *ENDED)
+UNSCORED = ENDED[2]  # it has an answer, but no score
 SPACE = {"seed": {"type": "int", "low": 0, "high": 9}}
-RESUME_STATE = ("last.ckpt", "last.ckpt.previous", "last.ckpt.damaged", ".last.ckpt.7.partial")
+RESUME_STATE = ("last.ckpt", "last.previous.ckpt", "best.previous.ckpt", ".last.ckpt.7.partial")
 
 
 def row(number: int, state: Any = "complete", score: float | None = None, **known: Any) -> TrialRow:
@@ -61,13 +62,13 @@ def test_the_worst_go_first_and_no_more_than_must(limit: float, keep: int, expec
 
 
 def test_what_has_no_score_goes_before_what_has_one() -> None:
-    rows = [row(0, "failed"), row(1, "pruned", 0.9), row(2, "complete", 0.1), row(3, "infeasible")]
+    rows = [row(0, "failed"), row(1, "pruned", 0.9), row(2, "complete", 0.1), row(3, UNSCORED)]
 
     assert spare_checkpoints(best_first(rows), dict.fromkeys(range(4), 10), 0, 1) == [0, 3, 1]
 
 
 def test_a_failure_takes_no_place_among_the_best() -> None:
-    rows = [row(0, "complete", 0.1), row(1, "failed"), row(2, "infeasible", 0.9)]
+    rows = [row(0, "complete", 0.1), row(1, "failed"), row(2, UNSCORED, 0.9)]
 
     assert spare_checkpoints(best_first(rows), dict.fromkeys(range(3), 10), 0, 2) == [1, 2]
 
@@ -133,17 +134,17 @@ class Keeper(DiskKeeper):
 def write_trial(root: Path, number: int, size: int = 1000) -> None:
     folder = root / f"trial-{number:04d}"
     folder.mkdir()
-    for name in ("best.ckpt", "best.ckpt.sha256", *RESUME_STATE):
+    for name in ("best.ckpt", *RESUME_STATE):
         (folder / name).write_bytes(b"x" * (size if name == "best.ckpt" else 10))
     for name in ("spec.json", "trial.log", "lock"):
         (folder / name).touch()
 
 
 ALWAYS = {"spec.json", "trial.log", "lock"}
-WHOLE = {"best.ckpt", "best.ckpt.sha256"}
+WHOLE = {"best.ckpt"}
 
 
-@pytest.mark.parametrize("state", ["complete", "pruned", "infeasible"])
+@pytest.mark.parametrize("state", ["complete", "pruned", UNSCORED])
 def test_what_a_trial_would_resume_from_goes_when_it_has_an_answer(tmp_path: Path, state: str) -> None:
     write_trial(tmp_path, 0)
     keeper = Keeper(tmp_path)
@@ -173,7 +174,7 @@ def test_checkpoints_go_as_results_come_in(tmp_path: Path) -> None:
     assert keeper.forgotten == [0]
     keeper.tick([row(0, score=0.5), row(1, score=0.9), row(2, "failed"), row(3, "pruned", 0.7)])
 
-    assert keeper.forgotten == [0, 2]  # then 2,040 bytes are left
+    assert keeper.forgotten == [0, 2]  # then 2,000 bytes are left
     assert keeper.files(0) == keeper.files(2) == ALWAYS | {disk.NOTE}
     assert keeper.files(1) == keeper.files(3) == ALWAYS | WHOLE
     assert was_removed(tmp_path / "trial-0000" / "best.ckpt")
@@ -268,7 +269,7 @@ def test_a_full_disk_stops_a_sweep_before_it_starts(
     with pytest.raises(SweepError, match=r"only 0.25 GB are free .*sweep.min_free_gb=1.*free some space"):
         new_sweep.run()
 
-    assert not (new_sweep.runs / "optuna.db").exists()
+    assert not new_sweep.trial_folder(0).exists()
 
 
 def test_a_disk_that_fills_up_stops_a_sweep_which_goes_on_later(

@@ -94,3 +94,20 @@ def test_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "patch" not in content["checkout"]
     everything = str(tracker.tags) + str(content)
     assert platform.node() == "" or platform.node() not in everything
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("3000000", 3_000_000 - 1_000_000), ("max", None), ("nonsense", None)]
+)
+def test_a_containers_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int | None
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.stat").write_text("file 5\nanon 1000000\n")
+    monkeypatch.setattr(environment, "CGROUP", tmp_path / "absent")
+    machine = environment.available_memory()
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    found = environment.available_memory()
+
+    assert machine > 3e6
+    assert found == expected if expected else found > 3e6
