@@ -102,8 +102,9 @@ class Claims:
     def __init__(self, study: optuna.Study, storage: PatientStorage) -> None:
         self._study = study
         self._storage = storage
-        self._me = Owner.current()
-        self._silent_since: dict[int, float] = {}  # trial id -> on the clock of `time.monotonic`
+        self.me = Owner.current().to_json()
+        self._now = time.monotonic
+        self._silent_since: dict[int, float] = {}  # trial id -> by that clock
 
     def take(self, num_trials: int) -> Claim | None:
         """Return a trial that nobody works on: an interrupted or enqueued one first, then a new one.
@@ -143,7 +144,7 @@ class Claims:
         The database's clock may have been moved, or the machine been asleep: then all trials are stale, and
         the next beat of those that live tells.
         """
-        now = time.monotonic()
+        now = self._now()
         self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in self.stale()}
         patience = BEATS_LISTENED_FOR * beat_interval(self._storage.lease_seconds)
         return {trial_id for trial_id, since in self._silent_since.items() if now - since > patience}
@@ -179,7 +180,7 @@ class Claims:
         attempt = trial.user_attrs.get(ATTEMPT, 0) + 1
         self._storage.record_heartbeat(trial_id)
         self._storage.set_trial_user_attr(trial_id, ATTEMPT, attempt)
-        self._storage.set_trial_user_attr(trial_id, OWNER, self._me.to_json())
+        self._storage.set_trial_user_attr(trial_id, OWNER, self.me)
         if trial.state == TrialState.WAITING:
             self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
         return Claim(trial.number, trial_id, attempt)

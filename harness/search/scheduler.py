@@ -21,6 +21,7 @@ from harness.search.signals import StopSignals
 from harness.search.study import TrialRow, read_rows
 from harness.search.trial import EXIT_AWAY, EXIT_STOPPED
 
+START_S = 300.0  # for a trial's process to come to its work: until then, nothing is heard of it
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
 
 Outcome = Literal["complete", "interrupted", "out_of_time"]
@@ -65,6 +66,7 @@ class Scheduler:
     stop_requested: Callable[[], bool] = lambda: False
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
+    _unbegun: set[int] = field(default_factory=set)  # numbers of trials whose process has not come so far
     _away: list[int] = field(default_factory=list)  # numbers of trials that found a database away, in a row
     _stopping: Outcome | Literal["failing", "away"] | None = None
 
@@ -96,6 +98,7 @@ class Scheduler:
             if self._stopping is None:
                 self._fill()
             rows = read_rows(self.study)
+            self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
             on_tick(rows)
             if not self._placed and (self._stopping or not self.claims.has_more(self.sweep.num_trials)):
                 return
@@ -207,6 +210,8 @@ class Scheduler:
         for placed in self._placed.values():
             if placed.placement.is_pending:
                 placed.started = now
+                self.claims.renew(placed.claim)
+            elif placed.claim.number in self._unbegun and now - placed.started < START_S:
                 self.claims.renew(placed.claim)
             elif placed.claim.trial_id in abandoned:
                 placed.placement.kill()
