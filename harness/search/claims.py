@@ -104,8 +104,9 @@ class Claims:
     def __init__(self, study: optuna.Study, storage: PatientStorage) -> None:
         self._study = study
         self._storage = storage
-        self._me = Owner.current()
-        self._silent_since: dict[int, float] = {}  # trial id -> on the clock of `time.monotonic`
+        self.me = Owner.current().to_json()
+        self._now = time.monotonic
+        self._silent_since: dict[int, float] = {}  # trial id -> by that clock
 
     def take(self, num_trials: int) -> Claim | None:
         """Return a trial that nobody works on: an interrupted or enqueued one first, then a new one.
@@ -155,7 +156,7 @@ class Claims:
         return self._abandoned(self._survey())
 
     def _abandoned(self, survey: Survey) -> set[int]:
-        now = time.monotonic()
+        now = self._now()
         stale = [trial.trial_id for trial in survey.unfinished if trial.is_stale]
         self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in stale}
         patience = BEATS_LISTENED_FOR * beat_interval(self._storage.lease_seconds)
@@ -177,14 +178,14 @@ class Claims:
         return True
 
     def _begin(self) -> Claim:
-        attrs = {ATTEMPT: 1, OWNER: self._me.to_json()}
+        attrs = {ATTEMPT: 1, OWNER: self.me}
         trial = self._storage.create_taken_trial(self._study._study_id, attrs)
         return Claim(trial.number, trial.trial_id, attempt=1)
 
     def _take_over(self, trial: Standing) -> Claim:
         attempt = (self._storage.get_standing(trial.trial_id, ATTEMPT).attr or 0) + 1
         self._storage.record_heartbeat(trial.trial_id)
-        attrs = {ATTEMPT: attempt, OWNER: self._me.to_json()}
+        attrs = {ATTEMPT: attempt, OWNER: self.me}
         self._storage.set_trial_user_attrs(trial.trial_id, attrs)
         if trial.state == TrialState.WAITING:
             self._storage.set_trial_state_values(trial.trial_id, TrialState.RUNNING)

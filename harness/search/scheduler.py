@@ -22,6 +22,7 @@ from harness.search.stopping import reason_to_stop
 from harness.search.study import TrialRow, read_rows
 from harness.search.trial import EXIT_AWAY, EXIT_STOPPED
 
+START_S = 300.0  # for a trial's process to come to its work: until then, nothing is heard of it
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
 
 Outcome = Literal["complete", "interrupted", "out_of_time", "out_of_space"]
@@ -68,6 +69,7 @@ class Scheduler:
     stop_requested: Callable[[], bool] = lambda: False
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
+    _unbegun: set[int] = field(default_factory=set)  # numbers of trials whose process has not come so far
     _away: list[int] = field(default_factory=list)  # trials that could not go on, in a row
     _stopping: Outcome | None = None
     _is_answered: bool = False  # before the budget is spent
@@ -95,6 +97,7 @@ class Scheduler:
                 self._kill_all()
             self._settle_ended()
             rows = read_rows(self.study)
+            self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
             self._stop_if_asked(signals, rows)
             self._end_overdue()
             if not self._is_ending:
@@ -212,6 +215,8 @@ class Scheduler:
         for placed in self._placed.values():
             if placed.placement.is_pending:
                 placed.started = now
+                self.claims.renew(placed.claim)
+            elif placed.claim.number in self._unbegun and now - placed.started < START_S:
                 self.claims.renew(placed.claim)
             elif placed.claim.trial_id in abandoned:
                 placed.placement.kill()

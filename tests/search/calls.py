@@ -21,7 +21,6 @@ from typing import Any
 
 import psutil
 
-from harness.search import storage
 from harness.search.executors.local import PRELOADED, RunTrial
 from tests.search import coordinator
 from tests.search.conftest import SmallSweep
@@ -48,7 +47,7 @@ class Call:
 
     @property
     def output(self) -> str:
-        return self.log.read_text()
+        return self.log.read_text() if self.log.is_file() else ""
 
     def trials(self) -> list[int]:
         """Return the processes of trials, an earlier call's that still live included."""
@@ -83,15 +82,10 @@ class Calls:
     calls: list[Call] = field(default_factory=list)
     _pids: set[int] = field(default_factory=set)
 
-    def start(self, *overrides: str, **patches: Any) -> Call:
-        """Start a call.
-
-        Args:
-            patches: attributes of `harness.search.storage` or of its PatientStorage, for this call only.
-        """
+    def start(self, *overrides: str) -> Call:
         log = self.sweep.runs.parent / f"call-{len(self.calls)}.log"
         words = [str(self.sweep.configs), *self.sweep.overrides(*overrides)]
-        process = CONTEXT.Process(target=_coordinate, args=(log, words, self.run, patches))
+        process = CONTEXT.Process(target=_coordinate, args=(log, words, self.run))
         process.start()
         self._pids.add(process.pid)  # type: ignore[arg-type]
         self.calls.append(Call(process, log, self._pids))
@@ -116,15 +110,13 @@ def calls_of(sweep: SmallSweep, run: RunTrial = run_trial) -> Iterator[Calls]:
                 call.kill_all()
 
 
-def _coordinate(log: Path, words: list[str], run: RunTrial, patches: dict[str, Any]) -> None:
+def _coordinate(log: Path, words: list[str], run: RunTrial) -> None:
     os.setsid()
     with log.open("ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     # Its trials are forked from the server that it comes from itself; its own would start for seconds.
     forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
-    for name, value in patches.items():
-        setattr(storage.PatientStorage if hasattr(storage.PatientStorage, name) else storage, name, value)
     raise SystemExit(coordinator.main(*words, run=run))
 
 

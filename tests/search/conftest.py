@@ -23,6 +23,7 @@ from harness.search.study import TrialRow, find_study, read_rows
 from harness.search.sweep import SweepResult, run_sweep
 from harness.tracking.store import open_store
 from tests.search import fake_training
+from tests.search.behaviour import account
 
 SMALL = """# @package _global_
 defaults:
@@ -76,7 +77,7 @@ class SmallSweep:
         (self.runs / "behaviour.json").write_text(json.dumps(behaviour))
 
     def account(self, number: int) -> list[str]:
-        return fake_training.account(self.trial_folder(number))
+        return account(self.trial_folder(number))
 
     def trial_folder(self, number: int) -> Path:
         return self.runs / "sweeps" / self.name / f"trial-{number:04d}"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
+
+import optuna
 
 from harness.config.compose import compose_sweep
 from harness.config.executor import (
@@ -13,10 +17,12 @@ from harness.config.executor import (
     SlurmExecutorConfig,
 )
 from harness.errors import HarnessError
+from harness.logs import show_messages
 from harness.search import scheduler, standby
 from harness.search.executors import Executor
 from harness.search.executors.local import LocalExecutor, RunTrial
 from harness.search.sweep import run_sweep
+from tests.search.behaviour import Behaviour
 from tests.search.fake_training import PRELOAD, run_trial
 
 LOOK_S = 0.3  # of waiting loops: tests wait for others more often than people do
@@ -25,8 +31,13 @@ LOOK_S = 0.3  # of waiting loops: tests wait for others more often than people d
 def main(config_dir: str, *overrides: str, run: RunTrial = run_trial) -> int:
     """Do what `harness sweep` does, with its exit codes."""
     scheduler.POLL_S = standby.LOOK_S = LOOK_S
-    plan = compose_sweep(overrides, Path(config_dir))
+    show_messages()
     try:
+        plan = compose_sweep(overrides, Path(config_dir))
+        behaviour = Behaviour.of(Path(plan.base.tracking.dir))
+        behaviour.apply()
+        if behaviour.die_noting is not None:
+            _die_noting(behaviour.die_noting)
         return run_sweep(plan, executor=build_fake_executor(plan.sweep.executor, run)).exit_code
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,6 +57,17 @@ def build_fake_executor(config: ExecutorConfig, run: RunTrial = run_trial) -> Ex
             from harness.search.executors.slurm import SlurmExecutor
 
             return SlurmExecutor(config, module="tests.search.fake_training")
+
+
+def _die_noting(fatal: str) -> None:
+    note = optuna.Study.set_user_attr
+
+    def set_user_attr(study: optuna.Study, key: str, value: object) -> None:
+        if key == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        note(study, key, value)
+
+    optuna.Study.set_user_attr = set_user_attr  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
 """Stands in for training in a trial's own process: fast, resumable, and misbehaving on request.
 
 It does what `harness.training.train` does, in the same order: an epoch is recorded, then reported, then
-checkpointed. A file `behaviour.json` in the folder of runs says how, as processes of a fork server share no
-environment with a test: see :class:`Behaviour`.
+checkpointed.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.config.schema import RunConfig
 from harness.errors import DataError, DivergedError
 from harness.search import trial
+from harness.search.study import RUN_ID
 from harness.tracking import Tracker
 from harness.training.result import EpochReport, RunResult
+from tests.search.behaviour import Behaviour, account, note
 
 GIVEN_DEVICE = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the harness clears it where there is no card
 
@@ -36,28 +35,23 @@ PRELOAD = [  # for a fork server of trials that train nothing: neither Lightning
 ]
 
 
-@dataclass(frozen=True)
-class Behaviour:
-    """How trials behave; keys are trial numbers as JSON has them."""
-
-    pace: float = 0.01  # seconds of each epoch
-    slow: list[int] = field(default_factory=list)  # these take a minute for their second epoch
-    hang: list[int] = field(default_factory=list)  # these do so too, and hear no request to stop
-    die: dict[str, int] = field(default_factory=dict)  # how often each dies in its first epoch
-    lose_worker: dict[str, int] = field(default_factory=dict)  # how often each loses a process of its data's
-    memory: float = math.inf  # the batch size from which on it runs out
-    fail: list[int] = field(default_factory=list)
-    diverge: list[int] = field(default_factory=list)
-    bug: list[int] = field(default_factory=list)
-    scores: dict[str, float] = field(default_factory=dict)
-    # A trial's first process sends itself a signal at a moment: start, epoch (in the second), report (before
-    # the second's checkpoint), checkpoint (while that is written), end (before the study is told).
-    faults: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-
 def run_trial(spec_path: str) -> int:
     """Run a spec as `harness.search.trial.run` does, with the fake training."""
+    folder = Path(spec_path).parent
+    behaviour = Behaviour.of(folder.parents[2])
+    behaviour.apply()
+    if behaviour.fault_of(folder)[0] == "opened" and not account(folder):
+        _die_before_noting_the_run(folder)
     return trial.run(spec_path, train=fake_train)
+
+
+def _die_before_noting_the_run(folder: Path) -> None:
+    def die(attempt: object, key: str, value: object) -> None:
+        if key == RUN_ID:
+            note(folder, "opened")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trial._Attempt._note = die  # type: ignore[method-assign]
 
 
 def fake_train(
@@ -76,23 +70,11 @@ def fake_train(
         raise
 
 
-def note(folder: Path, line: str) -> None:
-    """Keep an account of what happened to a trial, over all its processes."""
-    with (folder / "account.txt").open("a") as file:
-        file.write(line + "\n")
-
-
-def account(folder: Path) -> list[str]:
-    path = folder / "account.txt"
-    return path.read_text().splitlines() if path.is_file() else []
-
-
 class _Run:
     def __init__(self, config: RunConfig, tracker: Tracker, folder: Path) -> None:
         self.config, self.tracker, self.folder = config, tracker, folder
         self.number = int(folder.name.rpartition("-")[2])
-        behaviour = Path(config.tracking.dir) / "behaviour.json"
-        self.behaviour = Behaviour(**json.loads(behaviour.read_text()) if behaviour.is_file() else {})
+        self.behaviour = Behaviour.of(Path(config.tracking.dir))
         note(folder, f"start {os.getpid()}")
         (folder / "device.txt").write_text(GIVEN_DEVICE)
         self.num_starts = sum(line.startswith("start") for line in account(folder))
@@ -145,7 +127,7 @@ class _Run:
         return best * (1 - 0.1 / (epoch + 1))
 
     def _fault(self, moment: str) -> None:
-        when, number = self.behaviour.faults.get(str(self.number), ("never", 0))
+        when, number = self.behaviour.fault_of(self.folder)
         if moment == when and self.num_starts == 1:
             os.kill(os.getpid(), number)
 

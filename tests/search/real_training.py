@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from harness.config.schema import RunConfig
 from harness.search import trial
 from harness.training.result import EpochReport, RunResult
-from tests.search.fake_training import Behaviour, account, note
+from tests.search.behaviour import Behaviour, account, note
 
 
 def run_real_trial(spec_path: str) -> int:
@@ -50,13 +48,10 @@ def _train(
 
 class _Watch:
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        behaviour = Path(config.tracking.dir) / "behaviour.json"
-        faults = Behaviour(**json.loads(behaviour.read_text()) if behaviour.is_file() else {}).faults
+        fault = Behaviour.of(Path(config.tracking.dir)).fault_of(folder)
         note(folder, f"start {os.getpid()}")
         is_first = sum(line.startswith("start") for line in account(folder)) == 1
-        self.moment, self.signal = (
-            faults.get(str(int(folder.name[-4:])), ("never", 0)) if is_first else ("", 0)
-        )
+        self.moment, self.signal = fault if is_first else ("never", 0)
         self.folder, self.epochs_reported = folder, 0
 
     def report(self) -> None:
@@ -69,4 +64,4 @@ class _Watch:
 
     def fault(self, moment: str) -> None:
         if moment == self.moment:
-            os.kill(os.getpid(), self.signal or signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)

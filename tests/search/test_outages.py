@@ -1,0 +1,130 @@
+"""The database of sweeps, or the run store, is away for a while or for good while a sweep runs."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.search.calls import Call, calls_of, check_promises, wait_for
+from tests.search.conftest import SmallSweep
+
+AWAY = "database of sweeps does not answer"
+
+
+def wait_for_epoch(sweep: SmallSweep, number: int, call: Call) -> None:
+    wait_for(lambda: "epoch 0" in sweep.account(number), call)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """Hold a file as a backup or a virus scanner would."""
+    with closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@contextmanager
+def moved_away(database: Path) -> Iterator[None]:
+    """Take a file away and leave in its place what cannot be opened, as a lost mount does."""
+    aside = database.with_name(f"{database.name}.aside")
+    database.rename(aside)
+    database.mkdir()
+    yield
+    database.rmdir()
+    aside.rename(database)
+
+
+@contextmanager
+def damaged(database: Path) -> Iterator[None]:
+    """Let a file be something else."""
+    aside = database.with_name(f"{database.name}.aside")
+    database.rename(aside)
+    database.write_text("not a database at all, " * 100)
+    yield
+    aside.rename(database)
+
+
+def test_a_database_that_is_locked_for_a_while_is_waited_for(small_sweep: SmallSweep) -> None:
+    small_sweep.behave(pace=1.0, busy_s=0.1)
+    with calls_of(small_sweep) as calls:
+        call = calls.start("sweep.num_trials=2")
+        wait_for_epoch(small_sweep, 0, call)
+        with locked(small_sweep.runs / "optuna.db"):
+            log = small_sweep.trial_folder(0) / "trial.log"
+            wait_for(lambda: AWAY in call.output and AWAY in log.read_text(), call)
+        assert call.wait() == 0, call.output
+
+    assert [row.deaths for row in small_sweep.rows()] == [0, 0]
+    check_promises(small_sweep, 2)
+
+
+@pytest.mark.parametrize(
+    ("away", "message"),
+    [(locked, "has not answered for 1 s"), (moved_away, "has not answered for 1 s"), (damaged, "optuna.db")],
+)
+def test_a_database_that_stays_away_ends_the_call_in_one_line(
+    small_sweep: SmallSweep, away: Callable[[Path], object], message: str
+) -> None:
+    small_sweep.behave(pace=1.0, busy_s=0.1, patience_s=1.0)
+    with calls_of(small_sweep) as calls:
+        call = calls.start("sweep.num_trials=2")
+        wait_for_epoch(small_sweep, 0, call)
+        with away(small_sweep.runs / "optuna.db"):  # type: ignore[attr-defined]
+            assert call.wait() == 2, call.output
+            assert call.trials() == []  # nobody works on what nobody could see the end of
+        last = call.output.splitlines()[-1]
+        small_sweep.behave()
+        calls.finish("sweep.num_trials=2")
+
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in call.output
+    check_promises(small_sweep, 2)
+
+
+def spooled(sweep: SmallSweep) -> list[Path]:
+    return list((sweep.runs / "spool").glob("*.jsonl"))
+
+
+def num_points(sweep: SmallSweep) -> int:
+    with closing(sqlite3.connect(sweep.runs / "mlflow.db")) as database:
+        query = "SELECT COUNT(*) FROM metrics WHERE key = 'val/accuracy'"
+        return int(database.execute(query).fetchone()[0])
+
+
+def test_a_run_store_that_is_away_for_a_while_costs_nothing(small_sweep: SmallSweep) -> None:
+    small_sweep.behave(pace=0.5)
+    with calls_of(small_sweep) as calls:
+        call = calls.start("sweep.num_trials=3")
+        wait_for_epoch(small_sweep, 0, call)
+        with moved_away(small_sweep.runs / "mlflow.db"):
+            wait_for(lambda: small_sweep.rows()[0].has_ended, call)  # it ends all the same
+            wait_for(lambda: small_sweep.rows()[-1].number == 1 and call.trials(), call)  # the next one waits
+            assert spooled(small_sweep)
+        assert call.wait() == 0, call.output
+
+    assert [row.deaths for row in small_sweep.rows()] == [0, 0, 0]
+    assert spooled(small_sweep) == []
+    assert num_points(small_sweep) == 3 * 2
+    check_promises(small_sweep, 3)
+
+
+def test_a_run_store_that_stays_away_ends_the_call_and_fails_no_trial(small_sweep: SmallSweep) -> None:
+    small_sweep.behave(pace=0.5, patience_s=1.0)
+    with calls_of(small_sweep) as calls:
+        call = calls.start("sweep.num_trials=2", "sweep.max_retries=1")
+        wait_for_epoch(small_sweep, 0, call)
+        with moved_away(small_sweep.runs / "mlflow.db"):
+            assert call.wait() == 2, call.output
+            assert [row.state for row in small_sweep.rows()] == ["complete", "running"]
+        calls.finish("sweep.num_trials=2")
+
+    assert "could not reach the database of sweeps or the run store" in call.output.splitlines()[-1]
+    assert "Traceback" not in call.output
+    assert num_points(small_sweep) == 2 * 2
+    check_promises(small_sweep, 2)
