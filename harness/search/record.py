@@ -18,6 +18,7 @@ import yaml
 
 from harness.config.compose import SweepPlan
 from harness.search.leaderboard import history_figure, importance_figure, leaderboard_csv
+from harness.search.pareto import pareto_figure, pareto_front
 from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
 
@@ -59,14 +60,17 @@ class SweepRecord:
         """Record how far the sweep is: leaderboard, pictures, and the best trial's identity."""
         rows, sweep = read_rows(self.study), self.plan.sweep
         best = best_row(rows, sweep.direction)
-        self.tracker.log_text(leaderboard_csv(rows, sweep.direction, sweep.metric), "leaderboard.csv")
+        self.tracker.log_text(leaderboard_csv(rows, sweep), "leaderboard.csv")
         self.tracker.log_figure(history_figure(rows, sweep.direction, sweep.metric), "history.png")
         importance = importance_figure(self.study, sweep.metric)
         if importance is not None:
             self.tracker.log_figure(importance, "importance.png")
+        front = pareto_figure(rows, sweep)
+        if front is not None:
+            self.tracker.log_figure(front, "pareto.png")
         if best is not None:
             self._record_best(best)
-        self._write_file(status, best)
+        self._write_file(status, best, pareto_front(rows, sweep))
         self.study.set_user_attr(CLOSED, closing_state(rows, best))
 
     def _record_best(self, best: TrialRow) -> None:
@@ -76,7 +80,7 @@ class SweepRecord:
             tags[names.CHECKPOINT] = str(best.checkpoint)
         self.tracker.set_tags(tags)
 
-    def _write_file(self, status: str, best: TrialRow | None) -> None:
+    def _write_file(self, status: str, best: TrialRow | None, front: Sequence[TrialRow] = ()) -> None:
         known = self.study.user_attrs
         content: dict[str, Any] = {
             "name": self.study.study_name,
@@ -85,10 +89,15 @@ class SweepRecord:
             "overrides": list(self.plan.overrides),
             "num_trials": self.plan.sweep.num_trials,
             "best": None if best is None else _best_facts(best),
+            "front": [_front_facts(row) for row in front],
             "test": known.get(TEST),
             "question": known.get(QUESTION),
         }
         write_json(self.directory / SWEEP_FILE, content)
+
+
+def _front_facts(row: TrialRow) -> dict[str, Any]:
+    return {"trial": row.number, "score": row.score, **row.costs}
 
 
 def _best_facts(best: TrialRow) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def describe_sweep(plan: SweepPlan) -> str:
     sweep, slots = plan.sweep, find_slots(plan.sweep, plan.base)
     lines = [
         f"objective:   {sweep.direction} {sweep.metric} in {sweep.num_trials} trials ({sweep.sampler.kind})",
+        *([f"against:     {second.direction} {second.metric}"] if (second := sweep.second_objective) else []),
+        *(f"constraint:  {constraint}" for constraint in sweep.parsed_constraints()),
         f"slots:       {slots.count} at a time, {slots.threads} CPU threads each",
         *(f"space:       {path}: {describe_dimension(d)}" for path, d in sweep.space.items()),
     ]

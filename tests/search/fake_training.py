@@ -3,9 +3,9 @@
 A file `behaviour.json` in the folder of runs says how, as processes of a fork server share no environment
 with a test:
 `{"slow": [7], "die": {"0": 1}, "lose_worker": {"0": 1}, "fail": [1], "diverge": [2], "bug": [3],
-"memory": 128, "scores": {"4": 0.1}}`: which trials take a minute for their second epoch, how often trial 0
-dies or loses a process that loads its data, which trials fail, diverge or hit a bug, from which batch size on
-memory runs out, and what score trial 4 has.
+"memory": 128, "scores": {"4": 0.1}, "latency_ms": {"4": 9.0}}`: which trials take a minute for their second
+epoch, how often trial 0 dies or loses a process that loads its data, which trials fail, diverge or hit a bug,
+from which batch size on memory runs out, and what score and latency trial 4 has.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def fake_train(
     behaviour = _behaviour(config)
     note(checkpoint_dir, f"start {os.getpid()}")
     scores = _checkpointed(checkpoint_dir)
+    latency_ms = behaviour.get("latency_ms", {}).get(str(number), 1.0)
+    costs = {"params_millions": 0.5, "latency_ms": latency_ms, "train_seconds": 0.5}
     for epoch in range(len(scores), config.trainer.max_epochs):
         _misbehave(behaviour, number, checkpoint_dir)
         if config.data.batch_size >= behaviour.get("memory", math.inf):
@@ -67,8 +70,8 @@ def fake_train(
         note(checkpoint_dir, f"epoch {epoch}")
         metrics = {"val/accuracy": scores[-1], "val/loss": 1 - scores[-1]}
         if on_epoch(EpochReport(epoch, config.trainer.max_epochs, metrics)) == "prune":
-            return _ended(tracker, "pruned", scores, checkpoint_dir)
-    return _ended(tracker, "finished", scores, checkpoint_dir)
+            return _ended(tracker, "pruned", scores, checkpoint_dir, costs)
+    return _ended(tracker, "finished", scores, checkpoint_dir, costs)
 
 
 def note(folder: Path, line: str) -> None:
@@ -112,10 +115,12 @@ def _misbehave(behaviour: Mapping[str, Any], number: int, folder: Path) -> None:
         raise ZeroDivisionError("a bug")
 
 
-def _ended(tracker: Tracker, status: Any, scores: list[float], folder: Path) -> RunResult:
+def _ended(
+    tracker: Tracker, status: Any, scores: list[float], folder: Path, costs: dict[str, float]
+) -> RunResult:
     (folder / "best.ckpt").write_text("weights")
     tracker.finish("FINISHED")
-    return _result(tracker, status, scores, folder / "best.ckpt")
+    return replace(_result(tracker, status, scores, folder / "best.ckpt"), costs=costs)
 
 
 def _result(tracker: Tracker, status: Any, scores: list[float], checkpoint: Path | None) -> RunResult:
