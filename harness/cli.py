@@ -24,7 +24,7 @@ EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 a mistake named in one line, 130 interrupted."""
-    options = build_parser().parse_args(arguments)
+    options = parse(arguments)
     show_messages()
     try:
         code: int = options.run(options)
@@ -37,6 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return code
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what was typed; options and overrides may stand in any order, which argparse alone forbids."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,6 +76,10 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
             command.add_argument("--features", action="store_true", help="list the cached features instead")
             command.add_argument("--clear", action="store_true", help="with --features: remove them")
+        if name == "sweep":
+            command.add_argument(
+                "--extend", action="store_true", help="widen what the sweep asks, keep its trials"
+            )
 
     evaluate = add("evaluate", run_evaluate, "score a run's best checkpoint on a split, and record it")
     evaluate.add_argument("--split", choices=("val", "test"), default="test")
@@ -159,7 +174,7 @@ def run_sweep_command(options: argparse.Namespace) -> int:
         return EXIT_OK
     from harness.search.sweep import run_sweep
 
-    return run_sweep(plan).exit_code
+    return run_sweep(plan, extend=options.extend).exit_code
 
 
 def run_data(options: argparse.Namespace) -> int:

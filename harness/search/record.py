@@ -23,6 +23,7 @@ from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
 
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
+EXTENSIONS = "extensions"  # of the question: what was changed, when, after how many trials
 SWEEP_FILE = "sweep.json"
 
 
@@ -92,6 +93,7 @@ class SweepRecord:
             "front": [_front_facts(row) for row in front],
             "test": known.get(TEST),
             "question": known.get(QUESTION),
+            "extensions": known.get(EXTENSIONS, []),
         }
         write_json(self.directory / SWEEP_FILE, content)
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from harness.config.compose import SweepPlan
 from harness.search import record
 from harness.search.executors import Executor
+from harness.search.extend import extend_sweep
 from harness.search.home import (
     SweepHome,
     existing_study,
@@ -61,12 +62,14 @@ def run_sweep(
     console: Console | None = None,
     command: str | None = None,
     executor: Executor | None = None,
+    extend: bool = False,
 ) -> SweepResult:
     """Run a sweep, or what is missing of it, and show its leaderboard.
 
     Args:
         command: what the user types to continue; made from the plan's overrides where absent.
         executor: places the trials; on this machine by default.
+        extend: the plan asks for more than the sweep so far, on purpose.
 
     Raises:
         ConfigError: a space or a device that cannot be.
@@ -77,6 +80,10 @@ def run_sweep(
     started = time.monotonic()
     console = console or build_console()
     home = find_home(plan, command)
+    if extend:
+        check_space(plan)
+        with locked(home):
+            say(console, extend_sweep(home))
     study = existing_study(home)
     if study is None:
         check_space(plan)
