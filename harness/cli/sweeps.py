@@ -9,6 +9,7 @@ from harness.cli.common import EXIT_OK, config_dir, tracking_config
 
 
 def add_sweep_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--extend", action="store_true", help="widen what it asks, and keep its trials")
     command.add_argument("--status", action="store_true", help="how far a sweep is: [NAME]")
     command.add_argument("--stop", action="store_true", help="stop it resumably, wherever it runs: [NAME]")
     _add_places(command)
@@ -57,7 +58,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         return EXIT_OK
     from harness.search import sweep
 
-    return sweep.run_sweep(plan).exit_code
+    return sweep.run_sweep(plan, extend=options.extend).exit_code
 
 
 def _look_at_sweeps(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.config.executor import ExecutorConfig, LocalExecutorConfig
+from harness.config.objectives import Constraint, SecondObjective, parse_constraint
 from harness.config.sampling import PrunerConfig, SamplerConfig
 from harness.config.schema import Frozen, PositiveInt
 from harness.config.space import (
@@ -31,6 +32,8 @@ class SweepConfig(Frozen):
     name: str | None = None  # None = <sweep file>-<data set>-<digest of the question>
     metric: Literal["val/accuracy", "val/loss"] = "val/accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
+    second_objective: SecondObjective | None = None  # a cost to weigh against the metric; then see the front
+    constraints: list[str] = Field(default_factory=list)  # on costs, such as "params_millions <= 5"
     num_trials: PositiveInt = 12  # that ended: complete, pruned or failed, over all calls
     max_minutes: Minutes | None = None  # of one call; then running trials stop early
     target: float | None = None  # of the metric: no new trials once a complete one has reached it
@@ -93,9 +96,23 @@ class SweepConfig(Frozen):
             most = len(grid_points(self.space)) + len(self.enqueue)
             if self.num_trials > most:
                 raise ValueError(f"the grid ends after {most} trials: set num_trials={most} or less")
-        if self.sampler.kind == "cmaes" and not self.common_ranges():
-            raise ValueError("sampler.kind=cmaes needs a range (type: float or int) that every trial has")
+        if self.sampler.kind == "cmaes":
+            if not self.common_ranges():
+                raise ValueError("sampler.kind=cmaes needs a range (type: float or int) that every trial has")
+            if self.constraints or self.second_objective:
+                raise ValueError(
+                    "sampler.kind=cmaes knows neither constraints nor a second objective: use tpe, gp, nsgaii"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _constraints_can_be_read(self) -> Self:
+        self.parsed_constraints()
+        return self
+
+    def parsed_constraints(self) -> list[Constraint]:
+        """Return the constraints as what they mean."""
+        return [parse_constraint(text) for text in self.constraints]
 
     def common_ranges(self) -> dict[str, FloatRange | IntRange]:
         """Return the ranges that every trial has a value of."""

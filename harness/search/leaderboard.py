@@ -5,20 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import optuna
 from matplotlib.figure import Figure
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from harness.config.objectives import COSTS
+from harness.config.sweep import SweepConfig
 from harness.search.disk import was_removed
+from harness.search.pareto import pareto_front
 from harness.search.progress import format_score, format_value
 from harness.search.study import TrialRow
 from harness.tracking import names
 
+FRONT_MARK = "*"
 MIN_TRIALS_FOR_IMPORTANCE = 5  # complete; below that it would be noise with a name
 ORDER = {"complete": 0, "pruned": 1, "running": 2, "infeasible": 3, "failed": 4, "waiting": 5}
 
@@ -38,19 +44,23 @@ def searched_paths(rows: Sequence[TrialRow]) -> list[str]:
     return list(dict.fromkeys(path for row in rows for path in row.params))
 
 
-def leaderboard_table(rows: Sequence[TrialRow], direction: str, metric: str, limit: int = 20) -> Table:
-    """Return the leaderboard for a terminal."""
-    paths = searched_paths(rows)
-    table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold", caption=_hidden(len(rows) - limit))
+def leaderboard_table(rows: Sequence[TrialRow], sweep: SweepConfig, limit: int = 20) -> Table:
+    """Return the leaderboard for a terminal, with the costs that the sweep asks about."""
+    paths, costs = searched_paths(rows), asked_costs(sweep)
+    front = {row.number for row in pareto_front(rows, sweep)}
+    notes = [_hidden(len(rows) - limit), f"{FRONT_MARK} on the Pareto front" if front else ""]
+    caption = "; ".join(filter(None, notes)) or None
+    table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold", caption=caption)
     settings = [_short_name(path, paths) for path in paths]
-    titles = ["trial", "state", metric, "best epoch", *settings, "minutes"]
+    titles = ["trial", "state", sweep.metric, *costs, "best epoch", *settings, "minutes"]
     for title in titles:  # titles over several lines: the table fits a terminal of 80 columns
         table.add_column(re.sub(r"[ _/]", "\n", title), justify="left" if title == "state" else "right")
-    for rank, row in enumerate(ranked(rows, direction)[:limit], start=1):
+    for rank, row in enumerate(ranked(rows, sweep.direction)[:limit], start=1):
         table.add_row(
-            str(row.number),
+            f"{row.number}{FRONT_MARK if row.number in front else ''}",
             row.state,
             format_score(row.score),
+            *(format_value(row.costs[cost]) if cost in row.costs else "–" for cost in costs),
             "–" if row.best_epoch is None else str(row.best_epoch + 1),
             *(format_value(row.params[path]) if path in row.params else "" for path in paths),
             "–" if row.seconds is None else f"{row.seconds / 60:.1f}",
@@ -59,17 +69,18 @@ def leaderboard_table(rows: Sequence[TrialRow], direction: str, metric: str, lim
     return table
 
 
-def leaderboard_csv(rows: Sequence[TrialRow], direction: str, metric: str) -> str:
+def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
     """Return the leaderboard as CSV, unrounded, with what identifies each trial's record."""
-    paths = searched_paths(rows)
+    paths, front = searched_paths(rows), {row.number for row in pareto_front(rows, sweep)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["rank", "trial", "state", metric, "best_epoch", *paths, "seconds", "run_id", "checkpoint", "reason"]
-    )
-    for rank, row in enumerate(ranked(rows, direction), start=1):
+    first = ["rank", "trial", "state", sweep.metric, *COSTS, "on_front", "best_epoch"]
+    writer.writerow([*first, *paths, "seconds", "run_id", "checkpoint", "reason"])
+    for rank, row in enumerate(ranked(rows, sweep.direction), start=1):
         writer.writerow(
-            [rank, row.number, row.state, row.score, row.best_epoch]
+            [rank, row.number, row.state, row.score]
+            + [row.costs.get(cost) for cost in COSTS]
+            + [row.number in front, row.best_epoch]
             + [row.params.get(path) for path in paths]
             + [row.seconds, row.run_id, _checkpoint(row), row.reason]
         )
@@ -80,6 +91,12 @@ def _checkpoint(row: TrialRow) -> str | None:
     if row.checkpoint is None:
         return None
     return names.CHECKPOINT_REMOVED if was_removed(row.checkpoint) else str(row.checkpoint)
+
+
+def asked_costs(sweep: SweepConfig) -> list[str]:
+    """Return the costs that the sweep optimises or bounds."""
+    second = [sweep.second_objective.metric] if sweep.second_objective else []
+    return list(dict.fromkeys([*second, *(constraint.cost for constraint in sweep.parsed_constraints())]))
 
 
 def history_figure(rows: Sequence[TrialRow], direction: str, metric: str) -> Figure:
@@ -111,8 +128,12 @@ def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(complete) < MIN_TRIALS_FOR_IMPORTANCE:
         return None
+    sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
     try:
-        importances = optuna.importance.get_param_importances(study)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that low is taken for good
+            importances = optuna.importance.get_param_importances(
+                study, target=lambda trial: sign * trial.values[0]
+            )
     except (RuntimeError, ValueError):  # every score equal, or no path that all trials share
         return None
     if not importances:

@@ -51,7 +51,7 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
     """Print the leaderboard, the best trial, and the next commands to type."""
     sweep = home.plan.sweep
     if any(row.has_ended for row in result.rows):
-        console.print(leaderboard_table(result.rows, sweep.direction, sweep.metric))
+        console.print(leaderboard_table(result.rows, sweep))
     if result.best is not None:
         say(console, f"best: trial {result.best.number}, {sweep.metric} {format_score(result.best.score)}")
     if result.test_metrics is not None and result.outcome != "interrupted":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.config.compose import SweepPlan, flatten
@@ -62,23 +62,48 @@ def check_same_question(name: str, before: Mapping[str, Any], now: Mapping[str, 
     """Refuse to mix two questions under one name.
 
     Raises:
-        SweepError: they differ; the message shows where.
+        SweepError: they differ; the message shows where, and whether the one may become the other.
     """
     changes = differences(before, now)
     if not changes:
         return
-    more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
+    is_wider = not differences(before, now, but_wider=True)
     raise SweepError(
-        f"sweep {name!r} exists and asks something else: {', '.join(changes[:SHOWN_DIFFERENCES])}{more}; "
-        "give this one another sweep.name, or repeat the other as it was"
+        f"sweep {name!r} exists and asks something else: {shorten(changes)}; "
+        + ("widen it on purpose with --extend, " if is_wider else "")
+        + "give this one another sweep.name, or repeat the other as it was"
     )
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return `path: old → new` for every path whose value differs, the objective's and the space's first."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, but_wider: bool = False) -> list[str]:
+    """Return `path: old → new` for every path whose value differs, the objective's and the space's first.
+
+    Args:
+        but_wider: leave out what only asks for more, see :func:`is_wider`.
+    """
     paths = sorted({*before, *now}, key=lambda path: (not path.startswith("sweep."), path))
     pairs = [(path, before.get(path, ABSENT), now.get(path, ABSENT)) for path in paths]
-    return [f"{path}: {_short(old)} → {_short(new)}" for path, old, new in pairs if old != new]
+    return [
+        f"{path}: {_short(old)} → {_short(new)}"
+        for path, old, new in pairs
+        if old != new and not (but_wider and is_wider(path, old, new))
+    ]
+
+
+def is_wider(path: str, old: Any, new: Any) -> bool:
+    """Return whether the trials so far remain trials of it: a larger range, more values or constraints."""
+    is_space = path.startswith("sweep.space.") and ".when." not in path
+    if path == "sweep.constraints" or (is_space and path.endswith(".values")):
+        return {json.dumps(value) for value in old} < {json.dumps(value) for value in new}
+    if is_space and path.endswith((".low", ".high")) and ABSENT not in (old, new):
+        return bool(new < old if path.endswith(".low") else new > old)
+    return False
+
+
+def shorten(changes: Sequence[str]) -> str:
+    """Return changes in one line."""
+    more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
+    return ", ".join(changes[:SHOWN_DIFFERENCES]) + more
 
 
 def _short(value: Any) -> str:

@@ -18,6 +18,7 @@ import yaml
 
 from harness.config.compose import SweepPlan
 from harness.search.leaderboard import history_figure, importance_figure, leaderboard_csv
+from harness.search.pareto import pareto_figure, pareto_front
 from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
 from harness.tracking.tracker import RunStatus
@@ -26,6 +27,7 @@ PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "cl
 IDENTITY = "identity"  # tells a sweep from another one of its name, whose database is gone
 PLAN = "plan"  # see plan_facts
 SLOTS = "slots"  # trials at a time and their threads, and what was measured to choose them
+EXTENSIONS = "extensions"  # of the question: what was changed, when, after how many trials
 SWEEP_FILE = "sweep.json"
 
 
@@ -67,14 +69,17 @@ class SweepRecord:
         """Record how far the sweep is: leaderboard, pictures, the best trial's identity; close the run."""
         rows, sweep = read_rows(self.study), self.plan.sweep
         best = best_row(rows, sweep.direction)
-        self.tracker.log_text(leaderboard_csv(rows, sweep.direction, sweep.metric), "leaderboard.csv")
+        self.tracker.log_text(leaderboard_csv(rows, sweep), "leaderboard.csv")
         self.tracker.log_figure(history_figure(rows, sweep.direction, sweep.metric), "history.png")
         importance = importance_figure(self.study, sweep.metric)
         if importance is not None:
             self.tracker.log_figure(importance, "importance.png")
+        front = pareto_figure(rows, sweep)
+        if front is not None:
+            self.tracker.log_figure(front, "pareto.png")
         if best is not None:
             self._record_best(best)
-        self._write_file(status, best)
+        self._write_file(status, best, pareto_front(rows, sweep))
         self.tracker.finish(status)
         # Last: from here on, a repeated command has nothing to do.
         self.study.set_user_attr(CLOSED, closing_state(rows, best))
@@ -86,7 +91,7 @@ class SweepRecord:
             tags[names.CHECKPOINT] = str(best.checkpoint)
         self.tracker.set_tags(tags)
 
-    def _write_file(self, status: str, best: TrialRow | None) -> None:
+    def _write_file(self, status: str, best: TrialRow | None, front: Sequence[TrialRow] = ()) -> None:
         known = self.study.user_attrs
         content: dict[str, Any] = {
             "name": self.study.study_name,
@@ -95,9 +100,11 @@ class SweepRecord:
             "overrides": self.plan.public_overrides,
             "num_trials": self.plan.sweep.num_trials,
             "best": None if best is None else _best_facts(best),
+            "front": [_front_facts(row) for row in front],
             "test": known.get(TEST),
             "slots": known.get(SLOTS),
             "question": known.get(QUESTION),
+            "extensions": known.get(EXTENSIONS, []),
         }
         write_json(self.directory / SWEEP_FILE, content)
 
@@ -106,6 +113,10 @@ def plan_facts(plan: SweepPlan) -> dict[str, Any]:
     """Return what workers compose the same plan from, and what a look from outside shows."""
     sweep = plan.sweep
     return {"overrides": plan.public_overrides, "num_trials": sweep.num_trials, "metric": sweep.metric}
+
+
+def _front_facts(row: TrialRow) -> dict[str, Any]:
+    return {"trial": row.number, "score": row.score, **row.costs}
 
 
 def _best_facts(best: TrialRow) -> dict[str, Any]:

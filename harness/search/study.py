@@ -6,7 +6,8 @@ A step of a trial is the number of epochs it has completed (1-based): a resource
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.sweep import SweepConfig
 from harness.search.claims import ATTEMPT, OWNER
+from harness.search.constraints import COSTS, broken_constraints
 from harness.search.patience import PatientStorage
 from harness.search.samplers import build_sampler
 
@@ -53,6 +55,7 @@ class TrialRow:
     deaths: int
     attempt: int = 0  # how often it was begun
     owner: str | None = None  # who works on it, see claims.Owner; None: nobody
+    costs: Mapping[str, float] = field(default_factory=dict)  # by name, see harness.config.objectives.Cost
 
     @property
     def has_ended(self) -> bool:
@@ -81,7 +84,7 @@ def create_study(storage: BaseStorage, name: str, sweep: SweepConfig) -> optuna.
     return optuna.create_study(
         study_name=name,
         storage=storage,
-        direction=sweep.direction,
+        directions=[sweep.direction, *([second.direction] if (second := sweep.second_objective) else [])],
         sampler=RandomSampler(),
         pruner=NopPruner(),
     )
@@ -126,7 +129,9 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
     known = trial.user_attrs
     scores = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
     steps = sorted(scores, key=lambda step: scores[step], reverse=maximize)
-    score = trial.value if trial.state == TrialState.COMPLETE else scores[steps[0]] if steps else None
+    score = scores[steps[0]] if steps else None
+    if trial.state == TrialState.COMPLETE:
+        score = trial.values[0]
     best_epoch = known.get(BEST_EPOCH, steps[0] - 1 if steps else None)
     return TrialRow(
         number=trial.number,
@@ -141,14 +146,17 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
         seconds=known.get(SECONDS),
         run_id=known.get(RUN_ID),
         checkpoint=Path(known[CHECKPOINT]) if known.get(CHECKPOINT) else None,
-        reason=known.get(REASON) or known.get(INFEASIBLE),
+        reason=known.get(REASON) or known.get(INFEASIBLE) or broken_constraints(trial),
         deaths=known.get(DEATHS, 0),
         attempt=known.get(ATTEMPT, 0),
         owner=known.get(OWNER),
+        costs=known.get(COSTS, {}),
     )
 
 
 def _state(trial: FrozenTrial) -> State:
+    if trial.state.is_finished() and broken_constraints(trial) is not None:
+        return "infeasible"
     match trial.state:
         case TrialState.COMPLETE:
             return "complete"

@@ -20,6 +20,7 @@ from harness.errors import StorageError
 from harness.search import record
 from harness.search.executors import Executor
 from harness.search.executors.build import build_executor
+from harness.search.extend import extend_sweep
 from harness.search.home import (
     SweepHome,
     coordinating,
@@ -65,12 +66,14 @@ def run_sweep(
     console: Console | None = None,
     command: str | None = None,
     executor: Executor | None = None,
+    extend: bool = False,
 ) -> SweepResult:
     """Run a sweep, or what is missing of it, and show its leaderboard.
 
     Args:
         command: what the user types to continue; made from the plan's overrides where absent.
         executor: places the trials; by default what `sweep.executor` says.
+        extend: the plan asks for more than the sweep so far, on purpose.
 
     Raises:
         ConfigError: a space or a device that cannot be.
@@ -81,6 +84,10 @@ def run_sweep(
     started = time.monotonic()
     console = console or build_console()
     home = find_home(plan, command)
+    if extend:
+        check_space(plan)
+        with coordinating(home):
+            say(console, extend_sweep(home))
     study = existing_study(home)
     if study is None:
         check_space(plan)
@@ -105,6 +112,8 @@ def describe_sweep(plan: SweepPlan) -> str:
     sweep = plan.sweep
     lines = [
         f"objective:   {sweep.direction} {sweep.metric} in {sweep.num_trials} trials ({sweep.sampler.kind})",
+        *([f"against:     {second.direction} {second.metric}"] if (second := sweep.second_objective) else []),
+        *(f"constraint:  {constraint}" for constraint in sweep.parsed_constraints()),
         f"slots:       {_describe_slots(plan)}",
         *(f"space:       {path}: {describe_dimension(d)}" for path, d in sweep.space.items()),
     ]

@@ -29,6 +29,7 @@ from harness.errors import DiskFullError, HarnessError, StorageError, TrackingEr
 from harness.logs import show_messages
 from harness.search import study as studies
 from harness.search.claims import Lease, beat_interval
+from harness.search.constraints import broken_constraints, tell_costs
 from harness.search.fence import fenced
 from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
 from harness.search.outcomes import InfeasibleError, is_lost_worker, is_out_of_memory, judge
@@ -174,8 +175,7 @@ class _Attempt:
         config = self._suggest()
         _prepare(config, self.spec.threads)
         needed = footprint(config)
-        if (reason := why_it_cannot_fit(self.study, needed)) is not None:
-            raise InfeasibleError(reason)
+        self._check_feasible(config, needed)
         try:
             return (train or _real_train())(
                 config,
@@ -188,6 +188,15 @@ class _Attempt:
             if is_out_of_memory(error) and not is_lost_worker(error):
                 self._note(OUT_OF_MEMORY, needed)
             raise
+
+    def _check_feasible(self, config: RunConfig, needed: dict[str, Any]) -> None:
+        """Spare the training where its end is known already."""
+        if (reason := why_it_cannot_fit(self.study, needed)) is not None:
+            raise InfeasibleError(reason)
+        if any(constraint.cost == "params_millions" for constraint in self.plan.sweep.parsed_constraints()):
+            tell_costs(self.trial, self.plan.sweep, {"params_millions": _count_params_millions(config)})
+            if (reason := broken_constraints(self.trial)) is not None:
+                raise InfeasibleError(reason)
 
     def _suggest(self) -> RunConfig:
         overrides = trial_overrides(self.plan, suggest(self.trial, self.plan.sweep.space))
@@ -243,10 +252,13 @@ class _Attempt:
         self._note(studies.BEST_EPOCH, result.best_epoch)
         if result.checkpoint is not None:
             self._note(studies.CHECKPOINT, str(result.checkpoint.resolve()))
+        sweep = self.plan.sweep
+        tell_costs(self.trial, sweep, result.costs)
         if result.status == "pruned":
             self.study.tell(self.trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(self.trial, result.metrics.get(self.plan.sweep.metric, result.score))
+            return 0
+        second = [] if sweep.second_objective is None else [result.costs[sweep.second_objective.metric]]
+        self.study.tell(self.trial, [result.metrics.get(sweep.metric, result.score), *second])
         return 0
 
     def _tell_infeasible(self, reason: str) -> int:
@@ -274,6 +286,12 @@ def _real_train() -> TrainFunction:
     from harness.training.train import train
 
     return train
+
+
+def _count_params_millions(config: RunConfig) -> float:
+    from harness.training.costs import count_params_millions
+
+    return count_params_millions(config)
 
 
 def _prepare(config: RunConfig, threads: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,3 +31,4 @@ class RunResult:
     metrics: dict[str, float]  # of the best epoch's checkpoint
     checkpoint: Path | None  # of the best epoch
     seconds: float
+    costs: dict[str, float] = field(default_factory=dict)  # see harness.training.costs; none if interrupted

@@ -21,6 +21,7 @@ from harness.models.protocol import InitialisedFromImages
 from harness.tracking import Tracker
 from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts
+from harness.training.costs import measure_costs
 from harness.training.durable import forget_previous, make_room
 from harness.training.features import cached_data
 from harness.training.fit import fit
@@ -57,6 +58,7 @@ def train(
     recorder = EpochRecorder(tracker, on_epoch, config.trainer.select)
     best = checkpoint_dir / "best.ckpt"
     status: Status
+    costs: dict[str, float] = {}
     try:
         machine = resolve_machine(config.trainer)
         pl.seed_everything(config.seed, verbose=False)
@@ -76,13 +78,15 @@ def train(
             tracker.set_tags({"harness.checkpoint": str(best.resolve())})
             record_best(tracker, config, splits, recorder, machine, best)
             forget_previous(checkpoint_dir)
+        seconds = time.perf_counter() - started
+        if status != "interrupted":
+            costs = measure_costs(best, splits.val.gather(np.array([0]))[0], recorder.history, machine)
     except BaseException as error:
         tracker.set_tags({"harness.failure": f"{type(error).__name__}: {error}"[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
-    seconds = time.perf_counter() - started
     metrics = recorder.history[recorder.best_epoch] if recorder.history else {}
-    tracker.log_summary({"run_seconds": seconds})
+    tracker.log_summary({"run_seconds": seconds, **costs})
     tracker.set_tags({"harness.pruned": "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return RunResult(
@@ -93,6 +97,7 @@ def train(
         metrics=dict(metrics),
         checkpoint=best if best.is_file() else None,
         seconds=seconds,
+        costs=costs,
     )
 
 

@@ -28,6 +28,7 @@ class Behaviour:
     diverge: list[int] = field(default_factory=list)
     bug: list[int] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
+    latency_ms: dict[str, float] = field(default_factory=dict)
     busy_s: float | None = None  # how long SQLite waits for a lock, in trials and coordinators
     patience_s: float | None = None  # how long those wait for a database that is away
     die_noting: str | None = None  # coordinators die when they are about to note this at the study

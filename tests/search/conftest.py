@@ -65,12 +65,11 @@ class SmallSweep:
             *more,
         ]
 
-    def run(self, *more: str) -> SweepResult:
+    def run(self, *more: str, extend: bool = False) -> SweepResult:
         console = Console(file=self.output, force_terminal=False, width=200)
         executor = LocalExecutor(run_trial=fake_training.run_trial, preload=fake_training.PRELOAD)
-        return run_sweep(
-            compose_sweep(self.overrides(*more), self.configs), console=console, executor=executor
-        )
+        plan = compose_sweep(self.overrides(*more), self.configs)
+        return run_sweep(plan, console=console, executor=executor, extend=extend)
 
     def behave(self, **behaviour: Any) -> None:
         self.runs.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,8 @@ SWEEP = SweepConfig.model_validate(
     {"space": {"optim.lr": {"type": "float", "low": 0.1, "high": 1}}, "num_trials": 4}
 )
 
+LOSSES = SweepConfig.model_validate({**SWEEP.model_dump(), "metric": "val/loss", "direction": "minimize"})
+
 
 def row(number: int, state: Any = "running", **known: Any) -> TrialRow:
     absent = dict.fromkeys(
@@ -106,7 +108,7 @@ def test_the_leaderboard_ranks_results_before_what_was_cut_short() -> None:
 
 def test_the_csv_has_every_trial_unrounded() -> None:
     rows = [row(0, "complete", score=0.3), row(1, "complete", score=0.6, params={"finetune": "a,b"})]
-    lines = list(csv.DictReader(io.StringIO(leaderboard_csv(rows, "maximize", "val/accuracy"))))
+    lines = list(csv.DictReader(io.StringIO(leaderboard_csv(rows, SWEEP))))
 
     assert [line["trial"] for line in lines] == ["1", "0"]
     assert lines[0]["finetune"] == "a,b"
@@ -115,7 +117,7 @@ def test_the_csv_has_every_trial_unrounded() -> None:
 
 def test_the_table_names_columns_shortly_but_never_ambiguously() -> None:
     rows = [row(0, params={"optim.lr": 0.1, "other.lr": 0.2, "data.batch_size": 64})]
-    headers = [str(column.header) for column in leaderboard_table(rows, "maximize", "val/loss").columns]
+    headers = [str(column.header) for column in leaderboard_table(rows, LOSSES).columns]
 
     assert headers == [
         "trial", "state", "val\nloss", "best\nepoch", "optim.lr", "other.lr", "batch\nsize", "minutes",

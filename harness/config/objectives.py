@@ -1,0 +1,57 @@
+"""What a sweep's trials may cost, and whether a cost is to be optimised beside the metric."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from harness.config.schema import Frozen
+from harness.errors import did_you_mean
+
+# Measured of every run (harness.training.costs): all parameters; one image at a time, on the run's device and
+# in its precision; the epochs, with their validation.
+Cost = Literal["params_millions", "latency_ms", "train_seconds"]
+COSTS: tuple[str, ...] = get_args(Cost)
+
+CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*", re.IGNORECASE)
+SMALLEST_BOUND = 1e-9  # what an excess is measured against where the bound is 0
+
+
+class SecondObjective(Frozen):
+    """A cost to be weighed against the sweep's metric: the answer is then a Pareto front."""
+
+    metric: Cost
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a cost: a trial beyond it is infeasible, however good its score."""
+
+    cost: str
+    is_upper: bool
+    bound: float
+
+    def excess(self, value: float) -> float:
+        """Return how far beyond the bound a value is, as a share of the bound; not above 0 where it holds."""
+        beyond = value - self.bound if self.is_upper else self.bound - value
+        return beyond / max(abs(self.bound), SMALLEST_BOUND)
+
+    def __str__(self) -> str:
+        return f"{self.cost} {'<=' if self.is_upper else '>='} {self.bound:g}"
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Return what `params_millions <= 5` means.
+
+    Raises:
+        ValueError: it is not of this form, or no cost of this name is measured.
+    """
+    match = CONSTRAINT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"cannot read the constraint {text!r}: write it like 'params_millions <= 5'")
+    cost, comparison, bound = match.groups()
+    if cost not in COSTS:
+        raise ValueError(f"the constraint {text!r} is about an unknown cost{did_you_mean(cost, COSTS)}")
+    return Constraint(cost, comparison == "<=", float(bound))

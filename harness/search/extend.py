@@ -1,0 +1,106 @@
+"""A sweep's question made larger on purpose (`harness sweep --extend`), its trials kept.
+
+Optuna takes a study's distributions for fixed: it refuses a choice that has other values than before, and
+TPE goes on in the ranges of the oldest trial. So what the trials so far were drawn from is declared anew,
+in one transaction, as if it had been the larger space; their values stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialModel, TrialParamModel, TrialSystemAttributeModel
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.orm import Session
+
+from harness.config.sweep import SweepConfig
+from harness.errors import SweepError
+from harness.search import question, record
+from harness.search.constraints import COSTS
+from harness.search.home import SweepHome
+from harness.search.samplers import distribution_of
+from harness.search.storage import open_storage
+from harness.search.study import find_study
+
+CONSTRAINT_KEY = "constraints:"  # Optuna's, of a trial's system attributes; a constraint's name follows
+CMA_ES_KEYS = "cma:%"  # Optuna's: the state of CMA-ES, whose coordinates are those of the old ranges
+
+
+def extend_sweep(home: SweepHome) -> str:
+    """Make the sweep's question the plan's; to be called while nothing works on the sweep.
+
+    Returns:
+        What has changed, for people.
+
+    Raises:
+        SweepError: there is no such sweep, or the plan asks for something else than for more.
+    """
+    storage = open_storage(home.storage)
+    assert isinstance(storage, RDBStorage)
+    study = find_study(storage, home.name)
+    if study is None:
+        raise SweepError(f"there is no sweep {home.name!r} to extend: name one with sweep.name=…")
+    before = study.user_attrs.get(record.QUESTION, {})
+    changes = question.differences(before, home.question)
+    if not changes:
+        return f"sweep {home.name} asks for this already: nothing to extend"
+    _check_wider(home, before, changes)
+    redeclare_trials(storage, study._study_id, home.plan.sweep)
+    num_trials = storage.get_n_trials(study._study_id)
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    note = {"at": when, "after_trials": num_trials, "changes": changes}
+    study.set_user_attr(record.EXTENSIONS, [*study.user_attrs.get(record.EXTENSIONS, []), note])
+    study.set_user_attr(record.QUESTION, home.question)
+    return f"sweep {home.name} is extended after {num_trials} trials: {', '.join(changes)}"
+
+
+def _check_wider(home: SweepHome, before: Mapping[str, Any], changes: Sequence[str]) -> None:
+    narrower = question.differences(before, home.question, but_wider=True)
+    if narrower:
+        raise SweepError(
+            f"sweep {home.name!r} can only be widened (ranges, values of choices, constraints): "
+            f"{question.shorten(narrower)} is another question: give it another sweep.name"
+        )
+    is_space_wider = any(change.startswith("sweep.space.") for change in changes)
+    if home.plan.sweep.sampler.kind == "grid" and is_space_wider:
+        raise SweepError("a grid cannot be widened, as its order would change: give the new one another name")
+
+
+def redeclare_trials(storage: RDBStorage, study_id: int, sweep: SweepConfig) -> None:
+    """Let a study's trials be of the larger space and under the new constraints; to do so twice is harmless.
+
+    Who has the study open keeps what it has read, and must open it anew.
+    """
+    trials = storage.get_all_trials(study_id, deepcopy=False)
+    with Session(storage.engine) as session, session.begin():
+        ids = session.query(TrialModel.trial_id).filter(TrialModel.study_id == study_id)
+        param: Any
+        for param in session.query(TrialParamModel).filter(TrialParamModel.trial_id.in_(ids)):
+            wider = distribution_of(sweep.space[param.param_name])
+            value = json_to_distribution(param.distribution_json).to_external_repr(param.param_value)
+            param.param_value = wider.to_internal_repr(value)  # of a choice: its place among the values
+            param.distribution_json = distribution_to_json(wider)
+        attributes = session.query(TrialSystemAttributeModel)
+        attributes.filter(
+            TrialSystemAttributeModel.trial_id.in_(ids), TrialSystemAttributeModel.key.like(CMA_ES_KEYS)
+        ).delete(synchronize_session=False)
+        session.add_all(_excesses(trials, sweep))
+
+
+def _excesses(trials: Sequence[FrozenTrial], sweep: SweepConfig) -> list[TrialSystemAttributeModel]:
+    """Return how far earlier trials are beyond the constraints that they were not told of."""
+    return [
+        TrialSystemAttributeModel(
+            trial_id=trial._trial_id,
+            key=f"{CONSTRAINT_KEY}{constraint}",
+            value_json=json.dumps(constraint.excess(trial.user_attrs[COSTS][constraint.cost])),
+        )
+        for trial in trials
+        for constraint in sweep.parsed_constraints()
+        if trial.state == TrialState.COMPLETE and str(constraint) not in trial.constraints
+    ]

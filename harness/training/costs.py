@@ -1,0 +1,71 @@
+"""What a model costs to keep, to use and to train."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.config.schema import RunConfig
+from harness.data import load_splits
+from harness.models import ImageClassifier, build_model
+from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.machine import Machine
+
+WARMUP_PASSES = 3
+MIN_PASSES, MAX_PASSES, ENOUGH_S = 5, 50, 1.0
+
+
+def measure_costs(
+    checkpoint: Path, image_HWC: np.ndarray, history: Sequence[Mapping[str, float]], machine: Machine
+) -> dict[str, float]:
+    """Return what constraints and a second objective can be about (`harness.config.objectives.Cost`).
+
+    Args:
+        image_HWC: uint8, of the size that the data have.
+        history: the metrics of every epoch, also of those before an interruption.
+    """
+    classifier = restore_classifier(load_checkpoint(checkpoint)).to(machine.device)
+    image_BCHW = torch.from_numpy(image_HWC.copy()).permute(2, 0, 1)[None].to(machine.device)
+    return {
+        "params_millions": _millions(classifier),
+        "latency_ms": _latency_ms(classifier, image_BCHW, machine),
+        "train_seconds": sum(metrics["epoch_seconds"] for metrics in history),
+    }
+
+
+def count_params_millions(config: RunConfig) -> float:
+    """Return the parameters of a run's model before anything of it is trained, or even in memory."""
+    num_classes = len(load_splits(config.data).class_names)
+    with torch.device("meta"):
+        return _millions(build_model(config.model, num_classes, load_weights=False))
+
+
+def _millions(model: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
+
+
+@torch.inference_mode()
+def _latency_ms(classifier: ImageClassifier, image_BCHW: Tensor, machine: Machine) -> float:
+    """Return the median time of a forward pass over one image, preprocessing included."""
+    times: list[float] = []
+    with machine.autocast():
+        for _ in range(WARMUP_PASSES):
+            classifier(image_BCHW)
+        while len(times) < MIN_PASSES or (sum(times) < ENOUGH_S and len(times) < MAX_PASSES):
+            _wait_for(machine.device)
+            started = time.perf_counter()
+            classifier(image_BCHW)
+            _wait_for(machine.device)
+            times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

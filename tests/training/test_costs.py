@@ -1,0 +1,44 @@
+"""What a model costs, as constraints and second objectives see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.config.objectives import COSTS
+from harness.config.schema import RunConfig
+from harness.training.costs import count_params_millions
+from harness.training.result import EpochReport
+
+Run = Callable[..., tuple]
+Config = Callable[..., RunConfig]
+
+
+def test_a_run_hands_back_and_records_what_it_cost(run: Run, tiny_config: Config) -> None:
+    config = tiny_config("trainer.max_epochs=2")
+    result, tracker = run(config)
+
+    assert set(result.costs) == set(COSTS)
+    assert result.costs["params_millions"] == 0.062006  # as the run's own count of what trains
+    assert count_params_millions(config) == 0.062006
+    assert result.costs["latency_ms"] > 0
+    assert {name: tracker.summary[name] for name in COSTS} == result.costs
+
+
+def test_a_frozen_backbone_counts_in_full(tiny_config: Config) -> None:
+    config = tiny_config("model=efficientnet_lite0", "finetune=linear_probe")
+
+    assert count_params_millions(config) == pytest.approx(3.385, abs=0.01)  # 4.65 with ImageNet's head
+
+
+def test_an_interrupted_run_costs_all_of_its_epochs(run: Run, tiny_config: Config) -> None:
+    config = tiny_config("trainer.max_epochs=3")
+    stopped, _ = run(config, on_epoch=lambda report: "interrupt" if report.epoch == 0 else "continue")
+    seen: list[EpochReport] = []
+    resumed, tracker = run(config, on_epoch=lambda report: seen.append(report) or "continue")
+
+    assert stopped.costs == {}
+    assert len(seen) == 2
+    epochs = [tracker.epochs[epoch]["epoch_seconds"] for epoch in range(3)]
+    assert resumed.costs["train_seconds"] == pytest.approx(sum(epochs))
