@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +14,7 @@ from harness.errors import ConfigError, HarnessError
 from harness.logs import show_messages
 
 if TYPE_CHECKING:
-    from harness.config.schema import RunConfig, TrackingConfig
-    from harness.training.result import Decision, EpochReport
+    from harness.config.schema import TrackingConfig
 
 EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -110,37 +107,9 @@ def run_train(options: argparse.Namespace) -> int:
 
         print(describe_run(config))
         return EXIT_OK
-    return _train(config)
+    from harness.training.command import run_training
 
-
-def _train(config: RunConfig) -> int:
-    from harness.data import load_splits
-    from harness.tracking.store import open_store
-    from harness.training.machine import prepare_process
-    from harness.training.train import train
-
-    prepare_process(config.trainer.threads, config.trainer.keep_memory)
-    experiment = config.tracking.experiment or load_splits(config.data).name  # what `auto` really got
-    name = config.tracking.run_name or f"{config.model.kind}-{config.finetune.kind}"
-    tracker = open_store(config.tracking).start_run(name, experiment, {"harness.kind": "train"})
-    checkpoints = Path(config.tracking.dir) / "checkpoints" / tracker.run_id
-    with stop_flag() as stop_requested:
-        result = train(
-            config,
-            tracker=tracker,
-            checkpoint_dir=checkpoints,
-            on_epoch=print_epoch,
-            stop_requested=stop_requested,
-        )
-    if result.status == "interrupted":
-        print(f"interrupted: the last complete epoch is in {checkpoints}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print(
-        f"best: val/accuracy {result.score:.4f} in epoch {result.best_epoch + 1}, {result.seconds:.1f} s\n"
-        f"run {result.run_id}, checkpoint {result.checkpoint}\n"
-        f"next: harness export --run {result.run_id}   or   make ui"
-    )
-    return EXIT_OK
+    return run_training(config)
 
 
 def run_sweep_command(options: argparse.Namespace) -> int:
@@ -243,36 +212,6 @@ def tracking_config(options: argparse.Namespace) -> TrackingConfig:
     from harness.config.schema import TrackingConfig
 
     return TrackingConfig(dir=options.mlruns or os.environ.get("MLRUNS_DIR", "mlruns"))
-
-
-def print_epoch(report: EpochReport) -> Decision:
-    metrics = report.metrics
-    print(
-        f"epoch {report.epoch + 1}/{report.max_epochs}  "
-        f"train {metrics['train/loss']:.4f} / {metrics['train/accuracy']:.4f}  "
-        f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}  "
-        f"{metrics['epoch_seconds']:.1f} s  {metrics['images_per_second']:,.0f} images/s",
-        flush=True,
-    )
-    return "continue"
-
-
-@contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a question that answers True; the second Ctrl-C kills."""
-    received: list[int] = []
-
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print("stopping at the end of this batch; Ctrl-C again stops at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _config_dir(options: argparse.Namespace) -> dict[str, Path]:

@@ -216,7 +216,9 @@ class ImageDataModule(pl.LightningDataModule):
         images, labels = batch
         # Lightning moves a batch just before it counts it, so what is "ready" is this batch's index.
         batch_index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        share = trainer.train_dataloader.share(batch_index)
+        loader = trainer.train_dataloader
+        assert isinstance(loader, BatchLoader)
+        share = loader.share(batch_index)
         if not self._mix.is_on:
             return self.augment(images, trainer.current_epoch, batch_index, share), labels
         images = self.augment(images, trainer.current_epoch, batch_index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.config.schema import RunConfig
 from harness.config.sweep import SweepConfig
@@ -18,10 +18,18 @@ class Slots:
     threads: int  # CPU threads of each trial
     num_gpus: int  # 0: not pinned
     warning: str | None = None
+    devices_per_trial: int = 1
 
-    def device_index(self, slot: int) -> int | None:
-        """Return the GPU of a slot."""
-        return slot % self.num_gpus if self.num_gpus else None
+    def device_indices(self, slot: int) -> list[int] | None:
+        """Return the GPUs of a slot, neighbours."""
+        if not self.num_gpus:
+            return None
+        first = slot % (self.num_gpus // self.devices_per_trial) * self.devices_per_trial
+        return list(range(first, first + self.devices_per_trial))
+
+    @property
+    def threads_per_process(self) -> int:
+        return max(1, self.threads // self.devices_per_trial)
 
 
 def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
@@ -39,24 +47,33 @@ def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
         import torch
 
         num_gpus = torch.cuda.device_count()
-    return resolve_slots(sweep, base.trainer.threads, available_cores(), device, num_gpus)
+    slots = resolve_slots(sweep, base.trainer.threads, available_cores(), device, num_gpus)
+    return replace(slots, devices_per_trial=sweep.devices_per_trial)
 
 
 def resolve_slots(
     sweep: SweepConfig, trainer_threads: int | None, cores: int, device: str, num_gpus: int
 ) -> Slots:
-    """Choose what is left to `auto`; slots × threads never exceeds the cores unless the user fixed both."""
+    """Choose what is left to `auto`; slots × threads never exceeds the cores unless the user fixed both.
+
+    Raises:
+        ConfigError: a trial wants more devices than there are.
+    """
+    from harness.training.machine import check_devices
+
+    together = sweep.devices_per_trial
+    check_devices(together, device, num_gpus)
     fixed_slots = None if sweep.slots == "auto" else sweep.slots
     fixed_threads = trainer_threads if sweep.threads_per_trial == "auto" else sweep.threads_per_trial
     if fixed_slots and fixed_threads:
         return Slots(fixed_slots, fixed_threads, num_gpus, _overload(fixed_slots, fixed_threads, cores))
     if fixed_slots:
-        count = min(fixed_slots, cores)
+        count = min(fixed_slots, max(1, cores // together))
         lowered = f"sweep.slots={fixed_slots} lowered to {count}, the number of cores"
         threads = max(1, cores // count)
         return Slots(count, threads, num_gpus, lowered if count < fixed_slots else None)
-    wanted = {"cuda": num_gpus, "mps": 1}.get(device, MAX_AUTO_SLOTS)
-    count = max(1, min(wanted, cores // (fixed_threads or 1)))
+    wanted = {"cuda": num_gpus // together, "mps": 1}.get(device, MAX_AUTO_SLOTS)
+    count = max(1, min(wanted, cores // max(fixed_threads or 1, together)))
     threads = fixed_threads or max(1, cores // count)
     return Slots(count, threads, num_gpus, _overload(count, threads, cores))
 

@@ -176,8 +176,8 @@ def _write_spec(home: SweepHome, slots: Slots, parent_run_id: str, trial: tuple[
         plan=home.plan.to_dict(),
         experiment=home.experiment,
         parent_run_id=parent_run_id,
-        threads=slots.threads,
-        device_index=slots.device_index(slot),
+        threads=slots.threads_per_process,
+        device_indices=slots.device_indices(slot),
     )
     path = home.trial_directory(number) / "spec.json"
     spec.save(path)

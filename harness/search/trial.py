@@ -6,6 +6,7 @@ is stopped stays RUNNING in the database and is resumed under its number, in its
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import multiprocessing
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -50,8 +51,8 @@ class TrialSpec:
     plan: dict[str, Any]  # SweepPlan.to_dict()
     experiment: str
     parent_run_id: str
-    threads: int | None  # None: what the process is given
-    device_index: int | None  # among the visible GPUs; None: no pinning
+    threads: int | None  # of each of its processes; None: what they are given
+    device_indices: list[int] | None  # among the visible GPUs; None: no pinning
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,21 +92,40 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
     path = Path(spec_path)
     spec = TrialSpec.load(path)
     stop_requested = StopFlag()
-    if spec.device_index is not None:
-        _pin_device(spec.device_index)
+    if spec.device_indices is not None:
+        _pin_devices(spec.device_indices)
     try:
         with FileLock(path.with_name("lock"), timeout=LOCK_TIMEOUT_S):
-            return _run(spec, path.parent, stop_requested, train)
+            return _run_on_devices(spec, path.parent, stop_requested, train)
     except Timeout:
         print(f"another process still works on {path.parent}", file=sys.stderr)
         return 1
 
 
-def _pin_device(index: int) -> None:
-    """Leave one GPU visible; must happen before CUDA is touched."""
+def _pin_devices(indices: Sequence[int]) -> None:
+    """Leave some GPUs visible; must happen before CUDA is touched."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(number) for number in range(index + 1)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)].strip()
+    devices = visible.split(",") if visible else [str(number) for number in range(max(indices) + 1)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i % len(devices)].strip() for i in indices)
+
+
+def _run_on_devices(
+    spec: TrialSpec, folder: Path, stop_requested: Callable[[], bool], train: TrainFunction | None
+) -> int:
+    """Run the trial here, or in as many processes as `sweep.devices_per_trial` says."""
+    num_devices = spec.plan["sweep"]["devices_per_trial"]
+    if num_devices == 1:
+        return _run(spec, folder, stop_requested, train)
+    from harness.search.ranks import run_over_ranks
+
+    return run_over_ranks(
+        functools.partial(_run, spec, folder),
+        train or _real_train(),
+        num_devices,
+        folder,
+        threads=spec.threads,
+        grace_s=spec.plan["sweep"]["grace_seconds"],
+    )
 
 
 def _run(

@@ -6,15 +6,19 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 
 from harness.config.schema import RunConfig
 from harness.errors import CheckpointError, DivergedError
 from harness.training.callbacks import EpochRecorder, StopOnRequest
 from harness.training.checkpoint import AtomicCheckpointIO, load_section
+from harness.training.distributed import Ranks, current_ranks, lost_peers_end_us
 from harness.training.machine import Machine
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, Status
@@ -39,6 +43,7 @@ def fit(
     Raises:
         DivergedError: the loss became NaN or infinite.
         Interrupted: it was asked to stop.
+        PeerLost: another rank has gone.
     """
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
     last = checkpoint_dir / "last.ckpt"
@@ -47,7 +52,8 @@ def fit(
     module.to(memory_format=torch.channels_last)
     if module.config.trainer.compile:
         module.classifier.network.compile()
-    trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    with lost_peers_end_us():
+        trainer.fit(module, data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
     if recorder.diverged:
         raise DivergedError(
             f"the loss became NaN or infinite in epoch {trainer.current_epoch + 1}: lower optim.lr "
@@ -89,12 +95,11 @@ def build_trainer(
         )
     return pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else machine.device.type,
-        devices=1,
+        **_together(current_ranks()),
         precision=machine.lightning_precision,  # type: ignore[arg-type]
         max_epochs=config.trainer.max_epochs,
         gradient_clip_val=config.optim.clip_grad_norm,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -104,12 +109,25 @@ def build_trainer(
     )
 
 
+def _together(ranks: Ranks) -> dict[str, Any]:
+    """Return the Trainer's arguments for one process, or for one of several that torch's agent started."""
+    if ranks.is_alone:
+        return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
+    return {
+        "devices": ranks.world,
+        # The module puts the ranks' batch norms together itself, once an epoch instead of every step.
+        "strategy": DDPStrategy(forward_sync_buffers=False),
+        "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],  # not Slurm's, which may be around us
+    }
+
+
 def quiet_lightning() -> None:
     """Silence hints that do not apply: our batches come ready-made from memory, without workers."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen ones
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is the sum over ranks
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6.6 on torch 2.14
 
 

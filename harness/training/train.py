@@ -18,9 +18,11 @@ from harness.data.splits import ImageArrays, ImageSplits
 from harness.models import FreezeReport, ImageClassifier, apply_freezing, build_model
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import InitialisedFromImages
+from harness.models.sync_norm import synchronise_norms
 from harness.tracking import Tracker
 from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts
+from harness.training.distributed import current_ranks
 from harness.training.features import cached_data
 from harness.training.fit import fit
 from harness.training.machine import Machine, resolve_machine
@@ -44,6 +46,9 @@ def train(
     A run that was interrupted goes on from `checkpoint_dir/last.ckpt`, at the epoch after its last complete
     one, and ends with the weights of an uninterrupted run. The tracker's run is closed in every case.
 
+    Processes that train together (`harness.training.ranks`) all call this alike; what rank 0 does alone is
+    to record, to decide and to write checkpoints.
+
     Args:
         on_epoch: called after each epoch; its answer may end the run early.
         stop_requested: asked after each batch; True leaves at once, resumable.
@@ -55,6 +60,7 @@ def train(
     started = time.perf_counter()
     recorder = EpochRecorder(tracker, on_epoch, config.trainer.select)
     best = checkpoint_dir / "best.ckpt"
+    ranks = current_ranks()
     status: Status
     try:
         machine = resolve_machine(config.trainer)
@@ -62,7 +68,8 @@ def train(
         splits = load_splits(config.data)
         config = config.model_copy(update={"data": resolve_auto(config.data)})  # what `auto` was, for good
         classifier, freezing = prepare_model(config, splits)
-        record_setup(tracker, config, splits, freezing, machine)
+        if ranks.is_zero:
+            record_setup(tracker, config, splits, freezing, machine)
         try:
             data = choose_data(classifier, splits, config, machine, stop_requested)
             num_batches = len(data.train_dataloader())
@@ -70,7 +77,7 @@ def train(
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
             status = "interrupted"
-        if status != "interrupted":
+        if status != "interrupted" and ranks.is_zero:
             tracker.set_tags({"harness.checkpoint": str(best.resolve())})
             record_best(tracker, config, splits, recorder, machine, best)
     except BaseException as error:
@@ -99,6 +106,8 @@ def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifi
     show_images(classifier, splits.train)
     freezing = apply_freezing(classifier, config.finetune)
     speed_up_convolutions(classifier.network)
+    if config.trainer.sync_batchnorm and not current_ranks().is_alone:
+        synchronise_norms(classifier.network, resolve_machine(config.trainer).device)
     return classifier, freezing
 
 
@@ -116,7 +125,9 @@ def choose_data(
         Interrupted: it was asked to stop.
     """
     pin_memory = machine.device.type == "cuda"
-    images = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin_memory)
+    images = ImageDataModule(
+        splits, config.data, config.augment, config.seed, pin_memory=pin_memory, seat=current_ranks()
+    )
     features = cached_data(classifier, splits, config, machine, stop_requested, pin_memory=pin_memory)
     return images if features is None else features
 
