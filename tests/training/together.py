@@ -86,6 +86,12 @@ def start(config: RunConfig, folder: Path, behaviour: Behaviour | None = None) -
     return Together(folder, process)
 
 
+def start_and_leave(config: RunConfig, folder: Path) -> None:
+    """Be a coordinator that is gone as soon as its ranks train."""
+    start(config, folder).rank_pids()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def is_running(pid: int) -> bool:
     """Tell whether a process is there and no zombie."""
     try:
