@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from harness.config.schema import RunConfig
 from harness.config.sweep import SweepConfig
@@ -18,18 +18,13 @@ class Slots:
     threads: int  # CPU threads of each trial
     num_gpus: int  # 0: not pinned
     warning: str | None = None
-    devices_per_trial: int = 1
 
-    def device_indices(self, slot: int) -> list[int] | None:
-        """Return the GPUs of a slot, neighbours."""
+    def device_indices(self, slot: int, per_trial: int = 1) -> list[int] | None:
+        """Return the GPUs of a slot, neighbours where a trial takes several."""
         if not self.num_gpus:
             return None
-        first = slot % (self.num_gpus // self.devices_per_trial) * self.devices_per_trial
-        return list(range(first, first + self.devices_per_trial))
-
-    @property
-    def threads_per_process(self) -> int:
-        return max(1, self.threads // self.devices_per_trial)
+        first = slot % (self.num_gpus // per_trial) * per_trial
+        return list(range(first, first + per_trial))
 
 
 def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
@@ -47,8 +42,7 @@ def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
         import torch
 
         num_gpus = torch.cuda.device_count()
-    slots = resolve_slots(sweep, base.trainer.threads, available_cores(), device, num_gpus)
-    return replace(slots, devices_per_trial=sweep.devices_per_trial)
+    return resolve_slots(sweep, base.trainer.threads, available_cores(), device, num_gpus)
 
 
 def resolve_slots(
@@ -68,7 +62,7 @@ def resolve_slots(
     if fixed_slots and fixed_threads:
         return Slots(fixed_slots, fixed_threads, num_gpus, _overload(fixed_slots, fixed_threads, cores))
     if fixed_slots:
-        count = min(fixed_slots, max(1, cores // together))
+        count = min(fixed_slots, cores)
         lowered = f"sweep.slots={fixed_slots} lowered to {count}, the number of cores"
         threads = max(1, cores // count)
         return Slots(count, threads, num_gpus, lowered if count < fixed_slots else None)

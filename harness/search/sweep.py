@@ -168,6 +168,7 @@ def _sweep_record(
 
 def _write_spec(home: SweepHome, slots: Slots, parent_run_id: str, trial: tuple[int, int, int]) -> Path:
     number, trial_id, slot = trial
+    together = home.plan.sweep.devices_per_trial
     spec = TrialSpec(
         sweep_name=home.name,
         storage=home.storage,
@@ -176,8 +177,8 @@ def _write_spec(home: SweepHome, slots: Slots, parent_run_id: str, trial: tuple[
         plan=home.plan.to_dict(),
         experiment=home.experiment,
         parent_run_id=parent_run_id,
-        threads=slots.threads_per_process,
-        device_indices=slots.device_indices(slot),
+        threads=max(1, slots.threads // together),
+        device_indices=slots.device_indices(slot, together),
     )
     path = home.trial_directory(number) / "spec.json"
     spec.save(path)
