@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.cli import sweeps
 from harness.cli.common import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, config_dir, tracking_config
 from harness.errors import ConfigError, HarnessError
 from harness.logs import show_messages
-
-if TYPE_CHECKING:
-    from harness.config.schema import RunConfig
-    from harness.training.result import Decision, EpochReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,37 +121,9 @@ def run_train(options: argparse.Namespace) -> int:
 
         print(describe_run(config))
         return EXIT_OK
-    return _train(config)
+    from harness.training.command import run_training
 
-
-def _train(config: RunConfig) -> int:
-    from harness.data import load_splits
-    from harness.tracking.store import open_store
-    from harness.training.machine import prepare_process
-    from harness.training.train import train
-
-    prepare_process(config.trainer.threads, config.trainer.keep_memory)
-    experiment = config.tracking.experiment or load_splits(config.data).name  # what `auto` really got
-    name = config.tracking.run_name or f"{config.model.kind}-{config.finetune.kind}"
-    tracker = open_store(config.tracking).start_run(name, experiment, {"harness.kind": "train"})
-    checkpoints = Path(config.tracking.dir) / "checkpoints" / tracker.run_id
-    with stop_flag() as stop_requested:
-        result = train(
-            config,
-            tracker=tracker,
-            checkpoint_dir=checkpoints,
-            on_epoch=print_epoch,
-            stop_requested=stop_requested,
-        )
-    if result.status == "interrupted":
-        print(f"interrupted: the last complete epoch is in {checkpoints}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print(
-        f"best: val/accuracy {result.score:.4f} in epoch {result.best_epoch + 1}, {result.seconds:.1f} s\n"
-        f"run {result.run_id}, checkpoint {result.checkpoint}\n"
-        f"next: harness export --run {result.run_id}   or   make ui"
-    )
-    return EXIT_OK
+    return run_training(config)
 
 
 def run_data(options: argparse.Namespace) -> int:
@@ -236,33 +201,3 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 # ── what the commands share ───────────────────────────────────────────────────────────────────────
-
-
-def print_epoch(report: EpochReport) -> Decision:
-    metrics = report.metrics
-    print(
-        f"epoch {report.epoch + 1}/{report.max_epochs}  "
-        f"train {metrics['train/loss']:.4f} / {metrics['train/accuracy']:.4f}  "
-        f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}  "
-        f"{metrics['epoch_seconds']:.1f} s  {metrics['images_per_second']:,.0f} images/s",
-        flush=True,
-    )
-    return "continue"
-
-
-@contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a question that answers True; the second Ctrl-C kills."""
-    received: list[int] = []
-
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print("stopping at the end of this batch; Ctrl-C again stops at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -47,7 +47,8 @@ class SweepPlan:
 
     def compose_trial(self, overrides: Sequence[str]) -> RunConfig:
         """Return the run of one trial: the sweep's base with the trial's overrides on top."""
-        values = compose_values("sweep", [*self.overrides, *overrides], self.config_dir)
+        devices = f"trainer.devices={self.sweep.devices_per_trial}"
+        values = compose_values("sweep", [*self.overrides, *overrides, devices], self.config_dir)
         values.pop("sweep")
         return validate(RunConfig, values)
 
@@ -94,9 +95,12 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
         section = _apply_fixed(section, given)
     sweep = validate(SweepConfig, section, prefix="sweep")
     _check_paths(sweep, config_dir)
+    base = validate(RunConfig, values)
+    if base.trainer.devices != 1 or "trainer.devices" in sweep.space:
+        raise ConfigError("trainer.devices is for single runs: in a sweep, set sweep.devices_per_trial")
     return SweepPlan(
         sweep=sweep,
-        base=validate(RunConfig, values),
+        base=base,
         overrides=tuple(overrides),
         config_dir=config_dir,
         sweep_file=str(given.get("sweep", "default")),

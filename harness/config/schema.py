@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness.config.agreement import check_agreement
+
 SCRATCH_MODELS = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn")
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -242,6 +244,10 @@ class TrainerConfig(Frozen):
     threads: PositiveInt | None = None  # intra-op CPU threads; None = what the process was given
     early_stopping_patience: PositiveInt | None = None  # epochs without a better val/accuracy
     select: Literal["best", "last"] = "best"  # the epoch to keep: by val/accuracy, or the last one
+    devices: PositiveInt = (
+        1  # GPUs (or, on a CPU, processes) that train together; a batch is shared among them
+    )
+    sync_batchnorm: bool = False  # statistics of the whole batch, not of each device's share
     keep_memory: bool = True  # keep large blocks in the process (glibc): up to a third faster on CPUs
 
 
@@ -276,23 +282,7 @@ class RunConfig(Frozen):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        if self.finetune.kind != "full" and not self.model.is_pretrained:
-            raise ValueError(
-                f"finetune={self.finetune.kind} would freeze random weights of {self.model.kind}: "
-                "use finetune=full or a pretrained model"
-            )
-        warmup, epochs = self.optim.schedule.warmup_epochs, self.trainer.max_epochs
-        if warmup >= epochs:
-            raise ValueError(
-                f"optim.schedule.warmup_epochs={warmup:g} leaves nothing of trainer.max_epochs={epochs}: "
-                "lower it or train longer"
-            )
-        batch, samples = self.data.batch_size, self.data.max_train_samples
-        if samples is not None and batch > samples:
-            raise ValueError(
-                f"data.batch_size={batch} is larger than data.max_train_samples={samples}: "
-                "lower it or use more samples"
-            )
+        check_agreement(self)
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.data import operations as ops
+from harness.data.shares import Share
 
 NUM_BINS = 31  # magnitudes 0 to 30
 
@@ -41,12 +42,13 @@ class TrivialAugment:
     Source: Müller and Hutter, arXiv:2103.10158 (the "wide" space).
     """
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment uint8 images; `generator` is on their device."""
-        choices = trivial_choices()
-        drawn, signs = draw_ops(len(images_BCHW), len(choices), generator)
-        bins = torch.randint(NUM_BINS, (len(images_BCHW),), generator=generator, device=generator.device)
-        return apply_ops(images_BCHW, choices, drawn, magnitudes_of(choices, drawn, bins, signs))
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        """Augment uint8 images, which are a share of a batch; `generator` is on their device."""
+        choices, share = trivial_choices(), share or Share.whole(len(images_BCHW))
+        drawn, signs = draw_ops(share.total, len(choices), generator)
+        bins = torch.randint(NUM_BINS, (share.total,), generator=generator, device=generator.device)
+        magnitudes = magnitudes_of(choices, drawn, bins, signs)
+        return apply_ops(images_BCHW, choices, share.of(drawn), share.of(magnitudes))
 
 
 class RandAugment:
@@ -59,13 +61,13 @@ class RandAugment:
         self.num_ops = num_ops
         self.magnitude = magnitude
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment uint8 images; `generator` is on their device."""
-        choices = rand_choices(*images_BCHW.shape[-2:])
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+        """Augment uint8 images, which are a share of a batch; `generator` is on their device."""
+        choices, share = rand_choices(*images_BCHW.shape[-2:]), share or Share.whole(len(images_BCHW))
         for _ in range(self.num_ops):
-            drawn, signs = draw_ops(len(images_BCHW), len(choices), generator)
-            bins = torch.full_like(drawn, self.magnitude)
-            images_BCHW = apply_ops(images_BCHW, choices, drawn, magnitudes_of(choices, drawn, bins, signs))
+            drawn, signs = draw_ops(share.total, len(choices), generator)
+            magnitudes = magnitudes_of(choices, drawn, torch.full_like(drawn, self.magnitude), signs)
+            images_BCHW = apply_ops(images_BCHW, choices, share.of(drawn), share.of(magnitudes))
         return images_BCHW
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.mixing import BatchMix
+from harness.data.shares import ALONE, Seat, Share
 from harness.data.splits import ImageSplits
 from harness.data.transforms import BatchAugment, check_fits
 
@@ -48,6 +49,8 @@ class BatchLoader:
         order: Callable[[], np.ndarray] | None = None,
         *,
         pin: bool = False,
+        seat: Seat = ALONE,
+        takes_shares: bool = True,
     ) -> None:
         """Prepare a pass.
 
@@ -55,24 +58,50 @@ class BatchLoader:
             order: Returns positions in `arrays`; None for their own order, every image included. With an
                 order, i.e. in training, a last batch of a single image is left out: batch norm has no
                 variance to take from it.
+            seat: In training, what this process takes of each batch; otherwise, of all images.
+            takes_shares: False yields whole training batches, for whoever takes the share later.
         """
         self.arrays = arrays
         self.batch_size = batch_size
         self._order = order
         self._pin = pin
+        self._seat = seat
+        self._takes_shares = takes_shares
 
     def __len__(self) -> int:
         return len(self._starts())
 
     def __iter__(self) -> Iterator[Batch]:
-        order = np.arange(len(self.arrays)) if self._order is None else self._order()
-        batches = [order[start : start + self.batch_size] for start in self._starts()]
+        batches = self._positions()
         for positions, rows in zip(batches, self.arrays.stream(batches), strict=True):
             yield self._batch(positions, rows)
 
+    def share(self, index: int) -> Share:
+        """Return what this process takes of a training batch."""
+        start = self._starts()[index]
+        return self._seat.share(min(self.batch_size, len(self.arrays) - start))
+
+    @property
+    def eval_share(self) -> Share:
+        """What this process takes of all images, in their order."""
+        return self._seat.share(len(self.arrays))
+
+    def _positions(self) -> list[np.ndarray]:
+        if self._order is None:
+            order = np.arange(len(self.arrays))[self.eval_share.rows]
+            return [order[start : start + self.batch_size] for start in self._starts()]
+        order = self._order()
+        batches = [order[start : start + self.batch_size] for start in self._starts()]
+        if not self._takes_shares:
+            return batches
+        return [batch[self.share(index).rows] for index, batch in enumerate(batches)]
+
     def _starts(self) -> range:
+        if self._order is None:
+            share = self.eval_share
+            return range(0, share.stop - share.start, self.batch_size)
         count = len(self.arrays)
-        is_single_left = self._order is not None and self.batch_size > 1 and count % self.batch_size == 1
+        is_single_left = self.batch_size > 1 and count % self.batch_size == 1
         return range(0, count - 1 if is_single_left and count > 1 else count, self.batch_size)
 
     def _batch(self, positions: np.ndarray, rows: np.ndarray) -> Batch:
@@ -83,9 +112,11 @@ class BatchLoader:
         return (images.pin_memory(), labels.pin_memory()) if self._pin else (images, labels)
 
 
-def eval_batches(arrays: Arrays, batch_size: int, *, pin_memory: bool = False) -> BatchLoader:
+def eval_batches(
+    arrays: Arrays, batch_size: int, *, pin_memory: bool = False, seat: Seat = ALONE
+) -> BatchLoader:
     """Return every image of a split once, in its own order, for any evaluation without gradients."""
-    return BatchLoader(arrays, max(batch_size, SMALLEST_EVAL_BATCH), pin=pin_memory)
+    return BatchLoader(arrays, max(batch_size, SMALLEST_EVAL_BATCH), pin=pin_memory, seat=seat)
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -114,6 +145,7 @@ class ImageDataModule(pl.LightningDataModule):
         seed: int,
         *,
         pin_memory: bool = False,
+        seat: Seat = ALONE,
     ) -> None:
         super().__init__()
         check_fits(augment, *splits.train.images.shape[1:3])
@@ -121,6 +153,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.batch_size = data.batch_size
         self.seed = seed
         self.pin_memory = pin_memory
+        self.seat = seat
         self._augment = BatchAugment(augment)
         self._mix = BatchMix(augment, len(splits.class_names))
         self._alternates = augment.flip == "alternating"
@@ -131,24 +164,30 @@ class ImageDataModule(pl.LightningDataModule):
     def train_batches(self, epoch: Callable[[], int]) -> BatchLoader:
         """Return a loader of the training split; `epoch` is asked at the start of each pass."""
         return BatchLoader(
-            self.splits.train, self.batch_size, lambda: self.order(epoch()), pin=self.pin_memory
+            self.splits.train,
+            self.batch_size,
+            lambda: self.order(epoch()),
+            pin=self.pin_memory,
+            seat=self.seat,
+            takes_shares=not self._mix.is_on,  # an image may be mixed with any other of its batch
         )
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the order in which an epoch visits the training split."""
         return shuffled(len(self.splits.train), self.seed, epoch)
 
-    def augment(self, images: Tensor, epoch: int, batch_index: int) -> Tensor:
-        """Augment a training batch with the draws that belong to its place in the run."""
+    def augment(self, images: Tensor, epoch: int, batch_index: int, share: Share | None = None) -> Tensor:
+        """Augment a training batch, or a share of it, with the draws that belong to its place in the run."""
+        share = share or Share.whole(len(images))
         generator = torch.Generator(images.device)
         generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
         if not self._alternates:
-            return self._augment(images, generator)
+            return self._augment(images, generator, share=share)
         if self._flips_in_order[0] != epoch:  # once an epoch, not for every batch
             self._flips_in_order = epoch, self.alternating_flips(epoch)[self.order(epoch)]
         start = batch_index * self.batch_size
-        flips = torch.from_numpy(self._flips_in_order[1][start : start + len(images)])
-        return self._augment(images, generator, flips.to(images.device))
+        flips = torch.from_numpy(self._flips_in_order[1][start + share.start : start + share.stop])
+        return self._augment(images, generator, flips.to(images.device), share)
 
     def alternating_flips(self, epoch: int) -> np.ndarray:
         """Return which training images an epoch mirrors, bool (N,): half at random, then the others, in turn.
@@ -168,7 +207,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self.train_batches(lambda: self._trainer().current_epoch)
 
     def val_dataloader(self) -> BatchLoader:
-        return eval_batches(self.splits.val, self.batch_size, pin_memory=self.pin_memory)
+        return eval_batches(self.splits.val, self.batch_size, pin_memory=self.pin_memory, seat=self.seat)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         trainer = self._trainer()
@@ -177,8 +216,14 @@ class ImageDataModule(pl.LightningDataModule):
         images, labels = batch
         # Lightning moves a batch just before it counts it, so what is "ready" is this batch's index.
         batch_index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        loader = trainer.train_dataloader
+        assert isinstance(loader, BatchLoader)
+        share = loader.share(batch_index)
+        if not self._mix.is_on:
+            return self.augment(images, trainer.current_epoch, batch_index, share), labels
         images = self.augment(images, trainer.current_epoch, batch_index)
-        return self.mix(images, labels, trainer.current_epoch, batch_index)
+        images, labels = self.mix(images, labels, trainer.current_epoch, batch_index)
+        return images[share.rows], labels[share.rows]
 
     def _trainer(self) -> pl.Trainer:
         assert self.trainer is not None, "the Trainer attaches itself before it calls a hook"

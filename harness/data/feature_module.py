@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from harness.data.datamodule import VIEW_STREAM, BatchLoader, eval_batches, shuffled
+from harness.data.shares import ALONE, Seat
 
 
 class FeatureArrays:
@@ -45,12 +46,14 @@ class FeatureDataModule(pl.LightningDataModule):
         seed: int,
         *,
         pin_memory: bool = False,
+        seat: Seat = ALONE,
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
         self.batch_size = batch_size
         self.seed = seed
         self.pin_memory = pin_memory
+        self.seat = seat
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the rows that an epoch visits: the images in the uncached path's order, each in one view."""
@@ -61,11 +64,15 @@ class FeatureDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         return BatchLoader(
-            self.train, self.batch_size, lambda: self.order(self._epoch()), pin=self.pin_memory
+            self.train,
+            self.batch_size,
+            lambda: self.order(self._epoch()),
+            pin=self.pin_memory,
+            seat=self.seat,
         )
 
     def val_dataloader(self) -> BatchLoader:
-        return eval_batches(self.val, self.batch_size, pin_memory=self.pin_memory)
+        return eval_batches(self.val, self.batch_size, pin_memory=self.pin_memory, seat=self.seat)
 
     def _epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch

@@ -46,6 +46,10 @@ class BatchMix:
         self.config = config
         self.num_classes = num_classes
 
+    @property
+    def is_on(self) -> bool:
+        return bool(self.config.mixup_alpha or self.config.cutmix_alpha)
+
     def __call__(self, images_BCHW: Tensor, labels_B: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
@@ -59,7 +63,7 @@ class BatchMix:
             makes them float in [0, 1], so nothing is rounded. Where nothing is on, the input itself.
         """
         config = self.config
-        if not (config.mixup_alpha or config.cutmix_alpha):
+        if not self.is_on:
             return images_BCHW, labels_B
         height, width = images_BCHW.shape[-2:]
         draws = draw_mix(len(images_BCHW), (height, width), config, np.random.default_rng(seed))

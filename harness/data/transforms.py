@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from harness.config.schema import AugmentConfig
 from harness.data.auto_augment import RandAugment, TrivialAugment
 from harness.data.colour import adjust_hue, blend, grey_levels
+from harness.data.shares import Share
 from harness.errors import ConfigError
 
 MID_GREY = 128 / 255  # close to the mean of photographs, which is what cutout's paper fills with
@@ -31,34 +32,42 @@ class BatchAugment:
         self._policy = _build_policy(config)
 
     def __call__(
-        self, images_BCHW: Tensor, generator: torch.Generator, flips_B: Tensor | None = None
+        self,
+        images_BCHW: Tensor,
+        generator: torch.Generator,
+        flips_B: Tensor | None = None,
+        share: Share | None = None,
     ) -> Tensor:
         """Augment a batch.
 
         Args:
             images_BCHW: uint8, three channels.
             generator: On the images' device.
-            flips_B: Which images are mirrored, bool; None to draw.
+            flips_B: Which of these images are mirrored, bool; None to draw.
+            share: What part of a batch the images are: all draws are made for the whole. None: all of it.
 
         Returns:
             uint8, or float in [0, 1] where colours are jittered, in channels_last; the input itself where
             nothing is on.
         """
         config, images = self.config, images_BCHW
+        share = share or Share.whole(len(images))
+        whole = share.whole_like(images)
         if config.flip or config.crop_padding:
-            offsets = draw_offsets(len(images), config.crop_padding, generator)
+            offsets = share.of(draw_offsets(share.total, config.crop_padding, generator))
             if flips_B is None:
-                flips_B = draw_flips(len(images), 0.5 if config.flip else 0.0, generator)
+                flips_B = share.of(draw_flips(share.total, 0.5 if config.flip else 0.0, generator))
             images = crop_and_flip(images, offsets, flips_B)
         if self._policy is not None:
-            images = self._policy(images, generator)
+            images = self._policy(images, generator, share)
         if config.brightness or config.contrast or config.saturation or config.hue:
-            factors = draw_jitter(images, config, generator)
+            factors = share.of(draw_jitter(whole, config, generator), dim=1)
             images = jitter_colours(tv.to_dtype(images, torch.float32, scale=True), factors)
         if config.cutout_size:
-            images = cut_out(images, draw_centres(images, generator), config.cutout_size)
+            images = cut_out(images, share.of(draw_centres(whole, generator)), config.cutout_size)
         if config.erasing_probability:
-            images = erase(images, draw_boxes(images, config.erasing_probability, generator), generator)
+            boxes = draw_boxes(whole, config.erasing_probability, generator)
+            images = erase(images, boxes, generator, share)
         if images is images_BCHW:
             return images
         return images.contiguous(memory_format=torch.channels_last)
@@ -190,18 +199,26 @@ def draw_boxes(images_BCHW: Tensor, probability: float, generator: torch.Generat
     return torch.stack([top, left, top + tall, left + wide], dim=1).long()
 
 
-def erase(images_BCHW: Tensor, boxes_B4: Tensor, generator: torch.Generator) -> Tensor:
+def erase(
+    images_BCHW: Tensor, boxes_B4: Tensor, generator: torch.Generator, share: Share | None = None
+) -> Tensor:
     """Fill each image's box with uniform noise of its own.
+
+    Args:
+        boxes_B4: of the whole batch, of which the images are a share.
 
     Source: Zhong et al., arXiv:1708.04896 (the RE-R variant).
     """
+    share = share or Share.whole(len(images_BCHW))
     chosen = (boxes_B4[:, 2] > boxes_B4[:, 0]).nonzero().squeeze(1)
+    noise = torch.rand(len(chosen), *images_BCHW.shape[1:], generator=generator, device=generator.device)
+    is_here = (chosen >= share.start) & (chosen < share.stop)
+    boxes_B4, chosen, noise = boxes_B4[chosen[is_here]], chosen[is_here] - share.start, noise[is_here]
     members = images_BCHW[chosen]
-    noise = torch.rand(members.shape, generator=generator, device=generator.device)
     if not images_BCHW.is_floating_point():
         noise = (noise * 256).to(images_BCHW.dtype)
     result = images_BCHW.clone(memory_format=torch.preserve_format)
-    result[chosen] = torch.where(box_mask(members, boxes_B4[chosen]), noise, members)
+    result[chosen] = torch.where(box_mask(members, boxes_B4), noise, members)
     return result
 
 

@@ -18,6 +18,7 @@ ELSEWHERE = ("tracking.", "data.dir", "data.cache_dir", "data.download", "evalua
 MACHINE = (
     "trainer.device",
     "trainer.threads",
+    "trainer.devices",
     "trainer.keep_memory",
     "trainer.compile",
     "data.max_memory_share",

@@ -16,9 +16,9 @@ from harness.search.home import SweepHome
 from harness.search.leaderboard import ranked
 from harness.search.scheduler import Scheduler
 from harness.search.slots import Slots
+from harness.search.spec import TrialSpec
 from harness.search.stop import StopRequest
 from harness.search.study import TrialRow, storage_of
-from harness.search.trial import TrialSpec
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -49,6 +49,7 @@ def build_scheduler(
 
 
 def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim, slot: int) -> Path:
+    together = home.plan.sweep.devices_per_trial
     spec = TrialSpec(
         sweep_name=home.name,
         storage=home.storage,
@@ -58,8 +59,8 @@ def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim
         plan=home.plan.to_dict(),
         experiment=home.experiment,
         parent_run_id=study.user_attrs[record.PARENT_RUN_ID],
-        threads=slots.threads,
-        device_index=slots.device_index(slot),
+        threads=max(1, slots.threads // together),
+        device_indices=slots.device_indices(slot, together),
     )
     path = home.trial_directory(claim.number) / "spec.json"
     spec.save(path)

@@ -31,9 +31,12 @@ class Slots:
     warning: str | None = None
     measured: tuple[Measurement, ...] = ()  # what this choice was made from, if it was measured
 
-    def device_index(self, slot: int) -> int | None:
-        """Return the GPU of a slot."""
-        return slot % self.num_gpus if self.num_gpus else None
+    def device_indices(self, slot: int, per_trial: int = 1) -> list[int] | None:
+        """Return the GPUs of a slot, neighbours where a trial takes several."""
+        if not self.num_gpus:
+            return None
+        first = slot % (self.num_gpus // per_trial) * per_trial
+        return list(range(first, first + per_trial))
 
 
 def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
@@ -57,7 +60,15 @@ def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
 def resolve_slots(
     sweep: SweepConfig, trainer_threads: int | None, cores: int, device: str, num_gpus: int
 ) -> Slots:
-    """Choose what is left to `auto`; slots × threads never exceeds the cores unless the user fixed both."""
+    """Choose what is left to `auto`; slots × threads never exceeds the cores unless the user fixed both.
+
+    Raises:
+        ConfigError: a trial wants more devices than there are.
+    """
+    from harness.training.machine import check_devices
+
+    together = sweep.devices_per_trial
+    check_devices(together, device, num_gpus)
     fixed_slots = None if sweep.slots == "auto" else sweep.slots
     fixed_threads = trainer_threads if sweep.threads_per_trial == "auto" else sweep.threads_per_trial
     if fixed_slots and fixed_threads:
@@ -67,8 +78,8 @@ def resolve_slots(
         lowered = f"sweep.slots={fixed_slots} lowered to {count}, the number of cores"
         threads = max(1, cores // count)
         return Slots(count, threads, num_gpus, lowered if count < fixed_slots else None)
-    wanted = {"cuda": num_gpus, "mps": 1}.get(device, MAX_AUTO_SLOTS)
-    count = max(1, min(wanted, cores // (fixed_threads or 1)))
+    wanted = {"cuda": num_gpus // together, "mps": 1}.get(device, MAX_AUTO_SLOTS)
+    count = max(1, min(wanted, cores // max(fixed_threads or 1, together)))
     threads = fixed_threads or max(1, cores // count)
     return Slots(count, threads, num_gpus, _overload(count, threads, cores))
 

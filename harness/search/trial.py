@@ -6,17 +6,15 @@ is stopped stays RUNNING in the database and is resumed under its number, in its
 
 from __future__ import annotations
 
-import json
+import functools
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
@@ -36,6 +34,7 @@ from harness.search.outcomes import InfeasibleError, is_lost_worker, is_out_of_m
 from harness.search.patience import PATIENCE_S, shown
 from harness.search.pruners import build_pruner, report_score, should_prune
 from harness.search.space import suggest, trial_overrides
+from harness.search.spec import StopFlag, TrialSpec, pin_devices
 from harness.search.storage import database_exists, open_storage
 
 if TYPE_CHECKING:
@@ -47,47 +46,6 @@ EXIT_STOPPED = 128 + signal.SIGTERM
 EXIT_AWAY = os.EX_TEMPFAIL  # a database is away, or the disk full; the trial can be resumed
 RESUMABLE_ERRORS = (StorageError, TrackingError, DiskFullError)  # that end an attempt with EXIT_AWAY
 EXIT_LOST = os.EX_OSERR  # something beneath the trial died; it is to be started again
-
-
-@dataclass(frozen=True)
-class TrialSpec:
-    """A command line's worth of work: which trial of which sweep, and what it may use."""
-
-    sweep_name: str
-    storage: str  # URL of the database
-    number: int
-    trial_id: int
-    plan: dict[str, Any]  # SweepPlan.to_dict()
-    experiment: str
-    parent_run_id: str
-    attempt: int  # of the claim that this is: an older one than the trial's has lost it
-    threads: int | None  # None: what the process is given
-    device_index: int | None  # among the visible GPUs; None: no pinning
-
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)  # the database's address may hold a password
-        path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> TrialSpec:
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
-
-
-class StopFlag:
-    """Whether this process should stop: it was asked by SIGTERM, or its coordinator is gone."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._coordinator = multiprocessing.parent_process()
-        signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-
-    def __call__(self) -> bool:
-        # The parent's end of a pipe, closed by the system whatever way the coordinator dies.
-        return self._asked or (self._coordinator is not None and not self._coordinator.is_alive())
 
 
 def run(spec_path: str, train: TrainFunction | None = None) -> int:
@@ -104,20 +62,32 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
     path = Path(spec_path)
     spec = TrialSpec.load(path)
     stop_requested = StopFlag()
-    if spec.device_index is not None:
-        _pin_device(spec.device_index)
+    if spec.device_indices is not None:
+        pin_devices(spec.device_indices)
     try:
-        return _run(spec, path.parent, stop_requested, train)
+        return _run_on_devices(spec, path.parent, stop_requested, train)
     except RESUMABLE_ERRORS as error:
         print(error, file=sys.stderr)
         return EXIT_AWAY
 
 
-def _pin_device(index: int) -> None:
-    """Leave one GPU visible; must happen before CUDA is touched."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(number) for number in range(index + 1)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)].strip()
+def _run_on_devices(
+    spec: TrialSpec, folder: Path, stop_requested: Callable[[], bool], train: TrainFunction | None
+) -> int:
+    """Run the trial here, or in as many processes as `sweep.devices_per_trial` says."""
+    num_devices = spec.plan["sweep"]["devices_per_trial"]
+    if num_devices == 1:
+        return _run(spec, folder, stop_requested, train)
+    from harness.search.ranks import run_over_ranks
+
+    return run_over_ranks(
+        functools.partial(_run, spec, folder),
+        train or _real_train(),
+        num_devices,
+        folder,
+        threads=spec.threads,
+        grace_s=spec.plan["sweep"]["grace_seconds"],
+    )
 
 
 def _run(

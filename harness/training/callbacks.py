@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from harness.tracking import Tracker
+from harness.training.distributed import current_ranks
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, EpochReport
 
@@ -28,17 +29,20 @@ class StopOnRequest(pl.Callback):
     """Leaves `fit` at the end of a batch when somebody asked for it (a signal, a lost coordinator).
 
     The unfinished epoch is dropped: raising skips the epoch's end, where a checkpoint would be written.
+    Ranks leave together, whichever of them was asked.
     """
 
     def __init__(self, stop_requested: Callable[[], bool]) -> None:
         self.stop_requested = stop_requested
+        self.ranks = current_ranks()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if self.stop_requested():
+        if self.ranks.any(self.stop_requested()):
             raise Interrupted
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        if self.stop_requested():
+        # Ranks may differ by a batch here, so that they cannot agree after each; the epoch's end is near.
+        if self.ranks.is_alone and self.stop_requested():
             raise Interrupted
 
 
@@ -59,6 +63,7 @@ class EpochRecorder(pl.Callback):
         self.diverged = False
         self.best_logits: Tensor | None = None  # of the validation images at the best epoch of this process
         self.best_logits_epoch = -1
+        self.ranks = current_ranks()
         self._started = self._trained = 0.0
 
     @property
@@ -81,11 +86,14 @@ class EpochRecorder(pl.Callback):
         self.history.append(metrics)
         epoch = trainer.current_epoch
         if self.best_epoch == epoch:
-            self.best_logits, self.best_logits_epoch = torch.cat(pl_module.val_logits).cpu(), epoch
+            logits = self.ranks.gather(pl_module.val_logits)
+            self.best_logits = torch.cat(logits).cpu() if self.ranks.is_zero else None
+            self.best_logits_epoch = epoch
         self.tracker.log_epoch(epoch, metrics)
         if self.on_epoch is not None:
             self.decision = self.on_epoch(EpochReport(epoch, int(trainer.max_epochs or 0), metrics))
-            trainer.should_stop = trainer.should_stop or self.decision != "continue"
+        self.decision = self.ranks.broadcast(self.decision)
+        trainer.should_stop = trainer.should_stop or self.decision != "continue"
 
     def _metrics(self, trainer: pl.Trainer, module: ClassifierModule) -> dict[str, float]:
         train_loss, train_accuracy = module.train_means.compute()

@@ -28,6 +28,7 @@ from harness.data.transforms import BatchAugment
 from harness.models import ImageClassifier
 from harness.models.trunk import Boundary, find_boundaries, trunk_activations, trunk_digest
 from harness.training.callbacks import Interrupted
+from harness.training.distributed import current_ranks
 from harness.training.machine import Machine
 
 SHARED_DEPTHS = (0, 1, 2, 3)  # one pass keeps what the linear probe and the shallowest partial trials need
@@ -49,9 +50,34 @@ def cached_data(
 ) -> FeatureDataModule | None:
     """Return activations in place of images, and have the classifier enter there; None where images must do.
 
+    Ranks that train together share the work as any processes do, and end alike.
+
     Raises:
         Interrupted: it was asked to stop; what was computed stays.
     """
+    ranks = current_ranks()
+    data, is_interrupted = None, False
+    try:
+        data = _own_data(classifier, splits, config, machine, stop_requested, pin_memory=pin_memory)
+    except Interrupted:
+        is_interrupted = True
+    if ranks.any(is_interrupted):
+        raise Interrupted
+    if ranks.any(data is None):
+        classifier.enter_at_pixels()
+        return None
+    return data
+
+
+def _own_data(
+    classifier: ImageClassifier,
+    splits: ImageSplits,
+    config: RunConfig,
+    machine: Machine,
+    stop_requested: Callable[[], bool] | None,
+    *,
+    pin_memory: bool,
+) -> FeatureDataModule | None:
     finetune = config.finetune
     if not isinstance(finetune, LinearProbe | Partial) or not finetune.cache_features:
         return None
@@ -81,6 +107,7 @@ def cached_data(
         config.data.batch_size,
         config.seed,
         pin_memory=pin_memory,
+        seat=current_ranks(),
     )
 
 

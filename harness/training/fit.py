@@ -6,14 +6,18 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 
 from harness.config.schema import RunConfig
 from harness.errors import DivergedError
 from harness.training.callbacks import EpochRecorder, KeepCheckpoints, StopOnRequest
+from harness.training.distributed import Ranks, current_ranks, lost_peers_end_us
 from harness.training.durable import AtomicCheckpointIO
 from harness.training.machine import Machine
 from harness.training.module import ClassifierModule
@@ -41,13 +45,17 @@ def fit(
         DivergedError: the loss became NaN or infinite.
         CheckpointError: there are checkpoints of another question, or no room for this one's.
         Interrupted: it was asked to stop.
+        PeerLost: another rank has gone.
     """
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
-    resume_from = find_resume_point(checkpoint_dir, module.facts, module.config.trainer.select)
+    resume_from = current_ranks().from_zero(  # alone: it moves files
+        lambda: find_resume_point(checkpoint_dir, module.facts, module.config.trainer.select)
+    )
     module.to(memory_format=torch.channels_last)
     if module.config.trainer.compile:
         module.classifier.network.compile()
-    trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
+    with lost_peers_end_us():
+        trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     if recorder.diverged:
         raise DivergedError(
             f"the loss became NaN or infinite in epoch {len(recorder.history) + 1}: lower optim.lr "
@@ -78,12 +86,11 @@ def build_trainer(
         )
     return pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else machine.device.type,
-        devices=1,
+        **_together(current_ranks()),
         precision=machine.lightning_precision,  # type: ignore[arg-type]
         max_epochs=config.trainer.max_epochs,
         gradient_clip_val=config.optim.clip_grad_norm,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -91,6 +98,18 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=checkpoint_dir,
     )
+
+
+def _together(ranks: Ranks) -> dict[str, Any]:
+    """Return the Trainer's arguments for one process, or for one of several that torch's agent started."""
+    if ranks.is_alone:
+        return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
+    return {
+        "devices": ranks.world,
+        # The module puts the ranks' batch norms together itself, once an epoch instead of every step.
+        "strategy": DDPStrategy(forward_sync_buffers=False),
+        "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],  # not Slurm's, which may be around us
+    }
 
 
 def quiet_lightning() -> None:
@@ -101,4 +120,5 @@ def quiet_lightning() -> None:
         "ignore", message=".*callbacks used to create the checkpoint.*"
     )  # older versions'
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen ones
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is the sum over ranks
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6.6 on torch 2.14

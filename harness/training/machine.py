@@ -95,6 +95,18 @@ def resolve_machine(trainer: TrainerConfig) -> Machine:
     return Machine(torch.device(wanted), precision)
 
 
+def check_devices(wanted: int, device: str, num_gpus: int) -> None:
+    """Refuse to train on more devices together than this machine has.
+
+    Raises:
+        ConfigError: too few GPUs, or a kind of device that cannot train together.
+    """
+    if device == "cuda" and wanted > num_gpus:
+        raise ConfigError(f"{wanted} devices are to train together, but this machine shows {num_gpus} GPU(s)")
+    if device == "mps" and wanted > 1:
+        raise ConfigError("mps cannot train on several devices together: use one, or trainer.device=cpu")
+
+
 def _best_precision(device: str) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

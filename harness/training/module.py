@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from harness.config.schema import RunConfig
 from harness.models import ImageClassifier
 from harness.training.checkpoint import SECTION, ModelFacts
+from harness.training.distributed import Ranks, current_ranks, learning_norms, running_statistics
 from harness.training.optim import build_optimizer, build_schedule
 from harness.training.tta import predict_logits
 
@@ -39,6 +40,13 @@ class RunningMeans:
         self.num_correct = self.num_correct + (logits_BK.argmax(1) == labels_B).sum()
         self.num_images += batch
 
+    def reduce(self, ranks: Ranks) -> None:
+        """Add up what all ranks have counted."""
+        if not ranks.is_alone:
+            own = [float(self.loss_sum), float(self.num_correct), float(self.num_images)]
+            self.loss_sum, self.num_correct, num_images = ranks.sum(own)
+            self.num_images = int(num_images)
+
     def compute(self) -> tuple[float, float]:
         """Return (mean loss, accuracy); this is where the device is waited for."""
         count = max(self.num_images, 1)
@@ -62,6 +70,9 @@ class ClassifierModule(pl.LightningModule):
         self.train_means = RunningMeans()
         self.val_means = RunningMeans()
         self.val_logits: list[Tensor] = []
+        self.ranks = current_ranks()
+        self._norms = learning_norms(classifier)
+        self._at_rest: list[Tensor] = []  # parameters that have come to the end of their own schedule
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self.classifier(images_BCHW)
@@ -70,10 +81,17 @@ class ClassifierModule(pl.LightningModule):
         images, labels = batch
         logits = self.classifier(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.optim.label_smoothing)
-        self.train_means.update(loss, logits, labels)
-        return loss
+        if self.ranks.is_alone:
+            self.train_means.update(loss, logits, labels)
+            return loss
+        share = self.trainer.train_dataloader.share(batch_idx)  # type: ignore[union-attr]
+        if share.counts:
+            self.train_means.update(loss, logits, labels)
+        return loss * share.weight
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if not (self.ranks.is_alone or self.trainer.val_dataloaders.eval_share.counts):  # type: ignore[union-attr]
+            return
         images, labels = batch
         logits, _ = predict_logits(self.classifier, images, self.config.evaluation.tta)
         self.val_means.update(F.cross_entropy(logits, labels), logits, labels)
@@ -81,18 +99,29 @@ class ClassifierModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # Dropout and the like draw from the epoch's own stream: a resumed epoch repeats an uninterrupted one.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch)
+        torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch + (self.ranks.rank << 32))
         self.train_means.reset()
+        groups = self.trainer.optimizers[0].param_groups
         # What has come to the end of its own schedule needs no gradients any more.
-        for group in self.trainer.optimizers[0].param_groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(group["lr"] > 0)
+        self._at_rest = [parameter for group in groups if group["lr"] <= 0 for parameter in group["params"]]
+        if self.ranks.is_alone:
+            for parameter in self._at_rest:
+                parameter.requires_grad_(False)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # DDP waits for the gradient of whatever had one when it began, so there it is made and dropped.
+        for parameter in self._at_rest:
+            parameter.grad = None
 
     def on_validation_epoch_start(self) -> None:
         self.val_means.reset()
         self.val_logits.clear()
+        if not self.config.trainer.sync_batchnorm:  # what each rank has seen of its shares, put together
+            self.ranks.average(running_statistics(self._norms))
 
     def on_validation_epoch_end(self) -> None:
+        self.train_means.reduce(self.ranks)
+        self.val_means.reduce(self.ranks)
         loss, accuracy = self.val_means.compute()
         # Only for the callbacks that watch a metric; the trainer has no logger.
         self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, logger=False)

@@ -18,10 +18,12 @@ from harness.data.splits import ImageArrays, ImageSplits
 from harness.models import FreezeReport, ImageClassifier, apply_freezing, build_model
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import InitialisedFromImages
+from harness.models.sync_norm import synchronise_norms
 from harness.tracking import Tracker
 from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts
 from harness.training.costs import measure_costs
+from harness.training.distributed import current_ranks
 from harness.training.durable import forget_previous, make_room
 from harness.training.features import cached_data
 from harness.training.fit import fit
@@ -46,6 +48,9 @@ def train(
     A run that was interrupted goes on from `checkpoint_dir`, at the epoch after its last complete one (see
     `resume.py`), and ends with the weights of an uninterrupted run. The tracker's run is always closed.
 
+    Processes that train together (`harness.training.ranks`) all call this alike; what rank 0 does alone is
+    to record, to decide and to write checkpoints.
+
     Args:
         on_epoch: called after each epoch; its answer may end the run early.
         stop_requested: asked after each batch; True leaves at once, resumable.
@@ -57,6 +62,7 @@ def train(
     started = time.perf_counter()
     recorder = EpochRecorder(tracker, on_epoch, config.trainer.select)
     best = checkpoint_dir / "best.ckpt"
+    ranks = current_ranks()
     status: Status
     costs: dict[str, float] = {}
     try:
@@ -65,8 +71,9 @@ def train(
         splits = load_splits(config.data)
         config = config.model_copy(update={"data": resolve_auto(config.data)})  # what `auto` was, for good
         classifier, freezing = prepare_model(config, splits)
-        make_room(checkpoint_dir, classifier)
-        record_setup(tracker, config, splits, freezing, machine)
+        ranks.from_zero(lambda: make_room(checkpoint_dir, classifier))
+        if ranks.is_zero:
+            record_setup(tracker, config, splits, freezing, machine)
         try:
             data = choose_data(classifier, splits, config, machine, stop_requested)
             num_batches = len(data.train_dataloader())
@@ -74,12 +81,12 @@ def train(
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
             status = "interrupted"
-        if status != "interrupted":
+        if status != "interrupted" and ranks.is_zero:
             tracker.set_tags({"harness.checkpoint": str(best.resolve())})
             record_best(tracker, config, splits, recorder, machine, best)
             forget_previous(checkpoint_dir)
         seconds = time.perf_counter() - started
-        if status != "interrupted":
+        if status != "interrupted" and ranks.is_zero:
             costs = measure_costs(best, splits.val.gather(np.array([0]))[0], recorder.history, machine)
     except BaseException as error:
         tracker.set_tags({"harness.failure": f"{type(error).__name__}: {error}"[:500]})
@@ -107,6 +114,8 @@ def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifi
     show_images(classifier, splits.train)
     freezing = apply_freezing(classifier, config.finetune)
     speed_up_convolutions(classifier.network)
+    if config.trainer.sync_batchnorm and not current_ranks().is_alone:
+        synchronise_norms(classifier.network, resolve_machine(config.trainer).device)
     return classifier, freezing
 
 
@@ -124,7 +133,9 @@ def choose_data(
         Interrupted: it was asked to stop.
     """
     pin_memory = machine.device.type == "cuda"
-    images = ImageDataModule(splits, config.data, config.augment, config.seed, pin_memory=pin_memory)
+    images = ImageDataModule(
+        splits, config.data, config.augment, config.seed, pin_memory=pin_memory, seat=current_ranks()
+    )
     features = cached_data(classifier, splits, config, machine, stop_requested, pin_memory=pin_memory)
     return images if features is None else features
 

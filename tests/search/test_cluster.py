@@ -45,7 +45,7 @@ def test_the_threads_of_the_executor_hold_where_the_sweep_has_none() -> None:
 
 
 def test_no_slot_of_a_cluster_is_pinned_by_us() -> None:
-    assert share_cluster(compose_sweep([]), [BOX]).slots.device_index(5) is None
+    assert share_cluster(compose_sweep([]), [BOX]).slots.device_indices(5, 1) is None
 
 
 def test_the_local_executor_is_the_default() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
 from harness.config.schema import RunConfig, TrainerConfig
 from harness.config.sweep import SweepConfig
+from harness.errors import ConfigError
 from harness.search import trial
 from harness.search.slots import resolve_slots
 from harness.training import machine
@@ -63,8 +65,32 @@ def test_what_the_user_fixed_twice_is_done_with_a_warning() -> None:
 def test_slots_share_the_gpus_evenly() -> None:
     chosen = resolve_slots(sweep(slots=4), None, 16, "cuda", 2)
 
-    assert [chosen.device_index(slot) for slot in range(4)] == [0, 1, 0, 1]
-    assert resolve_slots(sweep(), None, 4, "cpu", 0).device_index(0) is None
+    assert [chosen.device_indices(slot) for slot in range(4)] == [[0], [1], [0], [1]]
+    assert resolve_slots(sweep(), None, 4, "cpu", 0).device_indices(0) is None
+
+
+@pytest.mark.parametrize("gpus", [4, 5])
+def test_a_trial_over_several_gpus_takes_neighbours(gpus: int) -> None:
+    chosen = resolve_slots(sweep(devices_per_trial=2), None, 16, "cuda", gpus)
+
+    assert [chosen.device_indices(slot, 2) for slot in range(chosen.count)] == [[0, 1], [2, 3]]
+
+
+def test_a_trial_over_several_processes_counts_a_core_for_each() -> None:
+    slots = [resolve_slots(sweep(devices_per_trial=2), None, cores, "cpu", 0) for cores in (8, 2, 1)]
+
+    assert [(chosen.count, chosen.threads) for chosen in slots] == [(4, 2), (1, 2), (1, 1)]
+
+
+def test_more_gpus_per_trial_than_there_are_is_refused() -> None:
+    with pytest.raises(ConfigError, match="this machine shows 2 GPU"):
+        resolve_slots(sweep(devices_per_trial=4), None, 16, "cuda", 2)
+
+
+def test_a_trials_gpus_are_picked_from_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,6,7")
+    trial._pin_devices([2, 3])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6,7"
 
 
 def test_a_trial_takes_the_threads_that_the_slots_were_counted_with(monkeypatch: pytest.MonkeyPatch) -> None:

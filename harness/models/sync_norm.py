@@ -1,0 +1,80 @@
+"""Batch norm over the batch of all processes that train together, in place of each one's own share.
+
+torch's SyncBatchNorm has kernels for GPUs only. On a CPU the sums are taken here, to the same numbers; there
+it is for trying out, and for tests, what several GPUs do.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronise_norms(network: nn.Module, device: torch.device) -> None:
+    """Have every batch norm that learns take its statistics from all processes; weights and names stay."""
+    if device.type == "cuda":
+        convert_sync_batchnorm(network)
+        return
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.forward = functools.partial(_forward, module)  # type: ignore[method-assign]
+
+
+def _forward(norm: Any, inputs: Tensor) -> Tensor:
+    if not norm.training:
+        return type(norm).forward(norm, inputs)
+    outputs = _normalise(norm, inputs)
+    for name in ("drop", "act"):  # of timm's norms with an activation
+        outputs = getattr(norm, name, nn.Identity())(outputs)
+    return outputs
+
+
+def _normalise(norm: Any, inputs: Tensor) -> Tensor:
+    values = inputs.float()
+    axes = [axis for axis in range(inputs.ndim) if axis != 1]
+    shape = [1, -1] + [1] * (inputs.ndim - 2)
+    own = torch.cat([values.sum(axes), values.new_tensor([inputs.numel() / inputs.shape[1]])])
+    total = _SumOverRanks.apply(own)
+    count = total[-1].detach()
+    mean = total[:-1] / count
+    centred = values - mean.view(shape)
+    variance = _SumOverRanks.apply(centred.square().sum(axes)) / count
+    _track(norm, mean.detach(), variance.detach() * count / (count - 1))
+    outputs = centred * (variance + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        outputs = outputs * norm.weight.view(shape) + norm.bias.view(shape)
+    return outputs.to(inputs.dtype)
+
+
+@torch.no_grad()
+def _track(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    if not norm.track_running_stats:
+        return
+    norm.num_batches_tracked += 1
+    momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(variance, momentum)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over all processes, through which gradients flow back to each."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> Tensor:
+        return _summed(gradients)
+
+
+def _summed(values: Tensor) -> Tensor:
+    summed = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(summed)
+    return summed

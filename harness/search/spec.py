@@ -1,0 +1,61 @@
+"""What a trial's process is given, and what it sets up for itself before anything else."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """A command line's worth of work: which trial of which sweep, and what it may use."""
+
+    sweep_name: str
+    storage: str  # URL of the database
+    number: int
+    trial_id: int
+    plan: dict[str, Any]  # SweepPlan.to_dict()
+    experiment: str
+    parent_run_id: str
+    attempt: int  # of the claim that this is: an older one than the trial's has lost it
+    threads: int | None  # of each of its processes; None: what they are given
+    device_indices: list[int] | None  # among the visible GPUs; None: no pinning
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # the database's address may hold a password
+        path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> TrialSpec:
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+class StopFlag:
+    """Whether this process should stop: it was asked by SIGTERM, or its coordinator is gone."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._coordinator = multiprocessing.parent_process()
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def __call__(self) -> bool:
+        # The parent's end of a pipe, closed by the system whatever way the coordinator dies.
+        return self._asked or (self._coordinator is not None and not self._coordinator.is_alive())
+
+
+def pin_devices(indices: Sequence[int]) -> None:
+    """Leave some GPUs visible; must happen before CUDA is touched."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(number) for number in range(max(indices) + 1)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i % len(devices)].strip() for i in indices)
