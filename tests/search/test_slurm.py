@@ -159,3 +159,12 @@ def test_no_slurm_here_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setenv("PATH", "/nowhere")
         with pytest.raises(ConfigError, match="there is no sbatch on the PATH"):
             build()
+
+
+def test_a_trial_leaves_before_its_time_is_up(plan: SweepPlan, tmp_path: Path) -> None:
+    """`grace_seconds` before the limit, and up to a minute earlier, as Slurm says of its clock."""
+    executor, folder = build(time_minutes=2), tmp_path / "sweep" / "trial-0000"
+    placement = submit(executor, plan, write_spec(folder, lasts=600))
+
+    assert end(executor, placement) == 143
+    assert "stopped" in (folder / "trial.log").read_text()
