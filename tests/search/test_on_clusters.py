@@ -94,6 +94,26 @@ def test_eight_trials_use_all_four_gpus_of_slurm(small_sweep: SmallSweep, slurm:
     check_all_gpus_worked(small_sweep, 8)
 
 
+@pytest.mark.parametrize("on", ["ray", "slurm"])
+def test_the_command_trains_for_real(
+    small_sweep: SmallSweep, request: pytest.FixtureRequest, on: str
+) -> None:
+    require("ray" if on == "ray" else "submitit")
+    if on == "slurm":
+        request.getfixturevalue("slurm")
+    program = [sys.executable, "-m", "harness", "sweep", "--config-dir", str(small_sweep.configs)]
+    overrides = small_sweep.overrides(
+        f"sweep.executor.kind={on}", "sweep.num_trials=1", "trainer.max_epochs=1"
+    )
+    done = subprocess.run(
+        [*program, *overrides], cwd=ROOT, text=True, capture_output=True, timeout=600, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row.state for row in small_sweep.rows()] == ["complete"]
+    assert (small_sweep.trial_folder(0) / "best.ckpt").is_file()
+
+
 def test_a_sweep_runs_on_a_ray_that_was_there(
     small_sweep: SmallSweep, start: Start, ray_cluster: RayCluster
 ) -> None:

@@ -6,7 +6,6 @@ node is a death of the trial's process like any other, and the coordinator start
 
 from __future__ import annotations
 
-import getpass
 import math
 import re
 import shlex
@@ -36,8 +35,8 @@ NOT_STARTED = ("PENDING", "CONFIGURING")
 QUEUE_EVERY_S = 5.0  # how often Slurm's controller is asked, whatever the number of jobs
 LOOK_EVERY_S = 0.2
 LOST_AFTER_S = 20.0  # file systems of clusters show a file to another machine only after a while
-COMMAND_TIMEOUT_S = 60.0
-NODE_STATES = "idle,mixed,allocated,completing,planned"
+COMMAND_TIMEOUT_S = 15.0
+OUT_OF_ORDER = ("down", "drain", "fail", "inval", "unknown")  # how such states of a node begin
 GPUS = re.compile(r"\bgpu:(?:[^:,(]+:)?(\d+)")  # gpu:4, or gpu:a100:4(S:0-1)
 
 
@@ -73,14 +72,15 @@ class SlurmPlacement:
         self._gone_since = None if state else self._gone_since or time.monotonic()
 
     def _end(self, exit_code: int, number: int) -> None:
-        """Signal the job's own process, not its children: it hands the signal on; a pending job is dropped.
+        """Withdraw the job if it has not begun; else signal its own process, which hands the signal on.
 
-        SIGKILL too: a plain scancel would ask politely and kill half a minute later.
+        A plain scancel would signal every process of a trial, and kill none for half a minute.
         """
         self._asked_to_end = exit_code
         if self.job is None:
             self._exit_code = exit_code
         elif self.exit_code() is None:
+            _ask("scancel", "--state=PENDING", self.job.job_id)
             _ask("scancel", "--batch", f"--signal={signal.Signals(number).name[3:]}", self.job.job_id)
 
     def _find_exit_code(self) -> int | None:
@@ -196,7 +196,7 @@ class SlurmExecutor:
     def _look_at_queue(self, jobs: Sequence[SlurmPlacement]) -> None:
         """Ask once for all jobs; where the controller does not answer, what was known stands."""
         names = {_job_name(placement.spec_path.parents[1]) for placement in jobs}
-        query = [f"--name={','.join(sorted(names))}", f"--user={getpass.getuser()}", "--array"]
+        query = [f"--name={','.join(sorted(names))}", "--me", "--array"]
         answer = _ask("squeue", "--noheader", "--format=%i %T", *query)
         self._asked_at = time.monotonic()
         if answer is None:
@@ -215,14 +215,15 @@ def _find_nodes(partition: str | None) -> list[Node]:
         SweepError: Slurm does not answer.
     """
     chosen = [] if partition is None else [f"--partition={partition}"]
-    answer = _ask("sinfo", "--noheader", "--Node", "--format=%P %c %G", f"--states={NODE_STATES}", *chosen)
+    answer = _ask("sinfo", "--noheader", "--Node", "--format=%P %a %T %c %G", *chosen)
     if answer is None:
         raise SweepError("Slurm does not answer: try sinfo")
-    rows = [line.split(maxsplit=2) for line in answer.splitlines()]
+    rows = [line.split(maxsplit=4) for line in answer.splitlines()]
     rows = [row for row in rows if partition is not None or row[0].endswith("*")]  # the default's mark
+    rows = [row for row in rows if row[1] == "up" and not row[2].startswith(OUT_OF_ORDER)]
     if not rows:
         raise ConfigError(f"no node of Slurm's {partition or 'default'} partition takes jobs: see sinfo")
-    return [Node(int(cores), sum(map(int, GPUS.findall(gres)))) for _, cores, gres in rows]
+    return [Node(int(cores), sum(map(int, GPUS.findall(gres)))) for *_, cores, gres in rows]
 
 
 def _ask(*command: str) -> str | None:
