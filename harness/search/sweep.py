@@ -126,7 +126,7 @@ def _run(home: SweepHome, executor: Executor, console: Console, started: float) 
     disk = _disk_keeper(home, open_store)
     known = existing_study(home)
     disk.check_room([] if known is None else read_rows(known))  # before anything new is written
-    slots = measured_slots(home.plan, slots, announce=lambda line: say(console, line))
+    slots = measured_slots(home.plan, slots)
     study = open_study(home)
     study.set_user_attr(record.SLOTS, asdict(slots))
     store = open_store()
