@@ -96,7 +96,7 @@ def _engine_options(url: str) -> dict[str, Any]:
 
 def _cannot_open(url: str, error: Exception) -> str:
     if isinstance(error, ImportError):
-        return f"{shown(url)} needs a driver: pip install 'harness[postgres]', or the one of your database"
+        return f"{shown(url)} needs a driver: install the Python package of your database"
     return f"the database of sweeps {shown(url)} cannot be opened: {first_line(error)}"
 
 

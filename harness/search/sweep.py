@@ -152,8 +152,7 @@ def _take_turn(home: SweepHome, executor: Executor, console: Console, started: f
 
 def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
     sweep = home.plan.sweep
-    by_rule = executor.prepare(home.plan)
-    slots = measured_slots(home.plan, by_rule, announce=lambda line: say(console, line))
+    slots = measured_slots(home.plan, executor.prepare(home.plan))
     study = open_study(home)
     study.set_user_attr(record.SLOTS, asdict(slots))
     store = _open_store(home)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -32,6 +33,8 @@ from harness.search.record import write_json
 from harness.search.slots import Measurement, Slots
 from harness.search.space import MAX_CORNERS, corners, trial_overrides
 from harness.tracking.environment import available_cores, available_memory, package_versions
+
+log = logging.getLogger(__name__)
 
 MEMORY_PER_TRIAL = 1.5e9  # bytes, as long as nothing is measured
 TRIAL_OVERHEAD = 0.3e9  # bytes that a trial needs beside its training step: Lightning, MLflow, validation
@@ -112,12 +115,11 @@ def is_measured(plan: SweepPlan) -> bool:
     return is_free and is_here and resolve_machine(trainer).device.type == "cpu"
 
 
-def measured_slots(plan: SweepPlan, by_rule: Slots, announce: Callable[[str], None]) -> Slots:
+def measured_slots(plan: SweepPlan, by_rule: Slots) -> Slots:
     """Return the best slots of this machine for a sweep, measured now unless they are known.
 
     Args:
         by_rule: what holds where there is nothing to measure, or no way to.
-        announce: told before it takes seconds.
     """
     if not is_measured(plan):
         return by_rule
@@ -125,7 +127,7 @@ def measured_slots(plan: SweepPlan, by_rule: Slots, announce: Callable[[str], No
     found = candidates(available_cores(), plan.sweep.num_trials, memory)
     if len(found) == 1:
         return replace(by_rule, count=found[0].slots, threads=found[0].threads)
-    measured = _known_or_measured(plan, found, announce)
+    measured = _known_or_measured(plan, found)
     best = choose(measured, memory)
     if best is None:
         return by_rule
@@ -158,9 +160,7 @@ def describe(slots: Slots) -> str:
 # ── what is known already ─────────────────────────────────────────────────────────────────────────
 
 
-def _known_or_measured(
-    plan: SweepPlan, found: Sequence[Candidate], announce: Callable[[str], None]
-) -> list[Measurement]:
+def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Measurement]:
     run = heaviest_run(plan)
     splits = load_splits(run.data)
     height, width = splits.train.images.shape[1:3]
@@ -172,10 +172,10 @@ def _known_or_measured(
     with FileLock(file.with_suffix(".lock")):  # two at once would slow each other down
         if known := read_measurements(file):
             return known
-        announce("measuring how many trials to train at a time (once for this model and machine) …")
+        log.info("measuring how many trials to train at a time (once for this model and machine) …")
         measured = explore(found, lambda candidate: measure_together(practice, candidate))
         if any(m.cpu_share < QUIET for m in measured):
-            announce("note: other processes used the cores meanwhile; the next call measures again")
+            log.info("note: other processes used the cores meanwhile; the next call measures again")
         elif measured:
             write_json(file, {"facts": facts, "measured": [asdict(m) for m in measured]})
         return measured
