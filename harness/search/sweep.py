@@ -41,7 +41,7 @@ from harness.search.slots import find_slots
 from harness.search.space import check_space, describe_dimension
 from harness.search.standby import FOLLOWING, follow
 from harness.search.study import TrialRow, best_row, read_rows
-from harness.search.throughput import is_measured, measured_slots
+from harness.search.throughput import is_measured
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -152,7 +152,7 @@ def _take_turn(home: SweepHome, executor: Executor, console: Console, started: f
 
 def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
     sweep = home.plan.sweep
-    slots = measured_slots(home.plan, executor.prepare(home.plan))
+    slots = executor.prepare(home.plan)
     study = open_study(home)
     study.set_user_attr(record.SLOTS, asdict(slots))
     store = _open_store(home)

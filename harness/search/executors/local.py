@@ -20,6 +20,7 @@ from harness.config.compose import SweepPlan
 from harness.search import trial
 from harness.search.executors import LOG, Placement
 from harness.search.slots import Slots, find_slots
+from harness.search.throughput import measured_slots
 
 PRELOADED = [
     "harness.training.train",  # torch, Lightning, timm
@@ -77,7 +78,7 @@ class LocalExecutor:
 
     def prepare(self, plan: SweepPlan) -> Slots:
         self.start_server()  # takes as long as what follows, and beside it
-        return find_slots(plan.sweep, plan.base)
+        return measured_slots(plan, find_slots(plan.sweep, plan.base))
 
     def place(self, spec_path: Path) -> LocalPlacement:
         self.start_server()
