@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ class LocalExecutorConfig(Frozen):
     """Processes of this machine."""
 
     kind: Literal["local"] = "local"
+    is_remote: ClassVar[bool] = False  # whether trials may run on machines that see no file of this one's
 
 
 class RayExecutorConfig(Frozen):
@@ -22,11 +23,16 @@ class RayExecutorConfig(Frozen):
     address: str | None = None  # of an existing cluster, such as "auto" or host:port; None = a local one
     num_gpus: Annotated[int, Field(ge=0)] | None = None  # a local cluster's; None = what the machine has
 
+    @property
+    def is_remote(self) -> bool:
+        return self.address is not None
+
 
 class SlurmExecutorConfig(Frozen):
     """Jobs of Slurm, as arrays; needs the extra `[slurm]`."""
 
     kind: Literal["slurm"] = "slurm"
+    is_remote: ClassVar[bool] = True
     partition: str | None = None  # None = the cluster's default
     time_minutes: PositiveInt | None = None  # of one job; None = the partition's limit
     gres: str | None = None  # such as "gpu:a100:1"; None = a GPU per device of a trial, where there are GPUs

@@ -24,6 +24,7 @@ from harness.search import question, record
 from harness.search.constraints import COSTS
 from harness.search.home import SweepHome
 from harness.search.samplers import distribution_of
+from harness.search.status import read_status
 from harness.search.storage import open_storage
 from harness.search.study import find_study
 
@@ -45,6 +46,10 @@ def extend_sweep(home: SweepHome) -> str:
     study = find_study(storage, home.name)
     if study is None:
         raise SweepError(f"there is no sweep {home.name!r} to extend: name one with sweep.name=…")
+    if at_work := read_status(study).at_work:
+        raise SweepError(
+            f"trial {at_work[0].number} of sweep {home.name!r} is running: stop it first (harness sweep --stop)"
+        )
     before = study.user_attrs.get(record.QUESTION, {})
     changes = question.differences(before, home.question)
     if not changes:

@@ -45,12 +45,18 @@ def find_home(plan: SweepPlan, command: str | None = None) -> SweepHome:
     """Return where the sweep of a plan lives, which needs its data: they are part of the question.
 
     Raises:
-        ConfigError: a name that cannot be a folder.
+        ConfigError: a name that cannot be a folder, or a database that not all machines can share.
         DataError: images that cannot be had.
     """
     splits = load_splits(plan.base.data)
     asked = question.sweep_question(plan, splits.digest)
     name = question.sweep_name(plan, splits.name, asked)
+    url = storage.storage_url(plan.base.tracking.dir, plan.sweep.storage)
+    if plan.sweep.executor.is_remote and not storage.is_server(url):
+        raise ConfigError(
+            f"sweep.executor.kind={plan.sweep.executor.kind} runs trials on other machines, which must not "
+            "share an SQLite file: set sweep.storage=postgresql://user@host/database"
+        )
     if not SAFE_NAME.fullmatch(name):
         raise ConfigError(f"sweep.name={name!r} names a folder too: use letters, digits, '-', '_' and '.'")
     return SweepHome(
@@ -59,7 +65,7 @@ def find_home(plan: SweepPlan, command: str | None = None) -> SweepHome:
         question=asked,
         experiment=plan.base.tracking.experiment or splits.name,
         directory=Path(plan.base.tracking.dir).expanduser().resolve() / "sweeps" / name,
-        storage=storage.storage_url(plan.base.tracking.dir, plan.sweep.storage),
+        storage=url,
         command=command or _command(plan),
     )
 

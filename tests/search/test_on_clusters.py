@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from harness.search.sweep import SweepResult, run_sweep
 from tests.search.conftest import SmallSweep
 from tests.search.coordinator import build_fake_executor
 from tests.services import require, wait_until
+from tests.services.postgres import PostgresServer
 from tests.services.ray import RayCluster
 
 pytestmark = pytest.mark.integration
@@ -56,6 +58,21 @@ def start() -> Iterator[Start]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.fixture
+def shared_sweep(small_sweep: SmallSweep, postgres: PostgresServer) -> SmallSweep:
+    """A sweep whose database other machines could reach."""
+    return replace(small_sweep, database=postgres.new_database())
+
+
+@pytest.fixture(params=["ray", "slurm"])
+def on(request: pytest.FixtureRequest) -> str:
+    """A kind of executor that can be used."""
+    require("ray" if request.param == "ray" else "submitit")
+    if request.param == "slurm":
+        request.getfixturevalue("slurm")
+    return str(request.param)
+
+
 def run_here(sweep: SmallSweep, *more: str) -> SweepResult:
     plan = compose_sweep(sweep.overrides(*more), sweep.configs)
     return run_sweep(plan, executor=build_fake_executor(plan.sweep.executor))
@@ -87,22 +104,23 @@ def test_eight_trials_use_all_four_gpus_of_a_local_ray(small_sweep: SmallSweep, 
     check_all_gpus_worked(small_sweep, 8)
 
 
-def test_eight_trials_use_all_four_gpus_of_slurm(small_sweep: SmallSweep, slurm: Path) -> None:
+def test_eight_trials_use_all_four_gpus_of_slurm(shared_sweep: SmallSweep, slurm: Path) -> None:
     require("submitit")
-    run_here(small_sweep, "sweep.num_trials=8", *ON_SLURM)
+    run_here(shared_sweep, "sweep.num_trials=8", *ON_SLURM)
 
-    check_all_gpus_worked(small_sweep, 8)
+    check_all_gpus_worked(shared_sweep, 8)
 
 
-@pytest.mark.parametrize("on", ["ray", "slurm"])
-def test_the_command_trains_for_real(
-    small_sweep: SmallSweep, request: pytest.FixtureRequest, on: str
-) -> None:
-    require("ray" if on == "ray" else "submitit")
-    if on == "slurm":
-        request.getfixturevalue("slurm")
-    program = [sys.executable, "-m", "harness", "sweep", "--config-dir", str(small_sweep.configs)]
-    overrides = small_sweep.overrides(
+def test_a_file_is_no_database_for_several_machines(small_sweep: SmallSweep) -> None:
+    with pytest.raises(ConfigError, match=r"must not share an SQLite file: set sweep\.storage=postgresql://"):
+        run_here(small_sweep, "sweep.num_trials=8", *ON_SLURM)
+
+    assert not (small_sweep.runs / "sweeps").exists()
+
+
+def test_the_command_trains_for_real(shared_sweep: SmallSweep, on: str) -> None:
+    program = [sys.executable, "-m", "harness", "sweep", "--config-dir", str(shared_sweep.configs)]
+    overrides = shared_sweep.overrides(
         f"sweep.executor.kind={on}", "sweep.num_trials=1", "trainer.max_epochs=1"
     )
     done = subprocess.run(
@@ -110,20 +128,20 @@ def test_the_command_trains_for_real(
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [row.state for row in small_sweep.rows()] == ["complete"]
-    assert (small_sweep.trial_folder(0) / "best.ckpt").is_file()
+    assert [row.state for row in shared_sweep.rows()] == ["complete"]
+    assert (shared_sweep.trial_folder(0) / "best.ckpt").is_file()
 
 
 def test_a_sweep_runs_on_a_ray_that_was_there(
-    small_sweep: SmallSweep, start: Start, ray_cluster: RayCluster
+    shared_sweep: SmallSweep, start: Start, ray_cluster: RayCluster
 ) -> None:
     address = f"sweep.executor.address='{ray_cluster.address}'"
     token = {"RAY_AUTH_TOKEN_PATH": str(ray_cluster.token_path)}
-    process = start(small_sweep, "sweep.executor.kind=ray", f"+{address}", "sweep.num_trials=2", **token)
+    process = start(shared_sweep, "sweep.executor.kind=ray", f"+{address}", "sweep.num_trials=2", **token)
     output = process.communicate(timeout=600)[0]
 
     assert process.returncode == 0, output
-    assert [row.state for row in small_sweep.rows()] == ["complete"] * 2
+    assert [row.state for row in shared_sweep.rows()] == ["complete"] * 2
 
 
 def test_a_killed_coordinator_takes_the_trials_of_its_ray_along(
@@ -144,44 +162,42 @@ def test_a_killed_coordinator_takes_the_trials_of_its_ray_along(
     assert [line for line in small_sweep.account(0) if line.startswith("epoch")] == ["epoch 0", "epoch 1"]
 
 
-@pytest.mark.parametrize("on", ["ray", "slurm"])
 def test_ctrl_c_leaves_a_sweep_that_the_same_command_ends(
-    small_sweep: SmallSweep, start: Start, request: pytest.FixtureRequest, on: str
+    shared_sweep: SmallSweep, start: Start, on: str
 ) -> None:
-    require("ray" if on == "ray" else "submitit")
-    if on == "slurm":
-        request.getfixturevalue("slurm")
     where = [*(ON_RAY if on == "ray" else ON_SLURM), "sweep.num_trials=1"]
-    small_sweep.behave(slow=[0])
-    process = start(small_sweep, *where)
-    wait_for_epoch(small_sweep, 0)
+    shared_sweep.behave(slow=[0])
+    process = start(shared_sweep, *where)
+    wait_for_epoch(shared_sweep, 0)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     output = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 130, output
     assert "trial 0 goes on after epoch 1" in output
-    small_sweep.behave()
-    process = start(small_sweep, *where)
+    shared_sweep.behave()
+    process = start(shared_sweep, *where)
     output = process.communicate(timeout=PATIENCE_S)[0]
 
     assert process.returncode == 0, output
-    assert [row.state for row in small_sweep.rows()] == ["complete"]
-    assert [line for line in small_sweep.account(0) if line.startswith("epoch")] == ["epoch 0", "epoch 1"]
+    assert [row.state for row in shared_sweep.rows()] == ["complete"]
+    assert [line for line in shared_sweep.account(0) if line.startswith("epoch")] == ["epoch 0", "epoch 1"]
 
 
-def test_a_job_that_slurm_ends_is_submitted_again(small_sweep: SmallSweep, slurm: Path, start: Start) -> None:
+def test_a_job_that_slurm_ends_is_submitted_again(
+    shared_sweep: SmallSweep, slurm: Path, start: Start
+) -> None:
     """What preemption and a time limit do to a job, from the coordinator's side."""
     require("submitit")
-    small_sweep.behave(slow=[0])
-    process = start(small_sweep, "sweep.num_trials=1", *ON_SLURM)
-    wait_for_epoch(small_sweep, 0)
-    small_sweep.behave()
-    subprocess.run(["scancel", f"--name=harness-{small_sweep.name}"], check=True)
+    shared_sweep.behave(slow=[0])
+    process = start(shared_sweep, "sweep.num_trials=1", *ON_SLURM)
+    wait_for_epoch(shared_sweep, 0)
+    shared_sweep.behave()
+    subprocess.run(["scancel", f"--name=harness-{shared_sweep.name}"], check=True)
     output = process.communicate(timeout=PATIENCE_S)[0]
 
     assert process.returncode == 0, output
-    assert [row.state for row in small_sweep.rows()] == ["complete"]
-    assert sum(line.startswith("start") for line in small_sweep.account(0)) == 2
-    assert [line for line in small_sweep.account(0) if line.startswith("epoch")] == ["epoch 0", "epoch 1"]
+    assert [row.state for row in shared_sweep.rows()] == ["complete"]
+    assert sum(line.startswith("start") for line in shared_sweep.account(0)) == 2
+    assert [line for line in shared_sweep.account(0) if line.startswith("epoch")] == ["epoch 0", "epoch 1"]
 
 
 def test_a_ray_of_others_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
