@@ -154,6 +154,7 @@ def _start_worker(worker_id: int) -> None:
     torch's own watch looks at the parent's id, which under a fork server is the server's.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which a run over several processes blocks
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

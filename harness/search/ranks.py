@@ -41,9 +41,8 @@ def run_over_ranks(
     """
     try:
         return launch(_run_rank, num_ranks, run_trial, train, folder, threads, grace_s=grace_s)
-    except (
-        Exception
-    ) as error:  # of a rank: by now all are gone, and what it was is told as of a single process
+    except Exception as error:
+        # A rank's: by now all are gone, and it is told here as if training in one process had raised it.
         return run_trial(lambda: False, _Failed(error))
 
 

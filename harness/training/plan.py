@@ -9,7 +9,7 @@ import torch
 from harness.config.schema import RunConfig
 from harness.data import load_splits
 from harness.models import apply_freezing, build_model
-from harness.training.machine import resolve_machine
+from harness.training.machine import check_devices, resolve_machine
 
 
 def describe_run(config: RunConfig) -> str:
@@ -20,11 +20,13 @@ def describe_run(config: RunConfig) -> str:
     Raises:
         HarnessError: whatever would stop the run before its first step, but for missing weights.
     """
-    machine = resolve_machine(config.trainer)
+    machine, devices = resolve_machine(config.trainer), config.trainer.devices
+    check_devices(devices, machine.device.type, torch.cuda.device_count())
     splits = load_splits(config.data)
     with torch.device("meta"):
         classifier = build_model(config.model, len(splits.class_names), load_weights=False)
         freezing = apply_freezing(classifier, config.finetune)
+    together = f"{devices} × " if devices > 1 else ""
     steps = math.ceil(len(splits.train) / config.data.batch_size)
     facts = {
         "data": f"{splits.name}: {len(splits.train):,} training and {len(splits.val):,} validation images, "
@@ -35,6 +37,7 @@ def describe_run(config: RunConfig) -> str:
         "optimiser": f"{config.optim.kind}, lr {config.optim.lr:g}, {config.optim.schedule.kind} schedule",
         "steps": f"{steps:,} an epoch of {config.data.batch_size} images, "
         f"{steps * config.trainer.max_epochs:,} in {config.trainer.max_epochs} epochs",
-        "device": f"{machine.device.type}, {machine.precision}, {torch.get_num_threads()} CPU threads",
+        "device": f"{together}{machine.device.type}, {machine.precision}, "
+        f"{torch.get_num_threads()} CPU threads",
     }
     return "\n".join(f"{name + ':':<12} {fact}" for name, fact in facts.items())

@@ -19,10 +19,13 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+
+from harness.errors import HarnessError
 
 EXIT_STOPPED = 128 + signal.SIGTERM
 EXIT_FAILED = 1
@@ -55,7 +58,8 @@ def launch(work: Work, num_ranks: int, *args: Any, grace_s: float = 30.0) -> int
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it says is said here
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say is said here
     _stop_with_coordinator()
     with _own_signals(), tempfile.TemporaryDirectory(prefix="harness-ranks-") as folder:
         agent = elastic_launch(_agent_config(num_ranks, folder, grace_s), _run_rank)
@@ -127,7 +131,12 @@ def _stop_with_coordinator() -> None:
 def _first_error(folder: Path) -> Exception | None:
     """Return what the first rank to fail has raised; None where one was killed, or left by itself."""
     found = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
-    error: Exception | None = pickle.loads(found[0].read_bytes()) if found else None  # our own, just written
+    if not found:
+        return None
+    error, *causes = pickle.loads(found[0].read_bytes())  # our own, just written
+    for raised, cause in pairwise([error, *causes]):
+        raised.__cause__ = cause
+    assert isinstance(error, Exception)
     return error
 
 
@@ -156,7 +165,8 @@ def _run_rank(work: Work, args: tuple[Any, ...], folder: str) -> int:
         _join()
         code = work(*args)
     except Exception as error:
-        traceback.print_exc()
+        if not isinstance(error, HarnessError):
+            traceback.print_exc()
         _keep(error, Path(folder) / f"{os.environ['RANK']}.error")
         sys.exit(EXIT_FAILED)
     if code:
@@ -190,12 +200,21 @@ def _join() -> None:
 
 
 def _keep(error: Exception, path: Path) -> None:
-    """Leave an exception for the launcher: as it is, or what it says where it cannot be sent."""
-    try:
-        content = pickle.dumps(error)
-        pickle.loads(content)
-    except Exception:
-        content = pickle.dumps(RuntimeError(traceback.format_exception_only(error)[-1].strip()))
+    """Leave an exception for the launcher, with what it was raised from, which pickle would drop."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(_sendable(cause))
+        cause = cause.__cause__ or cause.__context__
     partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
+    partial.write_bytes(pickle.dumps(chain))
     partial.replace(path)
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """Return the exception as it is, or what it says where pickle cannot make it again."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(traceback.format_exception_only(error)[-1].strip())
+    return error

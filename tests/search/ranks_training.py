@@ -1,7 +1,7 @@
 """The real training in each rank of a trial, which misbehaves on request, as `fake_training` does.
 
 `{"die": {"0": [1, 5]}}`: in trial 0's first attempt, rank 1 is killed after five batches. So for `fail` (a
-bug in that rank), and `wait`, where it waits until the trial is stopped.
+bug in that rank), and `wait`, where it waits until the trial is stopped. `scores` replace its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from harness.search.executors.local import LocalExecutor
 from harness.search.sweep import run_sweep
 from harness.training.distributed import current_ranks
 from harness.training.ranks import stop_requested
-from harness.training.result import RunResult
+from harness.training.result import EpochReport, RunResult
 from harness.training.train import train
 
 
@@ -31,16 +32,36 @@ def run_trial(spec_path: str) -> int:
 
 
 def train_or_misbehave(
-    config: RunConfig, *, checkpoint_dir: Path, stop_requested: Callable[[], bool], **how: Any
+    config: RunConfig,
+    *,
+    checkpoint_dir: Path,
+    stop_requested: Callable[[], bool],
+    on_epoch: Callable[[EpochReport], Any] | None = None,
+    **how: Any,
 ) -> RunResult:
-    asked = _misbehaving(config, checkpoint_dir, stop_requested)
-    return train(config, checkpoint_dir=checkpoint_dir, stop_requested=asked, **how)
-
-
-def _misbehaving(config: RunConfig, folder: Path, stop_asked: Callable[[], bool]) -> Callable[[], bool]:
     path = Path(config.tracking.dir) / "behaviour.json"
     behaviour = json.loads(path.read_text()) if path.is_file() else {}
-    number, rank, batches = str(int(folder.name.rpartition("-")[2])), current_ranks().rank, 0
+    number = str(int(checkpoint_dir.name.rpartition("-")[2]))
+    score = behaviour.get("scores", {}).get(number)
+
+    def tell(report: EpochReport) -> Any:
+        assert on_epoch is not None
+        metrics = {**report.metrics, "val/accuracy": score or report.metrics["val/accuracy"]}
+        return on_epoch(replace(report, metrics=metrics))
+
+    return train(
+        config,
+        checkpoint_dir=checkpoint_dir,
+        stop_requested=_misbehaving(behaviour, number, checkpoint_dir, stop_requested),
+        on_epoch=tell if on_epoch is not None else None,
+        **how,
+    )
+
+
+def _misbehaving(
+    behaviour: dict[str, Any], number: str, folder: Path, stop_asked: Callable[[], bool]
+) -> Callable[[], bool]:
+    rank, batches = current_ranks().rank, 0
     is_first = not (folder / f"rank-{rank}.pid").is_file()
     (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
 

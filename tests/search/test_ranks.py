@@ -115,12 +115,15 @@ def test_what_all_ranks_raise_is_told_once(small_sweep: SmallSweep) -> None:
 
 @pytest.mark.slow
 def test_rank_zeros_pruner_ends_both(small_sweep: SmallSweep, run_statuses: Statuses) -> None:
-    pruning = ("sweep.pruner.kind=median", "sweep.pruner.startup_trials=2", "sweep.pruner.warmup_epochs=0")
-    space = "sweep.space={optim.lr:{type:choice,values:[0.003,0.003,1e-9]}}"
-    result = run(small_sweep, *pruning, "sweep.num_trials=6", space, "trainer.max_epochs=3")
-    assert {row.state for row in result.rows} == {"complete", "pruned"}, small_sweep.output.getvalue()
-    assert all(row.epochs_done < 3 for row in result.rows if row.state == "pruned")
-    assert set(run_statuses(small_sweep.runs).values()) == {"FINISHED"}
+    small_sweep.behave(scores={"0": 0.9, "1": 0.9, "2": 0.1})
+    result = run(
+        small_sweep, "sweep.pruner.kind=median", "+sweep.pruner.startup_trials=2", "sweep.num_trials=3"
+    )
+    assert [row.state for row in result.rows] == ["complete", "complete", "pruned"], (
+        small_sweep.output.getvalue()
+    )
+    assert result.rows[2].epochs_done == 1
+    assert run_statuses(small_sweep.runs)["trial-0002"] == "FINISHED"
 
 
 # ── as a command ──────────────────────────────────────────────────────────────────────────────────

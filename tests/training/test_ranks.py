@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from harness.config.schema import RunConfig
-from harness.errors import ConfigError
+from harness.errors import ConfigError, DataError
 from harness.tracking.memory import RecordingTracker
+from harness.training import ranks
 from harness.training.checkpoint import load_checkpoint
 from harness.training.machine import check_devices
 from harness.training.result import RunResult
@@ -95,6 +98,19 @@ def test_with_synchronised_batch_norm_too(run: Run, config: Config, tmp_path: Pa
 def test_two_processes_train_on_cached_features_as_one(run: Run, config: Config, tmp_path: Path) -> None:
     network = ("model=efficientnet_lite0", "model.image_size=32", "finetune=linear_probe", "augment=none")
     assert_same_run(run, config(*network, "data.max_train_samples=75"), tmp_path)
+
+
+@pytest.mark.slow
+def test_each_rank_reads_its_own_files(run: Run, config: Config, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+        for number in range(30):
+            pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "tree" / name / f"{number}.png")
+    files = ("data=folder", f"data.dir={tmp_path / 'tree'}", "data.decode_size=32", "data.max_memory_share=0")
+    few = ("data.max_train_samples=null", "data.batch_size=8", "data.num_workers=1", "augment=standard")
+    assert_same_run(run, config(*files, *few), tmp_path)
 
 
 @pytest.mark.slow
@@ -192,6 +208,27 @@ def test_a_lost_coordinator_stops_the_ranks(config: Config, tmp_path: Path) -> N
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+class Unpicklable(Exception):  # noqa: N818
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_an_exception_reaches_the_launcher_with_its_causes(tmp_path: Path) -> None:
+    try:
+        try:
+            raise Unpicklable(1, 2)
+        except Unpicklable as cause:
+            raise DataError("no file") from cause
+    except DataError as error:
+        ranks._keep(error, tmp_path / "1.error")
+    found = ranks._first_error(tmp_path)
+    assert isinstance(found, DataError)
+    assert str(found) == "no file"
+    assert isinstance(found.__cause__, RuntimeError)
+    assert str(found.__cause__) == f"{Unpicklable.__module__}.Unpicklable: 1 and 2"
+    assert ranks._first_error(tmp_path / "elsewhere") is None
 
 
 @pytest.mark.parametrize(("device", "gpus", "wanted"), [("cuda", 1, 2), ("mps", 0, 2)])

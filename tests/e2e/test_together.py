@@ -1,0 +1,53 @@
+"""`harness train` on several devices: one process's output, and one Ctrl-C for all."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = (
+    "data=digits",
+    "model=lenet",
+    "data.max_train_samples=300",
+    "data.batch_size=32",
+    "trainer.devices=2",
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made_store")]
+
+
+def start(*more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "harness", "train", *SMALL, "tracking.log_model=false", *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_it_prints_and_records_once() -> None:
+    process = start("trainer.max_epochs=2")
+    output, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    starts = [line.split()[0] for line in output.splitlines()]
+    assert starts == ["epoch", "epoch", "best:", "run", "next:"]
+    assert messages.count("machine:") == 1
+
+
+def test_ctrl_c_interrupts_all(tmp_path: Path) -> None:
+    process = start("trainer.max_epochs=1000")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("epoch 1/1000")
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=120)
+    assert process.returncode == 130, messages
+    assert messages.count("interrupted: the last complete epoch is in") == 1
+    assert "Traceback" not in messages
+
+
+def test_a_mistake_that_all_notice_is_one_line() -> None:
+    process = start("model.image_size=8")
+    output, messages = process.communicate(timeout=120)
+    assert (process.returncode, output) == (2, "")
+    assert messages.strip().splitlines()[-1].startswith("error: model.image_size=8 is too small for lenet")
+    assert "Traceback" not in messages
