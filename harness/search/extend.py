@@ -48,7 +48,7 @@ def extend_sweep(home: SweepHome) -> str:
         raise SweepError(f"there is no sweep {home.name!r} to extend: name one with sweep.name=…")
     if at_work := read_status(study).at_work:
         raise SweepError(
-            f"trial {at_work[0].number} of sweep {home.name!r} is running: stop it first (harness sweep --stop)"
+            f"trial {at_work[0].number} of sweep {home.name!r} is running: stop it first (sweep --stop)"
         )
     before = study.user_attrs.get(record.QUESTION, {})
     changes = question.differences(before, home.question)

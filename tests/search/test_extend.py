@@ -13,7 +13,7 @@ import pytest
 from harness.cli import parse
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
-from harness.search import question
+from harness.search import question, storage
 from harness.search import study as studies
 from harness.search.constraints import tell_costs
 from harness.search.extend import redeclare_trials
@@ -38,7 +38,7 @@ WIDE: dict[str, Any] = {
 @pytest.fixture
 def storage(tmp_path: Path, empty_databases: list[Path]) -> optuna.storages.BaseStorage:
     shutil.copy(empty_databases[0], tmp_path)
-    return studies.open_storage(studies.storage_url(str(tmp_path)))
+    return storage.open_storage(storage.storage_url(str(tmp_path)))
 
 
 def run_trials(study: optuna.Study, sweep: SweepConfig, count: int) -> list[dict[str, Any]]:
