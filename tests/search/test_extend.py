@@ -13,11 +13,12 @@ import pytest
 from harness.cli import parse
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
-from harness.search import question, storage
+from harness.search import question
 from harness.search import study as studies
 from harness.search.constraints import tell_costs
 from harness.search.extend import redeclare_trials
 from harness.search.space import suggest
+from harness.search.storage import open_storage, storage_url
 from tests.search.conftest import SmallSweep
 from tests.search.test_samplers import sweep_of
 
@@ -38,7 +39,7 @@ WIDE: dict[str, Any] = {
 @pytest.fixture
 def storage(tmp_path: Path, empty_databases: list[Path]) -> optuna.storages.BaseStorage:
     shutil.copy(empty_databases[0], tmp_path)
-    return storage.open_storage(storage.storage_url(str(tmp_path)))
+    return open_storage(storage_url(str(tmp_path)))
 
 
 def run_trials(study: optuna.Study, sweep: SweepConfig, count: int) -> list[dict[str, Any]]:
