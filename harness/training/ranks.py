@@ -150,6 +150,16 @@ def _exit_code(code: int) -> int:
 # ── the processes themselves ──────────────────────────────────────────────────────────────────────
 
 
+def is_rank() -> bool:
+    """Tell whether this process is one of several that train together."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def known_pid() -> int:
+    """Return the process by which others know this one: a rank's launcher, which outlives all ranks."""
+    return os.getppid() if is_rank() else os.getpid()
+
+
 def stop_requested() -> bool:
     """Tell, in a rank, whether it was asked to stop."""
     return not signal.sigpending().isdisjoint(STOPPING)
