@@ -100,12 +100,15 @@ class Claims:
         Args:
             num_trials: how many trials the sweep may have in all.
         """
-        with self._storage.exclusive(self._study.study_name):
+
+        def take() -> Claim | None:
             survey = self._survey()
             trial = next((trial for trial in survey.unfinished if self._is_free(trial)), None)
             if trial is not None:
                 return self._take_over(trial)
             return self._begin() if survey.num_trials < num_trials else None
+
+        return self._storage.transact(self._study.study_name, take)
 
     def has_more(self, num_trials: int) -> bool:
         """Return whether anything is left to be claimed, now or by somebody's failing."""
@@ -114,10 +117,13 @@ class Claims:
 
     def release(self, claim: Claim) -> None:
         """Let others take the trial: whoever worked on it is known to be gone."""
-        with self._storage.exclusive(self._study.study_name):
+
+        def release() -> None:
             known = self._storage.get_standing(claim.trial_id, ATTEMPT)
             if not known.state.is_finished() and known.attr == claim.attempt:
                 self._storage.set_trial_user_attr(claim.trial_id, OWNER, None)
+
+        self._storage.transact(self._study.study_name, release)
 
     def renew(self, claim: Claim) -> None:
         """Beat for a trial that has not begun, such as a job in a queue."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
@@ -33,10 +33,13 @@ BEATS_PER_LEASE = 6
 ASKED = (  # beside what every storage of Optuna's has
     "record_heartbeat",
     "_get_trials",
+    "transact",
     "get_survey",
     "get_standing",
     "set_trial_user_attrs",
 )
+PART = "part"  # marks a session that is part of a transaction
+Result = TypeVar("Result")
 CREATES = ("create_new_trial", "create_new_study")  # not repeated: once more might be one too many
 
 
@@ -105,7 +108,7 @@ def _engine_options(url: str) -> dict[str, Any]:
     if not is_server(url):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     # One connection a process while it rests: a server has a hundred by default.
-    return {"pool_size": 1, "max_overflow": 4, "pool_pre_ping": True}
+    return {"pool_size": 1, "max_overflow": 4}
 
 
 def _cannot_open(url: str, error: Exception) -> str:
@@ -151,6 +154,38 @@ class PatientStorage(DirectStorage):
         finally:
             lock.release()
 
+    def transact(self, name: str, call: Callable[[], Result]) -> Result:
+        """Return what `call` returns, under the lock `name`; on a server all it asks is one transaction.
+
+        If the server goes away meanwhile, the lock is lost, and so is everything that was written under it;
+        then the whole call is repeated.
+        """
+        if not is_server(self.url):
+            with self.exclusive(name):
+                return call()
+        with (
+            self.engine.connect() as connection,
+            _queued_lock(connection, name),
+            connection.begin(),  # under the lock: within a transaction the server's clock stands still
+            self._all_on(connection),
+        ):
+            return call()
+
+    @contextmanager
+    def _all_on(self, connection: sa.Connection) -> Iterator[None]:
+        """Let all that this thread asks be part of a connection's transaction."""
+        self.scoped_session.remove()
+        self.scoped_session(bind=connection, info={PART: True})
+        try:
+            yield
+        finally:
+            self.scoped_session.remove()
+
+    @property
+    def _is_part(self) -> bool:
+        """Return whether this thread is within a transaction, of which nothing can be repeated alone."""
+        return self.scoped_session.registry.has() and PART in self.scoped_session().info
+
 
 class LockedError(SweepError):
     """Somebody else holds the lock."""
@@ -179,7 +214,7 @@ def _held_on_server(engine: sa.Engine, name: str, timeout_s: float) -> Iterator[
 def _lock_statements(dialect: str, name: str) -> tuple[sa.Select[Any], sa.Select[Any]]:
     match dialect:
         case "postgresql":
-            key = int(_short(name), 16) - 2**63  # a signed 64-bit number
+            key = _signed(name)
             return sa.select(sa.func.pg_try_advisory_lock(key)), sa.select(sa.func.pg_advisory_unlock(key))
         case "mysql" | "mariadb":
             return sa.select(sa.func.get_lock(_short(name), 0)), sa.select(sa.func.release_lock(_short(name)))
@@ -187,6 +222,35 @@ def _lock_statements(dialect: str, name: str) -> tuple[sa.Select[Any], sa.Select
             raise SweepError(
                 f"sweep.storage: {other} has no lock that we know; use postgresql:// or mysql://"
             )
+
+
+@contextmanager
+def _queued_lock(connection: sa.Connection, name: str) -> Iterator[None]:
+    """Wait for a lock in the server's own queue, which is fair and asks nothing, and hold it.
+
+    Raises:
+        OperationalError: the server is away, or others hold the lock for too long.
+    """
+    with connection.begin():
+        if connection.dialect.name == "postgresql":
+            patience = sa.func.set_config("lock_timeout", str(round(1000 * PATIENCE_S)), True)
+            connection.execute(sa.select(patience))
+            connection.execute(sa.select(sa.func.pg_advisory_lock(_signed(name))))
+        elif connection.scalar(sa.select(sa.func.get_lock(_short(name), round(PATIENCE_S)))) != 1:
+            raise LockedError(f"another process holds the lock {name!r}")
+    try:
+        yield
+    finally:
+        _, drop = _lock_statements(connection.dialect.name, name)
+        try:
+            with connection.begin():
+                connection.execute(drop)
+        except SQLAlchemyError:
+            connection.invalidate()  # with it goes the lock; it must not go back to the pool
+
+
+def _signed(name: str) -> int:
+    return int(_short(name), 16) - 2**63  # PostgreSQL's keys are signed 64-bit numbers
 
 
 def _short(name: str) -> str:
@@ -210,6 +274,8 @@ def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        if self._is_part:
+            return method(self, *args, **kwargs)
         retrying = Retrying(
             retry=retry_if_exception(is_outage),
             stop=stop_after_delay(self.patience_s),
