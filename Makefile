@@ -19,7 +19,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup lock sweep train speedrun evaluate ui compare export data doctor bench test test-slow check clean
+.PHONY: help setup lock sweep train speedrun evaluate ui compare export data doctor bench scale test test-slow check clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | expand -t 12
@@ -70,6 +70,9 @@ doctor: $(READY) ## what this machine has
 
 bench: $(READY) ## measure the harness against public libraries (15 minutes)
 	@$(BIN)/python -m experiments.performance.bench $(ARGS)
+
+scale: $(READY) ## how many trials a second the database of sweeps bears (20 minutes)
+	@$(BIN)/python -m experiments.scale $(ARGS)
 
 test: $(READY) ## the tests
 	@$(BIN)/python -m pytest $(ARGS)
