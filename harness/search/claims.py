@@ -207,6 +207,11 @@ class Lease:
             logger.warning("this trial was taken over by another process: leaving it")
             self._leave()
 
+    def check_last(self) -> None:
+        """Check and beat no more: what follows ends the trial, which the next beat would take for a loss."""
+        self._stop_beating()
+        self.check()
+
     def let_go(self) -> None:
         """Let others take the trial at once."""
         self.check()
@@ -222,6 +227,9 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop_beating()
+
+    def _stop_beating(self) -> None:
         self._done.set()
         self._thread.join(self._interval_s)
 
