@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from experiments.scale.sampling import Meter, Usage
-from experiments.scale.worker import PRELOAD, Job, Times, work
+from experiments.scale.worker import DONE, PRELOAD, Job, Times, work
 from harness.search.storage import PatientStorage, is_server, open_storage
 from harness.search.study import find_study
 
@@ -42,6 +42,7 @@ class Crew:
 
     job: Job
     size: int
+    started: int = 0
     kills: int = 0
     _workers: list[BaseProcess] = field(default_factory=list)
 
@@ -69,6 +70,7 @@ class Crew:
     def _start(self) -> None:
         worker = multiprocessing.get_context("forkserver").Process(target=work, args=(self.job,))
         worker.start()
+        self.started += 1
         self._workers.append(worker)
 
     def _dismiss_ended(self) -> None:
@@ -103,6 +105,9 @@ def simulate(
             crew.end()
         seconds = time.perf_counter() - started
     ended, times = read_times(job.folder, began)
+    mistakes = find_mistakes(storage, job)
+    if (left := crew.started - crew.kills - len(list(job.folder.glob(f"*{DONE}")))) > 0:
+        mistakes.append(f"{left} workers left early")
     return Simulated(
         num_trials=_num_trials(storage, job) - before,
         seconds=seconds,
@@ -110,7 +115,7 @@ def simulate(
         usage=usage,
         ended=ended,
         times=times,
-        mistakes=find_mistakes(storage, job),
+        mistakes=mistakes,
     )
 
 

@@ -38,6 +38,7 @@ PRELOAD = [
     "sqlalchemy.dialects.sqlite",
 ]
 configure_mappers()  # once for all forks, as the fork server of real trials does
+DONE = ".done"  # suffix of what a worker leaves that was not killed, nor has left a trial
 IDLE_S = 0.5  # between two looks of a worker that finds nothing to take
 
 Times = dict[str, list[float]]  # step of a trial -> seconds of every time
@@ -79,6 +80,7 @@ def work(job: Job) -> None:
             elif claims.has_more(job.num_trials):
                 time.sleep(IDLE_S)
             else:
+                log.with_suffix(DONE).touch()
                 return
 
 
