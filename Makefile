@@ -21,7 +21,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup setup-cluster lock sweep train speedrun evaluate ui compare export data doctor bench \
+.PHONY: help setup setup-cluster lock sweep train speedrun evaluate ui compare export data doctor bench scale \
 	test test-slow test-integration check clean
 
 help: ## show this list
@@ -89,6 +89,9 @@ doctor: $(READY) ## what this machine has
 
 bench: $(READY) ## measure the harness against public libraries (15 minutes)
 	@$(BIN)/python -m experiments.performance.bench $(ARGS)
+
+scale: $(READY) ## how many trials a second the database of sweeps bears (20 minutes)
+	@$(BIN)/python -m experiments.scale $(ARGS)
 
 test: $(READY) ## the tests
 	@$(BIN)/python -m pytest $(ARGS)

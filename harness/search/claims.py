@@ -114,10 +114,7 @@ class Claims:
         Args:
             num_trials: how many trials the sweep may have in all.
         """
-        with self._storage.exclusive(self._study.study_name):
-            # Creating a trial may be repeated here: nobody else can have made it meanwhile, and one that was
-            # made without our hearing of it is ours.
-            return self._storage.patiently(lambda: self._take(num_trials))
+        return self._storage.transact(self._study.study_name, lambda: self._take(num_trials))
 
     def _take(self, num_trials: int) -> Claim | None:
         survey = self._survey()
@@ -134,10 +131,13 @@ class Claims:
 
     def release(self, claim: Claim) -> None:
         """Let others take the trial: whoever worked on it is known to be gone."""
-        with self._storage.exclusive(self._study.study_name):
-            known = self._storage.get_trial(claim.trial_id)
-            if not known.state.is_finished() and known.user_attrs.get(ATTEMPT) == claim.attempt:
+
+        def release() -> None:
+            known = self._storage.get_standing(claim.trial_id, ATTEMPT)
+            if not known.state.is_finished() and known.attr == claim.attempt:
                 self._storage.set_trial_user_attr(claim.trial_id, OWNER, None)
+
+        self._storage.transact(self._study.study_name, release)
 
     def renew(self, claim: Claim) -> None:
         """Beat for a trial that has not begun, such as a job in a queue."""
@@ -247,6 +247,11 @@ class Lease:
         if self._awake - before > BEATS_PER_LEASE / 2 * self._interval_s:
             self.check()
 
+    def check_last(self) -> None:
+        """Check and beat no more: what follows ends the trial, which the next beat would take for a loss."""
+        self._stop_beating()
+        self.check()
+
     def let_go(self) -> None:
         """Let others take the trial at once."""
         self.check()
@@ -263,6 +268,9 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop_beating()
+
+    def _stop_beating(self) -> None:
         self._done.set()
         self._thread.join(self._interval_s)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -26,10 +27,12 @@ PATIENCE_S = 120.0  # how long a server may be away before those who need it giv
 ASKED = (  # beside what every storage of Optuna's has
     "record_heartbeat",
     "_get_trials",
+    "transact",
     "get_survey",
     "get_standing",
     "set_trial_user_attrs",
 )
+PART = "part"  # marks a session that is part of a transaction
 CREATES = ("create_new_trial", "create_new_study")  # not repeated: once more might be one too many
 Result = TypeVar("Result")
 
@@ -60,6 +63,8 @@ class PatientStorage(DirectStorage):
         Raises:
             StorageError: it was away for too long.
         """
+        if self._is_part:
+            return call()
         retrying = Retrying(
             retry=retry_if_exception(is_outage),
             stop=stop_after_delay(self.patience_s),
@@ -92,7 +97,7 @@ class PatientStorage(DirectStorage):
             StorageError: the database does not answer.
         """
         if is_server(self.url):
-            with self._locked(name, timeout_s) as connection, self._all_on(connection):
+            with _held_on_server(self.engine, name, timeout_s):
                 yield
             return
         lock = FileLock(f"{make_url(self.url).database}.{_short(name)}.lock", timeout=timeout_s)
@@ -105,80 +110,106 @@ class PatientStorage(DirectStorage):
         finally:
             lock.release()
 
-    @contextmanager
-    def _locked(self, name: str, timeout_s: float) -> Iterator[sa.Connection]:
-        """Hold an advisory lock on a server: it ends with the connection, whatever becomes of us."""
-        key = _short(name)
-        connection = self.patiently(lambda: self._connect_and_lock(key, timeout_s))
-        if connection is None:
-            raise LockedError(f"another process holds the lock {name!r}")
-        with connection:
-            try:
-                yield connection
-            finally:
-                _drop_lock(connection, key)
+    def transact(self, name: str, call: Callable[[], Result]) -> Result:
+        """Return what `call` returns, under the lock `name`; on a server all it asks is one transaction.
 
-    def _connect_and_lock(self, key: str, timeout_s: float) -> sa.Connection | None:
-        """Return a connection that holds a lock; None if others hold it for longer than we wait."""
-        connection = self.engine.connect()
-        try:
-            with connection.begin():
-                is_held = _take_lock(connection, key, timeout_s)
-        except BaseException:
-            connection.close()
-            raise
-        if not is_held:
-            connection.close()
-        return connection if is_held else None
+        If the server goes away meanwhile, the lock is lost, and so is everything that was written under it;
+        then the whole call is repeated.
+        """
+        if not is_server(self.url):
+            with self.exclusive(name):
+                return call()
+        with (
+            self.engine.connect() as connection,
+            _queued_lock(connection, name),
+            connection.begin(),  # under the lock: within a transaction the server's clock stands still
+            self._all_on(connection),
+        ):
+            return call()
 
     @contextmanager
     def _all_on(self, connection: sa.Connection) -> Iterator[None]:
-        """Let this thread ask everything on one connection; a second would have to be made each time."""
+        """Let all that this thread asks be part of a connection's transaction."""
         self.scoped_session.remove()
-        self.scoped_session(bind=connection)
+        self.scoped_session(bind=connection, info={PART: True})
         try:
             yield
         finally:
             self.scoped_session.remove()
+
+    @property
+    def _is_part(self) -> bool:
+        """Return whether this thread is within a transaction, of which nothing can be repeated alone."""
+        return self.scoped_session.registry.has() and PART in self.scoped_session().info
 
 
 class LockedError(SweepError):
     """Somebody else holds the lock."""
 
 
-def _take_lock(connection: sa.Connection, key: str, timeout_s: float) -> bool:
-    """Wait in the server's own queue, which is fair, and costs nobody a question."""
-    match connection.dialect.name:
-        case "postgresql":
-            milliseconds = max(1, round(1000 * timeout_s))  # 0 would be for ever
-            connection.execute(sa.select(sa.func.set_config("lock_timeout", str(milliseconds), True)))
+@contextmanager
+def _held_on_server(engine: sa.Engine, name: str, timeout_s: float) -> Iterator[None]:
+    """Hold an advisory lock: it ends with the connection, whatever becomes of us."""
+    take, drop = _lock_statements(engine.dialect.name, name)
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            until = time.monotonic() + timeout_s
+            while not connection.execute(take).scalar():
+                if time.monotonic() >= until:
+                    raise LockedError(f"another process holds the lock {name!r}")
+                time.sleep(0.02)
             try:
-                connection.execute(sa.select(sa.func.pg_advisory_lock(_signed(key))))
-            except OperationalError as error:
-                if error.connection_invalidated:
-                    raise
-                return False
-            return True
+                yield
+            finally:
+                _let_go(connection, drop)
+    except OperationalError as error:
+        raise StorageError(f"the database of sweeps does not answer: {first_line(error)}") from error
+
+
+def _lock_statements(dialect: str, name: str) -> tuple[sa.Select[Any], sa.Select[Any]]:
+    match dialect:
+        case "postgresql":
+            key = _signed(name)
+            return sa.select(sa.func.pg_try_advisory_lock(key)), sa.select(sa.func.pg_advisory_unlock(key))
         case "mysql" | "mariadb":
-            return connection.scalar(sa.select(sa.func.get_lock(key, round(timeout_s)))) == 1
+            return sa.select(sa.func.get_lock(_short(name), 0)), sa.select(sa.func.release_lock(_short(name)))
         case other:
             raise SweepError(
                 f"sweep.storage: {other} has no lock that we know; use postgresql:// or mysql://"
             )
 
 
-def _drop_lock(connection: sa.Connection, key: str) -> None:
-    is_postgres = connection.dialect.name == "postgresql"
-    drop = sa.func.pg_advisory_unlock(_signed(key)) if is_postgres else sa.func.release_lock(key)
+@contextmanager
+def _queued_lock(connection: sa.Connection, name: str) -> Iterator[None]:
+    """Wait for a lock in the server's own queue, which is fair and asks nothing, and hold it.
+
+    Raises:
+        OperationalError: the server is away, or others hold the lock for too long.
+    """
+    with connection.begin():
+        if connection.dialect.name == "postgresql":
+            patience = sa.func.set_config("lock_timeout", str(round(1000 * PATIENCE_S)), True)
+            connection.execute(sa.select(patience))
+            connection.execute(sa.select(sa.func.pg_advisory_lock(_signed(name))))
+        elif connection.scalar(sa.select(sa.func.get_lock(_short(name), round(PATIENCE_S)))) != 1:
+            raise LockedError(f"another process holds the lock {name!r}")
     try:
-        with connection.begin():
-            connection.execute(sa.select(drop))
-    except SQLAlchemyError:
-        connection.invalidate()  # no connection with a lock may go back into the pool
+        yield
+    finally:
+        _, drop = _lock_statements(connection.dialect.name, name)
+        with suppress(SQLAlchemyError), connection.begin():
+            _let_go(connection, drop)
 
 
-def _signed(key: str) -> int:
-    return int(key, 16) - 2**63  # PostgreSQL's keys are signed 64-bit numbers
+def _let_go(connection: sa.Connection, drop: sa.Select[Any]) -> None:
+    try:
+        connection.execute(drop)
+    except SQLAlchemyError:  # the server was restarted: the lock is gone, and the connection no good
+        connection.invalidate()
+
+
+def _signed(name: str) -> int:
+    return int(_short(name), 16) - 2**63  # PostgreSQL's keys are signed 64-bit numbers
 
 
 def _short(name: str) -> str:

@@ -215,7 +215,7 @@ class _Attempt:
         return "prune" if should_prune(self.study, self.spec.trial_id, pruner) else "continue"
 
     def _tell(self, result: RunResult) -> int:
-        self.lease.check()
+        self.lease.check_last()
         self._note(studies.SECONDS, self.trial.user_attrs.get(studies.SECONDS, 0.0) + result.seconds)
         if result.status == "interrupted":
             return EXIT_STOPPED
@@ -233,7 +233,7 @@ class _Attempt:
 
     def _tell_infeasible(self, reason: str) -> int:
         """End it as pruned and beyond a constraint: TPE would ignore a failure, and propose it again."""
-        self.lease.check()
+        self.lease.check_last()
         print(f"the trial can have no score: {reason}", file=sys.stderr)
         self._note(studies.INFEASIBLE, reason)
         self.trial.set_constraint(studies.INFEASIBLE, 1.0)
@@ -241,7 +241,7 @@ class _Attempt:
         return 0
 
     def _tell_failed(self, reason: str) -> int:
-        self.lease.check()
+        self.lease.check_last()
         print(f"the trial failed: {reason}", file=sys.stderr)
         self._note(studies.REASON, reason)
         self.study.tell(self.trial, state=TrialState.FAIL)

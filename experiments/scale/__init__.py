@@ -1,0 +1,1 @@
+"""How many trials a second a sweep's database bears, by simulated workers."""

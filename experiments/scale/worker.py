@@ -1,0 +1,151 @@
+"""A simulated worker: all that its trials ask of the database, by their own code, and no training.
+
+Forked from a server that has imported what is imported here; torch and MLflow are not among it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from optuna.storages._rdb import models as _models  # noqa: F401 - its tables, configured below
+from sqlalchemy.orm import configure_mappers
+
+from harness.config.compose import SweepPlan
+from harness.search import trial
+from harness.search.claims import Claim, Claims
+from harness.search.patience import PatientStorage
+from harness.search.spec import TrialSpec
+from harness.search.storage import open_storage
+from harness.search.study import find_study
+from harness.training.result import EpochReport, RunResult
+
+PRELOAD = [
+    __name__,
+    # What the first use of a database would import:
+    "optuna.storages._rdb.storage",
+    "alembic.config",
+    "psycopg2",
+    "sqlalchemy.dialects.postgresql",
+    "sqlalchemy.dialects.sqlite",
+]
+configure_mappers()  # once for all forks, as the fork server of real trials does
+DONE = ".done"  # suffix of what a worker leaves that was not killed, nor has left a trial
+IDLE_S = 0.5  # between two looks of a worker that finds nothing to take
+
+Times = dict[str, list[float]]  # step of a trial -> seconds of every time
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a simulation does."""
+
+    name: str  # of the sweep
+    url: str
+    plan: dict[str, Any]  # SweepPlan.to_dict()
+    reports: int  # of one trial
+    folder: Path  # for what the workers measured: one file each
+    pause_s: float = 0.0  # after each report, on average: an epoch
+
+    @property
+    def num_trials(self) -> int:
+        return int(self.plan["sweep"]["num_trials"])
+
+
+def work(job: Job) -> None:
+    """Take and end trials until the budget has ended; a line of timings for each."""
+    plan = SweepPlan.from_dict(job.plan)
+    storage = open_storage(job.url, plan.sweep.lease_seconds)
+    study = find_study(storage, job.name)
+    assert study is not None
+    claims = Claims(study, storage)
+    log = job.folder / f"{os.getpid()}.jsonl"
+    time.sleep(random.uniform(0.0, job.pause_s * job.reports))  # not all at once, where there are pauses
+    with log.open("a", buffering=1) as lines, _no_training(storage):
+        while True:
+            times: Times = defaultdict(list)
+            with timed(times, "take"):
+                claim = claims.take(job.num_trials)
+            if claim is not None:
+                run_trial(job, claim, times)
+                lines.write(json.dumps({"ended": time.time(), "times": times}) + "\n")
+            elif claims.has_more(job.num_trials):
+                time.sleep(IDLE_S)
+            else:
+                log.with_suffix(DONE).touch()
+                return
+
+
+def run_trial(job: Job, claim: Claim, times: Times) -> None:
+    """Run one trial, from its spec to what it tells the study, with the trial's own code."""
+    spec = TrialSpec(
+        sweep_name=job.name,
+        storage=job.url,
+        number=claim.number,
+        trial_id=claim.trial_id,
+        plan=job.plan,
+        experiment="scale",
+        parent_run_id="none",
+        attempt=claim.attempt,
+        threads=None,
+        device_indices=None,
+    )
+    with patch.object(trial, "_Attempt", partial(TimedAttempt, times, job, time.perf_counter())):
+        exit_code = trial._run(spec, job.folder, lambda: False, None)
+    assert exit_code == 0
+
+
+class TimedAttempt(trial._Attempt):
+    """An attempt whose training does nothing but report, and which looks at the clock."""
+
+    times: Times
+    job: Job
+
+    def __init__(self, times: Times, job: Job, placed: float, *args: Any) -> None:
+        super().__init__(*args)
+        object.__setattr__(self, "times", times)  # the dataclass is frozen
+        object.__setattr__(self, "job", job)
+        times["begin"].append(time.perf_counter() - placed)
+
+    def _train(self, stop_requested: Callable[[], bool], train: Any) -> RunResult:
+        with timed(self.times, "suggest"):
+            self._suggest()
+        metric, epochs = self.plan.sweep.metric, self.job.reports
+        for epoch in range(epochs):
+            # Every trial's curve is the same: no pruner ends one, whatever it costs to ask it.
+            with timed(self.times, "report"):
+                decision = self._on_epoch(EpochReport(epoch, epochs, {metric: 0.5 + 0.01 * epoch}))
+            assert decision == "continue"
+            time.sleep(self.job.pause_s * random.uniform(0.5, 1.5))
+        score = random.Random(self.spec.number).random()
+        return RunResult("none", "finished", score, epochs - 1, {metric: score}, None, 0.1)
+
+    def _tell(self, result: RunResult) -> int:
+        with timed(self.times, "tell"):
+            return super()._tell(result)
+
+
+@contextmanager
+def _no_training(storage: PatientStorage) -> Iterator[None]:
+    """Let trials use the worker's connection, and compose no configuration: nobody trains one."""
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(trial, "open_storage", lambda *_: storage))
+        patches.enter_context(patch.object(SweepPlan, "compose_trial", lambda self, _: self.base))
+        yield
+
+
+@contextmanager
+def timed(times: Times, step: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    times[step].append(time.perf_counter() - started)
