@@ -68,6 +68,7 @@ def expected_points(num_trials: int, epochs: int) -> Counter[tuple[str, str, int
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_of_trials_over_two_processes(small_sweep: SmallSweep, run_statuses: Statuses) -> None:
     result = run(small_sweep)
     assert [row.state for row in result.rows] == ["complete"] * 2, small_sweep.output.getvalue()

@@ -125,6 +125,7 @@ def test_a_stem_that_stops_early_stops_on_all_ranks(config: Config, tmp_path: Pa
     assert torch.equal(at[2], at[4])
 
 
+@pytest.mark.slow
 def test_rank_zero_prunes_for_all(config: Config, tmp_path: Path) -> None:
     process = together.start(config("trainer.max_epochs=9"), tmp_path / "run", Behaviour(prune_after=1))
     result, tracker = process.result()
@@ -132,7 +133,8 @@ def test_rank_zero_prunes_for_all(config: Config, tmp_path: Path) -> None:
     assert sorted(tracker.epochs) == [0, 1]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_stop_of_either_stops_both_and_a_resumed_run_ends_as_an_uninterrupted_one(
     config: Config, tmp_path: Path, rank: int
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_stop_of_either_stops_both_and_a_resumed_run_ends_as_an_uninterrupted_
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
+@pytest.mark.slow
 def test_sigterm_of_the_launcher_is_a_stop(config: Config, tmp_path: Path) -> None:
     process = together.start(config("trainer.max_epochs=1000"), tmp_path / "run")
     pids = process.rank_pids()
