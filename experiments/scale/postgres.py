@@ -39,7 +39,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"postgresql+psycopg2://{ROLE}:{self.password}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql://{ROLE}:{self.password}@127.0.0.1:{self.port}/postgres"
 
     @property
     def pid(self) -> int:

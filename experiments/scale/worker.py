@@ -35,8 +35,8 @@ PRELOAD = [
     # What the first use of a database would import:
     "optuna.storages._rdb.storage",
     "alembic.config",
-    "psycopg2",
-    "sqlalchemy.dialects.postgresql",
+    "psycopg",
+    "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite",
 ]
 configure_mappers()  # once for all forks, as the fork server of real trials does
