@@ -244,9 +244,9 @@ def _creation_lock(directory: Path) -> FileLock:
 
 
 def _silence() -> None:
-    """Keep alembic's account of its migrations off the terminal."""
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    """Keep alembic's account of its migrations off the terminal, and tracebacks of what we report."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def _recorded_points(client: MlflowClient, run: Run) -> dict[tuple[str, int], int]:

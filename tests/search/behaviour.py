@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mlflow.store.db.utils
+
 from harness.search import storage, trial
 
 
@@ -51,6 +53,7 @@ class Behaviour:
             storage.BUSY_TIMEOUT_S = self.busy_s  # type: ignore[assignment]
         if self.patience_s is not None:
             storage.PatientStorage.patience_s = trial.PATIENCE_S = self.patience_s
+            mlflow.store.db.utils.MAX_RETRY_COUNT = 2  # of its own, for minutes
 
 
 def note(folder: Path, line: str) -> None:

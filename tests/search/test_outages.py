@@ -52,7 +52,7 @@ def damaged(database: Path) -> Iterator[None]:
 def test_a_database_that_is_locked_for_a_while_is_waited_for(small_sweep: SmallSweep) -> None:
     small_sweep.behave(pace=1.0, busy_s=0.1)
     with calls_of(small_sweep) as calls:
-        call = calls.start("sweep.num_trials=2")
+        call = calls.start("sweep.num_trials=2", "sweep.lease_seconds=12")
         wait_for_epoch(small_sweep, 0, call)
         with locked(small_sweep.runs / "optuna.db"):
             log = small_sweep.trial_folder(0) / "trial.log"
