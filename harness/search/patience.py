@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ ASKED = (  # beside what every storage of Optuna's has
 )
 CREATES = ("create_new_trial", "create_new_study")  # not repeated: once more might be one too many
 Result = TypeVar("Result")
+_GIVES_UP_AT_ONCE: ContextVar[bool] = ContextVar("gives up at once", default=False)
 
 
 def is_server(url: str) -> bool:
@@ -60,6 +62,8 @@ class PatientStorage(DirectStorage):
         Raises:
             StorageError: it was away for too long.
         """
+        if _GIVES_UP_AT_ONCE.get():
+            return call()
         retrying = Retrying(
             retry=retry_if_exception(is_outage),
             stop=stop_after_delay(self.patience_s),
@@ -104,6 +108,26 @@ class PatientStorage(DirectStorage):
             yield
         finally:
             lock.release()
+
+    def exclusively(self, name: str, call: Callable[[], Result]) -> Result:
+        """Return what `call` returns while we hold the lock `name`.
+
+        An outage takes a server's lock away, and somebody else may hold it before we hear of that: then all
+        is done again, from the lock on.
+
+        Raises:
+            As `exclusive`.
+        """
+
+        def locked() -> Result:
+            with self.exclusive(name):
+                token = _GIVES_UP_AT_ONCE.set(is_server(self.url))
+                try:
+                    return call()
+                finally:
+                    _GIVES_UP_AT_ONCE.reset(token)
+
+        return self.patiently(locked)
 
     @contextmanager
     def _locked(self, name: str, timeout_s: float) -> Iterator[sa.Connection]:
