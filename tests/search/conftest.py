@@ -53,6 +53,7 @@ class SmallSweep:
     cache: Path
     configs: Path
     name: str = "small"
+    database: str | None = None  # a server's; by default a file among the runs
     output: io.StringIO = field(default_factory=io.StringIO)
 
     def overrides(self, *more: str) -> list[str]:
@@ -62,6 +63,7 @@ class SmallSweep:
             f"data.cache_dir={self.cache}",
             f"tracking.dir={self.runs}",
             f"sweep.name={self.name}",
+            *([] if self.database is None else [f"sweep.storage='{self.database}'"]),
             *more,
         ]
 
@@ -90,7 +92,7 @@ class SmallSweep:
         return replace(self, runs=runs)
 
     def storage(self) -> PatientStorage:
-        return open_storage(storage_url(str(self.runs)))
+        return open_storage(storage_url(str(self.runs), self.database))
 
     def study(self) -> optuna.Study:
         found = find_study(self.storage(), self.name)
