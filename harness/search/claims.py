@@ -57,9 +57,11 @@ class Owner:
 
     def process(self) -> psutil.Process | None:
         """Return it if it is of this machine and lives."""
+        if not self.is_here:
+            return None
         with suppress(psutil.Error, OSError):
             process = psutil.Process(self.pid)
-            is_same = self.is_here and _birth(self.pid) == self.birth
+            is_same = _birth(self.pid) == self.birth
             if is_same and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
@@ -107,6 +109,7 @@ class Claims:
         self.me = Owner.current().to_json()
         self._now = time.monotonic
         self._silent_since: dict[int, float] = {}  # trial id -> by that clock
+        self._taking: int | None = None  # the number of a trial that we may have taken unheard, in an outage
 
     def take(self, num_trials: int) -> Claim | None:
         """Return a trial that nobody works on: an interrupted or enqueued one first, then a new one.
@@ -114,7 +117,9 @@ class Claims:
         Args:
             num_trials: how many trials the sweep may have in all.
         """
-        return self._storage.transact(self._study.study_name, lambda: self._take(num_trials))
+        claim = self._storage.transact(self._study.study_name, lambda: self._take(num_trials))
+        self._taking = None
+        return claim
 
     def _take(self, num_trials: int) -> Claim | None:
         survey = self._survey()
@@ -122,7 +127,7 @@ class Claims:
         trial = next((trial for trial in survey.unfinished if self._is_free(trial, abandoned)), None)
         if trial is not None:
             return self._take_over(trial)
-        return self._begin() if survey.num_trials < num_trials else None
+        return self._begin(survey.num_trials) if survey.num_trials < num_trials else None
 
     def has_more(self, num_trials: int) -> bool:
         """Return whether anything is left to be claimed, now or by somebody's failing."""
@@ -131,13 +136,12 @@ class Claims:
 
     def release(self, claim: Claim) -> None:
         """Let others take the trial: whoever worked on it is known to be gone."""
+        self._storage.transact(self._study.study_name, lambda: self._release(claim))
 
-        def release() -> None:
-            known = self._storage.get_standing(claim.trial_id, ATTEMPT)
-            if not known.state.is_finished() and known.attr == claim.attempt:
-                self._storage.set_trial_user_attr(claim.trial_id, OWNER, None)
-
-        self._storage.transact(self._study.study_name, release)
+    def _release(self, claim: Claim) -> None:
+        known = self._storage.get_standing(claim.trial_id, ATTEMPT)
+        if not known.state.is_finished() and known.attr == claim.attempt:
+            self._storage.set_trial_user_attr(claim.trial_id, OWNER, None)
 
     def renew(self, claim: Claim) -> None:
         """Beat for a trial that has not begun, such as a job in a queue."""
@@ -168,6 +172,8 @@ class Claims:
     def _is_free(self, trial: Standing, abandoned: set[int]) -> bool:
         if trial.state == TrialState.WAITING or trial.attr is None:
             return True
+        if trial.attr == self.me and trial.number == self._taking:
+            return True
         owner = Owner.from_json(trial.attr)
         if owner.is_here and owner.process() is None:
             return True
@@ -177,12 +183,14 @@ class Claims:
             end_process(owner)
         return True
 
-    def _begin(self) -> Claim:
+    def _begin(self, number: int) -> Claim:
+        self._taking = number
         attrs = {ATTEMPT: 1, OWNER: self.me}
         trial = self._storage.create_taken_trial(self._study._study_id, attrs)
         return Claim(trial.number, trial.trial_id, attempt=1)
 
     def _take_over(self, trial: Standing) -> Claim:
+        self._taking = trial.number
         attempt = (self._storage.get_standing(trial.trial_id, ATTEMPT).attr or 0) + 1
         self._storage.record_heartbeat(trial.trial_id)
         attrs = {ATTEMPT: attempt, OWNER: self.me}

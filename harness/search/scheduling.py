@@ -62,7 +62,8 @@ def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim
         threads=max(1, slots.threads // together),
         device_indices=slots.device_indices(slot, together),
     )
-    path = home.trial_directory(claim.number) / "spec.json"
+    # A file for each attempt: a process that is late must not take the next one's for its own.
+    path = home.trial_directory(claim.number) / f"spec-{claim.attempt}.json"
     spec.save(path)
     return path
 

@@ -142,6 +142,10 @@ class _Attempt:
         return self._tell_infeasible(reason) if verdict == "infeasible" else self._tell_failed(reason)
 
     def _train(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> RunResult:
+        def stop() -> bool:
+            self.lease.check_after_sleep()
+            return stop_requested()
+
         config = self._suggest()
         _prepare(config, self.spec.threads)
         needed = footprint(config)
@@ -152,7 +156,7 @@ class _Attempt:
                 tracker=self._open_run(config, stop_requested),
                 checkpoint_dir=self.folder,
                 on_epoch=self._on_epoch,
-                stop_requested=stop_requested,
+                stop_requested=stop,  # asked after each batch, and before a checkpoint takes its place
             )
         except Exception as error:
             if is_out_of_memory(error) and not is_lost_worker(error):

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +35,15 @@ READ_BYTES = 1 << 20
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written so that a crash or a power cut cannot tear them."""
+    """Lightning's checkpoint files, written so that a crash or a power cut cannot tear them.
+
+    Args:
+        before_replace: called when a file is whole and about to take the place of the one before; a process
+            that has no business there any more ends in it.
+    """
+
+    def __init__(self, before_replace: Callable[[], object] = lambda: None) -> None:
+        self._before_replace = before_replace
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -53,6 +62,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with partial.open("wb", buffering=0) as file:
                 content.write_to(file, checkpoint)
                 os.fsync(file.fileno())
+            self._before_replace()
             if target.is_file():
                 target.replace(previous_of(target))
             partial.replace(target)

@@ -86,7 +86,7 @@ def build_trainer(
         )
     return pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else machine.device.type,
-        **_together(current_ranks()),
+        **_together(current_ranks(), AtomicCheckpointIO(stop_requested or (lambda: None))),
         precision=machine.lightning_precision,  # type: ignore[arg-type]
         max_epochs=config.trainer.max_epochs,
         gradient_clip_val=config.optim.clip_grad_norm,
@@ -100,15 +100,15 @@ def build_trainer(
     )
 
 
-def _together(ranks: Ranks) -> dict[str, Any]:
+def _together(ranks: Ranks, checkpoint_io: AtomicCheckpointIO) -> dict[str, Any]:
     """Return the Trainer's arguments for one process, or for one of several that torch's agent started."""
     if ranks.is_alone:
-        return {"devices": 1, "plugins": [AtomicCheckpointIO()]}
+        return {"devices": 1, "plugins": [checkpoint_io]}
     return {
         "devices": ranks.world,
         # The module puts the ranks' batch norms together itself, once an epoch instead of every step.
         "strategy": DDPStrategy(forward_sync_buffers=False),
-        "plugins": [AtomicCheckpointIO(), TorchElasticEnvironment()],  # not Slurm's, which may be around us
+        "plugins": [checkpoint_io, TorchElasticEnvironment()],  # not Slurm's, which may be around us
     }
 
 

@@ -63,7 +63,7 @@ class SmallSweep:
             f"data.cache_dir={self.cache}",
             f"tracking.dir={self.runs}",
             f"sweep.name={self.name}",
-            *([f"sweep.storage={self.database!r}"] if self.database else []),
+            *([] if self.database is None else [f"sweep.storage='{self.database}'"]),
             *more,
         ]
 

@@ -94,7 +94,7 @@ class _Run:
             self.scores.append(self._score(epoch))
             self.tracker.log_epoch(epoch, _metrics(self.scores[-1]))
             decision = on_epoch(EpochReport(epoch, max_epochs, _metrics(self.scores[-1])))
-            self._checkpoint(epoch)
+            self._checkpoint(epoch, stop_requested)
             if decision == "prune":
                 return self._ended("pruned")
         return self._ended("finished")
@@ -111,13 +111,14 @@ class _Run:
                 return True
         return False
 
-    def _checkpoint(self, epoch: int) -> None:
-        partial, content = self.folder / ".last.ckpt.partial", json.dumps(self.scores)
+    def _checkpoint(self, epoch: int, before_replace: Callable[[], object]) -> None:
+        partial, content = self.folder / f".last.ckpt.{os.getpid()}.partial", json.dumps(self.scores)
         if epoch == 1:
             self._fault("report")
             partial.write_text(content[: len(content) // 2])
             self._fault("checkpoint")
         partial.write_text(content)
+        before_replace()
         partial.replace(self.folder / "last.ckpt")
         note(self.folder, f"epoch {epoch}")
 

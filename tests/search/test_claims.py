@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from harness.config.sweep import SweepConfig
 from harness.search import claims as claims_module
 from harness.search.claims import ATTEMPT, OWNER, Claim, Claims, Lease, Owner, _birth
+from harness.search.queries import Standing
 from harness.search.storage import open_storage, storage_url
 from harness.search.study import create_study, find_study
 from tests.search.calls import is_alive, wait_for
@@ -172,16 +173,16 @@ def test_creating_a_trial_is_repeated_without_making_two(
     ours: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection is lost after the database has done it, and before it could say so."""
-    create, calls = ours._storage.create_new_trial, []
+    create, calls = ours._storage.create_taken_trial, []
 
-    def lose_answer(study_id: int) -> int:
-        trial_id = create(study_id)
-        calls.append(trial_id)
+    def lose_answer(study_id: int, attrs: Mapping[str, object]) -> Standing:
+        calls.append(create(study_id, attrs))
         raise StorageInternalError from OperationalError("INSERT", {}, Exception("connection lost"))
 
-    monkeypatch.setattr(ours._storage, "create_new_trial", lose_answer)
+    monkeypatch.setattr(ours._storage, "create_taken_trial", lose_answer)
 
-    assert taken(ours, 1).number == 0
+    assert taken(ours, 1) == Claim(0, 1, attempt=2)
+    assert ours.take(1) is None  # it is known to be taken now
     assert len(calls) == len(ours._study.get_trials()) == 1
 
 

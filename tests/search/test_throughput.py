@@ -279,7 +279,7 @@ def test_a_sweep_says_and_records_what_was_measured(
     slots: dict[str, Any] = small_sweep.study().user_attrs["slots"]
     assert (slots["count"], slots["threads"], len(slots["measured"])) == (2, 2, 2)
     assert json.loads((small_sweep.trial_folder(0).parent / "sweep.json").read_text())["slots"] == slots
-    assert json.loads((small_sweep.trial_folder(0) / "spec.json").read_text())["threads"] == 2
+    assert json.loads((small_sweep.trial_folder(0) / "spec-1.json").read_text())["threads"] == 2
     client = open_store(TrackingConfig(dir=str(small_sweep.runs))).client
     table = Path(client.download_artifacts(swept.parent_run_id, "slots.csv")).read_text().splitlines()
     assert table[:2] == ["slots,threads,images_per_second,memory,cpu_share", "2,2,200.0,1000000000.0,1.0"]
