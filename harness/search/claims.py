@@ -30,12 +30,14 @@ from harness.errors import StorageError
 from harness.search.patience import PatientStorage
 from harness.search.queries import Standing, Survey
 from harness.search.storage import BEATS_PER_LEASE
+from harness.training.ranks import is_rank, known_pid
 
 logger = logging.getLogger(__name__)
 
 OWNER, ATTEMPT = "owner", "attempt"  # user attributes of a trial; no owner: free to be taken
 BEATS_LISTENED_FOR = 2
 EXIT_SUPERSEDED = 0  # the trial is somebody else's by now, and nothing is wrong
+EXIT_RANK_SUPERSEDED = 1  # a rank that leaves early must take the others along
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Owner:
 
     @classmethod
     def current(cls, *, trains: bool = False) -> Owner:
-        return cls(_host(), os.getpid(), _birth(os.getpid()), trains)
+        pid = known_pid() if trains else os.getpid()
+        return cls(_host(), pid, _birth(pid), trains)
 
     @property
     def is_here(self) -> bool:
@@ -224,7 +227,7 @@ class Lease:
         trial_id: int,
         attempt: int,
         interval_s: float,
-        leave: Callable[[], Any] = lambda: os._exit(EXIT_SUPERSEDED),
+        leave: Callable[[], Any] = lambda: os._exit(EXIT_RANK_SUPERSEDED if is_rank() else EXIT_SUPERSEDED),
     ) -> None:
         self._storage = storage
         self._trial_id = trial_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -230,3 +231,17 @@ def test_who_has_slept_looks_before_writing(
     now += LEASE_S
     lease.check_after_sleep()
     assert left.is_set()
+
+
+@pytest.mark.parametrize(("is_rank", "expected"), [(False, 0), (True, 1)])
+def test_who_leaves_for_good_takes_ranks_along(
+    monkeypatch: pytest.MonkeyPatch, is_rank: bool, expected: int
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    if is_rank:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    Lease(None, 0, 1, 1.0)._leave()  # type: ignore[arg-type]
+    assert left == [expected]
+    assert (Owner.current(trains=True).pid == os.getpid()) is not is_rank
+    assert Owner.current().pid == os.getpid()

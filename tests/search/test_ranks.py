@@ -99,6 +99,16 @@ def test_a_killed_rank_costs_a_retry_and_nothing_else(
 
 
 @pytest.mark.slow
+def test_nobody_takes_a_trial_while_its_last_process_lives(small_sweep: SmallSweep) -> None:
+    """Rank 0, which beats for the trial, is dead some seconds before what has started it has cleaned up."""
+    small_sweep.behave(die={"0": [0, 5]})
+    two_slots = ("sweep.slots=2", "sweep.threads_per_trial=1", "sweep.num_trials=1")
+    (row,) = run(small_sweep, *two_slots).rows
+    assert (row.state, row.deaths, row.attempt) == ("complete", 1, 2)
+    assert points(small_sweep.runs) == expected_points(1, epochs=2)
+
+
+@pytest.mark.slow
 def test_a_bug_in_one_rank_is_the_trials_failure(small_sweep: SmallSweep, run_statuses: Statuses) -> None:
     small_sweep.behave(fail={"0": [1, 5]})
     result = run(small_sweep)
@@ -110,7 +120,7 @@ def test_a_bug_in_one_rank_is_the_trials_failure(small_sweep: SmallSweep, run_st
 @pytest.mark.slow
 def test_what_all_ranks_raise_is_told_once(small_sweep: SmallSweep) -> None:
     result = run(small_sweep, "optim=sgd", "optim.lr=1e30", "+sweep.space={seed:{type:int,low:0,high:9}}")
-    assert [row.state for row in result.rows] == ["diverged"] * 2, small_sweep.output.getvalue()
+    assert [row.state for row in result.rows] == ["infeasible"] * 2, small_sweep.output.getvalue()
     assert [row.deaths for row in result.rows] == [0, 0]
 
 
