@@ -54,6 +54,7 @@ def test_a_trial_killed_at_any_moment_goes_on_after_its_last_epoch(small_sweep: 
     check_promises(small_sweep, num_trials)
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_is_ended_and_started_again(small_sweep: SmallSweep) -> None:
     """By the coordinator that started it, and by the next one where that is gone."""
     small_sweep.behave(faults={str(number): ("epoch", signal.SIGSTOP) for number in (0, 1)})
@@ -81,6 +82,7 @@ def everything_recorded(sweep: SmallSweep) -> dict[str, Any]:
     return {**tables, **{str(path): path.read_bytes() for path in kept}, "rows": sweep.rows()}
 
 
+@pytest.mark.slow
 def test_a_late_writer_from_another_machine_writes_nothing(small_sweep: SmallSweep) -> None:
     """Nobody can end it there: that its attempt is not the newest must do."""
     moments = ("epoch", "checkpoint", "end")
@@ -116,6 +118,7 @@ def move_to_another_machine(sweep: SmallSweep) -> None:
             storage_of(study).set_trial_user_attr(trial._trial_id, OWNER, owner.to_json())
 
 
+@pytest.mark.slow
 def test_a_trial_that_takes_too_long_has_failed(small_sweep: SmallSweep) -> None:
     """One hears the request to stop, the other has to be killed."""
     small_sweep.behave(slow=[0], hang=[1])
@@ -140,15 +143,16 @@ def test_a_rate_without_bounds_is_an_answer(small_sweep: SmallSweep) -> None:
         calls.finish(*tiny, "sweep.num_trials=1", "sweep.max_consecutive_failures=1")
 
     (row,) = small_sweep.rows()
-    assert row.state == "diverged"
+    assert row.state == "infeasible"
     assert row.score is None
     assert "NaN" in (row.reason or "")
-    check_promises(small_sweep, 1, ("diverged",))
+    check_promises(small_sweep, 1, ("infeasible",))
 
 
 # ── coordinators ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_killed_coordinator_takes_its_trials_along_and_loses_nothing(small_sweep: SmallSweep) -> None:
     small_sweep.behave(slow=[0])
     with calls_of(small_sweep) as calls:
@@ -164,6 +168,7 @@ def test_a_killed_coordinator_takes_its_trials_along_and_loses_nothing(small_swe
     check_promises(small_sweep, 3)
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_machine_costs_an_epoch_at_most(small_sweep: SmallSweep) -> None:
     small_sweep.behave(slow=[0, 1])
     with calls_of(small_sweep) as calls:
@@ -178,6 +183,7 @@ def test_the_loss_of_the_machine_costs_an_epoch_at_most(small_sweep: SmallSweep)
     check_promises(small_sweep, 3)
 
 
+@pytest.mark.slow
 def test_a_coordinator_killed_at_any_note_it_makes_leaves_a_sweep_that_goes_on(
     small_sweep: SmallSweep,
 ) -> None:
@@ -195,6 +201,7 @@ def test_a_coordinator_killed_at_any_note_it_makes_leaves_a_sweep_that_goes_on(
     check_promises(small_sweep, 1)
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_in_time_and_resumably(small_sweep: SmallSweep) -> None:
     """Also where a trial does not listen: that one is killed after the grace."""
     small_sweep.behave(slow=[0], hang=[1])
@@ -213,6 +220,7 @@ def test_sigterm_leaves_in_time_and_resumably(small_sweep: SmallSweep) -> None:
     check_promises(small_sweep, 3)
 
 
+@pytest.mark.slow
 def test_the_second_of_two_calls_takes_over_twice_in_a_row(new_sweep: SmallSweep) -> None:
     """The first two begin at once, where there is no database yet."""
     new_sweep.behave(pace=0.5)
@@ -242,6 +250,7 @@ def wait_for_roles(calls: list[Call]) -> tuple[Call, Call]:
     return (one, two) if leads(one) else (two, one)
 
 
+@pytest.mark.slow
 def test_a_clock_moved_by_a_day_changes_nothing(small_sweep: SmallSweep) -> None:
     small_sweep.behave(pace=1.0)
     with calls_of(small_sweep) as calls:

@@ -230,27 +230,6 @@ def test_ctrl_c_leaves_a_sweep_that_the_same_command_ends(
 
 
 @pytest.mark.slow
-def test_a_killed_coordinator_takes_its_trials_along_and_loses_nothing(
-    small_sweep: SmallSweep, start: Start
-) -> None:
-    small_sweep.behave(slow=[1])
-    process = start(small_sweep)
-    wait_for_epoch(small_sweep, 1, process)
-    process.kill()
-    process.communicate(timeout=60)
-
-    child = int(small_sweep.account(1)[0].split()[1])
-    until = time.monotonic() + 30
-    while Path(f"/proc/{child}").exists():
-        assert time.monotonic() < until, "the trial outlived its coordinator"
-        time.sleep(0.1)
-    small_sweep.behave()
-    result = small_sweep.run()
-    assert [row.state for row in result.rows] == ["complete"] * 3
-    check_each_epoch_ran_once(small_sweep, 3)
-
-
-@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once(small_sweep: SmallSweep, start: Start) -> None:
     small_sweep.behave(slow=[0])
     process = start(small_sweep)
