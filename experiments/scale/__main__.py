@@ -24,7 +24,7 @@ from experiments.scale import report
 from experiments.scale.filling import fill
 from experiments.scale.fresh import fresh_costs
 from experiments.scale.postgres import NoPostgresError, running_postgres
-from experiments.scale.simulation import Crew, Simulated, simulate
+from experiments.scale.simulation import Crew, Simulated, prepare, simulate
 from experiments.scale.worker import Job
 from harness.config.compose import SweepPlan, compose_sweep
 from harness.search.storage import DATABASE, open_storage
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and stop the server
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     started, load = time.perf_counter(), os.getloadavg()[0]
+    prepare()
     rows, fresh = [], []
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         for database in databases(Path(folder), options, console):
