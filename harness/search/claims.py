@@ -7,30 +7,24 @@ A process that works on a trial beats for it, by the database's clock. One that 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import signal
-import socket
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import optuna
-import psutil
 from optuna.trial import TrialState
 
 from harness.errors import StorageError
+from harness.search.owner import Owner, end_process
 from harness.search.patience import PatientStorage
 from harness.search.queries import Standing, Survey
 from harness.search.storage import BEATS_PER_LEASE
-from harness.training.ranks import is_rank, known_pid
+from harness.training.ranks import is_rank
 
 logger = logging.getLogger(__name__)
 
@@ -38,60 +32,6 @@ OWNER, ATTEMPT = "owner", "attempt"  # user attributes of a trial; no owner: fre
 BEATS_LISTENED_FOR = 2
 EXIT_SUPERSEDED = 0  # the trial is somebody else's by now, and nothing is wrong
 EXIT_RANK_SUPERSEDED = 1  # a rank that leaves early must take the others along
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process, as others can recognise it."""
-
-    host: str
-    pid: int
-    birth: str  # what a later process of the same number has not
-    trains: bool = False  # the trial's own process, rather than the coordinator that is about to start it
-
-    @classmethod
-    def current(cls, *, trains: bool = False) -> Owner:
-        pid = known_pid() if trains else os.getpid()
-        return cls(_host(), pid, _birth(pid), trains)
-
-    @property
-    def is_here(self) -> bool:
-        return self.host == _host()
-
-    def process(self) -> psutil.Process | None:
-        """Return it if it is of this machine and lives."""
-        if not self.is_here:
-            return None
-        with suppress(psutil.Error, OSError):
-            process = psutil.Process(self.pid)
-            is_same = _birth(self.pid) == self.birth
-            if is_same and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        return None
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Owner:
-        return cls(**json.loads(text))
-
-
-@cache
-def _host() -> str:
-    """Return what tells this machine from others, a container's processes from its neighbour's included."""
-    namespace = Path("/proc/self/ns/pid")
-    suffix = f"/{namespace.stat().st_ino}" if namespace.exists() else ""
-    return socket.gethostname() + suffix
-
-
-def _birth(pid: int) -> str:
-    """Return when a process began, by a clock that nobody sets: the boot's, where the system shows it."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():
-        return f"{psutil.Process(pid).create_time():.2f}"
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{boot.read_text().strip()}+{ticks}"
 
 
 @dataclass(frozen=True)
@@ -114,20 +54,22 @@ class Claims:
         self._silent_since: dict[int, float] = {}  # trial id -> by that clock
         self._taking: int | None = None  # the number of a trial that we may have taken unheard, in an outage
 
-    def take(self, num_trials: int) -> Claim | None:
+    def take(self, num_trials: int, unsettled: Collection[int] = ()) -> Claim | None:
         """Return a trial that nobody works on: an interrupted or enqueued one first, then a new one.
 
         Args:
             num_trials: how many trials the sweep may have in all.
+            unsettled: numbers of trials that are ours until we have seen what became of their process.
         """
-        claim = self._storage.transact(self._study.study_name, lambda: self._take(num_trials))
+        claim = self._storage.transact(self._study.study_name, lambda: self._take(num_trials, unsettled))
         self._taking = None
         return claim
 
-    def _take(self, num_trials: int) -> Claim | None:
+    def _take(self, num_trials: int, unsettled: Collection[int]) -> Claim | None:
         survey = self._survey()
         abandoned = self._abandoned(survey)
-        trial = next((trial for trial in survey.unfinished if self._is_free(trial, abandoned)), None)
+        others = (trial for trial in survey.unfinished if trial.number not in unsettled)
+        trial = next((trial for trial in others if self._is_free(trial, abandoned)), None)
         if trial is not None:
             return self._take_over(trial)
         return self._begin(survey.num_trials) if survey.num_trials < num_trials else None
@@ -201,16 +143,6 @@ class Claims:
         if trial.state == TrialState.WAITING:
             self._storage.set_trial_state_values(trial.trial_id, TrialState.RUNNING)
         return Claim(trial.number, trial.trial_id, attempt)
-
-
-def end_process(owner: Owner) -> None:
-    """End a process of this machine that has lost its trial: it may be stopped, and awake later."""
-    process = owner.process()
-    if process is None or process.pid == os.getpid():
-        return
-    with suppress(psutil.Error):
-        for child in (*process.children(recursive=True), process):
-            child.send_signal(signal.SIGKILL)
 
 
 class Lease:

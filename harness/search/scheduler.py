@@ -122,7 +122,7 @@ class Scheduler:
         for slot in range(self.num_slots):
             if slot in used:
                 continue
-            claim = self.claims.take(self.sweep.num_trials)
+            claim = self.claims.take(self.sweep.num_trials, unsettled=self._placed)
             if claim is None:
                 return
             placement = self.executor.place(self.write_spec(claim, slot))

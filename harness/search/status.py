@@ -10,7 +10,8 @@ from rich.table import Table
 
 from harness.errors import SweepError, did_you_mean
 from harness.search import record
-from harness.search.claims import Claims, Owner
+from harness.search.claims import Claims
+from harness.search.owner import Owner
 from harness.search.patience import PatientStorage, shown
 from harness.search.progress import format_score, short_params
 from harness.search.storage import database_exists, open_storage

@@ -20,7 +20,8 @@ from sqlalchemy.exc import OperationalError
 
 from harness.config.sweep import SweepConfig
 from harness.search import claims as claims_module
-from harness.search.claims import ATTEMPT, OWNER, Claim, Claims, Lease, Owner, _birth
+from harness.search.claims import ATTEMPT, OWNER, Claim, Claims, Lease
+from harness.search.owner import Owner, birth_of
 from harness.search.queries import Standing
 from harness.search.storage import open_storage, storage_url
 from harness.search.study import create_study, find_study
@@ -115,6 +116,14 @@ def test_a_dead_process_of_this_machine_loses_its_trial_at_once(
     assert taken(theirs, 1).attempt == 2
 
 
+def test_whose_process_died_is_left_to_who_counts_its_deaths(ours: Claims) -> None:
+    claim = taken(ours)
+    set_owner(ours, claim, birth="before")
+
+    assert ours.take(1, unsettled={claim.number}) is None
+    assert taken(ours, 1).attempt == 2
+
+
 def test_a_silent_process_elsewhere_loses_its_trial_after_the_lease(ours: Claims, theirs: Claims) -> None:
     claim = taken(ours)
     set_owner(ours, claim, host="elsewhere")
@@ -155,7 +164,7 @@ def test_a_silent_process_of_this_machine_is_ended_if_it_trains(
     ours: Claims, theirs: Claims, sleeper: subprocess.Popen[bytes], trains: bool
 ) -> None:
     """Not so the coordinator that was about to start the trial: others hang on it."""
-    set_owner(ours, taken(ours), pid=sleeper.pid, birth=_birth(sleeper.pid), trains=trains)
+    set_owner(ours, taken(ours), pid=sleeper.pid, birth=birth_of(sleeper.pid), trains=trains)
     wait_for(lambda: theirs.take(1) is not None)
 
     if trains:

@@ -14,7 +14,8 @@ import pytest
 
 from harness.errors import SweepError
 from harness.search import code, record
-from harness.search.claims import OWNER, Owner
+from harness.search.claims import OWNER
+from harness.search.owner import Owner
 from harness.search.study import storage_of
 from tests.search.calls import Call, calls_of, check_promises, is_alive, is_stopped, kill, pid_of, wait_for
 from tests.search.conftest import SMALL, SmallSweep

@@ -14,7 +14,8 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.search.claims import ATTEMPT, OWNER, Claims, Owner
+from harness.search.claims import ATTEMPT, OWNER, Claims
+from harness.search.owner import Owner
 from harness.search.patience import PatientStorage
 from harness.search.storage import open_storage
 
