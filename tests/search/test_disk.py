@@ -253,7 +253,11 @@ def test_a_sweep_keeps_its_best_and_says_what_it_removed(small_sweep: SmallSweep
 
     left = {n: sorted(file.name for file in small_sweep.trial_folder(n).glob("*.ckpt")) for n in range(3)}
     assert left == {0: [], 1: ["best.ckpt"], 2: []}
-    table = list(csv.DictReader(io.StringIO(leaderboard_csv(result.rows, "maximize", "val/accuracy"))))
+    table = list(
+        csv.DictReader(
+            io.StringIO(leaderboard_csv(result.rows, SweepConfig.model_validate({"space": SPACE})))
+        )
+    )
     says = {int(line["trial"]): line["checkpoint"] for line in table}
     assert says[0] == says[2] == "checkpoint removed (sweep.checkpoint_gb)"
     assert Path(says[1]).is_file()
