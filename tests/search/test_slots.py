@@ -12,6 +12,7 @@ from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 from harness.search import trial
 from harness.search.slots import resolve_slots
+from harness.search.spec import pin_devices
 from harness.training import machine
 
 SPACE = {"seed": {"type": "int", "low": 0, "high": 9}}
@@ -89,7 +90,7 @@ def test_more_gpus_per_trial_than_there_are_is_refused() -> None:
 
 def test_a_trials_gpus_are_picked_from_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,6,7")
-    trial._pin_devices([2, 3])
+    pin_devices([2, 3])
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "6,7"
 
 
