@@ -303,7 +303,7 @@ def die(practice: Practice, threads: int, end: Connection) -> None:
 @pytest.fixture
 def practice() -> Practice:
     """A LeNet on the digits."""
-    LocalExecutor(preload=[*fake_training.PRELOAD, __name__]).prepare()
+    LocalExecutor(preload=[*fake_training.PRELOAD, __name__]).start_server()
     sections = {"model": {"kind": "lenet"}, "data": {"kind": "digits", "batch_size": 32}}
     return Practice(RunConfig.model_validate(sections), (32, 32), 10)
 
