@@ -6,7 +6,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,13 @@ def coordinating(home: SweepHome) -> Iterator[None]:
         raise SweepError(
             f"{home.directory} cannot be written ({error.strerror}): choose another tracking.dir (MLRUNS_DIR)"
         ) from error
-    with _open_storage(home).exclusive(f"coordinator of {home.name}", timeout_s=0):
+    with coordinator_lock(_open_storage(home), home.name):
         yield
+
+
+def coordinator_lock(opened: storage.PatientStorage, name: str) -> AbstractContextManager[None]:
+    """Return the lock of a sweep's one coordinator; entered, it raises LockedError if another holds it."""
+    return opened.exclusive(f"coordinator of {name}", timeout_s=0)
 
 
 def is_closed(found: optuna.Study, plan: SweepPlan) -> bool:

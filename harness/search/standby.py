@@ -7,11 +7,11 @@ import time
 import optuna
 from rich.console import Console
 
-from harness.search.home import SweepHome, coordinating
+from harness.search.home import SweepHome, coordinator_lock
 from harness.search.patience import LockedError
 from harness.search.progress import build_progress, view_of
 from harness.search.signals import StopSignals
-from harness.search.study import read_rows
+from harness.search.study import read_rows, storage_of
 
 LOOK_S = 2.0
 FOLLOWING = "sweep {name} is being run by another process: following it, and taking over if it ends early"
@@ -26,17 +26,17 @@ def follow(home: SweepHome, study: optuna.Study, console: Console, started: floa
     sweep = home.plan.sweep
     with StopSignals() as signals, build_progress(console, sweep.metric) as progress:
         while not signals.count:
-            if not is_coordinated(home):
+            if not is_coordinated(study):
                 return 0
             progress.update(view_of(read_rows(study), sweep, started, 1))
             time.sleep(LOOK_S)
     return signals.exit_code
 
 
-def is_coordinated(home: SweepHome) -> bool:
+def is_coordinated(study: optuna.Study) -> bool:
     """Return whether some process runs the sweep."""
     try:
-        with coordinating(home):
+        with coordinator_lock(storage_of(study), study.study_name):
             return False
     except LockedError:
         return True
