@@ -2,6 +2,8 @@
 
 The price is compared across machines by what they could have computed meanwhile: wall seconds × the rate of
 a matrix product in the precision of the run ÷ the operations of the published run.
+
+Repeated, it goes on: seeds that have finished are read back, one that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -22,11 +24,17 @@ import torch
 from experiments.performance.matmul import matmul_flops
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
+from harness.tracking.flatten import flatten
 from harness.tracking.runs import RunRecord, find_runs
+from harness.tracking.store import open_store, store_exists
+from harness.training.callbacks import LAST, EpochRecorder
+from harness.training.checkpoint import load_raw
 from harness.training.machine import Machine, prepare_process, resolve_machine
 
 RESULTS = Path(__file__).with_name("speedrun.json")
 RECORD_FLOP = 0.29e15  # of the published run: 8 epochs of 50,000 images, forward and backward
+PARTS = ("data", "model", "finetune", "augment", "optim", "trainer")  # of a configuration: the same question
+SECONDS, FLOPS = "speedrun/seconds", "speedrun/matmul_flops"  # metrics of a finished run
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,7 +46,7 @@ class SpeedRun:
     run_id: str
     test_accuracy: float  # with the recipe's test-time augmentation
     test_accuracy_no_tta: float
-    seconds: float  # wall time of the whole process: imports, training, evaluation, recording
+    seconds: float  # wall time of the process: imports, training, evaluation, recording; resumed epochs too
     matmul_flops: float  # per second, the mean of before and after
 
     @property
@@ -63,22 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = resolve_machine(config.trainer)
     runs: list[SpeedRun] = []
     for seed in options.seeds:
-        before = matmul_flops(machine.device, DTYPES[machine.precision])
-        started = time.perf_counter()
-        code = subprocess.call(
-            [sys.executable, "-m", "harness", "train", *_arguments(seed, options.overrides)]
-        )
-        wall_seconds = time.perf_counter() - started
-        if code != 0:
+        code = _train(config, seed, options.overrides, machine)
+        if code != os.EX_OK:
             return code
-        runs.append(
-            _finished(
-                config,
-                seed,
-                wall_seconds,
-                (before + matmul_flops(machine.device, DTYPES[machine.precision])) / 2,
-            )
-        )
+        runs.append(_read(_recorded(config, seed, options.overrides), seed))
         print(describe(runs, machine), flush=True)
         output = options.output or (None if options.overrides else RESULTS)  # another recipe is no record
         if output is not None:
@@ -108,28 +104,65 @@ def describe(runs: Sequence[SpeedRun], machine: Machine) -> str:
     return "\n".join(lines)
 
 
-def _arguments(seed: int, overrides: Sequence[str]) -> list[str]:
-    return ["recipe=speedrun", f"tracking.run_name={_run_name(seed)}", *overrides, f"seed={seed}"]
+def _train(config: RunConfig, seed: int, overrides: Sequence[str], machine: Machine) -> int:
+    """Train a seed, or what is left of it, and record its price with it; return the exit code."""
+    run = _recorded(config, seed, overrides)
+    if run is not None and SECONDS in run.metrics:
+        print(f"seed {seed} is run {run.run_id}, which has finished; delete it in `make ui` to repeat it")
+        return os.EX_OK
+    command = ["recipe=speedrun", f"tracking.run_name={_run_name(seed)}", *overrides, f"seed={seed}"]
+    earlier = 0.0
+    if run is not None and run.status != "FINISHED":
+        command = ["--resume", run.run_id, "--mlruns", config.tracking.dir]
+        earlier = _epoch_seconds(Path(config.tracking.dir) / "checkpoints" / run.run_id)
+    dtype = DTYPES[machine.precision]
+    before = matmul_flops(machine.device, dtype)
+    started = time.perf_counter()
+    code = subprocess.call([sys.executable, "-m", "harness", "train", *command])
+    seconds = earlier + time.perf_counter() - started
+    if code == os.EX_OK:
+        flops = (before + matmul_flops(machine.device, dtype)) / 2
+        run = _recorded(config, seed, overrides)
+        assert run is not None, "a run that has ended well is in the store"
+        tracker = open_store(config.tracking).reopen_run(run.run_id)
+        tracker.log_summary({SECONDS: seconds, FLOPS: flops})
+    return code
+
+
+def _read(run: RunRecord | None, seed: int) -> SpeedRun:
+    assert run is not None, "a run that has ended well is in the store"
+    return SpeedRun(
+        seed=seed,
+        run_id=run.run_id,
+        test_accuracy=run.metrics["test/accuracy"],
+        test_accuracy_no_tta=run.metrics["test/accuracy_no_tta"],
+        seconds=run.metrics[SECONDS],
+        matmul_flops=run.metrics[FLOPS],
+    )
 
 
 def _run_name(seed: int) -> str:
     return f"speedrun-seed{seed}"
 
 
-def _finished(config: RunConfig, seed: int, wall_seconds: float, flops: float) -> SpeedRun:
-    run = _newest(config, _run_name(seed))
-    return SpeedRun(
-        seed=seed,
-        run_id=run.run_id,
-        test_accuracy=run.metrics["test/accuracy"],
-        test_accuracy_no_tta=run.metrics["test/accuracy_no_tta"],
-        seconds=wall_seconds,
-        matmul_flops=flops,
-    )
+def _recorded(config: RunConfig, seed: int, overrides: Sequence[str]) -> RunRecord | None:
+    """Return the newest run of a seed that was asked the same, finished or not."""
+    if not store_exists(config.tracking):
+        return None
+    asked = compose_run(["recipe=speedrun", *overrides, f"seed={seed}"]).to_dict()
+    wanted = flatten({part: asked[part] for part in PARTS})
+    runs = find_runs(config.tracking, filter_string=f"attributes.run_name = '{_run_name(seed)}'")
+    same = [run for run in runs if wanted.items() <= run.params.items()]
+    return same[-1] if same else None
 
 
-def _newest(config: RunConfig, name: str) -> RunRecord:
-    return find_runs(config.tracking, filter_string=f"attributes.run_name = '{name}'")[-1]
+def _epoch_seconds(checkpoints: Path) -> float:
+    """Return how long the epochs took that an interrupted run will not repeat."""
+    last = checkpoints / LAST
+    if not last.is_file():
+        return 0.0
+    history = load_raw(last)["callbacks"][EpochRecorder.__qualname__]["history"]
+    return sum(metrics["epoch_seconds"] for metrics in history)
 
 
 if __name__ == "__main__":

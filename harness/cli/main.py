@@ -71,6 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--dry-run", action="store_true", help="check and describe; train nothing")
             if name == "sweep":
                 sweeps.add_sweep_options(command)
+            else:
+                command.add_argument(
+                    "--resume", metavar="RUN", help="go on with an interrupted run, as it was configured"
+                )
+                command.add_argument("--mlruns", help="its folder of runs (default: $MLRUNS_DIR or mlruns)")
         else:
             command.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
             command.add_argument("--features", action="store_true", help="list the cached features instead")
@@ -112,6 +117,8 @@ def run_train(options: argparse.Namespace) -> int:
     from harness.config.compose import compose_run, trace_origins
     from harness.config.provenance import annotate
 
+    if options.resume:
+        return _resume_train(options)
     config = compose_run(options.overrides, **config_dir(options))
     if options.print_config:
         print(annotate(config.to_dict(), trace_origins("run", options.overrides, **config_dir(options))))
@@ -124,6 +131,14 @@ def run_train(options: argparse.Namespace) -> int:
     from harness.training.command import run_training
 
     return run_training(config)
+
+
+def _resume_train(options: argparse.Namespace) -> int:
+    if options.overrides or options.print_config or options.dry_run:
+        raise ConfigError("--resume goes on with the run as it was configured: give the run alone")
+    from harness.training.command import resume_training
+
+    return resume_training(tracking_config(options), options.resume)
 
 
 def run_data(options: argparse.Namespace) -> int:

@@ -20,3 +20,6 @@ VAL_ACCURACY = "val/accuracy"
 
 # params
 TRAINABLE_PARAMETERS = "parameters.trainable"
+
+# artifacts
+CONFIG_FILE = "config.yaml"  # the configuration as it ran

@@ -6,8 +6,11 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
 from mlflow import MlflowClient
+from mlflow.artifacts import load_text
 from mlflow.entities import Run
 
 from harness.config.schema import TrackingConfig
@@ -89,6 +92,21 @@ def get_run(tracking: TrackingConfig, reference: str) -> RunRecord:
         TrackingError: there is none, or more than one.
     """
     return _resolve(_search(tracking, ""), reference)
+
+
+def read_config(run: RunRecord) -> dict[str, Any]:
+    """Return the configuration that a run recorded when it began.
+
+    Raises:
+        TrackingError: it recorded none, or the store cannot be read.
+    """
+    try:
+        return dict(yaml.safe_load(load_text(f"{run.artifact_uri}/{names.CONFIG_FILE}")))
+    except STORE_ERRORS as error:
+        raise TrackingError(
+            f"the configuration of run {run.run_id} ({run.name}) cannot be read, start a new run: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def newest_sweep(tracking: TrackingConfig) -> RunRecord | None:

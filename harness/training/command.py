@@ -5,14 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
-from harness.config.schema import RunConfig
+from harness.config.problems import validate
+from harness.config.schema import RunConfig, TrackingConfig
 from harness.data import load_splits
+from harness.errors import TrackingError
 from harness.tracking import Tracker
+from harness.tracking.runs import RunRecord, get_run, read_config
 from harness.tracking.silent import SilentTracker
 from harness.tracking.store import open_store
 from harness.training import ranks
@@ -24,53 +28,98 @@ from harness.training.train import train
 EXIT_OK, EXIT_INTERRUPTED = 0, 130
 
 
-def run_training(config: RunConfig) -> int:
+def run_training(config: RunConfig, run_id: str | None = None) -> int:
     """Train a configuration on the devices that it asks for, and return the command's exit code.
+
+    Args:
+        run_id: the interrupted run to go on with; None: a new one.
 
     Raises:
         HarnessError: whatever the run cannot begin or go on with.
     """
     if config.trainer.devices == 1:
         with stop_flag() as stop_requested:
-            return _train(config, stop_requested)
+            return _train(config, run_id, stop_requested)
     num_gpus = torch.cuda.device_count()
     check_devices(config.trainer.devices, resolve_machine(config.trainer).device.type, num_gpus)
-    return ranks.launch(_train_in_rank, config.trainer.devices, config)
+    return ranks.launch(_train_in_rank, config.trainer.devices, config, run_id)
 
 
-def _train_in_rank(config: RunConfig) -> int:
-    return _train(config, ranks.stop_requested)
+def resume_training(tracking: TrackingConfig, reference: str) -> int:
+    """Go on with an interrupted run as it was configured, after its last complete epoch.
+
+    Args:
+        reference: the run's id, a unique prefix of it, or its unique name.
+
+    Raises:
+        TrackingError: there is no such run, it has finished, or it is a sweep's.
+    """
+    run = get_run(tracking, reference)
+    check_unfinished(run)
+    config = validate(RunConfig, read_config(run))
+    moved = config.tracking.model_copy(update={"dir": tracking.dir})
+    return run_training(config.model_copy(update={"tracking": moved}), run.run_id)
 
 
-def _train(config: RunConfig, stop_requested: Callable[[], bool]) -> int:
+def check_unfinished(run: RunRecord) -> None:
+    """Refuse to go on with a run that has nothing left to do, or that a sweep looks after.
+
+    Raises:
+        TrackingError: it is such a run.
+    """
+    if run.kind != "train":
+        raise TrackingError(
+            f"run {run.run_id} belongs to sweep {run.sweep!r}: repeat `harness sweep`, and it goes on"
+        )
+    if run.status == "FINISHED":
+        raise TrackingError(f"run {run.run_id} ({run.name}) has finished: there is nothing to go on with")
+
+
+def _train_in_rank(config: RunConfig, run_id: str | None) -> int:
+    return _train(config, run_id, ranks.stop_requested)
+
+
+def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], bool]) -> int:
     together = current_ranks()
     threads = config.trainer.threads
     if threads is None and not together.is_alone:
         threads = max(1, torch.get_num_threads() // together.world)
     prepare_process(threads, config.trainer.keep_memory)
-    tracker = _start_run(config) if together.is_zero else SilentTracker()
-    checkpoints = Path(config.tracking.dir) / "checkpoints" / together.broadcast(tracker.run_id)
-    result = train(
-        config,
-        tracker=tracker,
-        checkpoint_dir=checkpoints,
-        on_epoch=print_epoch if together.is_zero else None,
-        stop_requested=stop_requested,
-    )
+    tracker = _start_run(config, run_id) if together.is_zero else SilentTracker()
+    folder = Path(config.tracking.dir) / "checkpoints" / together.broadcast(tracker.run_id)
+    with _sole_process(folder) if together.is_zero else nullcontext():
+        result = train(
+            config,
+            tracker=tracker,
+            checkpoint_dir=folder,
+            on_epoch=print_epoch if together.is_zero else None,
+            stop_requested=stop_requested,
+        )
     if together.is_zero:
-        _print_result(result, checkpoints)
+        _print_result(result)
     return EXIT_INTERRUPTED if result.status == "interrupted" else EXIT_OK
 
 
-def _start_run(config: RunConfig) -> Tracker:
+def _start_run(config: RunConfig, run_id: str | None) -> Tracker:
     experiment = config.tracking.experiment or load_splits(config.data).name  # what `auto` really got
     name = config.tracking.run_name or f"{config.model.kind}-{config.finetune.kind}"
-    return open_store(config.tracking).start_run(name, experiment, {"harness.kind": "train"})
+    return open_store(config.tracking).start_run(name, experiment, {"harness.kind": "train"}, run_id=run_id)
 
 
-def _print_result(result: RunResult, checkpoints: Path) -> None:
+@contextmanager
+def _sole_process(folder: Path) -> Iterator[None]:
+    """Keep a second process from training the same run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise TrackingError(f"run {folder.name} is being trained by another process: let it end") from None
+
+
+def _print_result(result: RunResult) -> None:
     if result.status == "interrupted":
-        print(f"interrupted: the last complete epoch is in {checkpoints}", file=sys.stderr)
+        print(f"interrupted; to go on: harness train --resume {result.run_id}", file=sys.stderr)
         return
     print(
         f"best: val/accuracy {result.score:.4f} in epoch {result.best_epoch + 1}, {result.seconds:.1f} s\n"

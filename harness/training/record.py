@@ -11,7 +11,7 @@ import yaml
 from harness.config.schema import RunConfig
 from harness.data.splits import ImageSplits
 from harness.models import FreezeReport
-from harness.tracking import Tracker
+from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
 from harness.training.callbacks import EpochRecorder
 from harness.training.checkpoint import load_checkpoint, restore_classifier
@@ -30,7 +30,7 @@ def record_setup(
     log.info("machine: %s", ", ".join(machine.describe().values()))
     counts = {"trainable": freezing.trainable_parameters, "frozen": freezing.frozen_parameters}
     tracker.log_params({**config.to_dict(), "parameters": counts, "machine": machine.describe()})
-    tracker.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), "config.yaml")
+    tracker.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), names.CONFIG_FILE)
     tracker.set_tags({"harness.fallback_data": str(splits.is_fallback).lower()})
     record_environment(tracker, capture_environment(machine.describe()["device_name"]))
     for context, arrays in (("training", splits.train), ("validation", splits.val)):
@@ -53,6 +53,7 @@ def record_best(
     best: Path,
 ) -> None:
     """Evaluate the best checkpoint on validation (on test only where asked for) and keep it as a model."""
+    tracker.set_tags({names.CHECKPOINT: str(best.resolve())})
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
         probabilities = recorder.best_logits.softmax(
             1

@@ -19,7 +19,7 @@ from harness.models import FreezeReport, ImageClassifier, apply_freezing, build_
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import InitialisedFromImages
 from harness.models.sync_norm import synchronise_norms
-from harness.tracking import Tracker
+from harness.tracking import Tracker, names
 from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts
 from harness.training.costs import measure_costs
@@ -81,23 +81,29 @@ def train(
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
             status = "interrupted"
-        if status != "interrupted" and ranks.is_zero:
-            tracker.set_tags({"harness.checkpoint": str(best.resolve())})
+        is_recorder = status != "interrupted" and ranks.is_zero
+        if is_recorder:
             record_best(tracker, config, splits, recorder, machine, best)
             forget_previous(checkpoint_dir)
-        seconds = time.perf_counter() - started
-        if status != "interrupted" and ranks.is_zero:
+        seconds = time.perf_counter() - started  # what the costs take to measure is not the run's
+        if is_recorder:
             costs = measure_costs(best, splits.val.gather(np.array([0]))[0], recorder.history, machine)
     except BaseException as error:
         tracker.set_tags({"harness.failure": f"{type(error).__name__}: {error}"[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
-    metrics = recorder.history[recorder.best_epoch] if recorder.history else {}
     tracker.log_summary({"run_seconds": seconds, **costs})
-    tracker.set_tags({"harness.pruned": "true"} if status == "pruned" else {})
+    tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
+    return _result(tracker.run_id, status, recorder, best, seconds, costs)
+
+
+def _result(
+    run_id: str, status: Status, recorder: EpochRecorder, best: Path, seconds: float, costs: dict[str, float]
+) -> RunResult:
+    metrics = recorder.history[recorder.best_epoch] if recorder.history else {}
     return RunResult(
-        run_id=tracker.run_id,
+        run_id=run_id,
         status=status,
         score=metrics.get("val/accuracy", float("nan")),
         best_epoch=recorder.best_epoch if recorder.history else -1,

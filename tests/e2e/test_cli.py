@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from harness.cli import build_parser, main
+from harness.config.compose import compose_run
+from harness.config.schema import RunConfig
+from harness.tracking.runs import get_run
+from harness.tracking.store import open_store
+from harness.training.result import Decision, EpochReport
+from harness.training.train import train
 
 SMALL = ("data=digits", "model=lenet", "data.max_train_samples=300", "trainer.max_epochs=2", "optim.lr=0.003")
 
@@ -76,3 +83,56 @@ def test_data_shows_counts_and_pictures(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["data", "data=digits", "--output", str(tmp_path)]) == 0
     assert "digest" in capsys.readouterr().out
     assert (tmp_path / "samples.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def interrupted_run() -> tuple[RunConfig, str]:
+    """A run in the store that was stopped in its second epoch."""
+    config = compose_run([*SMALL, "tracking.log_model=false"])
+    tracker = open_store(config.tracking).start_run("mine", "digits", {"harness.kind": "train"})
+    epochs: list[EpochReport] = []
+
+    def count(report: EpochReport) -> Decision:
+        epochs.append(report)
+        return "continue"
+
+    folder = Path(config.tracking.dir) / "checkpoints" / tracker.run_id
+    train(config, tracker=tracker, checkpoint_dir=folder, on_epoch=count, stop_requested=lambda: bool(epochs))
+    return config, tracker.run_id
+
+
+@pytest.mark.usefixtures("made_store")
+def test_an_interrupted_run_goes_on_by_its_name(
+    interrupted_run: tuple[RunConfig, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run_id = interrupted_run
+    assert main(["train", "--resume", "mine"]) == 0
+    assert capsys.readouterr().out.startswith("epoch 2/2")
+    run = get_run(config.tracking, run_id)
+    assert (run.status, run.params["optim.lr"]) == ("FINISHED", "0.003")
+    points = open_store(config.tracking).client.get_metric_history(run_id, "train/accuracy")
+    assert [point.step for point in points] == [0, 1]
+    assert main(["train", "--resume", run_id]) == 2
+    assert "has finished: there is nothing to go on with" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("made_store")
+def test_what_cannot_be_resumed_is_told_in_a_line(
+    interrupted_run: tuple[RunConfig, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run_id = interrupted_run
+    store = open_store(config.tracking)
+    trial = store.start_run("trial", "digits", {"harness.kind": "trial", "harness.sweep": "mine"}).run_id
+    empty = store.start_run("empty", "digits", {"harness.kind": "train"}).run_id
+    with FileLock(Path(config.tracking.dir) / "checkpoints" / run_id / ".lock"):
+        for arguments, message in (
+            ([run_id], "is being trained by another process"),
+            ([trial], "belongs to sweep 'mine': repeat `harness sweep`"),
+            ([empty], "cannot be read, start a new run"),
+            (["nobody"], "no run 'nobody' is recorded"),
+            ([run_id, "optim.lr=1"], "give the run alone"),
+        ):
+            assert main(["train", "--resume", *arguments]) == 2
+            error = capsys.readouterr().err.strip().splitlines()[-1]
+            assert error.startswith("error: ")
+            assert message in error

@@ -41,7 +41,7 @@ def test_ctrl_c_interrupts_all(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate(timeout=120)
     assert process.returncode == 130, messages
-    assert messages.count("interrupted: the last complete epoch is in") == 1
+    assert messages.count("interrupted; to go on: harness train --resume") == 1
     assert "Traceback" not in messages
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 
 from experiments.performance import matmul, speedrun
 from harness.config.compose import compose_run
+from harness.config.schema import TrackingConfig
 from harness.tracking.store import open_store
+from harness.training.checkpoint import SECTION
+from harness.training.durable import AtomicCheckpointIO
 from harness.training.machine import Machine
 
 CPU = Machine(torch.device("cpu"), "fp32")
@@ -41,35 +45,83 @@ def test_matmul_rate_is_operations_over_time(monkeypatch: pytest.MonkeyPatch) ->
     )  # every product takes "a second"
 
 
+class FakeTraining:
+    """Stands for `harness train`: records a run, or goes on with one, and may be killed."""
+
+    def __init__(self, codes: list[int]) -> None:
+        self.codes = codes  # of the calls to come
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command: list[str]) -> int:
+        arguments = command[4:]
+        self.commands.append(arguments)
+        code = self.codes.pop(0)
+        if arguments[0] == "--resume":
+            tracker = open_store(TrackingConfig(dir=arguments[3])).start_run(
+                None, "", {}, run_id=arguments[1]
+            )
+        else:
+            config = compose_run(arguments)
+            tracker = open_store(config.tracking).start_run(config.tracking.run_name, "cifar10", {})
+            tracker.log_params(config.to_dict())
+        if code == 0:
+            tracker.log_summary({"test/accuracy": 0.93, "test/accuracy_no_tta": 0.92})
+        tracker.finish("FINISHED" if code == 0 else "KILLED")
+        return code
+
+
+@pytest.fixture
+def speedrun_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Call the runner with a stand-in for the training."""
+    monkeypatch.setattr(speedrun, "matmul_flops", lambda device, dtype: 1e9)
+    monkeypatch.setattr(speedrun, "prepare_process", lambda threads, keep_memory: None)
+
+    def call(training: FakeTraining, *seeds: str, more: tuple[str, ...] = ()) -> int:
+        monkeypatch.setattr(subprocess, "call", training)
+        places = [f"tracking.dir='{tmp_path / 'runs'}'", "trainer.max_epochs=1"]
+        arguments = ["--seeds", *seeds, "--output", str(tmp_path / "runs.json"), "--", *places, *more]
+        return speedrun.main(arguments)
+
+    return call
+
+
 def test_every_seed_is_a_run_of_its_own_whose_scores_are_read_back(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    speedrun_with: Callable[..., int], tmp_path: Path
 ) -> None:
-    commands = []
-
-    def train(command: list[str]) -> int:
-        commands.append(command[3:])
-        overrides = command[4:]
-        config = compose_run(overrides)
-        tracker = open_store(config.tracking).start_run(config.tracking.run_name, "cifar10", {})
-        tracker.log_summary({"test/accuracy": 0.9 + config.seed / 100, "test/accuracy_no_tta": 0.8})
-        tracker.finish("FINISHED")
-        return 0
-
-    monkeypatch.setattr(subprocess, "call", train)
-    monkeypatch.setattr(speedrun, "matmul_flops", lambda device, dtype: 1e9)
-    monkeypatch.setattr(speedrun, "prepare_process", lambda threads, keep_memory: None)
-    output = tmp_path / "runs.json"
-    places = [f"tracking.dir='{tmp_path}'", "trainer.max_epochs=1"]
-    assert speedrun.main(["--seeds", "2", "4", "--output", str(output), "--", *places]) == 0
-    assert [(command[0], command[-1]) for command in commands] == [("train", "seed=2"), ("train", "seed=4")]
-    assert all("recipe=speedrun" in command and "trainer.max_epochs=1" in command for command in commands)
-    runs = json.loads(output.read_text())["runs"]
-    assert [run["seed"] for run in runs] == [2, 4]
-    assert [run["test_accuracy"] for run in runs] == pytest.approx([0.92, 0.94])
+    training = FakeTraining([0, 0])
+    assert speedrun_with(training, "2", "4") == 0
+    assert [command[-1] for command in training.commands] == ["seed=2", "seed=4"]
+    assert all("recipe=speedrun" in command for command in training.commands)
+    runs = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert [(run["seed"], run["test_accuracy"], run["matmul_flops"]) for run in runs] == [
+        (2, 0.93, 1e9),
+        (4, 0.93, 1e9),
+    ]
 
 
-def test_a_seed_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "call", lambda command: 130)
-    monkeypatch.setattr(speedrun, "matmul_flops", lambda device, dtype: 1e9)
-    monkeypatch.setattr(speedrun, "prepare_process", lambda threads, keep_memory: None)
-    assert speedrun.main([]) == 130
+def test_repeated_it_goes_on_and_trains_no_finished_seed_again(
+    speedrun_with: Callable[..., int], tmp_path: Path
+) -> None:
+    assert speedrun_with(FakeTraining([0, 130]), "0", "1") == 130
+    again = FakeTraining([0])
+    assert speedrun_with(again, "0", "1") == 0
+    [command] = again.commands
+    assert command[0] == "--resume"
+    runs = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
+    assert runs[1]["run_id"] == command[1]
+
+
+def test_another_configuration_is_another_run(speedrun_with: Callable[..., int]) -> None:
+    assert speedrun_with(FakeTraining([130]), "0") == 130
+    other = FakeTraining([0])
+    assert speedrun_with(other, "0", more=("optim.lr=0.06",)) == 0
+    assert "optim.lr=0.06" in other.commands[0]
+
+
+def test_a_resumed_run_pays_for_its_earlier_epochs_too(tmp_path: Path) -> None:
+    assert speedrun._epoch_seconds(tmp_path) == 0.0
+    history = [{"epoch_seconds": 300.0}, {"epoch_seconds": 310.0}]
+    content = {"state_dict": {}, SECTION: {}, "callbacks": {"EpochRecorder": {"history": history}}}
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
+    assert speedrun._epoch_seconds(tmp_path) == 610.0
