@@ -93,11 +93,14 @@ bench: $(READY) ## measure the harness against public libraries (15 minutes)
 scale: $(READY) ## how many trials a second the database of sweeps bears (20 minutes)
 	@$(BIN)/python -m experiments.scale $(ARGS)
 
+# Several at once, as they wait for processes much of the time; of tests that begin together, whoever is free goes on.
+PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal
+
 test: $(READY) ## the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-slow: $(READY) ## the tests that take long
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
 
 test-integration: $(CLUSTER) ## the tests with a real Ray, Slurm and PostgreSQL, where they are installed
 	@$(BIN)/python -m pytest -m integration -rs $(ARGS)

@@ -14,6 +14,7 @@ MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # nothing of ours needs it, and it runs code
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # no chatter about migrations
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of single small files
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # an outage is spooled; MLflow's default would wait four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_UV_AUTO_DETECT": "false",  # a uv.lock in the current directory is not part of a model

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
-from pytorch_lightning.plugins.environments import TorchElasticEnvironment
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
 from harness.config.schema import RunConfig
@@ -103,7 +103,7 @@ def build_trainer(
 def _together(ranks: Ranks, checkpoint_io: AtomicCheckpointIO) -> dict[str, Any]:
     """Return the Trainer's arguments for one process, or for one of several that torch's agent started."""
     if ranks.is_alone:
-        return {"devices": 1, "plugins": [checkpoint_io]}
+        return {"devices": 1, "plugins": [checkpoint_io, LightningEnvironment()]}  # in a Slurm job too
     return {
         "devices": ranks.world,
         # The module puts the ranks' batch norms together itself, once an epoch instead of every step.
@@ -119,6 +119,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings(
         "ignore", message=".*callbacks used to create the checkpoint.*"
     )  # older versions'
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # we start our ranks
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen ones
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is the sum over ranks
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6.6 on torch 2.14
