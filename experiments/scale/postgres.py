@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
+
 from harness.errors import HarnessError
 
 ABSENT = "PostgreSQL's server is not on this machine: `apt-get install postgresql` (Debian's package) has it"
@@ -39,11 +42,19 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"postgresql://{ROLE}:{self.password}@127.0.0.1:{self.port}/postgres"
+        """The address of the database that every server has."""
+        return self._url("postgres")
 
     @property
     def pid(self) -> int:
         return int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+
+    def new_database(self) -> str:
+        """Create an empty database and return its address."""
+        name = f"harness_{secrets.token_hex(6)}"
+        with psycopg.connect(self.url, autocommit=True) as server:
+            server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        return self._url(name)
 
     def create(self) -> None:
         secret = self.folder / "password"
@@ -61,6 +72,9 @@ class Server:
     def stop(self, mode: str = "fast") -> None:
         """Stop it: `fast` ends every connection, `immediate` is a power cut."""
         self._run("pg_ctl", "stop", "--wait", f"--mode={mode}")
+
+    def _url(self, database: str) -> str:
+        return f"postgresql://{ROLE}:{self.password}@127.0.0.1:{self.port}/{database}"
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from optuna.trial import TrialState
 from experiments.scale import report
 from experiments.scale.__main__ import Database, job_of, main, plan_of
 from experiments.scale.filling import fill
-from experiments.scale.postgres import ABSENT, NoPostgresError, Server, find_programs, running_postgres
+from experiments.scale.postgres import ABSENT, NoPostgresError, Server, find_programs
 from experiments.scale.simulation import Simulated, find_mistakes, simulate
 from harness.search.claims import ATTEMPT, Claims
 from harness.search.storage import PatientStorage, open_storage
@@ -27,15 +26,6 @@ NAME = "sweep"
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Database:
     return Database("SQLite", f"sqlite:///{tmp_path}/optuna.db", workers=2, server=None)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    try:
-        with running_postgres({"fsync": "off"}) as running:
-            yield running
-    except NoPostgresError as error:
-        pytest.skip(str(error))
 
 
 def _simulate(
@@ -115,19 +105,19 @@ def test_without_a_server_one_line_names_the_package(monkeypatch: pytest.MonkeyP
     assert "\n" not in ABSENT
 
 
-def test_workers_end_exactly_the_budget_on_a_server(server: Server, tmp_path: Path) -> None:
-    done = _simulate(Database("PostgreSQL", server.url, 2, server.pid), tmp_path, 10)
+def test_workers_end_exactly_the_budget_on_a_server(postgres: Server, tmp_path: Path) -> None:
+    done = _simulate(Database("PostgreSQL", postgres.url, 2, postgres.pid), tmp_path, 10)
     assert done.mistakes == []
     assert done.usage.server_cpu_s > 0
 
 
-def _study(server: Server, name: str) -> tuple[PatientStorage, int]:
-    storage = open_storage(server.url)
+def _study(postgres: Server, name: str) -> tuple[PatientStorage, int]:
+    storage = open_storage(postgres.url)
     return storage, create_study(storage, name, plan_of("random", 10).sweep)._study_id
 
 
-def test_a_claim_on_a_server_is_made_wholly_or_not_at_all(server: Server) -> None:
-    storage, study_id = _study(server, "whole")
+def test_a_claim_on_a_server_is_made_wholly_or_not_at_all(postgres: Server) -> None:
+    storage, study_id = _study(postgres, "whole")
 
     def begin_and_fail() -> None:
         storage.create_taken_trial(study_id, {ATTEMPT: 1})
@@ -139,15 +129,15 @@ def test_a_claim_on_a_server_is_made_wholly_or_not_at_all(server: Server) -> Non
     assert storage.get_survey(study_id, ATTEMPT).num_trials == 0
 
 
-def test_a_claim_is_made_anew_when_the_connection_is_lost_and_with_it_the_lock(server: Server) -> None:
-    storage, study_id = _study(server, "lost")
+def test_a_claim_is_made_anew_when_the_connection_is_lost_and_with_it_the_lock(postgres: Server) -> None:
+    storage, study_id = _study(postgres, "lost")
     calls: list[int] = []
 
     def begin() -> int:
         calls.append(1)
         trial = storage.create_taken_trial(study_id, {ATTEMPT: 1})
         if len(calls) == 1:
-            _end_other_connections(server)
+            _end_other_connections(postgres)
         storage.get_standing(trial.trial_id, ATTEMPT)
         return trial.number
 
@@ -157,20 +147,20 @@ def test_a_claim_is_made_anew_when_the_connection_is_lost_and_with_it_the_lock(s
     assert [trial.state for trial in trials] == [TrialState.RUNNING]
 
 
-def _end_other_connections(server: Server) -> None:
-    engine = sa.create_engine(server.url)
+def _end_other_connections(postgres: Server) -> None:
+    engine = sa.create_engine(postgres.url)
     with engine.connect() as connection:
         others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()"
         connection.execute(sa.text(f"{others} AND backend_type = 'client backend'"))
     engine.dispose()
 
 
-def test_claims_made_at_once_on_a_server_never_exceed_the_budget(server: Server) -> None:
-    storage, _ = _study(server, "at once")
+def test_claims_made_at_once_on_a_server_never_exceed_the_budget(postgres: Server) -> None:
+    storage, _ = _study(postgres, "at once")
     numbers: list[int] = []
 
     def take_all() -> None:
-        own = open_storage(server.url)
+        own = open_storage(postgres.url)
         study = find_study(own, "at once")
         assert study is not None
         claims = Claims(study, own)
@@ -187,8 +177,8 @@ def test_claims_made_at_once_on_a_server_never_exceed_the_budget(server: Server)
     storage.engine.dispose()
 
 
-def test_a_claim_takes_one_connection(server: Server) -> None:
-    storage, _ = _study(server, "one")
+def test_a_claim_takes_one_connection(postgres: Server) -> None:
+    storage, _ = _study(postgres, "one")
     storage.engine.dispose()
     study = find_study(storage, "one")
     assert study is not None

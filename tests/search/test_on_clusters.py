@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.scale.postgres import Server
 from harness.config.compose import compose_sweep
 from harness.config.executor import RayExecutorConfig
 from harness.errors import ConfigError, SweepError
@@ -20,7 +21,6 @@ from harness.search.sweep import SweepResult, run_sweep
 from tests.search.conftest import SmallSweep
 from tests.search.coordinator import build_fake_executor
 from tests.services import require, wait_until
-from tests.services.postgres import PostgresServer
 from tests.services.ray import RayCluster
 
 pytestmark = pytest.mark.integration
@@ -59,7 +59,7 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture
-def shared_sweep(small_sweep: SmallSweep, postgres: PostgresServer) -> SmallSweep:
+def shared_sweep(small_sweep: SmallSweep, postgres: Server) -> SmallSweep:
     """A sweep whose database other machines could reach."""
     return replace(small_sweep, database=postgres.new_database())
 

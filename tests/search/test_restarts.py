@@ -6,21 +6,21 @@ import random
 
 import pytest
 
+from experiments.scale.postgres import Server
 from tests.search.calls import calls_of, check_promises, wait_for
 from tests.search.conftest import SmallSweep
 from tests.search.test_kill_points import Killer
-from tests.services.postgres import PostgresServer
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def on_server(small_sweep: SmallSweep, postgres: PostgresServer) -> SmallSweep:
+def on_server(small_sweep: SmallSweep, postgres: Server) -> SmallSweep:
     small_sweep.database = postgres.new_database()
     return small_sweep
 
 
-def test_a_server_that_is_restarted_costs_no_trial(on_server: SmallSweep, postgres: PostgresServer) -> None:
+def test_a_server_that_is_restarted_costs_no_trial(on_server: SmallSweep, postgres: Server) -> None:
     """Once as by its administrator, then as by power cuts; each time while trials run."""
     on_server.behave(pace=0.5)
     with calls_of(on_server) as calls:
@@ -37,7 +37,7 @@ def test_a_server_that_is_restarted_costs_no_trial(on_server: SmallSweep, postgr
     check_promises(on_server, 8)
 
 
-def test_any_kill_is_survived_on_a_server_too(on_server: SmallSweep, postgres: PostgresServer) -> None:
+def test_any_kill_is_survived_on_a_server_too(on_server: SmallSweep, postgres: Server) -> None:
     on_server.behave(pace=0.1)
     with calls_of(on_server) as calls:
         killer = Killer(on_server, calls, random.Random(11))

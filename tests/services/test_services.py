@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from tests.services.postgres import PostgresServer
+from experiments.scale.postgres import Server
 
 pytestmark = pytest.mark.integration
 
 
-def test_postgres_keeps_what_was_written_over_a_restart(postgres: PostgresServer) -> None:
+def test_postgres_keeps_what_was_written_over_a_restart(postgres: Server) -> None:
     engine = sqlalchemy.create_engine(postgres.new_database(), pool_pre_ping=True)
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("create table kept (number integer)"))
