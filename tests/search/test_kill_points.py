@@ -98,12 +98,18 @@ def test_any_kill_is_survived(small_sweep: SmallSweep, seed: int) -> None:
 # ── real training ─────────────────────────────────────────────────────────────────────────────────
 
 
-TINY = ("data.max_train_samples=300", "trainer.max_epochs=3", "tracking.log_model=false", "sweep.slots=1")
+TINY = (
+    "data.max_train_samples=300",
+    "trainer.max_epochs=3",
+    "trainer.select=last",  # best.ckpt, the one that an ended trial keeps, holds the last epoch's weights
+    "tracking.log_model=false",
+    "sweep.slots=1",
+)
 MOMENTS = ("start", "epoch", "report", "checkpoint", "end")
 
 
 def weights(sweep: SmallSweep, number: int) -> dict[str, torch.Tensor]:
-    """Return every tensor of a trial's checkpoints: weights, the optimiser's state, the schedule's."""
+    """Return every tensor of a trial's checkpoint: weights and the optimiser's state."""
     found: dict[str, torch.Tensor] = {}
 
     def collect(path: str, value: object) -> None:
@@ -114,9 +120,8 @@ def weights(sweep: SmallSweep, number: int) -> dict[str, torch.Tensor]:
             for key, part in items:
                 collect(f"{path}/{key}", part)
 
-    for name in ("best", "last"):
-        content = torch.load(sweep.trial_folder(number) / f"{name}.ckpt", weights_only=True)
-        collect(name, {key: content[key] for key in ("state_dict", "optimizer_states")})
+    content = torch.load(sweep.trial_folder(number) / "best.ckpt", weights_only=True)
+    collect("", {key: content[key] for key in ("state_dict", "optimizer_states")})
     return found
 
 
@@ -124,7 +129,7 @@ def check_same_weights(sweep: SmallSweep, other: SmallSweep, num_trials: int) ->
     for number in range(num_trials):
         one, two = weights(sweep, number), weights(other, number)
         assert one.keys() == two.keys()
-        assert len(one) > 20
+        assert len(one) > 10
         assert all(torch.equal(one[path], two[path]) for path in one)
     scores = [[(row.params, row.score, row.best_epoch) for row in each.rows()] for each in (sweep, other)]
     assert scores[0] == scores[1]

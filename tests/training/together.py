@@ -29,11 +29,12 @@ TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What happens to a run: epochs are counted from 0, batches from the start of this process.
+    """What happens to a run: epochs are counted from 0, what is asked from the start of this process.
 
     Args:
         prune_after: the epoch after which rank 0 decides that it is enough.
-        act_at: the batch after which `rank` does `act`.
+        act_at: `rank` does `act` the nth time that it is asked whether to stop: after each batch,
+            and in rank 0 before each checkpoint too.
         act: stop (it is asked to stop), die (of SIGKILL), fail (by an exception) or wait (for a minute).
     """
 
@@ -135,10 +136,12 @@ def _actor(behaviour: Behaviour, rank: int, folder: Path) -> Callable[[], bool]:
         nonlocal batches
         batches += 1
         (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
-        if batches == behaviour.act_at and rank == behaviour.rank:
+        if behaviour.act_at is None or batches < behaviour.act_at or rank != behaviour.rank:
+            return ranks.stop_requested()
+        if behaviour.act == "stop":  # whoever asks: a request stays
+            return True
+        if batches == behaviour.act_at:
             match behaviour.act:
-                case "stop":
-                    return True
                 case "die":
                     os.kill(os.getpid(), signal.SIGKILL)
                 case "fail":
