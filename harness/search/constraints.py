@@ -15,6 +15,8 @@ COSTS = "costs"  # a trial's user attribute: by name, see harness.config.objecti
 
 def tell_costs(trial: optuna.Trial, sweep: SweepConfig, costs: Mapping[str, float]) -> None:
     """Note what a trial costs, and how far that is beyond each constraint; what is told stays."""
+    if not costs:
+        return
     trial.set_user_attr(COSTS, {**trial.user_attrs.get(COSTS, {}), **costs})
     told = trial.constraints
     for constraint in sweep.parsed_constraints():

@@ -56,6 +56,8 @@ def report_score(study: optuna.Study, trial_id: int, epochs_done: int, score: fl
 
 def should_prune(study: optuna.Study, trial_id: int, pruner: BasePruner) -> bool:
     """Return whether the trial is so far behind that it should end."""
+    if isinstance(pruner, NopPruner):
+        return False  # without reading the trial
     storage = cast(BaseStorage, _FirstObjective(study._storage))
     view = optuna.Study(study.study_name, storage, pruner=pruner)
     return pruner.prune(view, storage.get_trial(trial_id))

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -160,7 +160,7 @@ class _Attempt:
             )
         except Exception as error:
             if is_out_of_memory(error) and not is_lost_worker(error):
-                self._note(OUT_OF_MEMORY, needed)
+                self._note({OUT_OF_MEMORY: needed})
             raise
 
     def _check_feasible(self, config: RunConfig, needed: dict[str, Any]) -> None:
@@ -174,9 +174,8 @@ class _Attempt:
 
     def _suggest(self) -> RunConfig:
         overrides = trial_overrides(self.plan, suggest(self.trial, self.plan.sweep.space))
-        self._note(studies.OVERRIDES, overrides)
         config = self.plan.compose_trial(overrides)
-        self._note(studies.MAX_EPOCHS, config.trainer.max_epochs)
+        self._note({studies.OVERRIDES: overrides, studies.MAX_EPOCHS: config.trainer.max_epochs})
         return config
 
     def _open_run(self, config: RunConfig, stop_requested: Callable[[], bool]) -> Tracker:
@@ -188,7 +187,7 @@ class _Attempt:
             reraise=True,
         )
         tracker = retrying(self._open_run_now, config)
-        self._note(studies.RUN_ID, tracker.run_id)
+        self._note({studies.RUN_ID: tracker.run_id})
         return fenced(tracker, self.lease)
 
     def _open_run_now(self, config: RunConfig) -> Tracker:
@@ -220,12 +219,14 @@ class _Attempt:
 
     def _tell(self, result: RunResult) -> int:
         self.lease.check_last()
-        self._note(studies.SECONDS, self.trial.user_attrs.get(studies.SECONDS, 0.0) + result.seconds)
+        seconds = self.trial.user_attrs.get(studies.SECONDS, 0.0) + result.seconds
         if result.status == "interrupted":
+            self._note({studies.SECONDS: seconds})
             return EXIT_STOPPED
-        self._note(studies.BEST_EPOCH, result.best_epoch)
-        if result.checkpoint is not None:
-            self._note(studies.CHECKPOINT, str(result.checkpoint.resolve()))
+        checkpoint = (
+            {} if result.checkpoint is None else {studies.CHECKPOINT: str(result.checkpoint.resolve())}
+        )
+        self._note({studies.SECONDS: seconds, studies.BEST_EPOCH: result.best_epoch, **checkpoint})
         sweep = self.plan.sweep
         tell_costs(self.trial, sweep, result.costs)
         if result.status == "pruned":
@@ -239,7 +240,7 @@ class _Attempt:
         """End it as pruned and beyond a constraint: TPE would ignore a failure, and propose it again."""
         self.lease.check_last()
         print(f"the trial can have no score: {reason}", file=sys.stderr)
-        self._note(studies.INFEASIBLE, reason)
+        self._note({studies.INFEASIBLE: reason})
         self.trial.set_constraint(studies.INFEASIBLE, 1.0)
         self.study.tell(self.trial, state=TrialState.PRUNED)
         return 0
@@ -247,13 +248,16 @@ class _Attempt:
     def _tell_failed(self, reason: str) -> int:
         self.lease.check_last()
         print(f"the trial failed: {reason}", file=sys.stderr)
-        self._note(studies.REASON, reason)
+        self._note({studies.REASON: reason})
         self.study.tell(self.trial, state=TrialState.FAIL)
         return 0
 
-    def _note(self, key: str, value: object) -> None:
-        if self.trial.user_attrs.get(key) != value:
-            self.trial.set_user_attr(key, value)
+    def _note(self, notes: Mapping[str, object]) -> None:
+        """Note what is new of these at the trial, all in one write."""
+        known = self.trial.user_attrs
+        news = {key: value for key, value in notes.items() if known.get(key) != value}
+        if news:
+            studies.storage_of(self.study).set_trial_user_attrs(self.spec.trial_id, news)
 
 
 def _real_train() -> TrainFunction:

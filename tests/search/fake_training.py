@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ def run_trial(spec_path: str) -> int:
 
 
 def _die_before_noting_the_run(folder: Path) -> None:
-    def die(attempt: object, key: str, value: object) -> None:
-        if key == RUN_ID:
+    def die(attempt: object, notes: Mapping[str, object]) -> None:
+        if RUN_ID in notes:
             note(folder, "opened")
             os.kill(os.getpid(), signal.SIGKILL)
 
