@@ -72,7 +72,12 @@ def find_home(plan: SweepPlan, command: str | None = None) -> SweepHome:
 
 def _command(plan: SweepPlan) -> str:
     config_dir = [] if plan.config_dir == CONFIG_DIR else ["--config-dir", str(plan.config_dir)]
-    return shlex.join(["harness", "sweep", *config_dir, *plan.overrides])
+    overrides = plan.public_overrides
+    if len(overrides) < len(plan.overrides):
+        overrides.append(
+            f"sweep.storage={storage.shown(str(plan.sweep.storage))}"
+        )  # on a screen without its password
+    return shlex.join(["harness", "sweep", *config_dir, *overrides])
 
 
 def existing_study(home: SweepHome) -> optuna.Study | None:
