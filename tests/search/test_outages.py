@@ -1,16 +1,26 @@
-"""The database of sweeps, or the run store, is away for a while or for good while a sweep runs."""
+"""The database of sweeps, the run store or its server is away for a while or for good while a sweep runs."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import requests
 
-from tests.search.calls import Call, calls_of, check_promises, wait_for
+from harness.config.schema import TrackingConfig
+from harness.tracking.store import open_store
+from harness.tracking.ui import server_command, server_environment
+from tests.search.calls import WAIT_S, Call, calls_of, check_promises, wait_for
 from tests.search.conftest import SmallSweep
+from tests.services import free_port, wait_until
 
 AWAY = "database of sweeps does not answer"
 
@@ -132,5 +142,88 @@ def test_a_run_store_that_stays_away_ends_the_call_and_fails_no_trial(small_swee
 
     assert "2 times in a row a trial could not go on for want of a database" in call.output.splitlines()[-1]
     assert "Traceback" not in call.output
+    assert num_points(small_sweep) == 2 * 2
+    check_promises(small_sweep, 2)
+
+
+# ── an MLflow server ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Server:
+    """An MLflow server on a sweep's run store, to be killed and started again."""
+
+    sweep: SmallSweep
+    port: int = field(default_factory=free_port)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        store = open_store(TrackingConfig(dir=str(self.sweep.runs)))
+        command = server_command(store, "127.0.0.1", self.port)
+        log = self.sweep.runs.parent / "server.log"
+        with log.open("ab") as output:
+            environment = os.environ | server_environment()
+            process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+        try:
+            wait_until(self._answers, "the MLflow server", log, timeout_s=120)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _answers(self) -> bool:
+        with suppress(requests.RequestException):
+            return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=1).ok
+        return False
+
+    def sweeping(self, *overrides: str) -> subprocess.Popen[str]:
+        """Start a call of the sweep whose run store is this server."""
+        words = [str(self.sweep.configs), *self.sweep.overrides(*overrides)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.search.coordinator", *words],
+            env=os.environ | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.port}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_is_restarted_costs_nothing(small_sweep: SmallSweep) -> None:
+    small_sweep.behave(pace=0.5)
+    server = Server(small_sweep)
+    with server.running():
+        call = server.sweeping("sweep.num_trials=3")
+        wait_for(lambda: "epoch 0" in small_sweep.account(0))
+    wait_for(lambda: small_sweep.rows()[0].has_ended)
+    assert spooled(small_sweep)
+    with server.running():
+        output, _ = call.communicate(timeout=WAIT_S)
+
+    assert call.returncode == 0, output
+    assert [row.deaths for row in small_sweep.rows()] == [0, 0, 0]
+    assert spooled(small_sweep) == []
+    assert num_points(small_sweep) == 3 * 2
+    check_promises(small_sweep, 3)
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_stays_away_ends_the_call_and_fails_no_trial(small_sweep: SmallSweep) -> None:
+    small_sweep.behave(pace=0.5, patience_s=1.0)
+    server = Server(small_sweep)
+    with server.running():
+        call = server.sweeping("sweep.num_trials=2", "sweep.max_retries=1")
+        wait_for(lambda: "epoch 0" in small_sweep.account(0))
+    output, _ = call.communicate(timeout=WAIT_S)
+    assert call.returncode == 2, output
+    assert "2 times in a row a trial could not go on for want of a database" in output.splitlines()[-1]
+    assert "Traceback" not in output
+    with server.running():
+        again = server.sweeping("sweep.num_trials=2")
+        output, _ = again.communicate(timeout=WAIT_S)
+
+    assert again.returncode == 0, output
     assert num_points(small_sweep) == 2 * 2
     check_promises(small_sweep, 2)
