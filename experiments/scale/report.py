@@ -130,8 +130,8 @@ def _highest(row: Row, needed: float, sync_ms: float) -> str:
     )
     if row["database"] == "SQLite":
         return text + (
-            "What bounds it is the disk: one process writes at a time, and each of a trial's some 25 commits "
-            f"waits for two or three syncs, of {sync_ms:.1f} ms here."
+            f"One process writes at a time; the disk takes {sync_ms:.1f} ms for a sync, of which a commit "
+            "waits for two or three: what is left of a writer's turn is the processor's."
         )
     return text + (
         "What bounds it is the processor: with all of it, the same work would be "
