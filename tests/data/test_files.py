@@ -70,7 +70,7 @@ def test_splits_are_the_same_with_and_without_the_pixels_in_memory(tree: Path) -
     assert len(two.broken_files) == 2
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_batches_and_their_augmentation_are_the_same_to_the_bit(tree: Path, num_workers: int) -> None:
     augment = AugmentConfig(flip=True, crop_padding=2, mixup_alpha=0.5)
     modules = [

@@ -48,6 +48,7 @@ def test_workers_end_exactly_the_budget_and_time_every_step(sqlite: Database, tm
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_ended(sqlite: Database, tmp_path: Path) -> None:
     done = _simulate(sqlite, tmp_path, 10, kill_every_s=1.0, pause_s=0.2)
     assert done.kills > 0

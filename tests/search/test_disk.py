@@ -247,6 +247,7 @@ def test_free_space_is_known_before_the_folder_exists(tmp_path: Path) -> None:
 # ── a sweep ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_its_best_and_says_what_it_removed(small_sweep: SmallSweep) -> None:
     small_sweep.behave(scores={"0": 0.1, "1": 0.9, "2": 0.5})
     result = small_sweep.run("sweep.checkpoint_gb=0", "sweep.keep_checkpoints=1")
@@ -276,6 +277,7 @@ def test_a_full_disk_stops_a_sweep_before_it_starts(
     assert not new_sweep.trial_folder(0).exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_stops_a_sweep_which_goes_on_later(
     small_sweep: SmallSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

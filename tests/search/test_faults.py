@@ -44,6 +44,7 @@ def wait_until_stopped(sweep: SmallSweep, numbers: range, call: Call) -> list[in
 # ── trials ────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_trial_killed_at_any_moment_goes_on_after_its_last_epoch(small_sweep: SmallSweep) -> None:
     num_trials = len(MOMENTS)
     small_sweep.behave(faults={str(number): (moment, 9) for number, moment in enumerate(MOMENTS)})
@@ -134,6 +135,7 @@ def test_a_trial_that_takes_too_long_has_failed(small_sweep: SmallSweep) -> None
     check_promises(small_sweep, 3, ("complete", "failed"))
 
 
+@pytest.mark.slow
 def test_a_rate_without_bounds_is_an_answer(small_sweep: SmallSweep) -> None:
     """The loss of real training becomes NaN; no epoch of that is anybody's best."""
     (small_sweep.configs / "sweep" / "small.yaml").write_text(

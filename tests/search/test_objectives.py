@@ -75,6 +75,7 @@ def test_cma_es_is_refused_what_it_cannot_learn(changes: dict[str, Any]) -> None
         config(sampler={"kind": "cmaes"}, **changes)
 
 
+@pytest.mark.slow
 def test_an_infeasible_trial_is_shown_and_never_the_best(small_sweep: SmallSweep) -> None:
     file = small_sweep.configs / "sweep" / "small.yaml"
     file.write_text(file.read_text() + '  constraints: ["latency_ms <= 2", "params_millions <= 5"]\n')
@@ -88,6 +89,7 @@ def test_an_infeasible_trial_is_shown_and_never_the_best(small_sweep: SmallSweep
     assert result.rows[1].costs["latency_ms"] == 1.0
 
 
+@pytest.mark.slow
 def test_what_is_known_before_training_spares_it(small_sweep: SmallSweep) -> None:
     file = small_sweep.configs / "sweep" / "small.yaml"
     file.write_text(file.read_text() + '  constraints: ["params_millions <= 0.01"]\n')

@@ -74,12 +74,13 @@ def test_a_database_that_is_locked_for_a_while_is_waited_for(small_sweep: SmallS
     check_promises(small_sweep, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("away", "message"),
     [
         (locked, "has not answered for 1 s"),
-        pytest.param(moved_away, "has not answered for 1 s", marks=pytest.mark.slow),
-        pytest.param(damaged, "optuna.db", marks=pytest.mark.slow),
+        (moved_away, "has not answered for 1 s"),
+        (damaged, "optuna.db"),
     ],
 )
 def test_a_database_that_stays_away_ends_the_call_in_one_line(

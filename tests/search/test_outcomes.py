@@ -128,6 +128,7 @@ def test_out_of_memory_is_met_once(small_sweep: SmallSweep) -> None:
     assert result.best == result.rows[2]
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_no_ones_fault(small_sweep: SmallSweep) -> None:
     small_sweep.behave(lose_worker={"0": 2, "1": 99})
     result = small_sweep.run("sweep.num_trials=2", "sweep.max_retries=2")

@@ -205,6 +205,7 @@ def check_each_epoch_ran_once(sweep: SmallSweep, num_trials: int) -> None:
         assert epochs == ["epoch 0", "epoch 1"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_sweep_that_the_same_command_ends(
     small_sweep: SmallSweep, run_statuses: Statuses, start: Start
 ) -> None:

@@ -265,6 +265,7 @@ def test_the_heaviest_trial_is_what_is_measured() -> None:
     assert heaviest_run(probes) == probes.base
 
 
+@pytest.mark.slow
 def test_a_sweep_says_and_records_what_was_measured(
     small_sweep: SmallSweep, four_cores: list[Candidate]
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_worker_runs_what_is_left_and_the_sweep_then_has_nothing_to_do(small_s
     assert [small_sweep.account(number) for number in range(3)] == accounts
 
 
+@pytest.mark.slow
 def test_a_worker_with_another_question_or_run_store_is_refused(
     small_sweep: SmallSweep, tmp_path: Path
 ) -> None:
@@ -49,6 +50,7 @@ def test_a_worker_with_another_question_or_run_store_is_refused(
     assert len(small_sweep.rows()) == 1
 
 
+@pytest.mark.slow
 def test_status_says_how_far_a_sweep_is(small_sweep: SmallSweep, capsys: pytest.CaptureFixture[str]) -> None:
     small_sweep.behave(scores={"0": 0.9, "1": 0.6})
     small_sweep.run("sweep.num_trials=2")
@@ -70,6 +72,7 @@ def test_a_look_where_no_sweep_was_creates_nothing(
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_is_stopped_from_elsewhere_and_goes_on(small_sweep: SmallSweep) -> None:
     small_sweep.behave(slow=[0])
 

@@ -202,6 +202,7 @@ SPEED = (
 )
 
 
+@pytest.mark.slow
 def test_muon_with_a_stem_that_stops_early_resumes_exactly(
     run: Run, tiny_config: Config, tmp_path: Path
 ) -> None:
