@@ -19,5 +19,15 @@ def tracking_config(options: argparse.Namespace) -> TrackingConfig:
     return TrackingConfig(dir=options.mlruns or os.environ.get("MLRUNS_DIR", "mlruns"))
 
 
+def add_mlruns(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--mlruns", help="the folder of runs (default: $MLRUNS_DIR or mlruns)")
+
+
+def place_overrides(options: argparse.Namespace) -> list[str]:
+    """Return the places that were named by options as the overrides that they are short for."""
+    places = {"tracking.dir": options.mlruns, "sweep.storage": getattr(options, "storage", None)}
+    return [f"{path}={value!r}" for path, value in places.items() if value is not None]
+
+
 def config_dir(options: argparse.Namespace) -> dict[str, Path]:
     return {"config_dir": options.config_dir} if options.config_dir else {}

@@ -10,9 +10,19 @@ from pathlib import Path
 
 from harness import __version__
 from harness.cli import sweeps
-from harness.cli.common import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, config_dir, tracking_config
+from harness.cli.common import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    add_mlruns,
+    config_dir,
+    place_overrides,
+    tracking_config,
+)
 from harness.errors import ConfigError, HarnessError
 from harness.logs import show_messages
+
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,34 +64,40 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    for name, run, help_text in (
-        (
-            "sweep",
-            sweeps.run_sweep,
-            "search a space of configurations; repeat it to go on; `list` lists them",
-        ),
-        ("train", run_train, "train one configuration"),
-        ("data", run_data, "print what a data set holds and draw samples of it"),
-    ):
-        command = add(name, run, help_text)
+    _add_configured_commands(add)
+    sweeps.add_worker_options(add("worker", sweeps.run_worker, "work on a sweep that was begun elsewhere"))
+    _add_record_commands(add)
+    predict = add("predict", run_predict, "classify image files with an exported bundle")
+    predict.add_argument("bundle", type=Path, help="exports/<name>")
+    predict.add_argument("images", nargs="+", type=Path)
+    predict.add_argument("--top", type=int, default=3, help="classes to show")
+    add_mlruns(add("doctor", run_doctor, "print what this machine has and what `auto` means on it"))
+    return parser
+
+
+def _add_configured_commands(add: AddCommand) -> None:
+    """Add the commands that take a configuration."""
+    sweep = add(
+        "sweep", sweeps.run_sweep, "search a space of configurations; repeat it to go on; `list` lists them"
+    )
+    train = add("train", run_train, "train one configuration")
+    data = add("data", run_data, "print what a data set holds and draw samples of it")
+    for command in (sweep, train, data):
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=lenet optim.lr=3e-4 …")
         command.add_argument("--config-dir", type=Path, help="another folder of config groups")
-        if name != "data":
-            command.add_argument("--print-config", action="store_true", help="show each value and its origin")
-            command.add_argument("--dry-run", action="store_true", help="check and describe; train nothing")
-            if name == "sweep":
-                sweeps.add_sweep_options(command)
-            else:
-                command.add_argument(
-                    "--resume", metavar="RUN", help="go on with an interrupted run, as it was configured"
-                )
-                command.add_argument("--mlruns", help="its folder of runs (default: $MLRUNS_DIR or mlruns)")
-        else:
-            command.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
-            command.add_argument("--features", action="store_true", help="list the cached features instead")
-            command.add_argument("--clear", action="store_true", help="with --features: remove them")
+    for command in (sweep, train):
+        command.add_argument("--print-config", action="store_true", help="show each value and its origin")
+        command.add_argument("--dry-run", action="store_true", help="check and describe; train nothing")
+    sweeps.add_sweep_options(sweep)
+    train.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, as it was configured")
+    add_mlruns(train)
+    data.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
+    data.add_argument("--features", action="store_true", help="list the cached features instead")
+    data.add_argument("--clear", action="store_true", help="with --features: remove them")
 
-    sweeps.add_worker_options(add("worker", sweeps.run_worker, "work on a sweep that was begun elsewhere"))
+
+def _add_record_commands(add: AddCommand) -> None:
+    """Add the commands that look at what was recorded."""
     evaluate = add("evaluate", run_evaluate, "score a run's best checkpoint on a split, and record it")
     evaluate.add_argument("--split", choices=("val", "test"), default="test")
     compare = add("compare", run_compare, "a table of runs: scores, time, and what differs between them")
@@ -99,15 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--run", dest="run_id", help="a run's id; default: the newest sweep's best trial"
         )
     for command in (evaluate, compare, export, ui):
-        command.add_argument("--mlruns", help="the folder of runs (default: $MLRUNS_DIR or mlruns)")
-
-    predict = add("predict", run_predict, "classify image files with an exported bundle")
-    predict.add_argument("bundle", type=Path, help="exports/<name>")
-    predict.add_argument("images", nargs="+", type=Path)
-    predict.add_argument("--top", type=int, default=3, help="classes to show")
-    doctor = add("doctor", run_doctor, "print what this machine has and what `auto` means on it")
-    doctor.add_argument("--mlruns", help="the folder of runs (default: $MLRUNS_DIR or mlruns)")
-    return parser
+        add_mlruns(command)
 
 
 # ── commands ──────────────────────────────────────────────────────────────────────────────────────
@@ -119,9 +127,10 @@ def run_train(options: argparse.Namespace) -> int:
 
     if options.resume:
         return _resume_train(options)
-    config = compose_run(options.overrides, **config_dir(options))
+    overrides = [*options.overrides, *place_overrides(options)]
+    config = compose_run(overrides, **config_dir(options))
     if options.print_config:
-        print(annotate(config.to_dict(), trace_origins("run", options.overrides, **config_dir(options))))
+        print(annotate(config.to_dict(), trace_origins("run", overrides, **config_dir(options))))
         return EXIT_OK
     if options.dry_run:
         from harness.training.plan import describe_run

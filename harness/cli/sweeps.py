@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli.common import EXIT_OK, config_dir, tracking_config
+from harness.cli.common import EXIT_OK, add_mlruns, config_dir, place_overrides, tracking_config
 
 
 def add_sweep_options(command: argparse.ArgumentParser) -> None:
@@ -23,14 +23,8 @@ def add_worker_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_places(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--mlruns", help="the folder of runs (default: $MLRUNS_DIR or mlruns)")
+    add_mlruns(command)
     command.add_argument("--storage", help="the database of sweeps, such as postgresql://…")
-
-
-def _as_overrides(options: argparse.Namespace) -> list[str]:
-    """Return the places that were named as what they are short for."""
-    places = {"tracking.dir": options.mlruns, "sweep.storage": options.storage}
-    return [f"{path}={value!r}" for path, value in places.items() if value is not None]
 
 
 def _database(options: argparse.Namespace) -> str:
@@ -45,7 +39,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from harness.config.compose import compose_sweep, trace_origins
     from harness.config.provenance import annotate
 
-    overrides = [*options.overrides, *_as_overrides(options)]
+    overrides = [*options.overrides, *place_overrides(options)]
     plan = compose_sweep(overrides, **config_dir(options))
     if options.print_config:
         resolved = {**plan.base.to_dict(), "sweep": plan.sweep.model_dump(mode="json")}

@@ -136,3 +136,8 @@ def test_what_cannot_be_resumed_is_told_in_a_line(
             error = capsys.readouterr().err.strip().splitlines()[-1]
             assert error.startswith("error: ")
             assert message in error
+
+
+def test_a_run_is_recorded_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "--mlruns", str(tmp_path / "elsewhere"), "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["tracking"]["dir"] == str(tmp_path / "elsewhere")
