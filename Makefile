@@ -93,7 +93,7 @@ bench: $(READY) ## measure the harness against public libraries (15 minutes)
 scale: $(READY) ## how many trials a second the database of sweeps bears (20 minutes)
 	@$(BIN)/python -m experiments.scale $(ARGS)
 
-# Several at once, as they wait for processes much of the time; of tests that begin together, whoever is free goes on.
+# As many processes as there are cores, at most 8; one that has nothing left takes tests from another.
 PYTEST := $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
 test: $(READY) ## the tests

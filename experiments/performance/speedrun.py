@@ -27,7 +27,7 @@ from harness.config.schema import RunConfig
 from harness.tracking.flatten import flatten
 from harness.tracking.runs import RunRecord, find_runs
 from harness.tracking.store import open_store, store_exists
-from harness.training.callbacks import LAST, EpochRecorder
+from harness.training.callbacks import LAST, history_in
 from harness.training.checkpoint import load_raw
 from harness.training.machine import Machine, prepare_process, resolve_machine
 
@@ -161,8 +161,7 @@ def _epoch_seconds(checkpoints: Path) -> float:
     last = checkpoints / LAST
     if not last.is_file():
         return 0.0
-    history = load_raw(last)["callbacks"][EpochRecorder.__qualname__]["history"]
-    return sum(metrics["epoch_seconds"] for metrics in history)
+    return sum(metrics["epoch_seconds"] for metrics in history_in(load_raw(last)))
 
 
 if __name__ == "__main__":

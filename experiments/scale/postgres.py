@@ -28,6 +28,13 @@ class NoPostgresError(HarnessError):
     """There is no server to start."""
 
 
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass(frozen=True)
 class Server:
     """A server that can be stopped and started again, with all it knows."""
@@ -35,9 +42,7 @@ class Server:
     programs: Path
     folder: Path
     settings: Mapping[str, str] = field(default_factory=dict)
-    port: int = field(
-        default_factory=lambda: _free_port()  # noqa: PLW0108 - defined below
-    )
+    port: int = field(default_factory=free_port)
     password: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property
@@ -141,9 +146,3 @@ def _hand_over(*paths: Path) -> None:
     for path in paths:
         if user is not None:
             shutil.chown(path, user)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

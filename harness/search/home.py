@@ -74,9 +74,8 @@ def _command(plan: SweepPlan) -> str:
     config_dir = [] if plan.config_dir == CONFIG_DIR else ["--config-dir", str(plan.config_dir)]
     overrides = plan.public_overrides
     if len(overrides) < len(plan.overrides):
-        overrides.append(
-            f"sweep.storage={storage.shown(str(plan.sweep.storage))}"
-        )  # on a screen without its password
+        shown = storage.shown(str(plan.sweep.storage))  # without its password
+        overrides.append(f"sweep.storage={shown}")
     return shlex.join(["harness", "sweep", *config_dir, *overrides])
 
 

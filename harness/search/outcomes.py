@@ -6,11 +6,21 @@ import errno
 from collections.abc import Iterator
 from typing import Literal
 
-from harness.errors import DivergedError, HarnessError, ImageSizeError
+from harness.errors import (
+    DiskFullError,
+    DivergedError,
+    HarnessError,
+    ImageSizeError,
+    StorageError,
+    TrackingError,
+)
 
 # infeasible: an answer, which the sampler learns. failed: an accident, which ends the trial without one.
 # lost: not the trial's fault, so it is started again.
 Verdict = Literal["infeasible", "failed", "lost"]
+
+# Of the machine, not of the trial: it can go on.
+RESUMABLE_ERRORS = (StorageError, TrackingError, DiskFullError)
 
 OUT_OF_MEMORY_TEXTS = (  # of plain RuntimeErrors
     "can't allocate memory",  # torch's allocator on CPUs

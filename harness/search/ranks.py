@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness.config.schema import RunConfig
-from harness.errors import DiskFullError, StorageError, TrackingError
+from harness.search.outcomes import RESUMABLE_ERRORS
 from harness.tracking.silent import SilentTracker
 from harness.training.distributed import Ranks, current_ranks
 from harness.training.ranks import EXIT_STOPPED, launch, stop_requested
@@ -46,8 +46,8 @@ def run_over_ranks(
     """
     try:
         return launch(_run_rank, num_ranks, run_trial, train, folder, threads, grace_s=grace_s)
-    except (StorageError, TrackingError, DiskFullError):
-        raise  # resumable: nothing is to be told
+    except RESUMABLE_ERRORS:
+        raise  # nothing is to be told
     except Exception as error:
         # A rank's: by now all are gone, and it is told here as if training in one process had raised it.
         return run_trial(lambda: False, _Failed(error))

@@ -23,14 +23,14 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
-from harness.errors import DiskFullError, HarnessError, StorageError, TrackingError
+from harness.errors import HarnessError, StorageError, TrackingError
 from harness.logs import show_messages
 from harness.search import study as studies
 from harness.search.claims import Lease, beat_interval
 from harness.search.constraints import broken_constraints, tell_costs
 from harness.search.fence import fenced
 from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
-from harness.search.outcomes import InfeasibleError, is_lost_worker, is_out_of_memory, judge
+from harness.search.outcomes import RESUMABLE_ERRORS, InfeasibleError, is_lost_worker, is_out_of_memory, judge
 from harness.search.patience import PATIENCE_S, shown
 from harness.search.pruners import build_pruner, report_score, should_prune
 from harness.search.space import suggest, trial_overrides
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 TrainFunction = Callable[..., "RunResult"]  # harness.training.train.train
 EXIT_STOPPED = 128 + signal.SIGTERM
 EXIT_AWAY = os.EX_TEMPFAIL  # a database is away, or the disk full; the trial can be resumed
-RESUMABLE_ERRORS = (StorageError, TrackingError, DiskFullError)  # that end an attempt with EXIT_AWAY
 EXIT_LOST = os.EX_OSERR  # something beneath the trial died; it is to be started again
 
 

@@ -119,6 +119,12 @@ class EpochRecorder(pl.Callback):
             self.tracker.log_epoch(epoch, metrics)
 
 
+def history_in(raw: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return the epochs that a checkpoint, as it was loaded, tells of."""
+    history: list[dict[str, float]] = raw["callbacks"][EpochRecorder.__qualname__]["history"]
+    return history
+
+
 class KeepCheckpoints(Checkpoint):
     """Writes `last.ckpt` after each epoch, and `best.ckpt` where the recorder says that it is the best.
 

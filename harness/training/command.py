@@ -55,13 +55,13 @@ def resume_training(tracking: TrackingConfig, reference: str) -> int:
         TrackingError: there is no such run, it has finished, or it is a sweep's.
     """
     run = get_run(tracking, reference)
-    check_unfinished(run)
+    _check_unfinished(run)
     config = validate(RunConfig, read_config(run))
     moved = config.tracking.model_copy(update={"dir": tracking.dir})
     return run_training(config.model_copy(update={"tracking": moved}), run.run_id)
 
 
-def check_unfinished(run: RunRecord) -> None:
+def _check_unfinished(run: RunRecord) -> None:
     """Refuse to go on with a run that has nothing left to do, or that a sweep looks after.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import CheckpointError, DamagedCheckpointError
-from harness.training.callbacks import BEST, LAST, EpochRecorder, best_epoch
+from harness.training.callbacks import BEST, LAST, best_epoch, history_in
 from harness.training.checkpoint import SECTION, ModelFacts, load_raw
 from harness.training.durable import previous_of
 
@@ -68,7 +68,7 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
 
 def _put_best_back(folder: Path, raw: dict[str, Any], select: Literal["best", "last"]) -> None:
     """Have `best.ckpt` be the best of the epochs that a checkpoint tells of, not a later one's."""
-    history = raw["callbacks"][EpochRecorder.__qualname__]["history"]
+    history = history_in(raw)
     epoch = best_epoch(history, select)
     best = folder / BEST
     problem = f"{best} of epoch {epoch + 1} is gone"

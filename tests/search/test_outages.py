@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import requests
 
+from experiments.scale.postgres import free_port
 from harness.config.schema import TrackingConfig
 from harness.tracking.store import open_store
 from harness.tracking.ui import server_command, server_environment
 from tests.search.calls import WAIT_S, Call, calls_of, check_promises, wait_for
 from tests.search.conftest import SmallSweep
-from tests.services import free_port, wait_until
+from tests.services import wait_until
 
 AWAY = "database of sweeps does not answer"
 

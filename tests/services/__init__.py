@@ -7,7 +7,6 @@ A service whose programs are not installed skips the tests that want it, and say
 from __future__ import annotations
 
 import importlib.util
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,12 +19,6 @@ def require(package: str) -> None:
     """Skip where it is missing, without importing it: Ray reads its settings when it is imported."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed (make setup-cluster)")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def wait_until(

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import free_port, require, terminate, wait_until
+from experiments.scale.postgres import free_port
+from tests.services import require, terminate, wait_until
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import free_port, terminate, wait_until
+from experiments.scale.postgres import free_port
+from tests.services import terminate, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")
 DEVICES = ("null", "zero", "full", "urandom")  # a GPU must be a device file, and these are everywhere

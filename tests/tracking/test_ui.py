@@ -7,18 +7,12 @@ from typing import Any, cast
 
 import pytest
 
+from experiments.scale.postgres import free_port
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.tracking import ui
 from harness.tracking.store import RunStore
 from harness.tracking.ui import serve, server_command, server_environment, ui_addresses
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_addresses() -> None:

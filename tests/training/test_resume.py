@@ -51,6 +51,10 @@ def live(folder: Path, scores: list[float], since: int = 0, *, dies_before_last:
             AtomicCheckpointIO().save_checkpoint(content, folder / "last.ckpt")
 
 
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def resumed_epochs(folder: Path) -> tuple[int, int] | None:
     """Return the epochs of the last and the best checkpoint that a run would go on from."""
     last = find_resume_point(folder, FACTS, "best")
@@ -130,7 +134,7 @@ def test_a_kill_at_any_step_of_writing_costs_one_epoch_at_most(
         writer.join()
         assert writer.exitcode == (-signal.SIGKILL if number <= calls_an_epoch else 0)
         assert resumed_epochs(folder) == ((2, 2) if number >= calls_an_epoch else (1, 1)), number
-    assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == [], "no file was damaged"
+    assert warnings_in(caplog) == [], "no file was damaged"
 
 
 def test_two_damaged_ones_mean_the_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -287,4 +291,4 @@ def test_a_run_ends_at_a_limit_on_file_sizes_and_goes_on_without(
         go_on()
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
     assert_ends_as_whole(go_on(), tmp_path)
-    assert [r.message for r in caplog.records if r.levelno >= logging.WARNING] == [], "no file was damaged"
+    assert warnings_in(caplog) == [], "no file was damaged"
