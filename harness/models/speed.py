@@ -115,9 +115,12 @@ class DiracConv(nn.Conv2d):
 
 
 class BiasNorm(nn.BatchNorm2d):
-    """Batch norm that learns its bias alone (its scales are a buffer of ones) and follows statistics fast."""
+    """Batch norm that learns its bias alone; its scales are a buffer of ones.
+
+    Published: statistics that follow with 0.4 at batches of 2,000. 0.1 averages as many images at batches of 500.
+    """
 
     def __init__(self, num_features: int) -> None:
-        super().__init__(num_features, eps=1e-12, momentum=0.4)
+        super().__init__(num_features, eps=1e-12, momentum=0.1)
         del self.weight
         self.register_buffer("weight", torch.ones(num_features))
