@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -121,3 +121,27 @@ class Rule(Frozen):
 
     when: Condition  # empty = always
     overrides: Annotated[list[str], Field(min_length=1)]
+
+
+def without_fixed(section: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what the user fixed out of a sweep's space, and settle what hangs on it: conditions, points."""
+    space = {path: d for path, d in section.get("space", {}).items() if path not in fixed}
+    return {
+        **section,
+        "space": {path: kept for path, d in space.items() if (kept := _settle(d, fixed)) is not None},
+        "rules": [kept for rule in section.get("rules", []) if (kept := _settle(rule, fixed)) is not None],
+        "enqueue": [
+            {path: value for path, value in point.items() if path not in fixed}
+            for point in section.get("enqueue", [])
+            if all(fixed.get(path, value) == value for path, value in point.items())
+        ],
+    }
+
+
+def _settle(conditional: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Drop from `when` what is now certain; None if it can no longer hold."""
+    when = conditional.get("when", {})
+    certain = {path: values for path, values in when.items() if path in fixed}
+    if not holds(certain, dict(fixed)):
+        return None
+    return {**conditional, "when": {path: v for path, v in when.items() if path not in fixed}}

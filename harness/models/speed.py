@@ -117,7 +117,7 @@ class DiracConv(nn.Conv2d):
 class BiasNorm(nn.BatchNorm2d):
     """Batch norm that learns its bias alone; its scales are a buffer of ones.
 
-    Published: statistics that follow with 0.4 at batches of 2,000. 0.1 averages as many images at batches of 500.
+    Published: a momentum of 0.4 at batches of 2,000. 0.1 averages as many images at batches of 500.
     """
 
     def __init__(self, num_features: int) -> None:

@@ -42,11 +42,12 @@ def database_exists(url: str) -> bool:
     return is_server(url) or Path(str(make_url(url).database)).is_file()
 
 
-def open_storage(url: str, lease_seconds: float = 120.0) -> PatientStorage:
+def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = False) -> PatientStorage:
     """Open the database; the first caller creates its tables, which must be a coordinator.
 
     Args:
         lease_seconds: after how long without a heartbeat a trial counts as abandoned.
+        trusted: the tables are there and of this Optuna's version; whoever placed a trial has seen to it.
 
     Raises:
         SweepError: it cannot be opened, or is no database.
@@ -55,16 +56,18 @@ def open_storage(url: str, lease_seconds: float = 120.0) -> PatientStorage:
     try:
         if not database_exists(url):
             _create_file(Path(str(make_url(url).database)))
-        return _connect(url, lease_seconds)
+        return _connect(url, lease_seconds, trusted)
     except (SQLAlchemyError, RuntimeError, ImportError) as error:
         raise SweepError(_cannot_open(url, error)) from error
 
 
-def _connect(url: str, lease_seconds: float) -> PatientStorage:
+def _connect(url: str, lease_seconds: float, trusted: bool) -> PatientStorage:
     def connect() -> PatientStorage:
         return PatientStorage(
             url,
             engine_kwargs=_engine_options(url),
+            skip_table_creation=trusted,
+            skip_compatibility_check=trusted,
             heartbeat_interval=max(1, round(lease_seconds / BEATS_PER_LEASE)),
             grace_period=max(1, round(lease_seconds)),
         )

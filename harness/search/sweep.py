@@ -89,11 +89,10 @@ def run_sweep(
         with coordinating(home):
             say(console, extend_sweep(home))
     study = existing_study(home)
-    if study is None:
-        check_space(plan)
     if study is not None and is_closed(study, plan):
         result = _result(home, study, "complete", 0)
     else:
+        check_space(plan)
         disk_keeper(home, lambda: _open_store(home)).check_room([] if study is None else read_rows(study))
         with closing(executor or build_executor(plan.sweep.executor)) as used:
             result = _take_turn(home, used, console, started)

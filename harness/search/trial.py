@@ -95,7 +95,7 @@ def _run(
     plan = SweepPlan.from_dict(spec.plan)
     if not database_exists(spec.storage):
         raise StorageError(f"the database of sweeps {shown(spec.storage)} is gone")
-    storage = open_storage(spec.storage, plan.sweep.lease_seconds)
+    storage = open_storage(spec.storage, plan.sweep.lease_seconds, trusted=True)
     lease = Lease(storage, spec.trial_id, spec.attempt, beat_interval(plan.sweep.lease_seconds))
     if not lease.is_held():
         return 0  # somebody has taken it over, or ended it

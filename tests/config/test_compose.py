@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import yaml
 
-from harness.config.compose import compose_run, compose_sweep, compose_values, flatten, trace_origins
+from harness.config.compose import (
+    CONFIG_DIR,
+    SweepPlan,
+    compose_run,
+    compose_sweep,
+    compose_values,
+    flatten,
+    trace_origins,
+)
 from harness.config.provenance import annotate
+from harness.config.schema import RunConfig
 from harness.errors import ConfigError
+from harness.search.space import trial_overrides
 
 
 def test_groups_and_values_are_overridden() -> None:
@@ -119,6 +133,44 @@ def test_a_trial_is_the_base_with_overrides_on_top() -> None:
     trial = plan.compose_trial(["finetune=partial", "finetune.trainable_groups=2", "optim.lr=0.5"])
     assert (trial.finetune.kind, trial.optim.lr, trial.trainer.max_epochs) == ("partial", 0.5, 3)
     assert trial.model == plan.base.model
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path) -> Path:
+    """A sweep of the user's own: one value hangs on another, and a rule adds one."""
+    configs = Path(shutil.copytree(CONFIG_DIR, tmp_path / "configs"))
+    text = (configs / "sweep" / "default.yaml").read_text(encoding="utf-8")
+    text = text.replace("optim:\n", "optim:\n  weight_decay: ${optim.lr}\n")
+    rule = "    - {when: {finetune: partial}, overrides: [++data.batch_size=32, seed=3]}\n"
+    (configs / "sweep" / "own.yaml").write_text(
+        text.replace("  rules:\n", f"  rules:\n{rule}"), encoding="utf-8"
+    )
+    return configs
+
+
+@pytest.mark.parametrize("finetune", ["linear_probe", "partial", "full"])
+def test_what_is_put_in_place_is_what_hydra_would_compose(own_configs: Path, finetune: str) -> None:
+    plan = compose_sweep(["sweep=own", "trainer.max_epochs=7"], own_configs)
+    groups = {"finetune.trainable_groups": 2} if finetune == "partial" else {}
+    for lr in (0.001, 0.004):  # the second time, the arm is known
+        chosen = {"finetune": finetune, **groups, "optim.lr": lr, "data.batch_size": 256}
+        overrides = trial_overrides(plan, chosen)
+        composed = compose_values("sweep", [*plan.overrides, *overrides], own_configs)
+        composed.pop("sweep")
+        trial = plan.compose_trial(overrides)
+        assert trial == RunConfig.model_validate(composed)
+        assert trial.optim.weight_decay == trial.optim.lr == lr  # type: ignore[union-attr]
+        assert trial.data.batch_size == (32 if finetune == "partial" else 256)
+
+
+def test_a_trial_is_what_the_sweep_read_whatever_becomes_of_the_files(own_configs: Path) -> None:
+    plan = compose_sweep(["sweep=own"], own_configs)
+    overrides = ["finetune=full", "optim.lr=0.002"]
+    before = plan.compose_trial(overrides)
+    handed = SweepPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    (own_configs / "finetune" / "full.yaml").write_text("kind: full\nbackbone_lr_scale: 0.123\n")
+
+    assert handed.compose_trial(overrides) == before
 
 
 def test_every_value_has_its_origin() -> None:

@@ -31,7 +31,7 @@ def save_weights(path: Path, name: str, num_classes: int = 1000) -> dict[str, to
 @pytest.mark.parametrize(("picture", "label"), [("china.jpg", "palace"), ("flower.jpg", "daisy")])
 def test_packaged_weights_recognise_photographs(picture: str, label: str) -> None:
     network = timm.create_model("tf_efficientnet_lite0")
-    network.load_state_dict(read_packaged_lite0(), strict=True)
+    network.load_state_dict(read_packaged_lite0(network), strict=True)
     images = torch.tensor(load_sample_image(picture)).permute(2, 0, 1)[None]
     preprocess = Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     with torch.inference_mode():
@@ -41,7 +41,7 @@ def test_packaged_weights_recognise_photographs(picture: str, label: str) -> Non
 
 def test_lite0_has_packaged_weights_and_a_new_head() -> None:
     classifier = build_model(EfficientNetLite0(image_size=64), 10)
-    packaged = read_packaged_lite0()
+    packaged = read_packaged_lite0(classifier.network)
     state = classifier.network.state_dict()
     assert {name for name in state if not torch.equal(state[name], packaged[name])} == {
         "classifier.weight",
@@ -56,7 +56,8 @@ def test_lite0_has_packaged_weights_and_a_new_head() -> None:
 
 def test_lite0_without_pretraining_is_random() -> None:
     classifier = build_model(EfficientNetLite0(image_size=32, pretrained=False), 10)
-    assert not torch.equal(classifier.network.conv_stem.weight, read_packaged_lite0()["conv_stem.weight"])
+    packaged = read_packaged_lite0(classifier.network)
+    assert not torch.equal(classifier.network.conv_stem.weight, packaged["conv_stem.weight"])
 
 
 def test_a_damaged_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
