@@ -53,7 +53,7 @@ class SweepPlan:
         Hydra composes each arm once (groups chosen, rules that hold), for all processes that are handed this
         plan. What else the space chose is put in place, which takes a hundredth of the time.
         """
-        values = [text for text in overrides if self._is_plain(text.lstrip("+").partition("=")[0])]
+        values = [text for text in overrides if self._is_plain(path_of(text))]
         rest = [text for text in overrides if text not in values]
         arm = " ".join(rest)
         if arm not in self.arms:
@@ -173,6 +173,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
             raise ConfigError(f"{text!r} is a list of values: searches are written in configs/sweep/")
         parsed.append(override)
     return parsed
+
+
+def path_of(override: str) -> str:
+    """Return the dotted path, or the group, that an override is about."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0].strip()
 
 
 def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from harness.config.compose import SweepPlan, groups, parse_overrides
+from harness.config.compose import SweepPlan, groups, path_of
 from harness.config.schema import RunConfig
 from harness.config.space import Choice, Dimension, FloatRange, Rule, Scalar, holds
 from harness.config.sweep import SweepConfig
@@ -45,7 +45,7 @@ def trial_overrides(plan: SweepPlan, chosen: Mapping[str, Scalar]) -> list[str]:
 
     What the user fixed on the command line is not overruled by a rule.
     """
-    fixed = {override.key_or_group for override in parse_overrides(plan.overrides)}
+    fixed = {path_of(text) for text in plan.overrides}
     return [
         *(f"{path}={as_override_value(value)}" for path, value in chosen.items()),
         *_rule_overrides(plan.sweep.rules, dict(chosen), fixed),
@@ -55,7 +55,7 @@ def trial_overrides(plan: SweepPlan, chosen: Mapping[str, Scalar]) -> list[str]:
 
 def _rule_overrides(rules: Sequence[Rule], chosen: dict[str, Scalar], fixed: set[str]) -> list[str]:
     texts = [text for rule in rules if holds(rule.when, chosen) for text in rule.overrides]
-    return [o.input_line or "" for o in parse_overrides(texts) if o.key_or_group not in fixed]
+    return [text for text in texts if path_of(text) not in fixed]
 
 
 def as_override_value(value: Scalar) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import math
 import os
@@ -68,6 +69,7 @@ def capture_environment(device_name: str = "cpu") -> Environment:
     Args:
         device_name: of the accelerator, as its driver calls it.
     """
+    packages, checkout = loaded_code()
     return Environment(
         command=_command(),
         python=platform.python_version(),
@@ -76,9 +78,19 @@ def capture_environment(device_name: str = "cpu") -> Environment:
         cpu_cores=available_cores(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         device=device_name,
-        packages=package_versions(),
-        checkout=read_checkout(Path(harness.__file__).parent),
+        packages=packages,
+        checkout=checkout,
     )
+
+
+@functools.cache
+def loaded_code() -> tuple[dict[str, str], Checkout | None]:
+    """Return packages and checkout as they are when this is first asked: what the process has imported.
+
+    The server that trials are forked from asks first, so that a trial records what it runs, not what was
+    edited meanwhile.
+    """
+    return package_versions(), read_checkout(Path(harness.__file__).parent)
 
 
 def record_environment(tracker: Tracker, environment: Environment) -> None:

@@ -5,15 +5,23 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.tracking import environment
-from harness.tracking.environment import capture_environment, read_checkout, record_environment
+from harness.tracking.environment import capture_environment, loaded_code, read_checkout, record_environment
 from harness.tracking.memory import RecordingTracker
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_fresh_process() -> Iterator[None]:
+    loaded_code.cache_clear()
+    yield
+    loaded_code.cache_clear()
 
 
 @pytest.fixture
@@ -64,6 +72,18 @@ def test_another_projects_repository_is_not_ours(checkout: Path) -> None:
     installed.mkdir(parents=True)
     (installed / "__init__.py").touch()
     assert read_checkout(installed) is None
+
+
+@needs_git
+def test_what_is_edited_after_the_import_is_not_what_runs(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment.harness, "__file__", str(checkout / "code.py"))
+    loaded_code()
+    (checkout / "code.py").write_text("x = 2\n")
+    state = capture_environment().checkout
+    assert state is not None
+    assert not state.is_dirty
 
 
 @needs_git

@@ -27,7 +27,8 @@ PRELOADED = [
     "harness.data.load",
     "harness.tracking.store",  # MLflow
     # What the first use of a database or a picture would import:
-    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_workspace_store",
+    "optuna.storages._rdb.models",
     "optuna.storages._rdb.storage",
     "alembic.config",
     "sqlalchemy.dialects.sqlite",

@@ -13,7 +13,9 @@ from sqlalchemy.orm import configure_mappers
 from harness.config.compose import compose_run
 from harness.errors import HarnessError
 from harness.models import build_model
+from harness.tracking.environment import loaded_code
 
+loaded_code()
 configure_mappers()  # of Optuna's and MLflow's tables, half a second
 # What the first use of Hydra, torch and timm looks up. A wrong configs/run.yaml is the sweep's to report.
 with contextlib.suppress(HarnessError), torch.device("meta"):
