@@ -26,6 +26,7 @@ from harness.search.progress import build_progress, view_of
 from harness.search.scheduler import Outcome
 from harness.search.scheduling import build_scheduler
 from harness.search.signals import StopSignals
+from harness.search.space import check_space
 from harness.search.status import find_sweep, open_sweeps
 from harness.search.study import TrialRow, read_rows
 
@@ -53,11 +54,13 @@ def run_worker(
         The exit code: 0, or 130 / 143 where a signal ended the call.
 
     Raises:
+        ConfigError: what is different here makes the space reach a run that cannot be.
         SweepError: no such sweep, another question or other code here, or trials that keep failing.
         TrackingError: the sweep's runs are not in this machine's run store.
     """
     console = console or build_console()
     home, study = _join(name, url, overrides, config_dir)
+    check_space(home.plan)
     started = time.monotonic()
     store = _store_with_parent(home, study)
     with closing(executor or build_executor(home.plan.sweep.executor)) as used:
