@@ -37,9 +37,9 @@ def write(folder: Path, results: Sequence[Result], facts: Mapping[str, Any]) -> 
 # ── numbers as text ───────────────────────────────────────────────────────────────────────────────
 
 
-def number_text(value: float) -> str:
-    """Return three significant digits, or all of the digits before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def number_text(value: float, unit: str = "") -> str:
+    """Return three significant digits, four of a percentage, or all of the digits before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{4 if unit == '%' else 3}g}"
 
 
 def value_text(result: Result) -> str:
@@ -53,11 +53,11 @@ def target_text(result: Result) -> str:
 def spread_text(result: Result) -> str:
     if result.low is None or result.high is None:
         return "–"
-    return f"{number_text(result.low)} – {number_text(result.high)}"
+    return f"{number_text(result.low, result.unit)} – {number_text(result.high, result.unit)}"
 
 
 def _with_unit(value: float, unit: str) -> str:
-    return number_text(value) + (unit if unit in ("×", "%") else f" {unit}")
+    return number_text(value, unit) + (unit if unit in ("×", "%") else f" {unit}")
 
 
 def _cells(result: Result) -> tuple[str, ...]:

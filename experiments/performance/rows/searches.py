@@ -217,5 +217,6 @@ ROWS = (
         lambda _: speedrun("ratio"),
         0,
         at_least=False,
+        middle=statistics.fmean,
     ),
 )
