@@ -139,7 +139,7 @@ class TimedAttempt(trial._Attempt):
 def _no_training(storage: PatientStorage) -> Iterator[None]:
     """Let trials use the worker's connection, and compose no configuration: nobody trains one."""
     with ExitStack() as patches:
-        patches.enter_context(patch.object(trial, "open_storage", lambda *_: storage))
+        patches.enter_context(patch.object(trial, "open_storage", lambda *_, **__: storage))
         patches.enter_context(patch.object(SweepPlan, "compose_trial", lambda self, _: self.base))
         yield
 
