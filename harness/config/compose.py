@@ -51,7 +51,7 @@ class SweepPlan:
         """Return the run of one trial: the sweep's base with the trial's overrides on top.
 
         Hydra composes each arm once (groups chosen, rules that hold), for all processes that are handed this
-        plan. What else the space chose is put in place, which takes a hundredth of the time.
+        plan. What else the space chose is put in place, which spares a trial most of what Hydra costs.
         """
         values = [text for text in overrides if self._is_plain(path_of(text))]
         rest = [text for text in overrides if text not in values]
