@@ -45,7 +45,7 @@ class SweepPlan:
     @property
     def public_overrides(self) -> list[str]:
         """The overrides without the database's address, which may hold a password."""
-        return [text for text in self.overrides if not text.lstrip("+").startswith("sweep.storage=")]
+        return [text for text in self.overrides if path_of(text) != "sweep.storage"]
 
     def compose_trial(self, overrides: Sequence[str]) -> RunConfig:
         """Return the run of one trial: the sweep's base with the trial's overrides on top.
@@ -53,24 +53,26 @@ class SweepPlan:
         Hydra composes each arm once (groups chosen, rules that hold), for all processes that are handed this
         plan. What else the space chose is put in place, which spares a trial most of what Hydra costs.
         """
-        values = [text for text in overrides if self._is_plain(path_of(text))]
-        rest = [text for text in overrides if text not in values]
-        arm = " ".join(rest)
+        makes_arm, values = self.split_overrides(overrides)
+        arm = " ".join(makes_arm)
         if arm not in self.arms:
-            devices = f"trainer.devices={self.sweep.devices_per_trial}"
-            composed = OmegaConf.to_container(
-                _compose("sweep", [*self.overrides, *rest, devices], self.config_dir)
-            )
+            lines = [*self.overrides, *makes_arm, f"trainer.devices={self.sweep.devices_per_trial}"]
+            composed = OmegaConf.to_container(_compose("sweep", lines, self.config_dir))
             assert isinstance(composed, dict)
-            self.arms[arm] = {key: value for key, value in composed.items() if key != "sweep"}
+            composed.pop("sweep")
+            self.arms[arm] = composed
         config = OmegaConf.create(self.arms[arm])
         for override in parse_overrides(values):
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
         return validate(RunConfig, _resolved(config))
 
-    def _is_plain(self, path: str) -> bool:
-        """Tell whether a path is one that the space chooses a value for, not a file."""
-        return path in self.sweep.space and path not in groups(self.config_dir)
+    def split_overrides(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return the overrides that make a trial's arm, for Hydra, and those that just set a value."""
+        searched = set(self.sweep.space) - set(groups(self.config_dir))
+        return (
+            [text for text in overrides if path_of(text) not in searched],
+            [text for text in overrides if path_of(text) in searched],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: a trial's process need not compose the sweep again."""

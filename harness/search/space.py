@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from harness.config.compose import SweepPlan, groups, path_of
+from harness.config.compose import SweepPlan, path_of
 from harness.config.schema import RunConfig
 from harness.config.space import Choice, Dimension, FloatRange, Rule, Scalar, holds
 from harness.config.sweep import SweepConfig
@@ -85,18 +85,16 @@ def check_space(plan: SweepPlan) -> dict[str, RunConfig]:
     Raises:
         ConfigError: a path that no run has, or a value that no run may have.
     """
-    known_groups = groups(plan.config_dir)
     arms: dict[str, RunConfig] = {}
     for chosen in itertools.islice(corners(plan.sweep), MAX_CORNERS):
         overrides = trial_overrides(plan, chosen)
-        values = {path for path in chosen if path not in known_groups}
-        arm = " ".join(o for o in overrides if o.partition("=")[0] not in values and o not in FIXED_OVERRIDES)
+        makes_arm, _ = plan.split_overrides(overrides)
         try:
             config = plan.compose_trial(overrides)
         except ConfigError as error:
             where = ", ".join(f"{path}={value}" for path, value in chosen.items())
             raise ConfigError(f"the space reaches a run that cannot be ({where}): {error}") from error
-        arms.setdefault(arm, config)
+        arms.setdefault(" ".join(text for text in makes_arm if text not in FIXED_OVERRIDES), config)
     return arms
 
 

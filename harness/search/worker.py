@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import optuna
 from rich.console import Console
 
-from harness.config.compose import CONFIG_DIR, compose_sweep
+from harness.config.compose import CONFIG_DIR, compose_sweep, path_of
 from harness.errors import SweepError, TrackingError
 from harness.search import record
 from harness.search.executors import Executor
@@ -84,7 +84,7 @@ def _join(
     plan = known.user_attrs.get(record.PLAN)
     if plan is None or known.user_attrs.get(record.PARENT_RUN_ID) is None:
         raise SweepError(f"sweep {known.study_name!r} has not begun: start it with `harness sweep` first")
-    asked = [text for text in plan["overrides"] if not text.lstrip("+").startswith("sweep.executor")]
+    asked = [text for text in plan["overrides"] if not path_of(text).startswith("sweep.executor")]
     there = [*asked, *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
     home = find_home(compose_sweep(there, config_dir))
     return home, open_study(home)
