@@ -110,6 +110,11 @@ def _add_record_commands(add: AddCommand) -> None:
     export.add_argument("--output", type=Path, default=Path("exports"))
     ui = add("ui", run_ui, "serve the MLflow UI on this machine")
     ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument(
+        "--assistant",
+        action="store_true",
+        help="serve MLflow's assistant too, which runs commands here for every user of this machine",
+    )
     for command in (evaluate, export):
         command.add_argument(
             "--run", dest="run_id", help="a run's id; default: the newest sweep's best trial"
@@ -214,7 +219,7 @@ def run_predict(options: argparse.Namespace) -> int:
 def run_ui(options: argparse.Namespace) -> int:
     from harness.tracking.ui import serve
 
-    return serve(tracking_config(options), options.port)
+    return serve(tracking_config(options), options.port, assistant=options.assistant)
 
 
 def run_doctor(options: argparse.Namespace) -> int:

@@ -17,11 +17,15 @@ import optuna
 import yaml
 
 from harness.config.compose import SweepPlan
+from harness.data import load_splits
+from harness.search.description import describe_in_markdown
 from harness.search.leaderboard import history_figure, importance_figure, leaderboard_csv
 from harness.search.pareto import pareto_figure, pareto_front
 from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
+from harness.tracking.environment import capture_environment, record_environment
 from harness.tracking.tracker import RunStatus
+from harness.training.record import record_data
 
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
 IDENTITY = "identity"  # tells a sweep from another one of its name, whose database is gone
@@ -39,6 +43,7 @@ class SweepRecord:
     study: optuna.Study
     tracker: Tracker
     directory: Path
+    command: str  # that continues it
     _num_ended: int = -1
 
     @property
@@ -46,7 +51,9 @@ class SweepRecord:
         return "best/" + self.plan.sweep.metric.replace("/", "_")
 
     def open(self) -> None:
-        """Record what the sweep is."""
+        """Record what the sweep is, and what it runs on."""
+        record_environment(self.tracker, capture_environment())
+        record_data(self.tracker, load_splits(self.plan.base.data))
         # Without the database's address: it may hold a password.
         sweep = self.plan.sweep.model_dump(mode="json", exclude={"storage"})
         values = {"sweep": sweep, **self.plan.base.to_dict()}
@@ -54,6 +61,7 @@ class SweepRecord:
         self.tracker.log_params(self.plan.base.to_dict())
         if measured := self.study.user_attrs.get(SLOTS, {}).get("measured"):
             self.tracker.log_text(_as_csv(measured), "slots.csv")
+        self._describe(read_rows(self.study))
         self._write_file("running", None)
 
     def follow(self, rows: Sequence[TrialRow]) -> None:
@@ -79,10 +87,15 @@ class SweepRecord:
             self.tracker.log_figure(front, "pareto.png")
         if best is not None:
             self._record_best(best)
+        self._describe(rows)
         self._write_file(status, best, pareto_front(rows, sweep))
         self.tracker.finish(status)
         # Last: from here on, a repeated command has nothing to do.
         self.study.set_user_attr(CLOSED, closing_state(rows, best))
+
+    def _describe(self, rows: Sequence[TrialRow]) -> None:
+        note = describe_in_markdown(self.plan, rows, self.command, self.tracker.run_id)
+        self.tracker.set_tags({names.NOTE: note})
 
     def _record_best(self, best: TrialRow) -> None:
         tags = {f"best.{path}": str(value) for path, value in best.params.items()}

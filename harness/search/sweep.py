@@ -182,15 +182,19 @@ def _sweep_record(
 ) -> Iterator[SweepRecord]:
     """Keep the parent run open within, and close it with what truly became of this call."""
     from harness.tracking import names
+    from harness.tracking.views import sweep_view
 
     identity = {names.STUDY: study.user_attrs.get(record.IDENTITY, home.name)}
     known = study.user_attrs.get(record.PARENT_RUN_ID)
     run_id = known or store.find_run(home.experiment, identity)  # opened by a call that could not note it
-    tags = {names.KIND: "sweep", names.SWEEP: home.name, **identity}
+    sweep = home.plan.sweep
+    question = {names.METRIC: sweep.metric, names.DIRECTION: sweep.direction}
+    tags = {names.KIND: "sweep", names.SWEEP: home.name, **identity, **question}
     tracker = store.start_run(home.name, home.experiment, tags, run_id=run_id)
     if known is None:
         study.set_user_attr(record.PARENT_RUN_ID, tracker.run_id)
-    sweep_record = SweepRecord(home.plan, study, tracker, home.directory)
+    store.keep_view(home.experiment, sweep_view(tracker.run_id, tags, list(sweep.space)))
+    sweep_record = SweepRecord(home.plan, study, tracker, home.directory, home.command)
     sweep_record.open()
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:

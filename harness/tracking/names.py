@@ -11,7 +11,9 @@ CHECKPOINT = "harness.checkpoint"  # path of best.ckpt, or ...
 CHECKPOINT_REMOVED = "checkpoint removed (sweep.checkpoint_gb)"  # ... what became of it
 BEST_RUN = "harness.best_run_id"  # on a sweep's parent: the run of its best trial
 PRUNED = "harness.pruned"  # "true" on a run that was stopped early because it promised too little
+METRIC, DIRECTION = "harness.metric", "harness.direction"  # on a sweep's parent: its objective
 PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"  # the description on a run's page, in Markdown
 
 # metrics
 EPOCH = "epoch"  # written with every epoch's batch: tells a resumed run what is already recorded

@@ -118,6 +118,13 @@ class RunStore:
             raise TrackingError(f"runs cannot be read from {self.uri}: {first_line(error)}") from error
         return found[0].info.run_id if found else None
 
+    def keep_view(self, experiment: str, view: tuple[str, str]) -> None:
+        """Keep a saved view of an experiment's runs (see `views.py`); without it, the sweep goes on."""
+        try:
+            self.client.set_experiment_tag(self.experiment_id(experiment), *view)
+        except (*STORE_ERRORS, TrackingError) as error:
+            logger.warning("MLflow keeps no view of the trials: %s", first_line(error))
+
     def close_run(self, run_id: str, status: RunStatus) -> None:
         """Say what became of a run whose process can no longer do it; now, or when the store is back."""
         MlflowTracker(self.client, run_id, Spool(self.spool_directory, run_id)).finish(status)

@@ -1,4 +1,8 @@
-"""MLflow's web interface over the run store, on this machine only."""
+"""MLflow's web interface over the run store, on this machine only: `harness ui`.
+
+The server is a process of its own (`mlflow server`, with the application in `ui_app.py`). It ends when this
+process does, however that ends: it reads a pipe whose other end is open here alone.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.tracking.runs import RunRecord, newest_sweep
 from harness.tracking.store import RunStore, open_store
+from harness.tracking.ui_app import ENDS_WITH_STDIN, WITH_ASSISTANT
+from harness.tracking.views import MODEL_TRAINING, trials_page
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
+LOG_FILE = "ui.log"  # under the folder of runs: what the server prints
 
 
 @dataclass(frozen=True)
@@ -28,13 +36,13 @@ class UiAddresses:
 
     home: str
     sweep: str | None  # the newest sweep's run page
-    runs: str | None  # its experiment's runs, children nested under their sweep
+    trials: str | None  # its trials, the best first
 
     def to_text(self) -> str:
         """Return one line per address."""
         lines = [f"MLflow        {self.home}"]
         if self.sweep:
-            lines += [f"newest sweep  {self.sweep}", f"its trials    {self.runs}"]
+            lines += [f"newest sweep  {self.sweep}", f"its trials    {self.trials}"]
         return "\n".join(lines)
 
 
@@ -42,15 +50,27 @@ def ui_addresses(base: str, sweep: RunRecord | None) -> UiAddresses:
     """Return the pages of MLflow 3's interface at `base`, such as ``http://127.0.0.1:5000``."""
     home = f"{base.rstrip('/')}/#/experiments"
     if sweep is None:
-        return UiAddresses(home, None, None)
+        return UiAddresses(f"{home}?{MODEL_TRAINING}", None, None)
     runs = f"{home}/{sweep.experiment_id}/runs"
-    return UiAddresses(home, f"{runs}/{sweep.run_id}", runs)
+    return UiAddresses(
+        f"{home}?{MODEL_TRAINING}",
+        f"{runs}/{sweep.run_id}?{MODEL_TRAINING}",
+        f"{runs}?{trials_page(sweep.run_id, sweep.tags)}",
+    )
 
 
 def serve(
-    tracking: TrackingConfig, port: int, host: str = "127.0.0.1", show: Callable[[str], None] = print
+    tracking: TrackingConfig,
+    port: int,
+    host: str = "127.0.0.1",
+    *,
+    assistant: bool = False,
+    show: Callable[[str], None] = print,
 ) -> int:
     """Serve the interface until Ctrl-C, showing its addresses as soon as it answers.
+
+    Args:
+        assistant: also serve MLflow's assistant, which runs commands on this machine for every client on it.
 
     Returns:
         The exit code: 0, or the server's own if it ends by itself.
@@ -65,12 +85,19 @@ def serve(
         return 0
     _check_port(host, port)
     base = f"http://{host}:{port}"
-    server = subprocess.Popen(
-        server_command(store, host, port), env=os.environ | server_environment(), start_new_session=True
-    )
+    log = store.directory / LOG_FILE
+    with log.open("wb") as messages:
+        server = subprocess.Popen(
+            server_command(store, host, port),
+            env=os.environ | server_environment(store, assistant=assistant),
+            stdin=subprocess.PIPE,
+            stdout=messages,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
-        _wait_until_healthy(server, base)
-        show(ui_addresses(base, sweep).to_text() + "\nCtrl-C ends it.")
+        _wait_until_healthy(server, base, log)
+        show(f"{ui_addresses(base, sweep).to_text()}\nCtrl-C ends it.")
         return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -82,7 +109,7 @@ def server_command(store: RunStore, host: str, port: int) -> list[str]:
     """Return the command that serves `store`; its hosts are exact, as MLflow's own defaults are patterns."""
     hosts = sorted({f"{name}:{port}" for name in (host, "localhost", "127.0.0.1")})
     options = {
-        "--backend-store-uri": store.uri,
+        "--app-name": "harness",
         "--default-artifact-root": store.artifact_uri,
         "--host": host,
         "--port": str(port),
@@ -98,12 +125,18 @@ def server_command(store: RunStore, host: str, port: int) -> list[str]:
     ]
 
 
-def server_environment() -> dict[str, str]:
-    """Return the settings that keep the server to what is needed here: no job runner, no telemetry."""
+def server_environment(store: RunStore, *, assistant: bool = False) -> dict[str, str]:
+    """Return the server's settings: no job runner, no telemetry, and the store's address.
+
+    The address may hold a password, which everybody could read on a command line.
+    """
     return {
+        "MLFLOW_BACKEND_STORE_URI": store.uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        ENDS_WITH_STDIN: "1",
+        WITH_ASSISTANT: "1" if assistant else "0",
     }
 
 
@@ -118,19 +151,20 @@ def _check_port(host: str, port: int) -> None:
             ) from error
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], base: str) -> None:
+def _wait_until_healthy(server: subprocess.Popen[bytes], base: str, log: Path) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise TrackingError(
-                f"the MLflow server ended with code {server.returncode}: see its messages above"
-            )
+            raise TrackingError(f"the MLflow server ended with code {server.returncode}: see {log}")
         try:
-            with urllib.request.urlopen(f"{base}/health", timeout=2):
+            with direct.open(f"{base}/health", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise TrackingError(f"the MLflow server did not answer at {base} within {START_TIMEOUT_S:.0f} s")
+    raise TrackingError(
+        f"the MLflow server did not answer at {base} within {START_TIMEOUT_S:.0f} s: see {log}"
+    )
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

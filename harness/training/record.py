@@ -33,6 +33,11 @@ def record_setup(
     tracker.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), names.CONFIG_FILE)
     tracker.set_tags({"harness.fallback_data": str(splits.is_fallback).lower()})
     record_environment(tracker, capture_environment(machine.describe()["device_name"]))
+    record_data(tracker, splits)
+
+
+def record_data(tracker: Tracker, splits: ImageSplits) -> None:
+    """Record which images are trained and selected on."""
     for context, arrays in (("training", splits.train), ("validation", splits.val)):
         tracker.log_data(
             name=splits.name,

@@ -17,6 +17,7 @@ from harness.analysis.figures import confusion_matrix_figure
 from harness.config.schema import TrackingConfig
 from harness.tracking import names
 from harness.tracking.store import open_store
+from harness.tracking.views import sweep_view
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -31,13 +32,18 @@ pytestmark = [
 def record_a_sweep(mlruns: Path) -> str:
     """Record a sweep of two trials; return the id of the first trial's run."""
     store = open_store(TrackingConfig(dir=str(mlruns)))
-    parent = store.start_run("my-sweep", "cifar10", {names.KIND: "sweep", names.SWEEP: "my-sweep"})
+    tags = {names.KIND: "sweep", names.SWEEP: "my-sweep", names.METRIC: "val/accuracy"}
+    parent = store.start_run("my-sweep", "cifar10", tags)
+    parent.set_tags({names.NOTE: "**Maximize val/accuracy**"})
+    store.keep_view("cifar10", sweep_view(parent.run_id, tags, ["optim.lr"]))
     trials = []
     for number in range(2):
         tags = {names.KIND: "trial", names.SWEEP: "my-sweep", names.TRIAL: str(number)}
         trial = store.start_run(f"trial-{number:04d}", "cifar10", tags, parent_run_id=parent.run_id)
+        trial.log_params({"optim": {"lr": 0.125 + number}})
         for epoch in range(3):
-            trial.log_epoch(epoch, {"val/accuracy": 0.5 + 0.1 * epoch, "train/loss": 1.0 - 0.2 * epoch})
+            accuracy = 0.5 + 0.1 * epoch + 0.01 * number
+            trial.log_epoch(epoch, {"val/accuracy": accuracy, "train/loss": 1.0 - 0.2 * epoch})
         trial.log_figure(confusion_matrix_figure(np.eye(2, dtype=int), ("cat", "dog")), "confusion/val.png")
         trial.finish("FINISHED")
         trials.append(trial.run_id)
@@ -87,11 +93,11 @@ def trial_run_id(tmp_path: Path) -> str:
 def test_the_browser_shows_the_sweep_its_trials_and_their_records(
     trial_run_id: str, server: list[str], tmp_path: Path
 ) -> None:
-    home, sweep_page, runs_page = server
-    trial_page = f"{runs_page}/{trial_run_id}"
+    home, sweep_page, trials_page = server
+    trial_page = f"{trials_page.partition('?')[0]}/{trial_run_id}"
     shown_on = {
-        runs_page: ["my-sweep"],
-        sweep_page: ["my-sweep"],
+        trials_page: ["trial-0000", "trial-0001", "Model training", "1.125"],  # a column of the saved view
+        sweep_page: ["my-sweep", "Maximize val/accuracy"],
         trial_page: ["my-sweep", "val/accuracy", "train/loss"],  # its parent and its metrics
         f"{trial_page}/artifacts": ["confusion"],
     }
