@@ -54,10 +54,16 @@ class EpochRecorder(pl.Callback):
         tracker: Tracker,
         on_epoch: Callable[[EpochReport], Decision] | None = None,
         select: Literal["best", "last"] = "best",
+        patience: int | None = None,
     ) -> None:
+        """
+        Args:
+            patience: the run ends after so many epochs in a row that were no better than one before them.
+        """
         self.tracker = tracker
         self.on_epoch = on_epoch
         self.select = select
+        self.patience = patience
         self.history: list[dict[str, float]] = []  # one entry an epoch, kept in every checkpoint
         self.decision: Decision = "continue"
         self.diverged = False
@@ -65,14 +71,26 @@ class EpochRecorder(pl.Callback):
         self.best_logits_epoch = -1
         self.ranks = current_ranks()
         self._started = self._trained = 0.0
+        self._learning_rate = math.nan  # of the newest optimiser step
 
     @property
     def best_epoch(self) -> int:
         """The epoch that is kept (0-based)."""
         return best_epoch(self.history, self.select)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that was killed after its last epoch, but before it had told anybody, has nothing to train.
+        trainer.should_stop = self._is_over()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        assert isinstance(pl_module, ClassifierModule)
+        # Here, as the schedule has moved on to the next step's rate by the end of the batch.
+        self._learning_rate = _learning_rate(pl_module.config.optim.lr, optimizer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._trained = time.perf_counter()
@@ -93,7 +111,15 @@ class EpochRecorder(pl.Callback):
         if self.on_epoch is not None:
             self.decision = self.on_epoch(EpochReport(epoch, int(trainer.max_epochs or 0), metrics))
         self.decision = self.ranks.broadcast(self.decision)
-        trainer.should_stop = trainer.should_stop or self.decision != "continue"
+        trainer.should_stop = self._is_over() or self.decision == "interrupt"
+
+    def _is_over(self) -> bool:
+        """Tell whether the run ends here for good, from nothing but what a checkpoint holds."""
+        if self.decision == "prune":
+            return True
+        if self.patience is None or not self.history:
+            return False
+        return len(self.history) - 1 - best_epoch(self.history, "best") >= self.patience
 
     def _metrics(self, trainer: pl.Trainer, module: ClassifierModule) -> dict[str, float]:
         train_loss, train_accuracy = module.train_means.compute()
@@ -104,17 +130,19 @@ class EpochRecorder(pl.Callback):
             "train/accuracy": train_accuracy,
             "val/loss": val_loss,
             "val/accuracy": val_accuracy,
-            "lr": _learning_rate(module.config.optim.lr, trainer.optimizers[0]),
+            "lr": self._learning_rate,
             "images_per_second": module.train_means.num_images / max(self._trained - self._started, 1e-9),
             "epoch_seconds": now - self._started,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "is_pruned": self.decision == "prune"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the epochs before an interruption; the tracker gets those it has not seen."""
         self.history = list(state_dict["history"])
+        if state_dict.get("is_pruned"):  # older checkpoints do not say
+            self.decision = "prune"
         for epoch, metrics in enumerate(self.history):
             self.tracker.log_epoch(epoch, metrics)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -79,11 +78,6 @@ def build_trainer(
     ]
     if stop_requested is not None:
         callbacks.append(StopOnRequest(stop_requested))
-    if config.trainer.early_stopping_patience is not None:
-        patience = config.trainer.early_stopping_patience
-        callbacks.append(
-            EarlyStopping("val/accuracy", mode="max", patience=patience, check_on_train_epoch_end=True)
-        )
     return pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else machine.device.type,
         **_together(current_ranks(), AtomicCheckpointIO(stop_requested or (lambda: None))),
@@ -121,5 +115,4 @@ def quiet_lightning() -> None:
     )  # older versions'
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # we start our ranks
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen ones
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is the sum over ranks
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6.6 on torch 2.14

@@ -122,9 +122,6 @@ class ClassifierModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.train_means.reduce(self.ranks)
         self.val_means.reduce(self.ranks)
-        loss, accuracy = self.val_means.compute()
-        # Only for the callbacks that watch a metric; the trainer has no logger.
-        self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, logger=False)
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.classifier, self.config.optim, self.config.finetune)

@@ -60,7 +60,7 @@ def train(
         HarnessError: data, model or checkpoint are not as the configuration says.
     """
     started = time.perf_counter()
-    recorder = EpochRecorder(tracker, on_epoch, config.trainer.select)
+    recorder = EpochRecorder(tracker, on_epoch, config.trainer.select, config.trainer.early_stopping_patience)
     best = checkpoint_dir / "best.ckpt"
     ranks = current_ranks()
     status: Status

@@ -156,7 +156,49 @@ def test_early_stopping(run: Run, tiny_config: Config) -> None:
         tiny_config("trainer.max_epochs=30", "trainer.early_stopping_patience=2", "optim.lr=1e-9")
     )
     assert result.status == "finished"
-    assert len(tracker.epochs) < 30
+    assert len(tracker.epochs) == 3, "nothing changes: the first epoch is the best, and two more are waited"
+
+
+def test_a_run_that_stopped_early_and_was_killed_before_it_told_trains_no_further(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config("trainer.max_epochs=9", "trainer.early_stopping_patience=2", "optim.lr=1e-9")
+    whole, _ = run(config)
+    before = weights(tmp_path / "run")
+    again, tracker = run(config)
+    assert sorted(tracker.epochs) == [0, 1, 2]
+    assert (again.status, again.best_epoch) == ("finished", whole.best_epoch)
+    assert_equal_bits(before, weights(tmp_path / "run"))
+
+
+def test_early_stopping_counts_across_an_interruption(run: Run, tiny_config: Config) -> None:
+    config = tiny_config("trainer.max_epochs=9", "trainer.early_stopping_patience=3", "optim.lr=1e-9")
+    run(config, on_epoch=lambda report: "interrupt" if report.epoch == 1 else "continue")
+    result, tracker = run(config)
+    assert (result.status, sorted(tracker.epochs)) == ("finished", [0, 1, 2, 3])
+
+
+def test_a_pruned_run_that_was_killed_before_it_told_is_still_pruned(run: Run, tiny_config: Config) -> None:
+    config = tiny_config("trainer.max_epochs=9")
+    run(config, on_epoch=lambda report: "prune" if report.epoch == 1 else "continue")
+    asked: list[int] = []
+    result, tracker = run(config, on_epoch=lambda report: asked.append(report.epoch) or "continue")
+    assert (result.status, sorted(tracker.epochs), asked) == ("pruned", [0, 1], [])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.003, 0.003]),
+        # 270 images are two steps of 128 and one of 14; of six steps the third and the sixth are last.
+        ("linear", [0.003 * 4 / 6, 0.003 * 1 / 6]),
+    ],
+)
+def test_the_rate_of_an_epoch_is_the_one_that_its_last_step_used(
+    run: Run, tiny_config: Config, schedule: str, rates: list[float]
+) -> None:
+    _, tracker = run(tiny_config("trainer.max_epochs=2", f"optim.schedule.kind={schedule}"))
+    assert [tracker.epochs[epoch]["lr"] for epoch in range(2)] == pytest.approx(rates)
 
 
 def test_the_test_split_is_read_only_when_asked_for(run: Run, tiny_config: Config) -> None:
