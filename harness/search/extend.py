@@ -42,7 +42,6 @@ def extend_sweep(home: SweepHome) -> str:
         SweepError: there is no such sweep, or the plan asks for something else than for more.
     """
     storage = open_storage(home.storage)
-    assert isinstance(storage, RDBStorage)
     study = find_study(storage, home.name)
     if study is None:
         raise SweepError(f"there is no sweep {home.name!r} to extend: name one with sweep.name=…")
@@ -55,7 +54,7 @@ def extend_sweep(home: SweepHome) -> str:
     if not changes:
         return f"sweep {home.name} asks for this already: nothing to extend"
     _check_wider(home, before, changes)
-    redeclare_trials(storage, study._study_id, home.plan.sweep)
+    storage.patiently(lambda: redeclare_trials(storage, study._study_id, home.plan.sweep))
     num_trials = storage.get_n_trials(study._study_id)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     note = {"at": when, "after_trials": num_trials, "changes": changes}

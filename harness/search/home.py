@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from harness.errors import ConfigError, SweepError
 from harness.search import question, record, storage, study
 from harness.search.code import check_code
 from harness.search.enqueue import enqueue_points
+from harness.search.patience import PatientStorage
 from harness.search.stopping import reason_to_stop
 from harness.search.study import TrialRow, best_row, read_rows
 
@@ -36,6 +38,15 @@ class SweepHome:
     directory: Path
     storage: str  # URL of the database
     command: str  # that continues it
+
+    @cached_property
+    def database(self) -> PatientStorage:
+        """The database, opened once: who has reached it waits for its return, who has not says so at once.
+
+        Raises:
+            SweepError: it cannot be opened.
+        """
+        return storage.open_storage(self.storage, self.plan.sweep.lease_seconds)
 
     def trial_directory(self, number: int) -> Path:
         return self.directory / f"trial-{number:04d}"
@@ -87,7 +98,7 @@ def existing_study(home: SweepHome) -> optuna.Study | None:
     """
     if not storage.database_exists(home.storage):
         return None
-    found = study.find_study(_open_storage(home), home.name)
+    found = study.find_study(home.database, home.name)
     asked = None if found is None else found.user_attrs.get(record.QUESTION)
     if asked is None:
         return None  # also where its first call was killed before it could note what it asks
@@ -104,34 +115,32 @@ def open_study(home: SweepHome) -> optuna.Study:
     found = existing_study(home) or _create_study(home)
     check_code(found, allow_changes=home.plan.sweep.allow_changed_code)
     found.set_user_attr(record.PLAN, record.plan_facts(home.plan))
-    with study.storage_of(found).exclusive(home.name):
-        enqueue_points(found, home.plan.sweep)
+    with home.database.exclusive(home.name):
+        home.database.patiently(lambda: enqueue_points(found, home.plan.sweep))
     return found
 
 
 def _create_study(home: SweepHome) -> optuna.Study:
     """Create the study unless another call does at this moment; the question makes it one."""
-    opened = _open_storage(home)
-    with opened.exclusive(f"study {home.name}"):
+    with home.database.exclusive(f"study {home.name}"):
         found = existing_study(home)
         if found is None:
-            found = study.find_study(opened, home.name)
-            found = found or study.create_study(opened, home.name, home.plan.sweep)
+            database, sweep = home.database, home.plan.sweep
+            found = database.patiently(lambda: study.create_study(database, home.name, sweep))
             found.set_user_attr(record.IDENTITY, uuid.uuid4().hex)
             found.set_user_attr(record.QUESTION, home.question)
     return found
 
 
-def _open_storage(home: SweepHome) -> storage.PatientStorage:
-    return storage.open_storage(home.storage, home.plan.sweep.lease_seconds)
-
-
 @contextmanager
-def coordinating(home: SweepHome) -> Iterator[None]:
+def coordinating(home: SweepHome) -> Iterator[Callable[[], None]]:
     """Be the one coordinator of the sweep; the system lets go with us.
 
     It keeps two of them from sharing one machine's devices and one parent run; that no trial runs twice does
     not hang on it (see claims).
+
+    Yields:
+        What makes sure that we still are, to be called often; it raises LostLockError if not.
 
     Raises:
         LockedError: another process is.
@@ -145,11 +154,11 @@ def coordinating(home: SweepHome) -> Iterator[None]:
         raise SweepError(
             f"{home.directory} cannot be written ({error.strerror}): choose another tracking.dir (MLRUNS_DIR)"
         ) from error
-    with coordinator_lock(_open_storage(home), home.name):
-        yield
+    with coordinator_lock(home.database, home.name) as keep:
+        yield keep
 
 
-def coordinator_lock(opened: storage.PatientStorage, name: str) -> AbstractContextManager[None]:
+def coordinator_lock(opened: PatientStorage, name: str) -> AbstractContextManager[Callable[[], None]]:
     """Return the lock of a sweep's one coordinator; entered, it raises LockedError if another holds it."""
     return opened.exclusive(f"coordinator of {name}", timeout_s=0)
 

@@ -55,19 +55,29 @@ class Owner:
 
 @cache
 def _host() -> str:
-    """Return what tells this machine from others, a container's processes from its neighbour's included."""
+    """Return what tells this machine from others, a container's processes from its neighbour's included.
+
+    Machines that were cloned have one name, one machine id and one number of the namespace: what they do not
+    share is when they were started. So this machine before it was started anew is another one too, whose
+    trials are free once their leases have run out.
+    """
     namespace = Path("/proc/self/ns/pid")
-    suffix = f"/{namespace.stat().st_ino}" if namespace.exists() else ""
-    return socket.gethostname() + suffix
+    number = str(namespace.stat().st_ino) if namespace.exists() else ""
+    return "/".join(filter(None, (socket.gethostname(), number, _boot_id())))
+
+
+def _boot_id() -> str:
+    """Return what a system calls the time since it was started; empty where it does not say."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text().strip() if file.exists() else ""
 
 
 def birth_of(pid: int) -> str:
     """Return when a process began, by a clock that nobody sets: the boot's, where the system shows it."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    if not boot.exists():
+    if not (boot := _boot_id()):
         return f"{psutil.Process(pid).create_time():.2f}"
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{boot.read_text().strip()}+{ticks}"
+    return f"{boot}+{ticks}"
 
 
 def end_process(owner: Owner) -> None:

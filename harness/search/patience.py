@@ -1,24 +1,22 @@
-"""A database that outlives its server's restarts, and the locks of a sweep in it."""
+"""A database that outlives its server's restarts."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from harness.errors import StorageError, SweepError
+from harness.errors import StorageError
+from harness.search.locks import build_lock, queued_lock
 from harness.search.queries import DirectStorage
 
 logger = logging.getLogger(__name__)
@@ -26,14 +24,20 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 120.0  # how long a server may be away before those who need it give up, resumably
 ASKED = (  # beside what every storage of Optuna's has
     "record_heartbeat",
+    "get_n_trials",
+    "get_trial_id_from_study_id_trial_number",
+    "_get_best_trial_id",
+    "_get_stale_trial_ids",
     "_get_trials",
+    "_set_trial_param",  # twice the same value is once
     "transact",
     "get_survey",
     "get_standing",
     "set_trial_user_attrs",
 )
 PART = "part"  # marks a session that is part of a transaction
-CREATES = ("create_new_trial", "create_new_study")  # not repeated: once more might be one too many
+# Not repeated alone, as once more might be one too many: who creates asks again what there is.
+CREATES = ("create_new_study", "create_new_trial", "_create_new_trial")
 Result = TypeVar("Result")
 
 
@@ -89,26 +93,24 @@ class PatientStorage(DirectStorage):
         return "is damaged" if is_damaged else None
 
     @contextmanager
-    def exclusive(self, name: str, timeout_s: float = PATIENCE_S) -> Iterator[None]:
+    def exclusive(self, name: str, timeout_s: float = PATIENCE_S) -> Iterator[Callable[[], None]]:
         """Hold the lock `name` among everything that uses this database; the system lets go with us.
+
+        Yields:
+            What makes sure that we hold it still, to be called now and then where it is held for long: a
+            server that is restarted, or closes an idle connection, forgets the lock. It takes it again, or
+            raises LostLockError where another process was quicker.
 
         Raises:
             LockedError: another holds it still after the time (0: at once).
             StorageError: the database does not answer.
         """
-        if is_server(self.url):
-            with _held_on_server(self.engine, name, timeout_s):
-                yield
-            return
-        lock = FileLock(f"{make_url(self.url).database}.{_short(name)}.lock", timeout=timeout_s)
+        lock = build_lock(self.engine, name)
+        self.patiently(lambda: lock.take(timeout_s))
         try:
-            lock.acquire()
-        except Timeout as error:
-            raise LockedError(f"another process holds the lock {name!r}") from error
-        try:
-            yield
+            yield lambda: self.patiently(lock.keep)
         finally:
-            lock.release()
+            lock.drop()
 
     def transact(self, name: str, call: Callable[[], Result]) -> Result:
         """Return what `call` returns, under the lock `name`; on a server all it asks is one transaction.
@@ -121,7 +123,7 @@ class PatientStorage(DirectStorage):
                 return call()
         with (
             self.engine.connect() as connection,
-            _queued_lock(connection, name),
+            queued_lock(connection, name),
             connection.begin(),  # under the lock: within a transaction the server's clock stands still
             self._all_on(connection),
         ):
@@ -141,79 +143,6 @@ class PatientStorage(DirectStorage):
     def _is_part(self) -> bool:
         """Return whether this thread is within a transaction, of which nothing can be repeated alone."""
         return self.scoped_session.registry.has() and PART in self.scoped_session().info
-
-
-class LockedError(SweepError):
-    """Somebody else holds the lock."""
-
-
-@contextmanager
-def _held_on_server(engine: sa.Engine, name: str, timeout_s: float) -> Iterator[None]:
-    """Hold an advisory lock: it ends with the connection, whatever becomes of us."""
-    take, drop = _lock_statements(engine.dialect.name, name)
-    try:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            until = time.monotonic() + timeout_s
-            while not connection.execute(take).scalar():
-                if time.monotonic() >= until:
-                    raise LockedError(f"another process holds the lock {name!r}")
-                time.sleep(0.02)
-            try:
-                yield
-            finally:
-                _let_go(connection, drop)
-    except OperationalError as error:
-        raise StorageError(f"the database of sweeps does not answer: {first_line(error)}") from error
-
-
-def _lock_statements(dialect: str, name: str) -> tuple[sa.Select[Any], sa.Select[Any]]:
-    match dialect:
-        case "postgresql":
-            key = _signed(name)
-            return sa.select(sa.func.pg_try_advisory_lock(key)), sa.select(sa.func.pg_advisory_unlock(key))
-        case "mysql" | "mariadb":
-            return sa.select(sa.func.get_lock(_short(name), 0)), sa.select(sa.func.release_lock(_short(name)))
-        case other:
-            raise SweepError(
-                f"sweep.storage: {other} has no lock that we know; use postgresql:// or mysql://"
-            )
-
-
-@contextmanager
-def _queued_lock(connection: sa.Connection, name: str) -> Iterator[None]:
-    """Wait for a lock in the server's own queue, which is fair and asks nothing, and hold it.
-
-    Raises:
-        OperationalError: the server is away, or others hold the lock for too long.
-    """
-    with connection.begin():
-        if connection.dialect.name == "postgresql":
-            patience = sa.func.set_config("lock_timeout", str(round(1000 * PATIENCE_S)), True)
-            connection.execute(sa.select(patience))
-            connection.execute(sa.select(sa.func.pg_advisory_lock(_signed(name))))
-        elif connection.scalar(sa.select(sa.func.get_lock(_short(name), round(PATIENCE_S)))) != 1:
-            raise LockedError(f"another process holds the lock {name!r}")
-    try:
-        yield
-    finally:
-        _, drop = _lock_statements(connection.dialect.name, name)
-        with suppress(SQLAlchemyError), connection.begin():
-            _let_go(connection, drop)
-
-
-def _let_go(connection: sa.Connection, drop: sa.Select[Any]) -> None:
-    try:
-        connection.execute(drop)
-    except SQLAlchemyError:  # the server was restarted: the lock is gone, and the connection no good
-        connection.invalidate()
-
-
-def _signed(name: str) -> int:
-    return int(_short(name), 16) - 2**63  # PostgreSQL's keys are signed 64-bit numbers
-
-
-def _short(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def is_outage(error: BaseException) -> bool:

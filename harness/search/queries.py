@@ -19,8 +19,29 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+
+
+class UtcNow(FunctionElement[datetime]):
+    """The time by the database's clock, whatever time zone a session is in."""
+
+    type = sa.DateTime()
+    inherit_cache = True
+
+
+@compiles(UtcNow)
+def _utc_now(element: UtcNow, compiler: SQLCompiler, **_: Any) -> str:
+    match compiler.dialect.name:
+        case "postgresql":
+            return "TIMEZONE('UTC', CURRENT_TIMESTAMP)"
+        case "mysql" | "mariadb":
+            return "UTC_TIMESTAMP()"
+        case _:
+            return "CURRENT_TIMESTAMP"  # SQLite's is UTC
 
 
 @dataclass(frozen=True)
@@ -64,12 +85,20 @@ class DirectStorage(RDBStorage):
         with _create_scoped_session(self.scoped_session) as session:
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             trial: Any = self._get_prepared_new_trial(study_id, None, session)
-            session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id))
+            session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id, heartbeat=UtcNow()))
             session.add_all(
                 models.TrialUserAttributeModel(trial_id=trial.trial_id, key=key, value_json=json.dumps(value))
                 for key, value in attrs.items()
             )
             return Standing(trial.trial_id, trial.number, trial.state, None, is_stale=False)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Note that a trial lives, by the database's clock; Optuna would write the session's own hours."""
+        beats = _models().TrialHeartbeatModel
+        with _create_scoped_session(self.scoped_session, True) as session:
+            beat = sa.update(beats).where(beats.trial_id == trial_id).values(heartbeat=UtcNow())
+            if session.execute(beat).rowcount == 0:  # type: ignore[attr-defined]
+                session.add(beats(trial_id=trial_id, heartbeat=UtcNow()))
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         found = self._read_trials(_models().TrialModel.trial_id == trial_id)
@@ -143,9 +172,8 @@ class DirectStorage(RDBStorage):
         )
 
     def _is_old(self, beat: datetime | None, now: datetime) -> bool:
-        # Without time zones, as Optuna compares them: PostgreSQL has one for now, and none for the beat.
         lease = timedelta(seconds=self.grace_period or 0)
-        return beat is not None and now.replace(tzinfo=None) - beat > lease
+        return beat is not None and now - beat > lease
 
 
 # Putting a query together takes as long as its answer, so each is put together once.
@@ -174,7 +202,7 @@ def _standings() -> sa.Select[Any]:
     is_meant = (attrs.trial_id == trials.trial_id) & (attrs.key == sa.bindparam("key"))
     columns = (trials.trial_id, trials.number, trials.state, attrs.value_json, beats.heartbeat)
     return (
-        sa.select(*columns, sa.func.now().label("now"))
+        sa.select(*columns, UtcNow().label("now"))
         .outerjoin(attrs, is_meant)
         .outerjoin(beats, beats.trial_id == trials.trial_id)
     )

@@ -55,6 +55,7 @@ class Scheduler:
         tend_disk: rows -> why nothing may go on for want of space, or None.
         deadline: on the clock of `time.monotonic`; None = no limit.
         stop_requested: whether somebody elsewhere has asked the whole sweep to stop.
+        keep_place: makes sure that this place is ours still; raises LostLockError if it is not.
     """
 
     sweep: SweepConfig
@@ -67,6 +68,7 @@ class Scheduler:
     tend_disk: Callable[[list[TrialRow]], str | None] = lambda rows: None
     deadline: float | None = None
     stop_requested: Callable[[], bool] = lambda: False
+    keep_place: Callable[[], None] = lambda: None
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
     _unbegun: set[int] = field(default_factory=set)  # numbers of trials whose process has not come so far
@@ -81,6 +83,7 @@ class Scheduler:
         Raises:
             SweepError: trials keep failing, or find a database away.
             StorageError: the database is away.
+            LostLockError: another process has taken our place; our trials have been let go.
         """
         try:
             self._work(signals, on_tick)
@@ -95,6 +98,8 @@ class Scheduler:
         while True:
             if signals.count > 1:
                 self._kill_all()
+            if not signals.count:
+                self.keep_place()
             self._settle_ended()
             rows = read_rows(self.study)
             self._unbegun = {row.number for row in rows if row.owner == self.claims.me}

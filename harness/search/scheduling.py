@@ -31,6 +31,7 @@ def build_scheduler(
     executor: Executor,
     slots: Slots,
     started: float,
+    keep_place: Callable[[], None] = lambda: None,
 ) -> Scheduler:
     """Return the loop that keeps this machine's slots full."""
     sweep, stop = home.plan.sweep, StopRequest(study)
@@ -45,6 +46,7 @@ def build_scheduler(
         tend_disk=disk_keeper(home, lambda: store).tick,
         deadline=None if sweep.max_minutes is None else started + 60 * sweep.max_minutes,
         stop_requested=stop.is_new,
+        keep_place=keep_place,
     )
 
 

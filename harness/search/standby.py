@@ -8,7 +8,7 @@ import optuna
 from rich.console import Console
 
 from harness.search.home import SweepHome, coordinator_lock
-from harness.search.patience import LockedError
+from harness.search.locks import LockedError
 from harness.search.progress import build_progress, view_of
 from harness.search.signals import StopSignals
 from harness.search.study import read_rows, storage_of

@@ -19,6 +19,14 @@ DATABASE = "optuna.db"
 BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
 BEATS_PER_LEASE = 6
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # ours, where none is named
+LIBPQ = ("postgresql+psycopg", "postgresql+psycopg2", "postgresql")
+# A peer that is gone without a word is noticed within a minute, not after hours; seconds, seconds, times, ms.
+KEPT_ALIVE = {
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 60_000,
+}
 
 
 def storage_url(tracking_dir: str, storage: str | None = None) -> str:
@@ -94,7 +102,10 @@ def _engine_options(url: str) -> dict[str, Any]:
     if not is_server(url):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     # One connection a process while it rests: a server has a hundred by default.
-    return {"pool_size": 1, "max_overflow": 4}
+    options: dict[str, Any] = {"pool_size": 1, "max_overflow": 4}
+    if make_url(url).drivername in LIBPQ:
+        options["connect_args"] = KEPT_ALIVE
+    return options
 
 
 def _cannot_open(url: str, error: Exception) -> str:

@@ -80,10 +80,11 @@ def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
 
 
 def create_study(storage: BaseStorage, name: str, sweep: SweepConfig) -> optuna.Study:
-    """Return a new study, as :func:`find_study` would."""
+    """Return a new study, or the one that is there, as :func:`find_study` would."""
     return optuna.create_study(
         study_name=name,
         storage=storage,
+        load_if_exists=True,  # also where the database was away as we heard that it was made
         directions=[sweep.direction, *([second.direction] if (second := sweep.second_objective) else [])],
         sampler=RandomSampler(),
         pruner=NopPruner(),

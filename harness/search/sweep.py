@@ -7,7 +7,7 @@ one after Ctrl-C and one after a power cut differ in nothing but what they find.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -30,8 +30,8 @@ from harness.search.home import (
     needs_test,
     open_study,
 )
+from harness.search.locks import LockedError, LostLockError
 from harness.search.messages import build_console, greet, say, show_result
-from harness.search.patience import LockedError
 from harness.search.progress import build_progress, view_of
 from harness.search.record import SweepRecord
 from harness.search.scheduler import Outcome
@@ -133,14 +133,13 @@ def _describe_slots(plan: SweepPlan) -> str:
 
 
 def _take_turn(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
-    """Run the sweep; if another process does, follow it, and take over should it end early."""
-    with ExitStack() as turn:
-        try:
-            turn.enter_context(coordinating(home))
-        except LockedError:
-            say(console, FOLLOWING.format(name=home.name))
-        else:
-            return _run(home, executor, console, started)
+    """Run the sweep; if another process does, follow it, and take over should it end early.
+
+    Another may do so even after we began: while the database was away, nobody held the lock.
+    """
+    if (result := _coordinate(home, executor, console, started)) is not None:
+        return result
+    say(console, FOLLOWING.format(name=home.name))
     study = open_study(home)
     if exit_code := follow(home, study, console, started):
         return _result(home, study, "interrupted", exit_code)
@@ -149,14 +148,29 @@ def _take_turn(home: SweepHome, executor: Executor, console: Console, started: f
     return _take_turn(home, executor, console, started)
 
 
-def _run(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
+def _coordinate(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult | None:
+    """Run the sweep; None where another process does, from the beginning or by now."""
+    with ExitStack() as turn:
+        try:
+            keep_place = turn.enter_context(coordinating(home))
+        except LockedError:
+            return None
+        try:
+            return _run(home, executor, console, started, keep_place)
+        except LostLockError:
+            return None
+
+
+def _run(
+    home: SweepHome, executor: Executor, console: Console, started: float, keep_place: Callable[[], None]
+) -> SweepResult:
     sweep = home.plan.sweep
     slots = executor.prepare(home.plan)
     study = open_study(home)
     study.set_user_attr(record.SLOTS, asdict(slots))
     store = _open_store(home)
     with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
-        scheduler = build_scheduler(home, study, store, executor, slots, started)
+        scheduler = build_scheduler(home, study, store, executor, slots, started, keep_place)
         greet(console, home, read_rows(study), slots)
         with build_progress(console, sweep.metric) as progress:
 
@@ -200,6 +214,8 @@ def _sweep_record(
     try:
         yield sweep_record
         status = "KILLED" if signals.count else "FINISHED"
+    except LostLockError:
+        raise  # the record is that of whoever runs the sweep by now
     except StorageError:
         tracker.finish("FAILED")  # what else there is to record stands in the database that is away
         raise

@@ -31,7 +31,7 @@ from harness.search.constraints import broken_constraints, tell_costs
 from harness.search.fence import fenced
 from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
 from harness.search.outcomes import RESUMABLE_ERRORS, InfeasibleError, is_lost_worker, is_out_of_memory, judge
-from harness.search.patience import PATIENCE_S, shown
+from harness.search.patience import PATIENCE_S, first_line, is_outage, shown
 from harness.search.pruners import build_pruner, report_score, should_prune
 from harness.search.space import suggest, trial_overrides
 from harness.search.spec import StopFlag, TrialSpec, pin_devices
@@ -127,6 +127,9 @@ class _Attempt:
         except RESUMABLE_ERRORS:
             raise
         except Exception as error:
+            if is_outage(error):  # of a question that is not repeated
+                cause = first_line(error.__cause__ or error)
+                raise StorageError(f"the database of sweeps does not answer: {cause}") from error
             return self._settle(error)
         return self._tell(result)
 

@@ -124,6 +124,20 @@ def test_whose_process_died_is_left_to_who_counts_its_deaths(ours: Claims) -> No
     assert taken(ours, 1).attempt == 2
 
 
+def test_a_machine_with_our_name_that_was_started_at_another_time_is_another_one(
+    ours: Claims, theirs: Claims
+) -> None:
+    """Cloned machines share all but that; this one before a restart is told apart from us by it too."""
+    host, number, boot = Owner.current().host.split("/")
+    assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    clone = f"{host}/{number}/{boot[::-1]}"
+    claim = taken(ours)
+    set_owner(ours, claim, host=clone, pid=2**22 + 1)
+
+    assert theirs.take(1) is None  # nobody here has that number, which says nothing of a process there
+    wait_for(lambda: theirs.take(1) == replace(claim, attempt=2))
+
+
 def test_a_silent_process_elsewhere_loses_its_trial_after_the_lease(ours: Claims, theirs: Claims) -> None:
     claim = taken(ours)
     set_owner(ours, claim, host="elsewhere")

@@ -13,10 +13,13 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import Dialect
 
 from harness.search.claims import ATTEMPT, OWNER, Claims
 from harness.search.owner import Owner
 from harness.search.patience import PatientStorage
+from harness.search.queries import UtcNow
 from harness.search.storage import open_storage
 
 
@@ -162,3 +165,15 @@ def test_the_owner_of_a_claim_is_this_process(storage: PatientStorage, study: op
     assert claim is not None
     text = storage.get_standing(claim.trial_id, OWNER).attr
     assert Owner.from_json(text) == Owner.current()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "clock"),
+    [
+        (sqlite.dialect(), "CURRENT_TIMESTAMP"),
+        (postgresql.dialect(), "TIMEZONE('UTC', CURRENT_TIMESTAMP)"),
+        (mysql.dialect(), "UTC_TIMESTAMP()"),
+    ],
+)
+def test_every_database_tells_one_time_in_all_time_zones(dialect: Dialect, clock: str) -> None:
+    assert f"SELECT {clock}" in str(sa.select(UtcNow()).compile(dialect=dialect))

@@ -11,7 +11,8 @@ import pytest
 
 from harness.config.sweep import SweepConfig
 from harness.search.claims import ATTEMPT, Claims, Lease
-from harness.search.patience import LockedError, PatientStorage
+from harness.search.locks import LockedError
+from harness.search.patience import PatientStorage
 from harness.search.storage import open_storage, storage_url
 from harness.search.study import create_study, find_study
 from tests.search.calls import CONTEXT, PRELOAD
