@@ -59,6 +59,8 @@ class SweepRecord:
         values = {"sweep": sweep, **self.plan.base.to_dict()}
         self.tracker.log_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "sweep.yaml")
         self.tracker.log_params(self.plan.base.to_dict())
+        asked = self.plan.sweep
+        self.tracker.set_tags({names.METRIC: asked.metric, names.DIRECTION: asked.direction})
         if measured := self.study.user_attrs.get(SLOTS, {}).get("measured"):
             self.tracker.log_text(_as_csv(measured), "slots.csv")
         self._describe(read_rows(self.study))
