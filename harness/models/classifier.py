@@ -29,7 +29,7 @@ class ImageClassifier(nn.Module):
         self.network = network
         self.frozen_modules: tuple[str, ...] = ()
         self._entry: str | None = None
-        self._passed: tuple[str, ...] = ()
+        self._handing_on: dict[nn.Module, object] = {}  # and what it had as `forward` of its own, if anything
 
     @property
     def image_size(self) -> int:
@@ -57,15 +57,18 @@ class ImageClassifier(nn.Module):
             passed: the topmost of those modules.
         """
         self.enter_at_pixels()
-        self._entry, self._passed = entry, tuple(passed)
-        for name in self._passed:
-            self.network.get_submodule(name).forward = _hand_on
+        self._entry = entry
+        for module in map(self.network.get_submodule, passed):
+            self._handing_on[module] = vars(module).get("forward")
+            module.forward = _hand_on
 
     def enter_at_pixels(self) -> None:
-        """Take images again."""
-        for name in self._passed:
-            del self.network.get_submodule(name).forward
-        self._entry, self._passed = None, ()
+        """Take images again, with every module as it was found."""
+        for module, own_forward in self._handing_on.items():
+            del module.forward
+            if own_forward is not None:
+                module.forward = own_forward  # type: ignore[assignment]
+        self._entry, self._handing_on = None, {}
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Set the mode of all but the frozen modules."""

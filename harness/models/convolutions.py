@@ -14,18 +14,57 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.models.protocol import replace_modules
+
 LARGEST_MAP = 4  # pixels; the sum's work grows with the square, and from 3 x 3 pixels on it no longer pays
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1 x 1 convolution, as a matrix product."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        if not _runs_in_fp32_on_cpu(images_BCHW):
+            return super().forward(images_BCHW)
+        pixels_BHWC = images_BCHW.permute(0, 2, 3, 1)  # a view, where images are channels_last
+        return F.linear(pixels_BHWC, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A convolution with a group for each channel; on small maps, as a sum."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        height, width = images_BCHW.shape[-2:]
+        if height * width > LARGEST_MAP or not _runs_in_fp32_on_cpu(images_BCHW):
+            return super().forward(images_BCHW)
+        return depthwise_as_sum(images_BCHW, self.weight)
 
 
 def speed_up_convolutions(network: nn.Module) -> None:
     """Have pointwise and depthwise convolutions take the short way on a CPU, in fp32; weights stay theirs."""
-    for module in network.modules():
-        if type(module) is not nn.Conv2d or module.stride != (1, 1) or module.padding_mode != "zeros":
-            continue
-        if module.kernel_size == (1, 1) and module.groups == 1 and module.padding == (0, 0):
-            module.forward = functools.partial(_pointwise, module)  # type: ignore[method-assign]
-        elif _is_depthwise(module):
-            module.forward = functools.partial(_depthwise, module)  # type: ignore[method-assign]
+    replace_modules(network, _faster)
+
+
+def _faster(module: nn.Module) -> nn.Module | None:
+    if type(module) is not nn.Conv2d or module.stride != (1, 1) or module.padding_mode != "zeros":
+        return None
+    if module.kernel_size == (1, 1) and module.groups == 1 and module.padding == (0, 0):
+        return _as(PointwiseConv2d, module)
+    return _as(DepthwiseConv2d, module) if _is_depthwise(module) else None
+
+
+def _as(kind: type[nn.Conv2d], conv: nn.Conv2d) -> nn.Conv2d:
+    """Return a convolution of another class with the same parameters."""
+    other = kind(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device="meta",  # it takes no memory and no random numbers
+    )
+    other.weight, other.bias = conv.weight, conv.bias
+    return other
 
 
 def _is_depthwise(conv: nn.Conv2d) -> bool:
@@ -36,20 +75,6 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
         and conv.padding == tuple(size // 2 for size in conv.kernel_size)
         and all(size % 2 == 1 for size in conv.kernel_size)
     )
-
-
-def _pointwise(conv: nn.Conv2d, images_BCHW: Tensor) -> Tensor:
-    if not _runs_in_fp32_on_cpu(images_BCHW):
-        return nn.Conv2d.forward(conv, images_BCHW)
-    pixels_BHWC = images_BCHW.permute(0, 2, 3, 1)  # a view, where images are channels_last
-    return F.linear(pixels_BHWC, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
-
-
-def _depthwise(conv: nn.Conv2d, images_BCHW: Tensor) -> Tensor:
-    height, width = images_BCHW.shape[-2:]
-    if height * width > LARGEST_MAP or not _runs_in_fp32_on_cpu(images_BCHW):
-        return nn.Conv2d.forward(conv, images_BCHW)
-    return depthwise_as_sum(images_BCHW, conv.weight)
 
 
 def _runs_in_fp32_on_cpu(images_BCHW: Tensor) -> bool:

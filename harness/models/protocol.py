@@ -42,3 +42,23 @@ def head_names(network: nn.Module) -> set[str]:
     names = {name for name, tensor in named_tensors(network) if id(tensor) in held}
     assert names, "the network has no classification head"
     return names
+
+
+def replace_modules(network: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Put others in the place of some of a network's modules: under all their names, and in their mode.
+
+    A module with hooks stays, as it may not be what it looks like (weight norm is a hook).
+
+    Args:
+        substitute: returns what replaces a module, with the same tensors under the same names; None keeps it.
+    """
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        if name and not (module._forward_pre_hooks or module._forward_hooks):
+            places.setdefault(module, []).append(name)
+    for module, names in places.items():
+        other = substitute(module)
+        if other is not None:
+            other.train(module.training)
+            for name in names:
+                network.set_submodule(name, other, strict=True)

@@ -6,7 +6,6 @@ it is for trying out, and for tests, what several GPUs do.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -15,24 +14,41 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from harness.models.protocol import replace_modules
+
 
 def synchronise_norms(network: nn.Module, device: torch.device) -> None:
     """Have every batch norm that learns take its statistics from all processes; weights and names stay."""
     if device.type == "cuda":
         convert_sync_batchnorm(network)
-        return
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            module.forward = functools.partial(_forward, module)  # type: ignore[method-assign]
+    else:
+        replace_modules(network, _synchronised)
 
 
-def _forward(norm: Any, inputs: Tensor) -> Tensor:
-    if not norm.training:
-        return type(norm).forward(norm, inputs)
-    outputs = _normalise(norm, inputs)
-    for name in ("drop", "act"):  # of timm's norms with an activation
-        outputs = getattr(norm, name, nn.Identity())(outputs)
-    return outputs
+class SyncedBatchNorm(_BatchNorm):
+    """A batch norm for any number of dimensions, with what timm's norms do after it."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = _normalise(self, inputs) if self.training else super().forward(inputs)
+        for name in ("drop", "act"):
+            outputs = getattr(self, name, nn.Identity())(outputs)
+        return outputs
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take any: the norm that this replaces would have refused."""
+
+
+def _synchronised(norm: nn.Module) -> nn.Module | None:
+    if not isinstance(norm, _BatchNorm):
+        return None
+    other = SyncedBatchNorm(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
+    )
+    for name, tensor in [*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)]:
+        setattr(other, name, tensor)
+    for name, child in norm.named_children():
+        other.add_module(name, child)
+    return other
 
 
 def _normalise(norm: Any, inputs: Tensor) -> Tensor:

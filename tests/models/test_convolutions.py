@@ -9,7 +9,18 @@ from torch.nn import functional as F
 
 from harness.config.schema import EfficientNetLite0
 from harness.models import build_model, convolutions
-from harness.models.convolutions import depthwise_as_sum, speed_up_convolutions
+from harness.models.convolutions import (
+    DepthwiseConv2d,
+    PointwiseConv2d,
+    depthwise_as_sum,
+    speed_up_convolutions,
+)
+
+
+def sped_up(conv: nn.Conv2d) -> nn.Module:
+    network = nn.Sequential(conv)
+    speed_up_convolutions(network)
+    return network[0]
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -40,8 +51,11 @@ def test_a_pointwise_convolution_is_a_matrix_product(bias: bool) -> None:
     expected = conv(images)
     expected_gradients = torch.autograd.grad(expected.square().sum(), list(conv.parameters()))
 
-    speed_up_convolutions(conv)
-    found = conv(images)
+    faster = sped_up(conv)
+    found = faster(images)
+
+    assert type(faster) is PointwiseConv2d
+    assert list(faster.parameters()) == list(conv.parameters())
 
     assert torch.allclose(found, expected, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -55,10 +69,10 @@ def test_it_is_taken_on_small_maps_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         convolutions, "depthwise_as_sum", lambda images, weight: sizes.append(images.shape[-1]) or images
     )
-    speed_up_convolutions(conv)
+    faster = sped_up(conv)
 
     for size in (1, 2, 3):
-        conv(torch.zeros(1, 4, size, size))
+        faster(torch.zeros(1, 4, size, size))
 
     assert sizes == [1, 2]
 
@@ -89,9 +103,7 @@ def test_it_is_taken_on_small_maps_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
-    speed_up_convolutions(conv)
-
-    assert "forward" not in vars(conv)
+    assert sped_up(conv) is conv
 
 
 def test_validating_first_does_not_keep_it_from_training() -> None:
@@ -109,10 +121,37 @@ def test_a_network_computes_the_same() -> None:
     classifier = build_model(EfficientNetLite0(image_size=64, pretrained=False), 10).eval()
     torch.nn.init.normal_(next(classifier.network.get_classifier().parameters()))  # type: ignore[operator]
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    tensors, state = list(classifier.state_dict(keep_vars=True).items()), torch.get_rng_state()
     with torch.inference_mode():
         before = classifier(images)
         speed_up_convolutions(classifier.network)
         after = classifier(images)
 
-    assert sum("forward" in vars(module) for module in classifier.network.modules()) > 3
+    assert torch.equal(torch.get_rng_state(), state)
+    for (name, tensor), (was, before_it) in zip(
+        classifier.state_dict(keep_vars=True).items(), tensors, strict=True
+    ):
+        assert name == was
+        assert tensor is before_it, name
+
+    kinds = {type(module) for module in classifier.network.modules()}
+    assert {PointwiseConv2d, DepthwiseConv2d} <= kinds
     assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_a_convolution_under_two_names_stays_one_and_keeps_its_mode() -> None:
+    shared = nn.Conv2d(4, 4, 1)
+    network = nn.Sequential(shared, nn.Sequential(shared)).eval()
+
+    speed_up_convolutions(network)
+
+    assert type(network[0]) is PointwiseConv2d
+    assert network[0] is network[1][0]  # type: ignore[index]
+    assert not network[0].training
+
+
+def test_a_convolution_with_a_hook_stays() -> None:
+    conv = nn.Conv2d(4, 4, 1)
+    conv.register_forward_pre_hook(lambda *_: None)  # as weight norm, which makes the weight in one
+
+    assert sped_up(conv) is conv

@@ -16,6 +16,7 @@ from harness.config.schema import (
     TimmModel,
 )
 from harness.models import ImageClassifier, apply_freezing, build_model
+from harness.models.convolutions import speed_up_convolutions
 from harness.models.trunk import find_boundaries, trunk_activations, trunk_digest
 
 CHAINS = (
@@ -79,6 +80,33 @@ def test_the_tail_learns_what_the_whole_network_would(finetune: LinearProbe | Pa
             assert parameter.grad is None
     for (name, ours), theirs in zip(parts.named_buffers(), whole.buffers(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "efficientnet_lite0"])
+def test_looking_for_boundaries_leaves_every_module_and_every_bit_as_it_was(name: str) -> None:
+    """Once it took the fast path from convolutions that train, in the process that made the cache."""
+    classifier = build_model(TimmModel(name=name, image_size=64), 7).eval()
+    torch.nn.init.normal_(next(classifier.network.get_classifier().parameters()))  # type: ignore[operator]
+    speed_up_convolutions(classifier.network)
+    before = [(module, dict(vars(module))) for module in classifier.modules() if module is not classifier]
+    whole = classifier(_images())
+
+    assert set(find_boundaries(classifier, _images(), [0, 1, 2])) == {0, 1, 2}
+
+    for module, attributes in before:
+        assert vars(module) == attributes, module
+    assert torch.equal(classifier(_images()), whole)
+
+
+def test_a_forward_of_a_modules_own_is_given_back() -> None:
+    network = build_model(ScratchModel(kind="lenet"), 7).eval()
+    first = network.network.get_submodule(find_boundaries(network, _images(), [0])[0].passed[0])
+    own = first.forward = lambda images: type(first).forward(first, images)  # type: ignore[method-assign]
+
+    network.enter_at("network", [next(n for n, m in network.network.named_modules() if m is first)])
+    network.enter_at_pixels()
+
+    assert first.forward is own
 
 
 def test_a_tensor_outside_of_any_module_keeps_a_vit_from_being_entered_midway() -> None:
