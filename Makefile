@@ -77,7 +77,7 @@ evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
 ui: $(READY) ## browse the runs in MLflow on http://127.0.0.1:PORT
 	@$(BIN)/python -m harness ui --port $(PORT) $(ARGS)
 
-compare: $(READY) ## a table of the newest sweep's runs
+compare: $(READY) ## a table of the runs of the sweep that ran last
 	@$(BIN)/python -m harness compare $(RUN) $(ARGS)
 
 export: $(READY) ## write the best checkpoint as a verified bundle

@@ -2,108 +2,78 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from harness.analysis.table import (
+    BEST_EPOCH,
+    MINUTES,
+    RUN,
+    RUN_ID,
+    STATUS,
+    TRAINABLE,
+    TRIAL,
+    Cell,
+    Comparison,
+)
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, did_you_mean
 from harness.tracking import names
-from harness.tracking.runs import RunRecord, find_runs, newest_sweep
+from harness.tracking.choice import (
+    RecordedSweep,
+    find_sweep,
+    find_sweeps,
+    newest_sweep,
+    read_sweep,
+    rivals_of,
+    trials_of,
+)
+from harness.tracking.runs import RunRecord, find_runs, get_run
 
-Cell = str | float | None  # a float is a measurement, a string everything else; None was not recorded
-
-RUN, TRIAL, STATUS = "run", "trial", "status"
-BEST_EPOCH, MINUTES, TRAINABLE, RUN_ID = "best epoch", "minutes", "trainable", "run id"
 # Where files lie shaped nothing; parameter counts have their own column.
 IGNORED_PARAMS = ("tracking.", "data.dir", "data.cache_dir", "parameters.")
-TEXT_WIDTH = 400  # characters; a terminal narrower than the table would cut numbers in half
+NO_ANSWER = ("infeasible", "failed")  # however good the score, such a run is no candidate
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A table, one row per run, best first."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    constant: int  # configuration columns left out because all runs agree
-
-    def to_text(self, width: int | None = None) -> str:
-        """Return the table for a terminal; without `width`, as wide as it needs."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for number, column in enumerate(self.columns):
-            is_number = any(isinstance(row[number], float) for row in self.rows)
-            table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-        for row in self._texts():
-            table.add_row(*row)
-        console = Console(file=io.StringIO(), width=width or TEXT_WIDTH, color_system=None, markup=False)
-        console.print(table)
-        output = console.file
-        assert isinstance(output, io.StringIO)
-        lines = [line.rstrip() for line in output.getvalue().splitlines()]
-        return "\n".join([*lines, f"{len(self.rows)} runs; {self.constant} settings are the same in all"])
-
-    def to_csv(self) -> str:
-        """Return the table as CSV, numbers in full."""
-        output = io.StringIO()
-        writer = csv.writer(output, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([_plain(cell) for cell in row] for row in self.rows)
-        return output.getvalue()
-
-    def to_markdown(self) -> str:
-        """Return the table in Markdown."""
-        head = [_markdown_row(self.columns), _markdown_row(["---"] * len(self.columns))]
-        return "\n".join([*head, *map(_markdown_row, self._texts())]) + "\n"
-
-    def write(self, output_dir: Path) -> tuple[Path, Path]:
-        """Write `compare.csv` and `compare.md`; return their paths.
-
-        Raises:
-            TrackingError: the folder cannot be written.
-        """
-        table, document = output_dir / "compare.csv", output_dir / "compare.md"
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            table.write_text(self.to_csv(), encoding="utf-8")
-            document.write_text(self.to_markdown(), encoding="utf-8")
-        except OSError as error:
-            raise TrackingError(
-                f"{output_dir} cannot be written ({error.strerror}): choose another"
-            ) from error
-        return table, document
-
-    def _texts(self) -> list[list[str]]:
-        return [
-            [_text(column, cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows
-        ]
-
-
-def compare(records: Sequence[RunRecord], sort: str = names.VAL_ACCURACY) -> Comparison:
+def compare(
+    records: Sequence[RunRecord], sort: str | None = None, sweep: RecordedSweep | None = None
+) -> Comparison:
     """Return the runs as a table, best first; runs that tie keep their order, runs without a value come last.
 
     Args:
-        sort: a column of the table, such as ``val/accuracy``, ``minutes`` or ``optim.lr``.
+        sort: a column of the table, such as ``val/accuracy``, ``minutes`` or ``optim.lr``. By default, a
+            sweep's trials stand as in its leaderboard, other runs by ``val/accuracy``.
+        sweep: that all the runs are trials of.
 
     Raises:
         TrackingError: there is no run, or no such column.
     """
     if not records:
         raise TrackingError("there is no run to compare: give ids, a sweep or a filter that fits some")
+    metric = names.VAL_ACCURACY if sweep is None else sweep.metric
     settings = differing_params(records)
+    if sweep is not None:
+        meant = {record.run_id for record in records}
+        records = [trial for trial in sweep.ranked if trial.run_id in meant]
     rows = [_facts(record) | {key: _setting(record, key) for key in settings} for record in records]
-    columns = _columns(rows, settings)
-    if sort not in columns and sort != names.VAL_ACCURACY:  # the default: absent where no run got that far
+    if sweep is not None:  # what it was told: its leaderboard shows the same
+        for record, row in zip(records, rows, strict=True):
+            row[metric] = sweep.score(record)
+    columns = _columns(rows, settings, metric)
+    if sort is not None and sort not in columns:
         raise TrackingError(f"no column {sort!r} to sort by{did_you_mean(sort, columns)}")
-    rows.sort(key=lambda row: _sort_key(row.get(sort), sort))
+    if sort is not None:
+        rows.sort(key=lambda row: _sort_key(row.get(sort), sort))
+    elif sweep is None:
+        rows.sort(key=lambda row: (row[STATUS] in NO_ANSWER, _sort_key(row.get(metric), metric)))
     constant = len({key for record in records for key in _params(record)}) - len(settings)
-    return Comparison(columns, tuple(tuple(row.get(c) for c in columns) for row in rows), constant)
+    return Comparison(
+        columns,
+        tuple(tuple(row.get(c) for c in columns) for row in rows),
+        constant,
+        _ranking(columns, rows, settings, metric, is_sweep=sweep is not None),
+    )
 
 
 def compare_command(
@@ -112,26 +82,76 @@ def compare_command(
     run_ids: Sequence[str] | None = None,
     sweep: str | None = None,
     filter_string: str | None = None,
-    sort: str = names.VAL_ACCURACY,
+    sort: str | None = None,
     output_dir: Path | None = None,
+    must_write: bool = True,
+    width: int | None = None,
 ) -> str:
-    """Return the table of the runs asked for (by default the newest sweep's trials), and write it.
+    """Return the table of the runs asked for, and write it; by default of the sweep that ran last.
+
+    Args:
+        must_write: else it is only said that the table cannot be written.
+        width: of the terminal; None: every column is shown.
 
     Raises:
         TrackingError: no run fits, or a name in the request is wrong.
     """
-    if not (run_ids or sweep or filter_string):
-        newest = newest_sweep(tracking)
-        sweep = newest.sweep if newest is not None else None
-    records = find_runs(tracking, run_ids=run_ids or None, sweep=sweep, filter_string=filter_string)
-    if not run_ids:  # a sweep's parent trains nothing
-        records = [record for record in records if record.kind != "sweep"]
-    comparison = compare(records, sort)
-    lines = [f"sweep {sweep}"] if sweep else []
-    lines.append(comparison.to_text())
+    parent, lines = _sweep_asked_for(tracking, run_ids, sweep, filter_string)
+    if parent is None:
+        records = find_runs(tracking, run_ids=run_ids or None, filter_string=filter_string)
+        if not run_ids:  # a sweep's parent trains nothing
+            records = [record for record in records if record.kind != "sweep"]
+        comparison = compare(records, sort)
+    else:
+        of_sweep = read_sweep(tracking, parent)
+        records = list(of_sweep.trials)
+        if filter_string:
+            records = trials_of(tracking, parent, filter_string)
+        if not records:
+            raise TrackingError(f"no trial of sweep {of_sweep.name} is recorded that could be compared")
+        comparison = compare(records, sort, of_sweep)
+    lines.append(comparison.to_text(width))
     if output_dir is not None:
-        lines.append("written: " + ", ".join(map(str, comparison.write(output_dir))))
+        lines.append(_write(comparison, output_dir, must_write))
     return "\n".join(lines)
+
+
+def _sweep_asked_for(
+    tracking: TrackingConfig, run_ids: Sequence[str] | None, sweep: str | None, filter_string: str | None
+) -> tuple[RunRecord | None, list[str]]:
+    """Return the parent of the sweep to be compared, and which one it is, in words; None: other runs."""
+    if sweep is None and not run_ids and not filter_string:
+        parent = newest_sweep(tracking)
+        if parent is None:
+            return None, []
+        also = [f"{run.sweep} (--sweep {run.run_id[:12]})" for run in rivals_of(tracking, parent)]
+        notes = [f"note: at the same time ran {', '.join(also)}"] if also else []
+        return parent, [f"sweep {parent.sweep}", *notes]
+    if sweep is None and run_ids is not None and len(run_ids) == 1:
+        run = get_run(tracking, run_ids[0])
+        sweep = run.run_id if run.kind == "sweep" else None
+    if sweep is None:
+        return None, []
+    parent = find_sweep(tracking, sweep)
+    namesakes = [
+        run for run in find_sweeps(tracking) if run.sweep == parent.sweep and run.run_id != parent.run_id
+    ]
+    also = [f"--sweep {run.run_id[:12]}" for run in namesakes]
+    notes = (
+        [f"note: this one is run {parent.run_id[:12]}; others of this name: {', '.join(also)}"]
+        if also
+        else []
+    )
+    return parent, [f"sweep {parent.sweep}", *notes]
+
+
+def _write(comparison: Comparison, output_dir: Path, must_write: bool) -> str:
+    try:
+        return "written: " + ", ".join(map(str, comparison.write(output_dir)))
+    except TrackingError as error:
+        if must_write:
+            raise
+        return f"not written: {error}"
 
 
 def differing_params(records: Sequence[RunRecord]) -> list[str]:
@@ -145,14 +165,12 @@ def _params(record: RunRecord) -> list[str]:
 
 
 def _facts(record: RunRecord) -> dict[str, Cell]:
-    measured: dict[str, Cell] = {
-        key: value for key, value in sorted(record.metrics.items()) if key.startswith(("val/", "test/"))
-    }
+    measured: dict[str, Cell] = {**record.results}
     best_epoch = record.metrics.get(names.BEST_EPOCH)
     return {
         RUN: record.name,
         TRIAL: None if record.trial is None else float(record.trial),
-        STATUS: "pruned" if record.tags.get(names.PRUNED) == "true" else record.status.lower(),
+        STATUS: record.outcome,
         **measured,
         BEST_EPOCH: None if best_epoch is None else best_epoch + 1,  # people count from 1
         MINUTES: record.minutes,
@@ -161,12 +179,48 @@ def _facts(record: RunRecord) -> dict[str, Cell]:
     }
 
 
-def _columns(rows: Sequence[dict[str, Cell]], settings: Sequence[str]) -> tuple[str, ...]:
+def _columns(rows: Sequence[dict[str, Cell]], settings: Sequence[str], metric: str) -> tuple[str, ...]:
     """Return the columns in which anything is recorded: results, cost, configuration, id."""
     filled = {column for row in rows for column, cell in row.items() if cell is not None}
-    results = sorted({c for c in filled if c.startswith(("val/", "test/"))}, key=_result_order)
+    results = sorted(
+        {column for column in filled if column.startswith(("val/", "test/"))},
+        key=lambda column: (column != metric, _result_order(column)),
+    )
     wanted = [RUN, TRIAL, STATUS, *results, BEST_EPOCH, MINUTES, TRAINABLE, *settings, RUN_ID]
     return tuple(column for column in wanted if column in filled)
+
+
+def _ranking(
+    columns: Sequence[str],
+    rows: Sequence[dict[str, Cell]],
+    settings: Sequence[str],
+    metric: str,
+    *,
+    is_sweep: bool,
+) -> tuple[str, ...]:
+    """Return the columns by importance: which run, what it reached, and what was chosen for it.
+
+    Of the settings, those come first that most runs have, and of these the ones that take most values.
+    """
+
+    def key(setting: str) -> tuple[int, int]:
+        values = [row.get(setting) for row in rows]
+        return (sum(value is None for value in values), -len(set(values)))
+
+    name, other = (TRIAL, RUN) if is_sweep else (RUN, TRIAL)
+    first = [
+        name,
+        STATUS,
+        metric,
+        MINUTES,
+        *sorted(settings, key=key)[:2],
+        RUN_ID,
+        *sorted(settings, key=key)[2:],
+    ]
+    wanted = list(dict.fromkeys([*first, BEST_EPOCH, *columns]))
+    return tuple(column for column in wanted if column in columns and column != other) + (
+        (other,) if other in columns else ()
+    )
 
 
 def _result_order(column: str) -> tuple[int, int, str]:
@@ -192,28 +246,3 @@ def _sort_key(cell: Cell, column: str) -> tuple[int, float, str]:
         return (1, 0.0, cell)
     larger_is_better = column.startswith(("val/", "test/")) and not column.endswith("loss")
     return (0, -cell if larger_is_better else cell, "")
-
-
-def _plain(cell: Cell) -> Cell:
-    """Return a cell for CSV: whole numbers without a point."""
-    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
-
-
-def _text(column: str, cell: Cell) -> str:
-    match cell:
-        case None:
-            return "-"
-        case str():
-            return cell
-        case _ if column == MINUTES:
-            return f"{cell:.1f}"
-        case _ if column.startswith(("val/", "test/")):
-            return f"{cell:.4f}"
-        case _ if cell.is_integer() and abs(cell) < 1e15:
-            return f"{int(cell):,}" if column == TRAINABLE else str(int(cell))
-        case _:
-            return f"{cell:.4g}"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,11 @@ def tracking_config(options: argparse.Namespace) -> TrackingConfig:
     from harness.config.schema import TrackingConfig
 
     return TrackingConfig(dir=options.mlruns or os.environ.get("MLRUNS_DIR", "mlruns"))
+
+
+def terminal_width() -> int | None:
+    """Return how many columns the terminal has; None where the output goes to a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def add_mlruns(command: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from harness.cli.common import (
     add_mlruns,
     config_dir,
     place_overrides,
+    terminal_width,
     tracking_config,
 )
 from harness.errors import ConfigError, HarnessError
@@ -101,11 +102,14 @@ def _add_record_commands(add: AddCommand) -> None:
     evaluate = add("evaluate", run_evaluate, "score a run's best checkpoint on a split, and record it")
     evaluate.add_argument("--split", choices=("val", "test"), default="test")
     compare = add("compare", run_compare, "a table of runs: scores, time, and what differs between them")
-    compare.add_argument("runs", nargs="*", metavar="RUN", help="run ids; default: the newest sweep's trials")
-    compare.add_argument("--sweep", help="a sweep's name")
+    compare.add_argument(
+        "runs", nargs="*", metavar="RUN", help="run ids; default: the trials of the sweep that ran last"
+    )
+    compare.add_argument("--sweep", help="a sweep's name, or its run's id")
     compare.add_argument("--filter", help='an MLflow filter, such as "metrics.`val/accuracy` > 0.8"')
-    compare.add_argument("--sort", default="val/accuracy", help="the metric to sort by")
-    compare.add_argument("--output", type=Path, default=Path("reports/compare"), help="for the files")
+    compare.add_argument("--sort", help="the column to sort by; default: the sweep's own ranking")
+    compare.add_argument("--wide", action="store_true", help="every column, however wide the terminal is")
+    compare.add_argument("--output", type=Path, help="for the files (default: reports/compare)")
     export = add("export", run_export, "write a verified bundle: safetensors, ONNX, model card, checksums")
     export.add_argument("--output", type=Path, default=Path("exports"))
     ui = add("ui", run_ui, "serve the MLflow UI on this machine")
@@ -117,7 +121,9 @@ def _add_record_commands(add: AddCommand) -> None:
     )
     for command in (evaluate, export):
         command.add_argument(
-            "--run", dest="run_id", help="a run's id; default: the newest sweep's best trial"
+            "--run",
+            dest="run_id",
+            help="a run's id or a sweep's name; default: the best of the sweep that ran last",
         )
     for command in (evaluate, compare, export, ui):
         add_mlruns(command)
@@ -171,16 +177,17 @@ def run_data(options: argparse.Namespace) -> int:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    from harness.tracking.runs import find_checkpoint
+    from harness.tracking.choice import choose
     from harness.tracking.store import open_store
     from harness.training.evaluate import evaluate_checkpoint
 
     tracking = tracking_config(options)
-    run, checkpoint = find_checkpoint(tracking, options.run_id)
-    tracker = open_store(tracking).reopen_run(run.run_id)
-    metrics = evaluate_checkpoint(checkpoint, split=options.split, tracker=tracker)
+    choice = choose(tracking, options.run_id)
+    print(choice.why)
+    tracker = open_store(tracking).reopen_run(choice.run.run_id)
+    metrics = evaluate_checkpoint(choice.checkpoint, split=options.split, tracker=tracker)
     tracker.finish("FINISHED")
-    print(f"run {run.run_id} ({run.name}), {checkpoint}")
+    print(f"run {choice.run.run_id} ({choice.run.name}), {choice.checkpoint}")
     print("\n".join(f"{name:<16} {value:.4f}" for name, value in metrics.items()))
     return EXIT_OK
 
@@ -195,7 +202,9 @@ def run_compare(options: argparse.Namespace) -> int:
             sweep=options.sweep,
             filter_string=options.filter,
             sort=options.sort,
-            output_dir=options.output,
+            output_dir=options.output or Path("reports/compare"),
+            must_write=options.output is not None,
+            width=None if options.wide else terminal_width(),
         )
     )
     return EXIT_OK
@@ -204,7 +213,7 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     from harness.export import export_run
 
-    print(export_run(tracking_config(options), options.run_id, options.output))
+    print(export_run(tracking_config(options), options.run_id, options.output, show=print))
     return EXIT_OK
 
 

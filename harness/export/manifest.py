@@ -72,7 +72,7 @@ class RunFacts(Frozen):
     run_id: str | None = None
     sweep: str | None = None
     trial: int | None = None
-    num_trials: int | None = None  # finished trials among which this one was chosen
+    num_trials: int | None = None  # complete and pruned trials, among which this one was chosen
     is_best_of_sweep: bool = False
     metrics: dict[str, float] = Field(
         default_factory=dict

@@ -6,6 +6,7 @@ The heavy imports are inside, so that `harness.export` stays cheap for those who
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,19 +17,22 @@ from harness.export.manifest import RunFacts
 if TYPE_CHECKING:
     from harness.data.splits import ImageArrays
     from harness.export.bundle import ExportResult
+    from harness.tracking.choice import Choice
     from harness.tracking.runs import RunRecord
     from harness.training.checkpoint import Checkpoint
 
-SPLIT_PREFIXES = ("val/", "test/")
-
 
 def export_run(
-    tracking: TrackingConfig, run: str | None, output_root: Path = Path("exports")
+    tracking: TrackingConfig,
+    run: str | None,
+    output_root: Path = Path("exports"),
+    show: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
     """Export a run's best checkpoint to `output_root/<name>`: the sweep's name, or the run's name and id.
 
     Args:
-        run: id, prefix of an id, or name; None for the best trial of the newest sweep.
+        run: id, prefix of an id, or name; None for the best trial of the sweep that ran last.
+        show: told which run is taken, and why, before the work begins.
 
     Raises:
         TrackingError: there is no such run, or it kept no checkpoint.
@@ -36,40 +40,34 @@ def export_run(
         ExportError: they are other images now, or the bundle fails its proof.
     """
     from harness.export.bundle import export_checkpoint, slug
-    from harness.tracking.runs import find_checkpoint
+    from harness.tracking.choice import choose
     from harness.training.checkpoint import load_checkpoint
 
-    record, path = find_checkpoint(tracking, run)
-    facts = _facts(tracking, record)
-    val = _validation_images(load_checkpoint(path), record)
-    is_sweeps_best = record.sweep is not None and facts.is_best_of_sweep
+    choice = choose(tracking, run)
+    show(choice.why)
+    record = choice.run
+    val = _validation_images(load_checkpoint(choice.checkpoint), record)
+    is_sweeps_best = record.sweep is not None and choice.is_best_of_sweep
     name = slug(record.sweep if is_sweeps_best and record.sweep else f"{record.name}-{record.run_id[:8]}")
-    return export_checkpoint(path, output_root, name=name, val_images=val, facts=facts)
+    return export_checkpoint(choice.checkpoint, output_root, name=name, val_images=val, facts=_facts(choice))
 
 
-def _facts(tracking: TrackingConfig, record: RunRecord) -> RunFacts:
-    """Collect what is recorded of the run; its sweep's parent keeps the test result of the best trial."""
+def _facts(choice: Choice) -> RunFacts:
+    """Collect what is recorded of the run, and what its sweep's parent keeps of it: the test result."""
     from harness.tracking import names
-    from harness.tracking.runs import find_runs
 
-    siblings = find_runs(tracking, sweep=record.sweep) if record.sweep else []
-    parents = [other for other in siblings if other.kind == "sweep"]
-    is_best = any(parent.tags.get(names.BEST_RUN) == record.run_id for parent in parents)
-    metrics = _of_splits(record.metrics, SPLIT_PREFIXES)
-    for parent in parents if is_best else ():
-        metrics |= _of_splits(parent.metrics, ("test/",))
+    record, sweep = choice.run, choice.sweep
+    metrics = dict(record.results)
+    if sweep is not None and sweep.parent.tags.get(names.TESTED_RUN) == record.run_id:
+        metrics |= {key: value for key, value in sweep.parent.results.items() if key.startswith("test/")}
     return RunFacts(
         run_id=record.run_id,
         sweep=record.sweep,
         trial=record.trial,
-        num_trials=sum(other.kind == "trial" and other.status == "FINISHED" for other in siblings) or None,
-        is_best_of_sweep=is_best,
-        metrics=metrics,
+        num_trials=None if sweep is None else sweep.num_judged or None,
+        is_best_of_sweep=choice.is_best_of_sweep,
+        metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
     )
-
-
-def _of_splits(metrics: dict[str, float], prefixes: tuple[str, ...]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if key.startswith(prefixes) and math.isfinite(value)}
 
 
 def _validation_images(checkpoint: Checkpoint, record: RunRecord) -> ImageArrays:

@@ -26,7 +26,7 @@ from harness.search.home import SweepHome
 from harness.search.samplers import distribution_of
 from harness.search.status import read_status
 from harness.search.storage import open_storage
-from harness.search.study import find_study
+from harness.search.study import find_study, read_rows
 
 CONSTRAINT_KEY = "constraints:"  # Optuna's, of a trial's system attributes; a constraint's name follows
 CMA_ES_KEYS = "cma:%"  # Optuna's: the state of CMA-ES, whose coordinates are those of the old ranges
@@ -55,12 +55,26 @@ def extend_sweep(home: SweepHome) -> str:
         return f"sweep {home.name} asks for this already: nothing to extend"
     _check_wider(home, before, changes)
     storage.patiently(lambda: redeclare_trials(storage, study._study_id, home.plan.sweep))
+    _record_infeasible(home)
     num_trials = storage.get_n_trials(study._study_id)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     note = {"at": when, "after_trials": num_trials, "changes": changes}
     study.set_user_attr(record.EXTENSIONS, [*study.user_attrs.get(record.EXTENSIONS, []), note])
     study.set_user_attr(record.QUESTION, home.question)
     return f"sweep {home.name} is extended after {num_trials} trials: {', '.join(changes)}"
+
+
+def _record_infeasible(home: SweepHome) -> None:
+    """Let the runs of trials say so that a new constraint has made infeasible."""
+    from harness.tracking import names
+    from harness.tracking.store import open_store
+
+    study = find_study(open_storage(home.storage), home.name)  # anew: what was read before is outdated
+    assert study is not None
+    store = open_store(home.plan.base.tracking)
+    for row in read_rows(study):
+        if row.state == "infeasible" and row.run_id is not None:
+            store.note(row.run_id, {names.OUTCOME: "infeasible"})
 
 
 def _check_wider(home: SweepHome, before: Mapping[str, Any], changes: Sequence[str]) -> None:

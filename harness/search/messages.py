@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ WHY_STOPPED = {
     "out_of_time": "the time budget (sweep.max_minutes) is up",
     "out_of_space": "the disk of runs is nearly full (sweep.min_free_gb): free some space",
 }
-NEXT_COMMANDS = "next: make ui (browse) · make compare (table of the runs) · make export (the best model)"
+NEXT_COMMANDS = "next: make ui (browse) · make compare (table of the runs)"
+EXPORT_COMMAND = " · make export (the best model)"
 
 
 def build_console() -> Console:
@@ -54,15 +56,22 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
         console.print(leaderboard_table(result.rows, sweep))
     if result.best is not None:
         say(console, f"best: trial {result.best.number}, {sweep.metric} {format_score(result.best.score)}")
+    elif result.outcome == "complete":
+        say(console, f"no best trial: {_states(result.rows)}")
     if result.test_metrics is not None and result.outcome != "interrupted":
         say(console, f"its checkpoint on the test split: accuracy {result.test_metrics['test/accuracy']:.4f}")
     if result.outcome == "complete":
         if (reason := reason_to_stop(result.rows, sweep)) is not None:
             say(console, f"no more trials: {reason}")
-        say(console, NEXT_COMMANDS)
+        say(console, NEXT_COMMANDS + ("" if result.best is None else EXPORT_COMMAND))
         return
     for line in stopped_lines(result, sweep.num_trials, home.command):
         say(console, line)
+
+
+def _states(rows: Sequence[TrialRow]) -> str:
+    counts = Counter(row.state for row in rows)
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
 def stopped_lines(result: SweepResult, num_trials: int, command: str) -> list[str]:

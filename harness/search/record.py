@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,20 +60,22 @@ class SweepRecord:
         values = {"sweep": sweep, **self.plan.base.to_dict()}
         self.tracker.log_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "sweep.yaml")
         self.tracker.log_params(self.plan.base.to_dict())
-        asked = self.plan.sweep
-        self.tracker.set_tags({names.METRIC: asked.metric, names.DIRECTION: asked.direction})
         if measured := self.study.user_attrs.get(SLOTS, {}).get("measured"):
             self.tracker.log_text(_as_csv(measured), "slots.csv")
         self._describe(read_rows(self.study))
+        self.tracker.set_tags(activity(is_new_call=True))
         self._write_file("running", None)
 
     def follow(self, rows: Sequence[TrialRow]) -> None:
         """Record the best score so far whenever a trial has ended: the parent's own curve."""
         num_ended = sum(row.has_ended for row in rows)
-        best = best_row(list(rows), self.plan.sweep.direction)
-        if best is None or best.score is None or num_ended == self._num_ended:
+        if num_ended == self._num_ended:
             return
         self._num_ended = num_ended
+        self.tracker.set_tags(activity())
+        best = best_row(list(rows), self.plan.sweep.direction)
+        if best is None or best.score is None:
+            return
         self.tracker.log_epoch(num_ended, {self.best_metric: best.score})
 
     def close(self, status: RunStatus) -> None:
@@ -90,6 +93,7 @@ class SweepRecord:
         if best is not None:
             self._record_best(best)
         self._describe(rows)
+        self.tracker.set_tags(activity())
         self._write_file(status, best, pareto_front(rows, sweep))
         self.tracker.finish(status)
         # Last: from here on, a repeated command has nothing to do.
@@ -128,6 +132,12 @@ def plan_facts(plan: SweepPlan) -> dict[str, Any]:
     """Return what workers compose the same plan from, and what a look from outside shows."""
     sweep = plan.sweep
     return {"overrides": plan.public_overrides, "num_trials": sweep.num_trials, "metric": sweep.metric}
+
+
+def activity(*, is_new_call: bool = False) -> dict[str, str]:
+    """Return the tags by which the sweep that ran last is known."""
+    now = f"{time.time():.3f}"
+    return {names.ACTIVE_AT: now} | ({names.CALLED_AT: now} if is_new_call else {})
 
 
 def _front_facts(row: TrialRow) -> dict[str, Any]:

@@ -6,6 +6,7 @@ one after Ctrl-C and one after a power cut differ in nothing but what they find.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -16,7 +17,7 @@ import optuna
 from rich.console import Console
 
 from harness.config.compose import SweepPlan
-from harness.errors import StorageError
+from harness.errors import StorageError, TrackingError
 from harness.search import record
 from harness.search.executors import Executor
 from harness.search.executors.build import build_executor
@@ -45,6 +46,9 @@ from harness.search.throughput import is_measured
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def run_sweep(
             say(console, extend_sweep(home))
     study = existing_study(home)
     if study is not None and is_closed(study, plan):
+        _note_call(home, study)
         result = _result(home, study, "complete", 0)
     else:
         check_space(plan)
@@ -184,6 +189,16 @@ def _run(
     return _result(home, study, outcome, signals.exit_code)
 
 
+def _note_call(home: SweepHome, study: optuna.Study) -> None:
+    """Let the next `make compare` and `make export` mean the sweep whose result is shown now."""
+    run_id = study.user_attrs.get(record.PARENT_RUN_ID)
+    try:
+        if run_id is not None:
+            _open_store(home).note(run_id, record.activity(is_new_call=True))
+    except TrackingError as error:
+        logger.warning("MLflow does not note that this sweep was called last: %s", error)
+
+
 def _open_store(home: SweepHome) -> RunStore:
     from harness.tracking.store import open_store
 
@@ -230,12 +245,14 @@ def _evaluate_best(home: SweepHome, study: optuna.Study, sweep_record: SweepReco
     best = best_row(read_rows(study), home.plan.sweep.direction)
     if best is None or best.checkpoint is None or not needs_test(study, home.plan, best):
         return
+    from harness.tracking import names
     from harness.training.evaluate import evaluate_checkpoint
     from harness.training.machine import prepare_process
 
     say(console, f"evaluating trial {best.number}'s checkpoint on the test split …")
     prepare_process(None, home.plan.base.trainer.keep_memory)
     metrics = evaluate_checkpoint(best.checkpoint, split="test", tracker=sweep_record.tracker)
+    sweep_record.tracker.set_tags({names.TESTED_RUN: best.run_id or ""})
     study.set_user_attr(record.TEST, {"trial": best.number, "metrics": metrics})
 
 

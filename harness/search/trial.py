@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,6 +120,7 @@ class _Attempt:
     folder: Path
     lease: Lease
     reported: frozenset[int]  # steps that an earlier attempt has reported
+    _opened: list[Tracker] = field(default_factory=list)  # its run, once there is one
 
     def run(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> int:
         try:
@@ -190,7 +191,8 @@ class _Attempt:
         )
         tracker = retrying(self._open_run_now, config)
         self._note({studies.RUN_ID: tracker.run_id})
-        return fenced(tracker, self.lease)
+        self._opened.append(fenced(tracker, self.lease))
+        return self._opened[-1]
 
     def _open_run_now(self, config: RunConfig) -> Tracker:
         from harness.tracking import names
@@ -231,11 +233,15 @@ class _Attempt:
         self._note({studies.SECONDS: seconds, studies.BEST_EPOCH: result.best_epoch, **checkpoint})
         sweep = self.plan.sweep
         tell_costs(self.trial, sweep, result.costs)
+        is_infeasible = broken_constraints(self.trial) is not None
         if result.status == "pruned":
+            self._record_outcome("infeasible" if is_infeasible else "pruned")
             self.study.tell(self.trial, state=TrialState.PRUNED)
             return 0
         second = [] if sweep.second_objective is None else [result.costs[sweep.second_objective.metric]]
-        self.study.tell(self.trial, [result.metrics.get(sweep.metric, result.score), *second])
+        score = result.metrics.get(sweep.metric, result.score)
+        self._record_outcome("infeasible" if is_infeasible else "complete", score)
+        self.study.tell(self.trial, [score, *second])
         return 0
 
     def _tell_infeasible(self, reason: str) -> int:
@@ -244,6 +250,7 @@ class _Attempt:
         print(f"the trial can have no score: {reason}", file=sys.stderr)
         self._note({studies.INFEASIBLE: reason})
         self.trial.set_constraint(studies.INFEASIBLE, 1.0)
+        self._record_outcome("infeasible")
         self.study.tell(self.trial, state=TrialState.PRUNED)
         return 0
 
@@ -251,8 +258,20 @@ class _Attempt:
         self.lease.check_last()
         print(f"the trial failed: {reason}", file=sys.stderr)
         self._note({studies.REASON: reason})
+        self._record_outcome("failed")
         self.study.tell(self.trial, state=TrialState.FAIL)
         return 0
+
+    def _record_outcome(self, outcome: str, score: float | None = None) -> None:
+        """Let the run say how the study takes the trial: the best one is chosen by it (tracking/choice.py).
+
+        It is said first: a trial that dies before it has told the study is started again, with its run.
+        """
+        from harness.tracking import names
+
+        told = {} if score is None else {names.SCORE: repr(float(score))}
+        for tracker in self._opened:
+            tracker.set_tags({names.OUTCOME: outcome, **told})
 
     def _note(self, notes: Mapping[str, object]) -> None:
         """Note what is new of these at the trial, all in one write."""

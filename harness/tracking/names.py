@@ -9,17 +9,20 @@ STUDY = "harness.study"  # on the parent: which sweep of that name it is
 TRIAL = "harness.trial"  # the logical trial's number
 CHECKPOINT = "harness.checkpoint"  # path of best.ckpt, or ...
 CHECKPOINT_REMOVED = "checkpoint removed (sweep.checkpoint_gb)"  # ... what became of it
-METRIC = "harness.metric"  # on a sweep's parent: what its trials are judged by, such as val/accuracy
-DIRECTION = "harness.direction"  # maximize | minimize
-BEST_RUN = "harness.best_run_id"  # on a sweep's parent: the run of its best trial
+BEST_RUN = "harness.best_run_id"  # on a sweep's parent: its best trial's run when its last call ended
+TESTED_RUN = "harness.tested_run_id"  # on a sweep's parent: whose checkpoint its test metrics are of
 PRUNED = "harness.pruned"  # "true" on a run that was stopped early because it promised too little
 METRIC, DIRECTION = "harness.metric", "harness.direction"  # on a sweep's parent: its objective
+CALLED_AT, ACTIVE_AT = "harness.called_at", "harness.active_at"  # on a parent, in seconds since 1970
+OUTCOME = "harness.outcome"  # on a trial: complete | pruned | infeasible | failed, as its sweep took it
+SCORE = "harness.score"  # on a complete trial: what its sweep was told, in full
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # the description on a run's page, in Markdown
 
 # metrics
 EPOCH = "epoch"  # written with every epoch's batch: tells a resumed run what is already recorded
 BEST_EPOCH = "best_epoch"  # 0-based
+TRAINED_SECONDS = "trained_seconds"  # all attempts of the run together
 VAL_ACCURACY = "val/accuracy"
 
 # params

@@ -1,26 +1,30 @@
-"""Reading recorded runs back."""
+"""Reading recorded runs back. A question reads what it is about: a store may hold thousands of runs."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from harness.config.schema import TrackingConfig
-from harness.errors import TrackingError, did_you_mean
+from harness.errors import TrackingError
 from harness.tracking import names
 from harness.tracking.operations import STORE_ERRORS, first_line
 from harness.tracking.store import open_store, store_exists, store_uri
 
 PAGE_SIZE = 1000
-MIN_PREFIX = 4  # characters of a run's id that may stand for it
+NUM_NEAR = 1000  # of the newest runs, among which a mistyped reference is looked for
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+PREFIX = re.compile(r"[0-9a-f]{4,31}")  # of a run's id, which may stand for it
+BEST = "best/"  # what is recorded under this name is of the kept epoch, not of the last
 
 
 @dataclass(frozen=True)
@@ -54,44 +58,81 @@ class RunRecord:
 
     @property
     def minutes(self) -> float | None:
-        """How long it took, or None while it runs."""
+        """How long it trained, all its attempts together; None while it runs."""
+        if (seconds := self.metrics.get(names.TRAINED_SECONDS)) is not None:
+            return seconds / 60
         return None if self.end_s is None else (self.end_s - self.start_s) / 60
+
+    @property
+    def outcome(self) -> str:
+        """What became of it, of a trial as its sweep took it; before it has ended, its status."""
+        told = self.tags.get(names.OUTCOME)
+        if self.status == "FAILED":  # also a trial that had ended well and died before it could tell
+            return "infeasible" if told == "infeasible" else "failed"
+        if self.status != "FINISHED":  # one that goes on has no outcome any more
+            return self.status.lower()
+        return told or ("pruned" if self.tags.get(names.PRUNED) == "true" else "finished")
+
+    @property
+    def results(self) -> dict[str, float]:
+        """What the run is worth on each split: the figures of its kept epoch, where both are recorded."""
+        kept = {key.removeprefix(BEST): value for key, value in self.metrics.items() if key.startswith(BEST)}
+        found = {**self.metrics, **kept}
+        return {key: value for key, value in sorted(found.items()) if key.startswith(("val/", "test/"))}
+
+    @property
+    def called_s(self) -> float:
+        """When the last call of a sweep began, in seconds since 1970."""
+        return _seconds(self.tags, names.CALLED_AT) or self.start_s
+
+    @property
+    def active_s(self) -> float:
+        """When a sweep did something last, in seconds since 1970."""
+        return max(_seconds(self.tags, names.ACTIVE_AT), self.start_s, self.end_s or 0.0)
 
 
 def find_runs(
     tracking: TrackingConfig,
     *,
     run_ids: Sequence[str] | None = None,
-    sweep: str | None = None,
     filter_string: str | None = None,
 ) -> list[RunRecord]:
     """Return the runs that fit everything given, oldest first.
 
     Args:
         run_ids: ids, unique prefixes of ids, or names.
-        sweep: a sweep's name: its trials and its parent.
         filter_string: in MLflow's syntax, such as ``metrics.`val/accuracy` > 0.8``.
 
     Raises:
-        TrackingError: there is no store, no such run or sweep, or the filter cannot be read.
+        TrackingError: there is no store, no such run, or the filter cannot be read.
     """
-    records = _search(tracking, filter_string or "")
-    if sweep is not None:
-        _check_sweep(sweep, _search(tracking, "") if filter_string else records)
-        records = [record for record in records if record.sweep == sweep]
-    if run_ids is not None:
-        chosen = {_resolve(records, wanted).run_id for wanted in run_ids}
-        records = [record for record in records if record.run_id in chosen]
-    return records
+    if run_ids is None:
+        return search_runs(tracking, filter_string or "")
+    meant = {run.run_id: run for run in (get_run(tracking, reference) for reference in run_ids)}
+    if filter_string is None:
+        return sorted(meant.values(), key=_age)
+    return [run for run in search_runs(tracking, filter_string) if run.run_id in meant]
 
 
 def get_run(tracking: TrackingConfig, reference: str) -> RunRecord:
-    """Return the run with this id, unique prefix of an id, or unique name.
+    """Return the run with this id, name, or unique prefix of an id.
+
+    Of several sweeps of one name, it is the one that ran last.
 
     Raises:
         TrackingError: there is none, or more than one.
     """
-    return _resolve(_search(tracking, ""), reference)
+    if RUN_ID.fullmatch(reference) and (run := _run_with_id(tracking, reference)) is not None:
+        return run
+    found = [run for run in search_runs(tracking, _is_named(reference)) if run.name == reference]
+    if not found and PREFIX.fullmatch(reference):
+        found = search_runs(tracking, f"attributes.run_id LIKE '{reference}%'")
+    if not found:
+        raise _no_such_run(tracking, reference)
+    if len(found) > 1 and any(run.kind != "sweep" for run in found):
+        ids = ", ".join(record.run_id[:12] for record in found[-3:])
+        raise TrackingError(f"{len(found)} runs are called {reference!r}: give an id, such as {ids}")
+    return max(found, key=activity)
 
 
 def read_config(run: RunRecord) -> dict[str, Any]:
@@ -109,92 +150,64 @@ def read_config(run: RunRecord) -> dict[str, Any]:
         ) from error
 
 
-def newest_sweep(tracking: TrackingConfig) -> RunRecord | None:
-    """Return the parent run of the sweep that was started last, or None if there was none."""
-    parents = _search(tracking, f"tags.`{names.KIND}` = 'sweep'")
-    return parents[-1] if parents else None
-
-
-def best_trial_of(
-    tracking: TrackingConfig, sweep: str, *, metric: str = names.VAL_ACCURACY, higher_is_better: bool = True
-) -> RunRecord:
-    """Return the trial that the sweep calls best; before it ended, the finished one with the best `metric`.
-
-    Of equals, the one with the lowest number.
+def search_runs(tracking: TrackingConfig, filter_string: str, limit: int | None = None) -> list[RunRecord]:
+    """Return the runs that fit a filter of MLflow's, oldest first; of more than the limit, the newest.
 
     Raises:
-        TrackingError: the sweep does not exist, or no trial of it has finished.
+        TrackingError: there is no store, it cannot be read, or the filter cannot.
     """
-    runs = find_runs(tracking, sweep=sweep)
-    declared = {run.tags.get(names.BEST_RUN) for run in runs if run.kind == "sweep"}
-    for run in runs:
-        if run.run_id in declared:
-            return run
-    finished = [r for r in runs if r.kind == "trial" and r.status == "FINISHED" and metric in r.metrics]
-    if not finished:
-        raise TrackingError(
-            f"no trial of sweep {sweep!r} has finished with {metric}: let it run, or see its log"
-        )
-    sign = -1 if higher_is_better else 1
-    return min(finished, key=lambda r: (sign * r.metrics[metric], r.trial if r.trial is not None else 0))
+    client = _client(tracking)
+    try:
+        runs = _all_runs(client, filter_string, limit)
+    except STORE_ERRORS as error:
+        cause = f"filter {filter_string!r}" if filter_string else store_uri(tracking)
+        raise TrackingError(f"{cause} cannot be read: {first_line(error)}") from error
+    return sorted(map(_record, runs), key=_age)
 
 
-def find_checkpoint(tracking: TrackingConfig, reference: str | None = None) -> tuple[RunRecord, Path]:
-    """Return a run and its checkpoint: as asked for, else of the newest sweep's best trial, else the newest.
+def _run_with_id(tracking: TrackingConfig, run_id: str) -> RunRecord | None:
+    """Return a run, or None if the store does not know it.
 
     Raises:
-        TrackingError: there is no such run, or it kept no checkpoint.
+        TrackingError: the run was deleted, or the store cannot be read.
     """
-    run = get_run(tracking, reference) if reference else _default_run(tracking)
-    if run.kind == "sweep" and run.sweep:
-        run = best_trial_of(tracking, run.sweep)
-    if run.checkpoint_was_removed:
+    client = _client(tracking)
+    try:
+        run = client.get_run(run_id)
+    except STORE_ERRORS as error:
+        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise TrackingError(f"{store_uri(tracking)} cannot be read: {first_line(error)}") from error
+    if run.info.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"run {run.run_id} ({run.name}): {names.CHECKPOINT_REMOVED}; choose a better trial of its sweep"
+            f"run {run_id} ({run.info.run_name}) was deleted in MLflow: restore it there first"
         )
-    if run.checkpoint is None:
-        raise TrackingError(
-            f"run {run.run_id} ({run.name}, {run.status}) kept no checkpoint: choose another run"
-        )
-    path = Path(run.checkpoint)
-    if not path.is_file():
-        raise TrackingError(f"the checkpoint of run {run.run_id} is gone: {path} was moved or deleted")
-    return run, path
+    return _record(run)
 
 
-def _default_run(tracking: TrackingConfig) -> RunRecord:
-    newest = newest_sweep(tracking)
-    if newest is not None:
-        return newest
-    with_checkpoint = [run for run in _search(tracking, "") if run.checkpoint]
-    if not with_checkpoint:
-        raise TrackingError(
-            f"no run in {tracking.dir} has kept a checkpoint: run `harness train` or `harness sweep`"
-        )
-    return with_checkpoint[-1]
+def _is_named(name: str) -> str:
+    """Return the filter that fits the runs of a name, and a few more where no quotes would hold it."""
+    plain = re.sub(r"['\\]", "_", name)
+    return f"attributes.run_name {'=' if plain == name else 'LIKE'} '{plain}'"
 
 
-def _check_sweep(sweep: str, records: Sequence[RunRecord]) -> None:
-    known = {record.sweep for record in records if record.sweep}
-    if sweep not in known:
-        raise TrackingError(f"no sweep {sweep!r} is recorded{did_you_mean(sweep, known)}")
+def _no_such_run(tracking: TrackingConfig, reference: str) -> TrackingError:
+    recent = search_runs(tracking, "", limit=NUM_NEAR)
+    near = difflib.get_close_matches(reference, {r.run_id for r in recent} | {r.name for r in recent}, n=3)
+    hint = ", ".join(near) if near else ", ".join(f"{r.name} ({r.run_id[:12]})" for r in recent[-3:])
+    which = "near" if near else "newest"
+    return TrackingError(f"no run {reference!r} is recorded in {tracking.dir}; {which}: {hint or 'none'}")
 
 
-def _search(tracking: TrackingConfig, filter_string: str) -> list[RunRecord]:
+def _client(tracking: TrackingConfig) -> MlflowClient:
     if not store_exists(tracking):
         raise TrackingError(
             f"nothing is recorded in {tracking.dir} yet: run `harness train` or `harness sweep` first"
         )
-    client = open_store(tracking).client
-    try:
-        runs = _all_runs(client, filter_string)
-    except STORE_ERRORS as error:
-        cause = f"filter {filter_string!r}" if filter_string else store_uri(tracking)
-        raise TrackingError(f"{cause} cannot be read: {first_line(error)}") from error
-    return sorted(map(_record, runs), key=lambda record: (record.start_s, record.trial or 0, record.run_id))
+    return open_store(tracking, to_read=True).client
 
 
-def _all_runs(client: MlflowClient, filter_string: str) -> list[Run]:
+def _all_runs(client: MlflowClient, filter_string: str, limit: int | None) -> list[Run]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs: list[Run] = []
     token: str | None = None
@@ -202,7 +215,7 @@ def _all_runs(client: MlflowClient, filter_string: str) -> list[Run]:
         page = client.search_runs(experiments, filter_string, max_results=PAGE_SIZE, page_token=token)
         runs.extend(page)
         token = page.token
-        if not token:
+        if not token or (limit is not None and len(runs) >= limit):
             return runs
 
 
@@ -227,17 +240,17 @@ def _record(run: Run) -> RunRecord:
     )
 
 
-def _resolve(records: Sequence[RunRecord], reference: str) -> RunRecord:
-    exact = [r for r in records if r.run_id == reference]
-    named = [r for r in records if r.name == reference]
-    prefixed = [r for r in records if len(reference) >= MIN_PREFIX and r.run_id.startswith(reference)]
-    found = exact or named or prefixed
-    if len(found) == 1:
-        return found[0]
-    if found:
-        ids = ", ".join(record.run_id[:12] for record in found[-3:])
-        raise TrackingError(f"{len(found)} runs are called {reference!r}: give an id, such as {ids}")
-    known = {r.run_id for r in records} | {r.name for r in records}
-    near = difflib.get_close_matches(reference, known, n=3)
-    hint = ", ".join(near) if near else ", ".join(f"{r.name} ({r.run_id[:12]})" for r in records[-3:])
-    raise TrackingError(f"no run {reference!r} is recorded; {'near' if near else 'newest'}: {hint or 'none'}")
+def _age(run: RunRecord) -> tuple[float, int, str]:
+    return (run.start_s, run.trial or 0, run.run_id)
+
+
+def activity(run: RunRecord) -> tuple[float, float]:
+    """Return what sweeps are sorted by, the one that ran last at the end."""
+    return (run.active_s, run.start_s)
+
+
+def _seconds(tags: Mapping[str, str], name: str) -> float:
+    try:
+        return float(tags.get(name, 0.0))
+    except ValueError:
+        return 0.0

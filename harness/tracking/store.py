@@ -147,6 +147,11 @@ class RunStore:
         spool = Spool(self.spool_directory, run_id)
         MlflowTracker(self.client, run_id, spool, keeps_status=True).forget_checkpoint()
 
+    def note(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run whose record is closed; later, while the store is away."""
+        spool = Spool(self.spool_directory, run_id)
+        MlflowTracker(self.client, run_id, spool, keeps_status=True).set_tags(tags)
+
     def _resume(self, run_id: str, tags: Mapping[str, str]) -> MlflowTracker:
         tracker = self._open_again(run_id, keeps_status=False)
         self.client.update_run(run_id, status="RUNNING")
@@ -172,8 +177,13 @@ class RunStore:
             )
 
 
-def open_store(tracking: TrackingConfig) -> RunStore:
-    """Open the run store, creating it the first time, and record what an earlier outage left in the spool.
+def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
+    """Open the run store, and record what an earlier outage left in the spool.
+
+    It is created the first time, and has to be writable.
+
+    Args:
+        to_read: nothing is to be recorded: an existing store is opened, which need not be writable.
 
     Raises:
         TrackingError: it cannot be written, reached, or read by this MLflow.
@@ -182,14 +192,23 @@ def open_store(tracking: TrackingConfig) -> RunStore:
     uri = store_uri(tracking)
     _silence()
     try:
-        _check_writable(directory)
-        if uri == _database_uri(directory):
+        if not to_read:
+            _check_writable(directory)
+        if uri == _database_uri(directory) and not to_read:
             _create_database(directory)
         store = RunStore(_connect(uri), uri, directory)
         store.client.search_experiments(max_results=1)
     except STORE_ERRORS as error:
         raise TrackingError(f"the run store {uri} cannot be used: {first_line(error)}") from error
-    _replay_spools(store)
+    if not to_read or _is_writable(directory):
+        _replay_spools(store)
+    elif waiting := list(spooled_runs(store.spool_directory)):
+        logger.warning(
+            "%d runs have records in %s that are not shown, as %s cannot be written",
+            len(waiting),
+            store.spool_directory,
+            directory,
+        )
     return store
 
 
@@ -213,6 +232,20 @@ def _connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def _is_writable(directory: Path) -> bool:
+    try:
+        _probe(directory)
+    except OSError:
+        return False
+    return True
+
+
+def _probe(directory: Path) -> None:
+    probe = directory / f".probe-{os.getpid()}-{time.monotonic_ns()}"
+    probe.touch()
+    probe.unlink()
+
+
 def _check_writable(directory: Path) -> None:
     if "?" in str(directory):
         raise TrackingError(
@@ -220,9 +253,7 @@ def _check_writable(directory: Path) -> None:
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".probe-{os.getpid()}-{time.monotonic_ns()}"
-        probe.touch()
-        probe.unlink()
+        _probe(directory)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise TrackingError(

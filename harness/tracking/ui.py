@@ -20,7 +20,8 @@ from pathlib import Path
 
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
-from harness.tracking.runs import RunRecord, newest_sweep
+from harness.tracking.choice import newest_sweep
+from harness.tracking.runs import RunRecord
 from harness.tracking.store import RunStore, open_store
 from harness.tracking.ui_app import ENDS_WITH_STDIN, WITH_ASSISTANT
 from harness.tracking.views import MODEL_TRAINING, trials_page

@@ -45,8 +45,10 @@ def write_checkpoint(path: Path, data: DigitsData, digest: str | None = None) ->
     return path
 
 
-def record(store: RunStore, name: str, metrics: dict[str, float], tags: dict[str, str]) -> str:
-    tracker = store.start_run(name, "digits", tags)
+def record(
+    store: RunStore, name: str, metrics: dict[str, float], tags: dict[str, str], parent: str | None = None
+) -> str:
+    tracker = store.start_run(name, "digits", tags, parent)
     tracker.log_summary(metrics)
     tracker.finish("FINISHED")
     return tracker.run_id
@@ -58,17 +60,19 @@ def test_best_trial_of_the_newest_sweep(
     checkpoint = write_checkpoint(tmp_path / "best.ckpt", data)
     store = open_store(tracking)
     in_sweep = {names.SWEEP: "which rate", names.CHECKPOINT: str(checkpoint)}
+    measured = {"test/accuracy": 0.88, "best/val_accuracy": 0.9}
+    parent = record(store, "which rate", measured, {names.KIND: "sweep", names.SWEEP: "which rate"})
     ids = [
         record(
             store,
             f"trial-{number}",
             {"val/accuracy": accuracy, "train/loss": np.nan},
             {**in_sweep, names.KIND: "trial", names.TRIAL: str(number)},
+            parent,
         )
         for number, accuracy in enumerate((0.7, 0.9, 0.8))
     ]
-    parent_tags = {names.KIND: "sweep", names.SWEEP: "which rate", names.BEST_RUN: ids[1]}
-    record(store, "which rate", {"test/accuracy": 0.88, "best/val_accuracy": 0.9}, parent_tags)
+    store.note(parent, {names.TESTED_RUN: ids[1]})
 
     result = export_run(tracking, None, tmp_path / "exports")
     assert result.path == tmp_path / "exports" / "which-rate"

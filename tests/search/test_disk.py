@@ -19,7 +19,7 @@ from harness.search import disk
 from harness.search.disk import DiskKeeper, spare_checkpoints, was_removed
 from harness.search.leaderboard import leaderboard_csv, ranked
 from harness.search.study import ENDED, TrialRow
-from harness.tracking.runs import find_checkpoint
+from harness.tracking.choice import choose
 from tests.search.conftest import SmallSweep
 
 STATES = ("waiting", "running", *ENDED)
@@ -264,7 +264,7 @@ def test_a_sweep_keeps_its_best_and_says_what_it_removed(small_sweep: SmallSweep
     assert Path(says[1]).is_file()
     tracking = TrackingConfig(dir=str(small_sweep.runs))
     with pytest.raises(TrackingError, match=r"trial-0000\): checkpoint removed \(sweep.checkpoint_gb\)"):
-        find_checkpoint(tracking, "trial-0000")
+        choose(tracking, "trial-0000")
 
 
 def test_a_full_disk_stops_a_sweep_before_it_starts(

@@ -8,7 +8,8 @@ from harness.analysis.compare import compare_command
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.tracking import names
-from harness.tracking.runs import best_trial_of, find_checkpoint, find_runs, get_run, newest_sweep
+from harness.tracking.choice import choose, find_sweep, newest_sweep, trials_of
+from harness.tracking.runs import find_runs, get_run
 from harness.tracking.store import RunStore
 
 
@@ -47,39 +48,15 @@ def test_runs_are_found_by_sweep_filter_and_reference(
 ) -> None:
     first = add_sweep(store, "first", [0.5, 0.9], tmp_path)
     second = add_sweep(store, "second", [0.7], tmp_path)
-    assert [r.run_id for r in find_runs(tracking, sweep="first")] == first
+    assert [r.run_id for r in trials_of(tracking, find_sweep(tracking, "first"))] == first[1:]
     good = find_runs(tracking, filter_string="metrics.`val/accuracy` > 0.6")
     assert {r.run_id for r in good} == {first[2], second[1]}
-    assert [
-        r.run_id for r in find_runs(tracking, sweep="second", filter_string="metrics.`val/accuracy` < 1")
-    ] == [second[1]]
+    few = trials_of(tracking, find_sweep(tracking, "first"), "metrics.`val/accuracy` < 0.9")
+    assert [r.run_id for r in few] == [first[1]]
     assert {r.run_id for r in find_runs(tracking, run_ids=[first[1][:10], "second"])} == {first[1], second[0]}
     newest = newest_sweep(tracking)
     assert newest is not None
     assert newest.run_id == second[0]
-
-
-def test_best_trial(store: RunStore, tracking: TrackingConfig, tmp_path: Path) -> None:
-    ids = add_sweep(store, "first", [0.5, 0.9, None, 0.9], tmp_path)
-    assert best_trial_of(tracking, "first").run_id == ids[2]  # of two equals the first
-    assert best_trial_of(tracking, "first", higher_is_better=False).run_id == ids[1]
-    store.reopen_run(ids[0]).set_tags({names.BEST_RUN: ids[4]})  # the sweep's own word counts
-    assert best_trial_of(tracking, "first").run_id == ids[4]
-
-
-def test_checkpoints_are_found(store: RunStore, tracking: TrackingConfig, tmp_path: Path) -> None:
-    alone = store.start_run("alone", "digits", {names.KIND: "train"})
-    with pytest.raises(TrackingError, match="has kept a checkpoint"):
-        find_checkpoint(tracking)
-    ids = add_sweep(store, "first", [0.5, 0.9, None], tmp_path)
-    assert find_checkpoint(tracking)[1].name == "first-1.ckpt"
-    assert find_checkpoint(tracking, ids[0])[0].run_id == ids[2]  # a sweep means its best trial
-    assert find_checkpoint(tracking, ids[1])[1].name == "first-0.ckpt"
-    with pytest.raises(TrackingError, match="kept no checkpoint"):
-        find_checkpoint(tracking, alone.run_id)
-    (tmp_path / "first-0.ckpt").unlink()
-    with pytest.raises(TrackingError, match="moved or deleted"):
-        find_checkpoint(tracking, ids[1])
 
 
 def test_mistakes_get_one_line(store: RunStore, tracking: TrackingConfig, tmp_path: Path) -> None:
@@ -89,9 +66,9 @@ def test_mistakes_get_one_line(store: RunStore, tracking: TrackingConfig, tmp_pa
     requests = [
         (lambda: get_run(tracking, near), ids[1]),
         (lambda: get_run(tracking, "nothing like it"), "newest"),
-        (lambda: find_runs(tracking, sweep="frist"), "did you mean 'first'"),
+        (lambda: find_sweep(tracking, "frist"), "did you mean 'first'"),
         (lambda: find_runs(tracking, filter_string="metrics.val/accuracy >"), "cannot be read"),
-        (lambda: best_trial_of(tracking, "empty"), "no trial"),
+        (lambda: choose(tracking, "empty"), "no trial"),
     ]
     for request, message in requests:
         with pytest.raises(TrackingError, match=message) as error:

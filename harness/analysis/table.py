@@ -1,0 +1,173 @@
+"""A table of runs: as text that fits a terminal, as CSV, in Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+from harness.errors import TrackingError
+
+Cell = str | float | None  # a float is a measurement, a string everything else; None was not recorded
+
+RUN, TRIAL, STATUS = "run", "trial", "status"
+BEST_EPOCH, MINUTES, TRAINABLE, RUN_ID = "best epoch", "minutes", "trainable", "run id"
+NUM_SHOWN = 50  # runs, on a terminal; the files hold all
+SHORT_ID = 8  # characters, where room is scarce; they stand for the run as long as no other begins so
+GAP = 2  # blanks between two columns
+MAX_CELL = 28  # characters of a cell in a table that has to fit; the files hold it in full
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table, one row per run, best first."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    constant: int  # configuration columns left out because all runs agree
+    ranking: tuple[str, ...] = ()  # the columns, the most important first
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the table for a terminal: the best runs, and as many columns as fit; all without `width`."""
+        texts = self._texts()[:NUM_SHOWN]
+        shown, titles = list(range(len(self.columns))), list(self.columns)
+        if width is not None:
+            identity = self.columns.index(RUN_ID)
+            texts = [[*row[:identity], row[identity][:SHORT_ID], *row[identity + 1 :]] for row in texts]
+            titles = _short_titles(self.columns)
+            shown = _fitting(titles, texts, [self.columns.index(name) for name in self.ranking], width)
+        lines = _render(
+            [titles[column] for column in shown],
+            [[row[column] for column in shown] for row in texts],
+            [any(isinstance(row[column], float) for row in self.rows) for column in shown],
+            width,
+        )
+        count = f"{len(self.rows):,} runs"
+        if len(self.rows) > NUM_SHOWN:
+            count = f"the first {NUM_SHOWN} of {count}"
+        notes = [f"{count}; {self.constant} settings are the same in all"]
+        if hidden := len(self.columns) - len(shown):
+            notes.append(f"{hidden} more columns do not fit: --wide shows them")
+        return "\n".join([*lines, *notes])
+
+    def to_csv(self) -> str:
+        """Return the table as CSV, numbers in full."""
+        output = io.StringIO()
+        writer = csv.writer(output, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows([_plain(cell) for cell in row] for row in self.rows)
+        return output.getvalue()
+
+    def to_markdown(self) -> str:
+        """Return the table in Markdown."""
+        head = [_markdown_row(self.columns), _markdown_row(["---"] * len(self.columns))]
+        return "\n".join([*head, *map(_markdown_row, self._texts())]) + "\n"
+
+    def write(self, output_dir: Path) -> tuple[Path, Path]:
+        """Write `compare.csv` and `compare.md`; return their paths.
+
+        Raises:
+            TrackingError: the folder cannot be written.
+        """
+        table, document = output_dir / "compare.csv", output_dir / "compare.md"
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            table.write_text(self.to_csv(), encoding="utf-8")
+            document.write_text(self.to_markdown(), encoding="utf-8")
+        except OSError as error:
+            raise TrackingError(
+                f"{output_dir} cannot be written ({error.strerror}): choose another with --output"
+            ) from error
+        return table, document
+
+    def _texts(self) -> list[list[str]]:
+        return [
+            [_text(column, cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows
+        ]
+
+
+def _fitting(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], ranking: Sequence[int], width: int
+) -> list[int]:
+    """Return which columns to show side by side within a width, in the order of the table.
+
+    Args:
+        ranking: the columns, the most important first; the first is shown in any case.
+    """
+    room, chosen = width + GAP, list[int]()
+    for column in ranking:
+        cells = [*titles[column].split("\n"), *(row[column] for row in rows)]
+        needed = GAP + min(MAX_CELL, max(map(cell_len, cells)))
+        if needed <= room or not chosen:
+            chosen.append(column)
+            room -= needed
+    return sorted(chosen)
+
+
+def _short_titles(names: Sequence[str]) -> list[str]:
+    """Return titles over several lines, each path by its last part where no other ends the same."""
+    last = [name.rpartition(".")[2] for name in names]
+    unique = [part if last.count(part) == 1 else name for name, part in zip(names, last, strict=True)]
+    return [re.sub(r"[ _/.]", "\n", title) for title in unique]
+
+
+def _render(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], are_numbers: Sequence[bool], width: int | None
+) -> list[str]:
+    """Return the lines of a table; without a width, it is as wide as it needs to be."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, is_number in zip(titles, are_numbers, strict=True):
+        table.add_column(
+            title,
+            justify="right" if is_number else "left",
+            overflow="ellipsis",
+            no_wrap=True,
+            max_width=None if width is None else MAX_CELL,
+        )
+    for row in rows:
+        table.add_row(*(cell.replace("\n", " ") for cell in row))
+    output = io.StringIO()
+    widest = [
+        max((cell_len(cell) for cell in column), default=0) for column in zip(titles, *rows, strict=True)
+    ]
+    console = Console(
+        file=output,
+        width=width or sum(widest) + GAP * len(widest),
+        color_system=None,
+        markup=False,
+        emoji=False,
+    )
+    console.print(table)
+    return [line.rstrip() for line in output.getvalue().splitlines()]
+
+
+def _plain(cell: Cell) -> Cell:
+    """Return a cell for CSV: whole numbers without a point."""
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
+
+
+def _text(column: str, cell: Cell) -> str:
+    match cell:
+        case None:
+            return "-"
+        case str():
+            return cell
+        case _ if column == MINUTES:
+            return f"{cell:.1f}"
+        case _ if column.startswith(("val/", "test/")):
+            return f"{cell:.4f}"
+        case _ if cell.is_integer() and abs(cell) < 1e15:
+            return f"{int(cell):,}" if column == TRAINABLE else str(int(cell))
+        case _:
+            return f"{cell:.4g}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
