@@ -19,7 +19,7 @@ from harness.config.schema import RunConfig
 from harness.errors import DataError, DivergedError
 from harness.search import trial
 from harness.search.study import RUN_ID
-from harness.tracking import Tracker
+from harness.tracking import Tracker, names
 from harness.training.result import EpochReport, RunResult
 from tests.search.behaviour import Behaviour, account, note
 
@@ -148,6 +148,7 @@ class _Run:
 
     def _ended(self, status: Any) -> RunResult:
         (self.folder / "best.ckpt").write_text("weights")
+        self.tracker.set_tags({names.CHECKPOINT: str((self.folder / "best.ckpt").resolve())})
         self.tracker.log_summary({"run_seconds": 0.5})
         self.tracker.finish("FINISHED")
         self._fault("end")

@@ -187,8 +187,8 @@ def test_checkpoints_are_found(store: RunStore, tracking: TrackingConfig, tmp_pa
 def test_a_run_of_another_store_or_a_deleted_one_gets_one_line(
     store: RunStore, tracking: TrackingConfig, tmp_path: Path
 ) -> None:
-    parent, ids = add_sweep(store, tmp_path, "it's \"x\" 100%", [{"score": 0.5}, {"score": 0.4}])
-    assert choose(tracking, "it's \"x\" 100%").run.run_id == ids[0]
+    parent, ids = add_sweep(store, tmp_path, 'it\'s "x" 100%', [{"score": 0.5}, {"score": 0.4}])
+    assert choose(tracking, 'it\'s "x" 100%').run.run_id == ids[0]
     store.client.delete_run(ids[1])
     for reference, message in (
         ("0" * 32, r"no run '0{32}' is recorded in .*; newest: .*trial-0000"),
