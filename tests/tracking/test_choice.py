@@ -88,7 +88,7 @@ def test_what_was_pruned_infeasible_or_goes_on_is_never_best(
         {"score": 0.7},
         {"score": float("nan")},
     ]
-    parent, ids = add_sweep(store, tmp_path, "s", trials)
+    _, ids = add_sweep(store, tmp_path, "s", trials)
     choice = choose(tracking)
     assert choice.run.run_id == ids[6]  # of two equals the first
     assert choice.is_best_of_sweep
@@ -187,7 +187,7 @@ def test_checkpoints_are_found(store: RunStore, tracking: TrackingConfig, tmp_pa
 def test_a_run_of_another_store_or_a_deleted_one_gets_one_line(
     store: RunStore, tracking: TrackingConfig, tmp_path: Path
 ) -> None:
-    parent, ids = add_sweep(store, tmp_path, 'it\'s "x" 100%', [{"score": 0.5}, {"score": 0.4}])
+    _, ids = add_sweep(store, tmp_path, 'it\'s "x" 100%', [{"score": 0.5}, {"score": 0.4}])
     assert choose(tracking, 'it\'s "x" 100%').run.run_id == ids[0]
     store.client.delete_run(ids[1])
     for reference, message in (
