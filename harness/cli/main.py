@@ -21,13 +21,14 @@ from harness.cli.common import (
     tracking_config,
 )
 from harness.errors import ConfigError, HarnessError
-from harness.logs import show_messages
+from harness.logs import never_fail_to_print, show_messages
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 a mistake named in one line, 130 interrupted."""
+    never_fail_to_print()
     options = parse(arguments)
     show_messages()
     try:
@@ -70,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_record_commands(add)
     predict = add("predict", run_predict, "classify image files with an exported bundle")
     predict.add_argument("bundle", type=Path, help="exports/<name>")
-    predict.add_argument("images", nargs="+", type=Path)
+    predict.add_argument("images", nargs="+", type=Path, help="files, or folders of them")
     predict.add_argument("--top", type=int, default=3, help="classes to show")
     add_mlruns(add("doctor", run_doctor, "print what this machine has and what `auto` means on it"))
     return parser

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from harness.config.agreement import check_agreement
 
@@ -59,14 +59,33 @@ class DigitsData(BaseData):
     kind: Literal["digits"] = "digits"
 
 
+PixelType = Literal["uint16", "int32", "float32"]  # of images deeper than 8 bits
+Patterns = Annotated[tuple[str, ...], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
+
+
 class FolderData(BaseData):
     """Any tree of class folders, with or without train/ val/ test/ above them."""
 
     kind: Literal["folder"] = "folder"
+    include: Patterns = ()  # glob patterns of names, or of paths below `dir`; empty: every image
+    exclude: Patterns = ()  # likewise, of files and folders that are left out
     decode_size: Annotated[int, Field(ge=8, le=1024)] = 224  # pixels; shorter side resized, centre cropped
+    pixel_range: dict[
+        PixelType, tuple[float, float]
+    ] = {}  # that becomes 0 … 255; what is missing is measured
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
     max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the memory; beyond it, files are read anew
     num_workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes that then decode; 0 = the run's own
+
+    @field_validator("pixel_range")
+    @classmethod
+    def _low_below_high(
+        cls, ranges: dict[PixelType, tuple[float, float]]
+    ) -> dict[PixelType, tuple[float, float]]:
+        for kind, (low, high) in ranges.items():
+            if low >= high:
+                raise ValueError(f"{kind}: the low end {low:g} must be below the high end {high:g}")
+        return ranges
 
 
 DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(discriminator="kind")]

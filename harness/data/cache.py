@@ -13,7 +13,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +21,18 @@ import numpy as np
 from filelock import FileLock
 from numpy.lib.format import open_memmap
 
+from harness.config.schema import PixelType
 from harness.data.files import ImageFiles
 from harness.errors import DataError
 
-FORMAT = 1  # raise it when the files below change their meaning
+FORMAT = 2  # raise it when the files below, or the rules by which images become pixels, change
 BROKEN = -1  # label of a row whose file could not be read
 SPOT_CHECKS = 64  # images per part whose hash is compared at every opening
-INDEX_FILES = ("labels", "hashes", "moments")
+INDEX_FILES = ("labels", "hashes", "moments", "thumbnails")
+THUMBNAIL = 8  # pixels of its side
 
 PartName = Literal["train", "val", "test"]
+Facts = tuple[np.ndarray, np.ndarray, np.ndarray]  # of images: hashes, moments, thumbnails
 log = logging.getLogger(__name__)
 
 
@@ -42,22 +45,37 @@ class Part:
         labels: int64 (N,), ``BROKEN`` where the file could not be read.
         hashes: uint8 (N, 32), the sha256 of each image's pixels.
         moments: int64 (N, 2, 3), per channel the sum and the sum of squares of each image's pixels.
+        thumbnails: uint8 (N, 8, 8), grey.
+        names: Of the files, relative to the data folder; empty where the images are in no files of their own.
     """
 
     images: np.ndarray | ImageFiles
     labels: np.ndarray
     hashes: np.ndarray
     moments: np.ndarray
+    thumbnails: np.ndarray
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a source says about the images it decoded."""
+    """What a source says about the images it decoded.
+
+    Args:
+        pixel_range: Of images deeper than 8 bits, what became 0 … 255.
+        notices: What a user should know of the images, a line each.
+        layout: How a tree of files was understood.
+        passed_over: What lies there and is not used, as (path, reason).
+    """
 
     name: str
     class_names: tuple[str, ...]
     source: str
     broken_files: tuple[str, ...] = ()
+    pixel_range: Mapping[PixelType, tuple[float, float]] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+    layout: str = ""
+    passed_over: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ class DecodedSet:
     parts: Mapping[PartName, Part]
 
 
-Files = Mapping[PartName, ImageFiles]
+Files = Callable[[Description], Mapping[PartName, ImageFiles]]
 
 
 def load_or_build(
@@ -78,7 +96,7 @@ def load_or_build(
 
     Args:
         build: Fills the directory it is given by `create_images` and `finish_part`.
-        files: Of each part, where the cache holds all but the pixels (`write_index` alone).
+        files: Of each part, as described, where the cache holds all but the pixels (`write_index` alone).
 
     Raises:
         DataError: If the cache directory cannot be written, or whatever `build` raises.
@@ -141,21 +159,18 @@ def finish_part(directory: Path, part: PartName, images: np.memmap, labels: np.n
     write_index(directory, part, labels, [pixel_facts(images)])
 
 
-def write_index(
-    directory: Path, part: PartName, labels: np.ndarray, facts: list[tuple[np.ndarray, np.ndarray]]
-) -> None:
+def write_index(directory: Path, part: PartName, labels: np.ndarray, facts: list[Facts]) -> None:
     """Write a part's labels, and the `pixel_facts` of its images in one piece or several."""
     folder = directory / part
     folder.mkdir(exist_ok=True)
-    hashes, moments = (np.concatenate(pieces) for pieces in zip(*facts, strict=True))
-    np.save(folder / "labels.npy", labels.astype(np.int64))
-    np.save(folder / "hashes.npy", hashes)
-    np.save(folder / "moments.npy", moments)
+    known = [np.concatenate(pieces) for pieces in zip(*facts, strict=True)]
+    for name, values in zip(INDEX_FILES, [labels.astype(np.int64), *known], strict=True):
+        np.save(folder / f"{name}.npy", values)
 
 
-def pixel_facts(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what can be computed once from pixels: the hashes and moments of a `Part`."""
-    return hash_images(images), _moments(images)
+def pixel_facts(images: np.ndarray) -> Facts:
+    """Return what can be computed once from pixels: the hashes, moments and thumbnails of a `Part`."""
+    return hash_images(images), _moments(images), thumbnails(images)
 
 
 def hash_images(images: np.ndarray) -> np.ndarray:
@@ -174,6 +189,23 @@ def _moments(images: np.ndarray, chunk: int = 512) -> np.ndarray:
         found[start : start + chunk, 0] = ones @ pixels
         found[start : start + chunk, 1] = ones @ np.square(pixels, out=pixels)
     return found
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """Return each image in grey, uint8 (N, 8, 8), each pixel the mean of its share of the image."""
+    rows, columns = (
+        np.linspace(0, side, THUMBNAIL, endpoint=False).astype(np.int64) for side in images.shape[1:3]
+    )
+    height, width = (
+        np.diff([*starts, side]) for starts, side in zip((rows, columns), images.shape[1:3], strict=True)
+    )
+    small = np.empty((len(images), THUMBNAIL, THUMBNAIL), dtype=np.uint8)
+    for row, image in enumerate(images):
+        sums = np.add.reduceat(
+            np.add.reduceat(image.sum(axis=2, dtype=np.int64), rows, axis=0), columns, axis=1
+        )
+        small[row] = sums // np.maximum(3 * np.outer(height, width), 1)
+    return small
 
 
 def _write_meta(directory: Path, about: Description) -> None:
@@ -202,32 +234,35 @@ def open_cache(directory: Path, files: Files | None = None) -> DecodedSet | None
         return None
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        about = _description(meta["about"])
+        listed = files(about) if files else {}
         parts = {
-            name: _open_part(directory / name, expected, files[name] if files else None)
+            name: _open_part(directory / name, expected, listed.get(name))
             for name, expected in meta["parts"].items()
         }
-        return DecodedSet(_description(meta["about"]), parts)
+        return DecodedSet(about, parts)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         log.warning("the image cache %s is damaged (%s) and will be rebuilt", directory, error)
         return None
 
 
 def _description(about: dict[str, Any]) -> Description:
-    lists = {key: tuple(about[key]) for key in ("class_names", "broken_files")}
-    return Description(**{**about, **lists})
+    lists = {key: tuple(about[key]) for key in ("class_names", "broken_files", "notices", "passed_over")}
+    ranges = {kind: (low, high) for kind, (low, high) in about["pixel_range"].items()}
+    return Description(**{**about, **lists, "pixel_range": ranges})
 
 
 def _open_part(folder: Path, expected: dict[str, Any], files: ImageFiles | None) -> Part:
     if _index_digest(folder) != expected["index_sha256"]:
         raise ValueError("its index files changed")
-    labels, hashes, moments = (np.load(folder / f"{name}.npy") for name in INDEX_FILES)
+    labels, hashes, moments, small = (np.load(folder / f"{name}.npy") for name in INDEX_FILES)
     if files is not None:
-        return Part(files, labels, hashes, moments)
+        return Part(files, labels, hashes, moments, small)
     images = np.load(folder / "images.npy", mmap_mode="r")
     if list(images.shape) != expected["shape"] or images.dtype != np.uint8:
         raise ValueError(f"images.npy has shape {images.shape}")
     _spot_check(images, hashes)
-    return Part(images, labels, hashes, moments)
+    return Part(images, labels, hashes, moments, small)
 
 
 def _spot_check(images: np.ndarray, hashes: np.ndarray) -> None:

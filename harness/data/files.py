@@ -11,14 +11,16 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from harness.data.sources.decode import decode_image
+from harness.data.names import printable
+from harness.data.sources.decode import NO_RANGE, decode_image
+from harness.data.sources.pixels import PixelRange
 from harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,12 +37,14 @@ class ImageFiles:
         paths: Relative to `root`.
         size: Pixels of the side of the decoded squares.
         num_workers: Processes that decode for `stream`; 0: the process itself does.
+        pixel_range: Of the data set's deep images.
     """
 
     root: Path
     paths: tuple[str, ...]
     size: int
     num_workers: int = 0
+    pixel_range: PixelRange = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -53,7 +57,7 @@ class ImageFiles:
         Raises:
             DataError: If a file that was there has gone or changed into something else.
         """
-        return decode_files(self.root, self._paths_of(rows), self.size)
+        return decode_files(self.root, self._paths_of(rows), self.size, self.pixel_range)
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield `take(rows)` for each batch of rows, in their order, decoded ahead by worker processes.
@@ -65,7 +69,7 @@ class ImageFiles:
         from torch.utils.data import DataLoader
 
         loader: DataLoader[Any] = DataLoader(
-            _Decoder(self.root, self.size),  # type: ignore[arg-type]
+            _Decoder(self.root, self.size, dict(self.pixel_range)),  # type: ignore[arg-type]
             batch_size=None,  # what the sampler gives is a batch already
             sampler=[self._paths_of(rows) for rows in batches],
             num_workers=self.num_workers,
@@ -91,27 +95,22 @@ class ImageFiles:
         return [self.paths[row] for row in rows]
 
 
-def decode_files(root: Path, paths: list[str], size: int) -> np.ndarray:
+def decode_files(root: Path, paths: list[str], size: int, pixel_range: PixelRange = NO_RANGE) -> np.ndarray:
     """Return the images of files that could be read before, uint8 (B, size, size, 3)."""
     images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such files are refused instead
         for row, path in enumerate(paths):
             try:
-                images[row] = decode_image(root / path, size)
+                images[row] = decode_image(root / path, size, pixel_range)
             except MemoryError:
                 raise
             except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
                 raise DataError(
                     f"{printable(path)} can no longer be read ({type(error).__name__}); "
-                    f"put it back into {root}, or start anew without it"
+                    f"put it back into {printable(str(root))}, or start anew without it"
                 ) from error
     return images
-
-
-def printable(path: str) -> str:
-    """Return a name that can be printed and recorded, even where the file system's is not valid text."""
-    return os.fsencode(path).decode("utf-8", errors="replace")
 
 
 # ── worker processes ──────────────────────────────────────────────────────────────────────────────
@@ -120,16 +119,17 @@ def printable(path: str) -> str:
 class _Decoder:
     """All that a worker is given; the paths of each batch are sent to it."""
 
-    def __init__(self, root: Path, size: int) -> None:
+    def __init__(self, root: Path, size: int, pixel_range: PixelRange) -> None:
         self.root = root
         self.size = size
+        self.pixel_range = pixel_range
 
     def __getitem__(self, paths: list[str]) -> Tensor | str:
         """Return pixels, or in one line what went wrong: an exception would arrive wrapped in a traceback."""
         import torch
 
         try:
-            return torch.from_numpy(decode_files(self.root, paths, self.size))
+            return torch.from_numpy(decode_files(self.root, paths, self.size, self.pixel_range))
         except DataError as error:
             return str(error)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.config.schema import AutoData, Cifar10Data, DataConfig, DigitsData, FolderData
 from harness.data.cache import DecodedSet
+from harness.data.copies import tell_copies
 from harness.data.splits import ImageSplits, build_splits
 from harness.errors import DownloadError
 
@@ -21,6 +22,7 @@ FALLBACK_NOTICE = """
 ────────────────────────────────────────────────────────────────────────────"""
 NamedData = Cifar10Data | DigitsData | FolderData
 log = logging.getLogger(__name__)
+_seen: set[str] = set()
 
 
 def load_splits(config: DataConfig) -> ImageSplits:
@@ -33,7 +35,21 @@ def load_splits(config: DataConfig) -> ImageSplits:
     """
     named = resolve_auto(config)
     is_fallback = config.kind == "auto" and named.kind == "digits"
-    return build_splits(load_decoded(named), named, held_out_fraction(named), is_fallback)
+    decoded = load_decoded(named)
+    splits = build_splits(decoded, named, held_out_fraction(named), is_fallback)
+    if splits.digest not in _seen:  # once a process
+        _seen.add(splits.digest)
+        for line in tell_copies(decoded):
+            log.warning("%s: %s", splits.name, line)
+    return splits
+
+
+def as_loaded(config: DataConfig, splits: ImageSplits) -> NamedData:
+    """Return the section that gives these very splits anywhere: what was found out is settled for good."""
+    named = resolve_auto(config)
+    if isinstance(named, FolderData):
+        return named.model_copy(update={"pixel_range": dict(splits.pixel_range)})
+    return named
 
 
 def resolve_auto(config: DataConfig) -> NamedData:

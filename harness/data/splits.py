@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from harness.config.schema import BaseData
 from harness.data.cache import BROKEN, DecodedSet, Part, PartName, content_digest
+from harness.data.copies import first_of_each, without_copies
 from harness.data.files import ImageFiles
+from harness.data.sources.pixels import PixelRange
 from harness.errors import ConfigError, DataError
 
 TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
+
+# Of an image that is in several given parts, training and then validation go without: no score is of an image
+# that was trained on.
+KEEPS_ITS_IMAGES: dict[PartName, tuple[PartName, ...]] = {
+    "train": ("val", "test"),
+    "val": ("test",),
+    "test": (),
+}
 
 Triple = tuple[float, float, float]
 
@@ -58,6 +68,7 @@ class ImageSplits:
         row_digest: sha256 (hex) of the pixels of both, in this order: whatever is kept by row depends on it.
         source: Where the images came from, for people.
         broken_files: Files that could not be read, relative to the data folder.
+        pixel_range: Of images deeper than 8 bits, what became 0 … 255.
         is_fallback: True where ``data=auto`` had to make do with the digits.
         mean: Of the training split's pixels per channel, in [0, 1].
         std: Likewise.
@@ -73,6 +84,7 @@ class ImageSplits:
     mean: Triple
     std: Triple
     broken_files: tuple[str, ...] = ()
+    pixel_range: PixelRange = field(default_factory=dict)
     is_fallback: bool = False
 
 
@@ -92,7 +104,7 @@ def build_splits(
     rows, _ = _train_and_test_rows(decoded, test_fraction)
     if "val" in decoded.parts:
         val_part = decoded.parts["val"]
-        val_rows = readable_rows(val_part, names, "val")
+        val_rows = _own_rows(decoded, "val")
     else:
         val_part = part
         val_rows = _set_aside(part, rows, config.val_fraction, config.split_seed, names)
@@ -115,6 +127,7 @@ def build_splits(
         ).hexdigest(),
         source=decoded.about.source,
         broken_files=decoded.about.broken_files,
+        pixel_range=decoded.about.pixel_range,
         is_fallback=is_fallback,
         mean=mean,
         std=std,
@@ -131,11 +144,26 @@ def build_test(decoded: DecodedSet, test_fraction: float) -> ImageArrays:
 
 def _train_and_test_rows(decoded: DecodedSet, test_fraction: float) -> tuple[np.ndarray, np.ndarray]:
     part, names = decoded.parts["train"], decoded.about.class_names
-    rows = readable_rows(part, names, "train")
+    rows = _own_rows(decoded, "train")
     if "test" in decoded.parts:
         return rows, np.empty(0, dtype=np.int64)
     test_rows = _set_aside(part, rows, test_fraction, TEST_SPLIT_SEED, names)
     return np.setdiff1d(rows, test_rows, assume_unique=True), test_rows
+
+
+def _own_rows(decoded: DecodedSet, name: PartName) -> np.ndarray:
+    """Return a part's readable images without copies of what the source gives for validation and test."""
+    part, names = decoded.parts[name], decoded.about.class_names
+    rows = readable_rows(part, names, name)
+    for other in KEEPS_ITS_IMAGES[name]:
+        if other in decoded.parts:
+            held = decoded.parts[other]
+            rows = without_copies(part, rows, held, np.flatnonzero(held.labels != BROKEN))
+    if len(rows) == 0:
+        raise DataError(f"each of the images for {name} is a copy of a test image; replace them")
+    if name == "train":
+        _check_classes(part, rows, names)
+    return rows
 
 
 def readable_rows(part: Part, class_names: tuple[str, ...], where: PartName) -> np.ndarray:
@@ -144,11 +172,18 @@ def readable_rows(part: Part, class_names: tuple[str, ...], where: PartName) -> 
     if len(rows) == 0:
         raise DataError(f"none of the {len(part.labels)} images for {where} can be read; replace them")
     if where == "train":
-        counts = np.bincount(part.labels[rows], minlength=len(class_names))
-        if not counts.all():
-            empty = class_names[int(counts.argmin())]
-            raise DataError(f"class {empty!r} has no readable training image; add some or remove its folder")
+        _check_classes(part, rows, class_names)
     return rows
+
+
+def _check_classes(part: Part, rows: np.ndarray, class_names: tuple[str, ...]) -> None:
+    counts = np.bincount(part.labels[rows], minlength=len(class_names))
+    if not counts.all():
+        empty = class_names[int(counts.argmin())]
+        raise DataError(
+            f"class {empty!r} has no readable training image besides copies of validation and test images; "
+            "add some or remove its folder"
+        )
 
 
 def _arrays(part: Part, rows: np.ndarray) -> ImageArrays:
@@ -161,14 +196,18 @@ def _arrays(part: Part, rows: np.ndarray) -> ImageArrays:
 def _set_aside(
     part: Part, rows: np.ndarray, fraction: float, seed: int, names: tuple[str, ...]
 ) -> np.ndarray:
-    """Pick `fraction` of the rows, of every class at least one and never all."""
-    labels = part.labels[rows]
+    """Pick `fraction` of the different images, of every class at least one and never all; copies go along."""
+    different, first = first_of_each(part, rows)
+    labels = part.labels[different]
     sizes = np.bincount(labels, minlength=len(names))
     if sizes.min() < 2:
         scarce = names[int(sizes.argmin())]
-        raise DataError(f"class {scarce!r} has too few images to be split (at least 3 are needed); add some")
-    count = int(np.clip(round(fraction * len(rows)), len(names), len(rows) - len(names)))
-    return rows[pick_stratified(labels, allocate(sizes, count, sizes - 1), seed)]
+        raise DataError(
+            f"class {scarce!r} has too few images to be split (at least 3, no copies, are needed); add some"
+        )
+    count = int(np.clip(round(fraction * len(different)), len(names), len(different) - len(names)))
+    picked = different[pick_stratified(labels, allocate(sizes, count, sizes - 1), seed)]
+    return rows[np.isin(first, picked)]
 
 
 def _subset(part: Part, rows: np.ndarray, config: BaseData) -> np.ndarray:

@@ -12,15 +12,18 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from harness.config.schema import AugmentConfig, DataConfig
+from harness.data.cache import DecodedSet, Description
+from harness.data.copies import look_alikes, tell_copies
 from harness.data.datamodule import ImageDataModule
 from harness.data.features import clear_features, list_features
 from harness.data.held_out import load_test
-from harness.data.load import load_splits, resolve_auto
+from harness.data.load import load_decoded, load_splits, resolve_auto
+from harness.data.names import count, printable
 from harness.data.splits import ImageArrays, ImageSplits
 
 SAMPLES_PER_CLASS = 8
 CLASSES_SHOWN = 20
-BROKEN_SHOWN = 20
+NAMES_SHOWN = 20
 
 
 def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | None = None) -> str:
@@ -37,6 +40,7 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
     """
     config = resolve_auto(config)
     splits, test = load_splits(config), load_test(config)
+    decoded = load_decoded(config)
     output_dir.mkdir(parents=True, exist_ok=True)
     positions = _sample_positions(splits)
     samples = torch.from_numpy(splits.train.gather(positions)).permute(0, 3, 1, 2)
@@ -47,7 +51,15 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
         augmented, _ = module.mix(module.augment(samples, epoch=0, batch_index=0), labels, 0, 0)
         pictures.append(_write_grid(augmented, output_dir / "samples_augmented.png"))
     return "\n".join(
-        [*_facts(splits), "", *_counts(splits, test), *_broken(splits), *_pictures(splits, pictures)]
+        [
+            *_facts(splits, decoded.about),
+            "",
+            *_counts(splits, test),
+            *_notices(decoded, splits, test),
+            *_listed("file cannot be read", "files cannot be read", splits.broken_files),
+            *_passed_over(decoded.about),
+            *_pictures(splits, pictures),
+        ]
     )
 
 
@@ -68,11 +80,12 @@ def summarise_features(config: DataConfig, *, clear: bool) -> str:
     return "\n".join(lines)
 
 
-def _facts(splits: ImageSplits) -> list[str]:
+def _facts(splits: ImageSplits, about: Description) -> list[str]:
     height, width = splits.train.images.shape[1:3]
     return [
         f"data set   {splits.name}, {len(splits.class_names)} classes, {height} x {width} pixels",
         f"source     {splits.source}",
+        *([f"layout     {about.layout}"] if about.layout else []),
         f"mean       {_rounded(splits.mean)}   (training split, red green blue, in [0, 1])",
         f"deviation  {_rounded(splits.std)}",
         f"digest     {splits.digest}",
@@ -100,17 +113,29 @@ def _per_class(split: ImageArrays, num_classes: int) -> np.ndarray:
     return np.bincount(split.labels, minlength=num_classes)
 
 
-def _broken(splits: ImageSplits) -> list[str]:
-    broken = splits.broken_files
-    if not broken:
+def _notices(decoded: DecodedSet, splits: ImageSplits, test: ImageArrays) -> list[str]:
+    """Return what was noticed of the tree, of its pixels, and of images that are there more than once."""
+    test_part = decoded.parts.get("test", decoded.parts["train"])
+    val_part = decoded.parts.get("val", decoded.parts["train"])
+    sides = {
+        "train": (decoded.parts["train"], splits.train.indices),
+        "val": (val_part, splits.val.indices),
+        "test": (test_part, test.indices),
+    }
+    lines = [*decoded.about.notices, *tell_copies(decoded), *look_alikes(sides)]
+    return ["", *(f"note       {line}" for line in lines)] if lines else []
+
+
+def _passed_over(about: Description) -> list[str]:
+    names = tuple(f"{printable(path)}: {why}" for path, why in about.passed_over)
+    return _listed("file or folder is not used", "files or folders are not used", names)
+
+
+def _listed(one: str, many: str, names: tuple[str, ...]) -> list[str]:
+    if not names:
         return []
-    more = [f"  and {len(broken) - BROKEN_SHOWN} more"] if len(broken) > BROKEN_SHOWN else []
-    return [
-        "",
-        f"{len(broken)} file{'s' * (len(broken) > 1)} cannot be read:",
-        *(f"  {name}" for name in broken[:BROKEN_SHOWN]),
-        *more,
-    ]
+    more = [f"  and {len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []
+    return ["", f"{count(len(names), one, many)}:", *(f"  {name}" for name in names[:NAMES_SHOWN]), *more]
 
 
 def _pictures(splits: ImageSplits, paths: list[Path]) -> list[str]:

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from harness.config.schema import DataConfig, FolderData
 from harness.data.splits import ImageArrays
 from harness.errors import ExportError
 from harness.export import manifest, parity
@@ -30,8 +31,8 @@ from harness.models import ImageClassifier
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 
 DECODE_RULE = (  # of harness.data.sources.decode, in words
-    "a file's image is turned upright (EXIF), laid on white where transparent, scaled to 8 bits if deeper, "
-    "its shorter side resized to {size} pixels (Pillow, bicubic), its centre cropped"
+    "a file's image is turned upright (EXIF), laid on white where transparent, scaled to 8 bits if deeper"
+    "{ranges}, its shorter side resized to {size} pixels (Pillow, bicubic), its centre cropped"
 )
 PACKAGES = ("harness", "torch", "timm", "onnx", "onnxruntime", "safetensors", "numpy", "pillow")
 MACHINE_KEYS = ("dir", "cache_dir")  # of `data`: where files lay on one machine, nobody else's business
@@ -100,7 +101,7 @@ def _write(
         name=name,
         classes=checkpoint.class_names,
         input=graph_input,
-        preprocessing=_preprocessing(classifier, graph_input.height),
+        preprocessing=_preprocessing(classifier, graph_input.height, checkpoint.config.data),
         model=checkpoint.config.model,
         num_parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         data=DataFacts(name=checkpoint.data_name, digest=checkpoint.data_digest, num_val_images=len(val)),
@@ -119,11 +120,14 @@ def _write(
     return config
 
 
-def _preprocessing(classifier: ImageClassifier, side: int) -> Preprocessing:
+def _preprocessing(classifier: ImageClassifier, side: int, data: DataConfig) -> Preprocessing:
     inside = classifier.preprocess
+    pixel_range = data.pixel_range if isinstance(data, FolderData) else {}
+    ranges = ", ".join(f"{kind} {low:g} … {high:g}" for kind, (low, high) in pixel_range.items())
     return Preprocessing(
         decode_size=side,
-        decode_rule=DECODE_RULE.format(size=side),
+        decode_rule=DECODE_RULE.format(size=side, ranges=f" ({ranges} to 0 … 255)" if ranges else ""),
+        pixel_range=pixel_range,
         image_size=classifier.image_size,
         interpolation=inside.interpolation,
         mean=tuple(inside.mean.flatten().tolist()),

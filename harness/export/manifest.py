@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from harness.config.schema import Frozen, ModelConfig
+from harness.config.schema import Frozen, ModelConfig, PixelType
 from harness.errors import ExportError
 
 FORMAT: Literal["harness-bundle"] = "harness-bundle"
@@ -51,6 +51,8 @@ class Preprocessing(Frozen):
 
     decode_size: int  # pixels: the training images' side; files are brought to it before the graph
     decode_rule: str  # in words
+    # of files deeper than 8 bits: what becomes 0 … 255
+    pixel_range: dict[PixelType, tuple[float, float]] = Field(default_factory=dict)
     image_size: int  # pixels: the graph resizes its input to this square
     interpolation: str
     antialias: Literal[True] = True

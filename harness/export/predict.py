@@ -10,8 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.names import printable
 from harness.data.sources.decode import decode_image
-from harness.errors import ExportError
+from harness.data.sources.layout import tell_passed_over
+from harness.data.sources.pixels import PixelRange
+from harness.data.sources.scan import PassedOver, scan
+from harness.errors import DataError, ExportError
 from harness.export.checksums import verify_checksums
 from harness.export.manifest import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, BundleConfig, read_config
 from harness.export.runners import Runner, onnx_runner, torch_runner
@@ -45,14 +49,19 @@ class Prediction:
 class Predictions(list[Prediction]):
     """One prediction per file, in the order of the files; prints as a table."""
 
+    passed_over: tuple[PassedOver, ...] = ()  # of the folders among them
+
     @property
     def failed(self) -> bool:
         """Whether any file could not be read."""
         return any(prediction.error is not None for prediction in self)
 
     def __str__(self) -> str:
-        width = max((len(str(prediction.file)) for prediction in self), default=0)
-        return "\n".join(f"{prediction.file!s:<{width}}  {prediction}" for prediction in self)
+        names = [printable(str(prediction.file)) for prediction in self]
+        width = max(map(len, names), default=0)
+        lines = [f"{name:<{width}}  {prediction}" for name, prediction in zip(names, self, strict=True)]
+        unused = [f"not used: {tell_passed_over(self.passed_over)}"] if self.passed_over else []
+        return "\n".join([*lines, *unused])
 
 
 def load_bundle(bundle_dir: str | Path) -> Bundle:
@@ -71,21 +80,39 @@ def predict_files(
 ) -> Predictions:
     """Classify image files of any mode and size; a file that cannot be read gets its error, the rest a class.
 
+    Args:
+        files: a folder stands for the images in it and below.
+
     Returns:
         One prediction per file, in their order.
 
     Raises:
         ExportError: the bundle is missing or damaged, or `top_k` is not positive.
+        DataError: a folder cannot be read or holds no image.
     """
     if top_k < 1:
         raise ExportError(f"top_k={top_k}: ask for at least one class")
     bundle = load_bundle(bundle_dir)
     score = _build_runner(bundle, runtime)
-    paths = [Path(file) for file in files]
     predictions = Predictions()
+    paths = []
+    for file in map(Path, files):
+        inside, passed_over = _images_below(file) if file.is_dir() else ([file], ())
+        paths += inside
+        predictions.passed_over += passed_over
     for start in range(0, len(paths), BATCH_SIZE):
         predictions.extend(_predict_batch(bundle.config, score, paths[start : start + BATCH_SIZE], top_k))
     return predictions
+
+
+def _images_below(folder: Path) -> tuple[list[Path], tuple[PassedOver, ...]]:
+    top, passed_over = scan(folder)
+    found = [folder / path for path in top.all_images()]
+    here = tuple(PassedOver(str(folder / one.path), one.why) for one in passed_over)
+    if not found:
+        seen = f"; seen: {tell_passed_over(here)}" if here else ""
+        raise DataError(f"there are no images in {printable(str(folder))}{seen}")
+    return found, here
 
 
 def _build_runner(bundle: Bundle, runtime: Runtime) -> Runner:
@@ -97,7 +124,8 @@ def _build_runner(bundle: Bundle, runtime: Runtime) -> Runner:
 
 
 def _predict_batch(config: BundleConfig, score: Runner, paths: list[Path], top_k: int) -> list[Prediction]:
-    decoded = [_decode(path, config.preprocessing.decode_size) for path in paths]
+    inside = config.preprocessing
+    decoded = [_decode(path, inside.decode_size, inside.pixel_range) for path in paths]
     images = [image for image in decoded if not isinstance(image, str)]
     probabilities = iter(_softmax(score(np.stack(images).transpose(0, 3, 1, 2).copy())) if images else ())
     return [
@@ -108,9 +136,9 @@ def _predict_batch(config: BundleConfig, score: Runner, paths: list[Path], top_k
     ]
 
 
-def _decode(path: Path, size: int) -> NDArray[np.uint8] | str:
+def _decode(path: Path, size: int, pixel_range: PixelRange) -> NDArray[np.uint8] | str:
     try:
-        return decode_image(path, size)
+        return decode_image(path, size, pixel_range)
     except FileNotFoundError:
         return "no such file"
     except Exception as error:  # whatever Pillow's decoders raise at damage

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from harness.config.schema import RunConfig
-from harness.data import load_splits, resolve_auto
+from harness.data import as_loaded, load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.data.feature_module import FeatureDataModule
 from harness.data.splits import ImageArrays, ImageSplits
@@ -69,7 +69,9 @@ def train(
         machine = resolve_machine(config.trainer)
         pl.seed_everything(config.seed, verbose=False)
         splits = load_splits(config.data)
-        config = config.model_copy(update={"data": resolve_auto(config.data)})  # what `auto` was, for good
+        config = config.model_copy(
+            update={"data": as_loaded(config.data, splits)}
+        )  # what `auto` was, for good
         classifier, freezing = prepare_model(config, splits)
         ranks.from_zero(lambda: make_room(checkpoint_dir, classifier))
         if ranks.is_zero:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 
 from harness.data.sources.decode import decode_image
-from harness.errors import ExportError
+from harness.errors import DataError, ExportError
 from harness.export import load_bundle, predict_files
+from harness.export.checksums import write_checksums
 from harness.training.checkpoint import load_checkpoint, restore_classifier
 from tests.export.conftest import CLASSES, make_images
 
@@ -70,10 +72,10 @@ def test_unreadable_files_do_not_stop_the_rest(bundle: Path, odd_files: list[Pat
     fake.write_text("no image")
     truncated = tmp_path / "truncated.png"
     truncated.write_bytes(odd_files[0].read_bytes()[:60])
-    files = [tmp_path / "missing.png", odd_files[0], fake, tmp_path, truncated, odd_files[1]]
+    files = [tmp_path / "missing.png", odd_files[0], fake, truncated, odd_files[1]]
     predictions = predict_files(bundle, files)
     readable = [row for row, prediction in enumerate(predictions) if prediction.error is None]
-    assert readable == [1, 5]
+    assert readable == [1, 4]
     assert predictions.failed
     assert not predict_files(bundle, odd_files).failed
     assert predictions[0].error == "no such file"
@@ -81,6 +83,38 @@ def test_unreadable_files_do_not_stop_the_rest(bundle: Path, odd_files: list[Pat
     assert len(table) == len(files)
     assert "not read: no such file" in table[0]
     assert "%" in table[1]
+
+
+def test_a_folder_is_predicted_file_by_file(bundle: Path, odd_files: list[Path]) -> None:
+    folder = odd_files[0].parent
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "bare").write_bytes(odd_files[0].read_bytes())
+    (folder / "notes.txt").write_text("no image")
+    predictions = predict_files(bundle, [odd_files[1], folder])
+    assert [prediction.file for prediction in predictions] == [
+        odd_files[1],
+        *odd_files,
+        folder / "deeper" / "bare",
+    ]
+    assert not predictions.failed
+    assert str(predictions).splitlines()[-1] == f"not used: 1 no image ({folder / 'notes.txt'})"
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="there are no images in"):
+        predict_files(bundle, [folder / "empty"])
+
+
+def test_a_bundle_scales_deep_files_as_in_training(bundle: Path, tmp_path: Path) -> None:
+    dark = np.linspace(0, 4095, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    Image.fromarray((dark // 257).astype(np.uint8)).save(tmp_path / "eight.png")
+    content = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+    content["preprocessing"]["pixel_range"] = {"uint16": [0, 65535]}
+    (bundle / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    write_checksums(bundle)
+    predictions = predict_files(bundle, [tmp_path / "dark.png", tmp_path / "eight.png"], top_k=1)
+    (name, share), (same, other) = (prediction.classes[0] for prediction in predictions)
+    assert name == same
+    assert share == pytest.approx(other, abs=0.02)
 
 
 def test_only_unreadable_files(bundle: Path, tmp_path: Path) -> None:

@@ -1,22 +1,39 @@
-"""One image file of any mode, depth and size, as a square of 8-bit RGB."""
+"""One image file of any format, mode, depth and size, as a square of 8-bit RGB."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
-# Named, so that a file cannot pick a decoder that starts another program (EPS does).
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000")
+from harness.data.sources.pixels import Extent, PixelRange, extent_of, to_rgb
+
+# Of what Pillow knows, these hold no pixels that it can decode, or start another program (EPS).
+NO_IMAGES = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
 LARGEST_IMAGE = 100_000_000  # pixels; a small file can claim billions
-DEEP_MODES = ("I", "F")  # and all that start with "I;16"
+MAGIC_BYTES = 16  # that Pillow's formats are told by
+NO_RANGE: PixelRange = MappingProxyType({})
 
 
-def decode_image(path: Path, size: int) -> np.ndarray:
-    """Read a file: upright, on white where transparent, shorter side resized, centre cropped.
+@dataclass(frozen=True)
+class Look:
+    """What has to be known of a file before all of a data set can be decoded alike."""
+
+    extent: Extent | None  # None: 8 bits
+    has_frames: bool  # more than the one that is taken
+
+
+def decode_image(path: Path, size: int, pixel_range: PixelRange = NO_RANGE) -> np.ndarray:
+    """Read a file: 8-bit RGB by the rule of `pixels`, upright, shorter side resized, centre cropped.
+
+    Args:
+        pixel_range: Of the data set; a type that is missing takes the range of this file alone.
 
     Returns:
         uint8 (size, size, 3).
@@ -24,41 +41,73 @@ def decode_image(path: Path, size: int) -> np.ndarray:
     Raises:
         Exception: Whatever PIL raises at damage; ValueError for images that claim too many pixels.
     """
-    with Image.open(path, formats=_formats()) as image:
+    with _open(path) as image:
+        image.draft(None, (2 * size, 2 * size))  # lets JPEG skip detail that the resize would throw away
+        shown = to_rgb(image, pixel_range)
+        turned = image.getexif().get(ExifTags.Base.Orientation)
+        if turned is not None:
+            shown.getexif()[ExifTags.Base.Orientation] = turned
+            shown = ImageOps.exif_transpose(shown)
+        return np.asarray(ImageOps.fit(shown, (size, size), Image.Resampling.BICUBIC))
+
+
+def look_at(path: Path) -> Look:
+    """Read a file's header, and where it is deeper than 8 bits its pixels.
+
+    Raises:
+        Exception: As of `decode_image`.
+    """
+    with _open(path) as image:
+        has_frames = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        return Look(extent_of(image), has_frames)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    with Image.open(path, formats=_formats_of(path)) as image:
         if image.width * image.height > LARGEST_IMAGE:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        image.draft(None, (2 * size, 2 * size))  # lets JPEG skip detail that the resize would throw away
-        upright = ImageOps.exif_transpose(image)
-        return np.asarray(ImageOps.fit(_to_rgb(upright), (size, size), Image.Resampling.BICUBIC))
+        yield image
+
+
+# ── which files are images ────────────────────────────────────────────────────────────────────────
+
+
+def is_image(path: Path) -> bool:
+    """Tell whether a file is an image by its suffix, or else by its content, whatever it is called."""
+    if _format_named(path.suffix.lower()) is not None:
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(MAGIC_BYTES)
+        if not any(_accepts(name, start) for name in _formats_with_magic()):
+            return False
+        with _open(path):
+            return True
+    except Exception:  # what a format's reader raises at a file that is none is anybody's guess
+        return False
+
+
+def _formats_of(path: Path) -> list[str]:
+    """Return the formats that a file may have; those without magic bytes are told by the suffix alone."""
+    named = _format_named(path.suffix.lower())
+    return [*_formats_with_magic(), *([named] if named else ())]
 
 
 @cache
-def _formats() -> tuple[str, ...]:
-    """Return those of `FORMATS` that this build of PIL knows; it fails at names that it does not."""
+def _formats_with_magic() -> tuple[str, ...]:
+    """Return what this build of Pillow, with its plugins, can decode and knows by its first bytes."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in Image.ID if name not in NO_IMAGES and Image.OPEN[name][1] is not None)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in DEEP_MODES or image.mode.startswith("I;16"):
-        return _to_8_bit(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+@cache
+def _format_named(suffix: str) -> str | None:
+    Image.init()
+    name = Image.EXTENSION.get(suffix)
+    return name if name in Image.OPEN and name not in NO_IMAGES else None
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale by the depth of the format, not by the content: brightness is information.
-
-    Floats have no depth; they are taken as [0, 1], or as [0, 255] where any value is above 1.
-    """
-    levels = np.asarray(image).astype(np.float64)
-    peak = float(levels.max(initial=0.0))
-    if image.mode == "F":
-        top = 1.0 if peak <= 1.0 else 255.0
-    else:
-        top = 2.0**16 - 1 if peak < 2**16 else 2.0**32 - 1
-    scaled = np.clip(np.nan_to_num(levels) / top, 0.0, 1.0) * 255
-    return Image.fromarray(np.round(scaled).astype(np.uint8))
+def _accepts(name: str, start: bytes) -> bool:
+    accept = Image.OPEN[name][1]
+    return accept is not None and len(start) == MAGIC_BYTES and accept(start) is True

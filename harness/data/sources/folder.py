@@ -1,18 +1,18 @@
-"""Any tree of class folders, with or without ``train/``, ``val/`` and ``test/`` above them.
+"""A tree of image files, read as `layout` understands it and decoded by the rule of `pixels`.
 
 Files that cannot be read are listed, never fatal, as long as every class keeps some that can.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,31 +32,49 @@ from harness.data.cache import (
     pixel_facts,
     write_index,
 )
-from harness.data.files import ImageFiles, printable
-from harness.data.sources.decode import EXTENSIONS, decode_image
-from harness.errors import DataError
+from harness.data.files import ImageFiles
+from harness.data.names import count, printable, some
+from harness.data.sources.decode import Look, decode_image, look_at
+from harness.data.sources.layout import Layout, read_layout, tell_passed_over
+from harness.data.sources.pixels import PixelRange, is_squeezed, measure
+from harness.data.sources.scan import HIDDEN, PassedOver
 
-PART_FOLDERS: dict[str, PartName] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-IGNORED_FOLDERS = ("__MACOSX", "__pycache__")
 DECODE_THREADS = 4  # PIL lets go of the interpreter lock while it decodes
 CHUNK = 512  # images decoded between two looks at their pixels
-NAMES_SHOWN = 5
 log = logging.getLogger(__name__)
+
+Looks = Mapping[str, Look | None]  # of each path; None: it cannot be read
 
 
 @dataclass(frozen=True)
-class ImageFile:
-    """One file that looks like an image, and what its place in the tree says about it."""
+class Sources:
+    """The files of each part, and how they are to be decoded."""
 
-    path: str  # relative to the data folder
-    part: PartName
-    class_name: str
+    layout: Layout
+    decode_size: int
+    num_workers: int
+
+    def files(self, pixel_range: PixelRange) -> dict[PartName, ImageFiles]:
+        """Return what stands in for the decoded arrays."""
+        layout = self.layout
+        paths: dict[PartName, list[str]] = {}
+        for file in layout.files:
+            paths.setdefault(file.part, []).append(file.path)
+        return {
+            part: ImageFiles(layout.root, tuple(names), self.decode_size, self.num_workers, pixel_range)
+            for part, names in paths.items()
+        }
+
+    def labels(self, part: PartName) -> np.ndarray:
+        """Return the labels of a part's files, int64 (N,)."""
+        label_of = {name: label for label, name in enumerate(self.layout.class_names)}
+        labels = [label_of[file.class_name] for file in self.layout.files if file.part == part]
+        return np.array(labels, dtype=np.int64)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all images take, decoded."""
+        return sum(math.prod(part.shape) for part in self.files({}).values())
 
 
 def load(config: FolderData) -> DecodedSet:
@@ -66,109 +84,31 @@ def load(config: FolderData) -> DecodedSet:
     cached, and their pixels stay in the files.
 
     Raises:
-        DataError: If there is no tree, no image, or only one class.
+        DataError: If there is no tree, no image, or only one class, or the tree can be meant in two ways.
     """
     root = Path(config.dir).expanduser().resolve()
-    listing = list_images(root)
-    class_names = _class_names(root, listing)
-    files = {
-        part: ImageFiles(
-            root, tuple(f.path for f in listing if f.part == part), config.decode_size, config.num_workers
-        )
-        for part in dict.fromkeys(file.part for file in listing)
-    }
-    keeps_pixels = _decoded_bytes(files) <= config.max_memory_share * psutil.virtual_memory().total
-    key = f"folder-{_cache_key(root, config.decode_size, listing)}{'' if keeps_pixels else '-index'}"
-
-    def build(staging: Path) -> Description:
-        broken = [
-            path
-            for part in files
-            for path in _decode_part(
-                staging, part, files[part], _labels(listing, part, class_names), keeps_pixels
-            )
-        ]
-        return Description(root.name, class_names, f"{len(listing)} image files under {root}", tuple(broken))
-
-    decoded = load_or_build(Path(config.cache_dir), key, build, None if keeps_pixels else files)
-    _warn_of_broken(root, decoded.about.broken_files, len(listing))
+    sources = Sources(
+        read_layout(root, config.include, config.exclude), config.decode_size, config.num_workers
+    )
+    keeps_pixels = sources.num_bytes <= config.max_memory_share * psutil.virtual_memory().total
+    key = f"folder-{_cache_key(config, sources.layout)}{'' if keeps_pixels else '-index'}"
+    decoded = load_or_build(
+        Path(config.cache_dir),
+        key,
+        lambda staging: _build(staging, sources, config.pixel_range, keeps_pixels),
+        None if keeps_pixels else lambda about: sources.files(about.pixel_range),
+    )
+    decoded = _describe(decoded, sources)
+    _tell(printable(str(root)), decoded.about, len(sources.layout.files))
     if not keeps_pixels:
-        _warn_of_size(root, _decoded_bytes(files), config.max_memory_share)
+        _tell_of_size(printable(str(root)), sources.num_bytes, config.max_memory_share)
     return decoded
 
 
-def _decoded_bytes(files: Mapping[PartName, ImageFiles]) -> int:
-    return sum(math.prod(part.shape) for part in files.values())
-
-
-# ── what is there ─────────────────────────────────────────────────────────────────────────────────
-
-
-def list_images(root: Path) -> list[ImageFile]:
-    """List the image files of a tree in a fixed order; hidden files and other kinds are passed over."""
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root}; set data.dir (DATA_DIR) to a tree of class folders")
-    try:
-        found = [file for folder, part in _part_folders(root) for file in _list_part(root, folder, part)]
-    except OSError as error:
-        raise DataError(f"cannot read the folder {root}: {error}; check its permissions") from error
-    if not found:
-        raise DataError(
-            f"there are no images in the class folders of {root}; expected e.g. {root.name}/cat/1.png "
-            f"or {root.name}/train/cat/1.png, with one of {' '.join(EXTENSIONS)}"
-        )
-    return found
-
-
-def _part_folders(root: Path) -> list[tuple[Path, PartName]]:
-    names = {folder.name for folder in _subfolders(root)}
-    if "train" in names:
-        return [(root / name, part) for name, part in PART_FOLDERS.items() if name in names]
-    if names and names <= set(PART_FOLDERS):
-        raise DataError(f"{root} has {' and '.join(sorted(names))} but no train; add it or remove them")
-    return [(root, "train")]
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_visible(path.name))
-
-
-def _list_part(root: Path, folder: Path, part: PartName) -> Iterator[ImageFile]:
-    for class_folder in _subfolders(folder):
-        for path in _walk(class_folder):
-            yield ImageFile(str(path.relative_to(root)), part, class_folder.name)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(filter(_is_visible, folders))
-        for name in sorted(filter(_is_visible, names)):
-            if name.lower().endswith(EXTENSIONS):
-                yield Path(parent) / name
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name not in IGNORED_FOLDERS
-
-
-def _class_names(root: Path, listing: list[ImageFile]) -> tuple[str, ...]:
-    known = {file.class_name for file in listing if file.part == "train"}
-    for file in listing:
-        if file.class_name not in known:
-            raise DataError(
-                f"class {file.class_name!r} of {root / file.path} does not exist among the training classes; "
-                "add it to train/ or remove it"
-            )
-    if len(known) < 2:
-        raise DataError(
-            f"{root} has images of one class only ({min(known)!r}); two class folders are the least"
-        )
-    return tuple(sorted(known))
-
-
-def _cache_key(root: Path, decode_size: int, listing: list[ImageFile]) -> str:
+def _cache_key(config: FolderData, layout: Layout) -> str:
     """Hash what decides the decoded arrays, cheaply: no file is opened."""
-    facts = [str(root), decode_size, [(file.path, *_version(root / file.path)) for file in listing]]
+    files = [(*dataclasses.astuple(file), *_version(layout.root / file.path)) for file in layout.files]
+    facts = [str(layout.root), config.decode_size, sorted(config.pixel_range.items()), files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -180,39 +120,112 @@ def _version(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def _describe(decoded: DecodedSet, sources: Sources) -> DecodedSet:
+    """Add what is known of the tree without a cache."""
+    layout = sources.layout
+    about = dataclasses.replace(
+        decoded.about,
+        notices=(*layout.notices, *decoded.about.notices),
+        layout=layout.layout,
+        passed_over=tuple((one.path, one.why) for one in layout.passed_over),
+    )
+    files = sources.files({})
+    parts = {
+        name: dataclasses.replace(part, names=tuple(map(printable, files[name].paths)))
+        for name, part in decoded.parts.items()
+    }
+    return DecodedSet(about, parts)
+
+
 # ── decoding ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _labels(listing: list[ImageFile], part: PartName, class_names: tuple[str, ...]) -> np.ndarray:
-    label_of = {name: label for label, name in enumerate(class_names)}
-    return np.array([label_of[file.class_name] for file in listing if file.part == part], dtype=np.int64)
+def _build(staging: Path, sources: Sources, chosen: PixelRange, keeps_pixels: bool) -> Description:
+    layout = sources.layout
+    broken: list[str] = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(DECODE_THREADS) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such files are refused instead
+        paths = [file.path for file in layout.files]
+        looks = dict(zip(paths, pool.map(functools.partial(_look, layout.root), paths), strict=True))
+        extents = [look.extent for look in looks.values() if look is not None and look.extent is not None]
+        pixel_range = {**measure(extents), **chosen}
+        for part, files in sources.files(pixel_range).items():
+            labels = sources.labels(part)
+            _decode_part(staging, part, files, labels, keeps_pixels, pool.map)
+            broken += [printable(files.paths[row]) for row in np.flatnonzero(labels == BROKEN)]
+    return Description(
+        printable(layout.root.name),
+        layout.class_names,
+        f"{count(len(paths), 'image file')} under {printable(str(layout.root))}",
+        tuple(broken),
+        pixel_range,
+        tuple(_notices(looks, pixel_range)),
+    )
+
+
+def _look(root: Path, path: str) -> Look | None:
+    try:
+        return look_at(root / path)
+    except MemoryError:
+        raise
+    except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
+        log.debug("%s: %r", path, error)
+        return None
+
+
+def _notices(looks: Looks, pixel_range: PixelRange) -> Iterable[str]:
+    """Say what the rule made of images that 8 bits do not hold, and what it left out."""
+    deep = {path: look.extent for path, look in looks.items() if look is not None and look.extent is not None}
+    for kind, (low, high) in pixel_range.items():
+        extents = {path: extent for path, extent in deep.items() if extent.type == kind}
+        if not extents:
+            continue
+        yield (
+            f"{count(len(extents), 'image')} of {kind} pixels: {low:g} … {high:g} becomes 0 … 255 "
+            f"(data.pixel_range.{kind})"
+        )
+        squeezed = [printable(path) for path, extent in extents.items() if is_squeezed(extent, low, high)]
+        if squeezed:
+            yield (
+                f"{count(len(squeezed), 'image')} of {kind} pixels lose most of their levels so, and look "
+                f"flat, black or white ({some(squeezed)}); set data.pixel_range.{kind}=[low,high]"
+            )
+    odd = [printable(path) for path, extent in deep.items() if extent.num_odd]
+    if odd:
+        found = count(len(odd), "image")
+        yield f"{found} with pixels that are NaN or infinite, shown as the range's ends ({some(odd)})"
+    framed = [printable(path) for path, look in looks.items() if look is not None and look.has_frames]
+    if framed:
+        yield f"{count(len(framed), 'file')} of several frames or pages: the first is taken ({some(framed)})"
 
 
 def _decode_part(
-    staging: Path, part: PartName, files: ImageFiles, labels: np.ndarray, keeps_pixels: bool
-) -> list[str]:
-    """Decode the files of one part, write what is to be kept, and return the names of those unreadable."""
+    staging: Path,
+    part: PartName,
+    files: ImageFiles,
+    labels: np.ndarray,
+    keeps_pixels: bool,
+    run: Callable[..., Iterable[bool]],
+) -> None:
+    """Decode the files of one part, write what is to be kept, and mark those unreadable in `labels`."""
     images = create_images(staging, part, files.shape) if keeps_pixels else None
     facts = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(DECODE_THREADS) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such files are refused instead
-        for start in range(0, len(labels), CHUNK):
-            paths = files.paths[start : start + CHUNK]
-            pixels = np.zeros((len(paths), *files.shape[1:]), np.uint8) if images is None else images[start:]
-            decode = functools.partial(_decode_into, pixels, files)
-            readable = np.array(list(pool.map(decode, range(len(paths)), paths)))
-            labels[start : start + CHUNK][~readable] = BROKEN
-            facts.append(pixel_facts(pixels[: len(paths)]))
+    for start in range(0, len(labels), CHUNK):
+        paths = files.paths[start : start + CHUNK]
+        pixels = np.zeros((len(paths), *files.shape[1:]), np.uint8) if images is None else images[start:]
+        decode = functools.partial(_decode_into, pixels, files)
+        readable = np.array(list(run(decode, range(len(paths)), paths)))
+        labels[start : start + CHUNK][~readable] = BROKEN
+        facts.append(pixel_facts(pixels[: len(paths)]))
     if images is not None:
         images.flush()
     write_index(staging, part, labels, facts)
-    return [printable(files.paths[row]) for row in np.flatnonzero(labels == BROKEN)]
 
 
 def _decode_into(pixels: np.ndarray, files: ImageFiles, row: int, path: str) -> bool:
     """Decode a file into a row and tell whether it could be read; if not, the row stays black."""
     try:
-        pixels[row] = decode_image(files.root / path, files.size)
+        pixels[row] = decode_image(files.root / path, files.size, files.pixel_range)
     except MemoryError:
         raise
     except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
@@ -221,16 +234,27 @@ def _decode_into(pixels: np.ndarray, files: ImageFiles, row: int, path: str) -> 
     return True
 
 
-@functools.cache  # once a process, however often the folder is opened
-def _warn_of_broken(root: Path, broken: tuple[str, ...], total: int) -> None:
-    if broken:
-        more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""
-        shown = ", ".join(broken[:NAMES_SHOWN])
-        log.warning("%d of %d image files in %s cannot be read: %s%s", len(broken), total, root, shown, more)
+# ── what the user is told, once a process ─────────────────────────────────────────────────────────
+
+_told: set[str] = set()
+
+
+def _tell(root: str, about: Description, total: int) -> None:
+    lines = [f"{root}: {notice}" for notice in about.notices]
+    if about.broken_files:
+        broken = list(about.broken_files)
+        lines.append(f"{len(broken):,} of {total:,} image files in {root} cannot be read: {some(broken)}")
+    unused = [PassedOver(path, why) for path, why in about.passed_over if why != HIDDEN]
+    if unused:
+        lines.append(f"{root}: not used: {tell_passed_over(unused)}")
+    for line in lines:
+        if line not in _told:
+            _told.add(line)
+            log.warning("%s", line)
 
 
 @functools.cache
-def _warn_of_size(root: Path, num_bytes: int, share: float) -> None:
+def _tell_of_size(root: str, num_bytes: int, share: float) -> None:
     log.warning(
         "the images of %s take %.1f GB decoded, more than data.max_memory_share=%g of the memory: "
         "they are read from their files in every epoch",

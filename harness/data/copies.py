@@ -1,0 +1,150 @@
+"""The same image more than once: exact copies stay on one side of a split, and look-alikes are counted.
+
+Copies are images whose decoded pixels are equal. Where the harness splits, the first of them is drawn and the
+others go where it goes. Where a tree gives the splits, test images are left as they are: copies of them are
+left out of training and validation, and copies of validation images out of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from harness.data.cache import BROKEN, DecodedSet, Part, PartName
+from harness.data.names import count, some
+
+ALIKE = 0.99  # correlation of two thumbnails, from which on they are called look-alikes
+PLAIN = 2.0  # deviation of a thumbnail's grey levels, below which it looks like any other plain image
+PARTS: tuple[PartName, ...] = ("train", "val", "test")
+BLOCK = 4096  # thumbnails compared at a time
+
+
+def first_of_each(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows whose image has not come before, and for each row the first row of its image."""
+    _, first, which = np.unique(_keys(part, rows), return_index=True, return_inverse=True)
+    return rows[np.sort(first)], rows[first][which]
+
+
+def without_copies(part: Part, rows: np.ndarray, other: Part, other_rows: np.ndarray) -> np.ndarray:
+    """Return the rows whose image is none of the other ones'."""
+    return rows[~np.isin(_keys(part, rows), _keys(other, other_rows))]
+
+
+def _keys(part: Part, rows: np.ndarray) -> np.ndarray:
+    hashes = np.ascontiguousarray(part.hashes[rows])
+    return hashes.view(f"S{hashes.shape[1]}").ravel()
+
+
+def tell_copies(decoded: DecodedSet) -> list[str]:
+    """Say what copies a source holds and what becomes of them, a line each."""
+    known: dict[PartName, Part] = {name: decoded.parts[name] for name in PARTS if name in decoded.parts}
+    parts = {name: (part, np.flatnonzero(part.labels != BROKEN)) for name, part in known.items()}
+    keys = np.concatenate([_keys(part, rows) for part, rows in parts.values()])
+    labels = np.concatenate([part.labels[rows] for part, rows in parts.values()])
+    where = np.concatenate([np.full(len(rows), place) for place, (_, rows) in enumerate(parts.values())])
+    _, which, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    if sizes.max(initial=1) == 1:
+        return []
+    names = [_name(part, row) for part, rows in parts.values() for row in rows]
+    order = np.argsort(which, kind="stable")
+    groups = [group for group in np.split(order, np.cumsum(sizes)[:-1]) if len(group) > 1]
+    groups.sort(key=lambda group: int(group[0]))
+    return [
+        *_across(groups, where, names, list(parts)),
+        *_conflicts(groups, labels, names),
+        *_within(groups, where, names),
+    ]
+
+
+def _name(part: Part, row: np.integer) -> str:
+    return part.names[row] if part.names else f"image {row}"
+
+
+def _across(
+    groups: list[np.ndarray], where: np.ndarray, names: list[str], parts: list[PartName]
+) -> list[str]:
+    crossing = [group for group in groups if len(set(where[group])) > 1]
+    if not crossing:
+        return []
+    lost = {"train": 0, "val": 0, "test": 0}
+    for group in crossing:
+        found = [parts[place] for place in where[group]]
+        keeper = next(part for part in ("test", "val", "train") if part in found)
+        for part in found:
+            lost[part] += part != keeper
+    told = " and ".join(f"{number:,} of {part}" for part, number in lost.items() if number)
+    examples = [" = ".join(names[row] for row in group[[0, -1]]) for group in crossing]
+    return [
+        f"{count(sum(lost.values()), 'image')} ({told}) are exact copies of images of another split and "
+        f"are left out, so that no score is of images that were trained on: {some(examples, 3)}"
+    ]
+
+
+def _conflicts(groups: list[np.ndarray], labels: np.ndarray, names: list[str]) -> list[str]:
+    torn = [group for group in groups if len(set(labels[group])) > 1]
+    if not torn:
+        return []
+    examples = [" = ".join(names[row] for row in group[:3]) for group in torn]
+    found = count(len(torn), "image stands", "images stand")
+    return [f"{found} under more than one class: {some(examples, 3)}; correct their labels"]
+
+
+def _within(groups: list[np.ndarray], where: np.ndarray, names: list[str]) -> list[str]:
+    inside = [group for group in groups if len(set(where[group])) < len(group)]
+    if not inside:
+        return []
+    copies = sum(len(group) - len(set(where[group])) for group in inside)
+    examples = [" = ".join(names[row] for row in group[:2]) for group in inside]
+    found = count(copies, "exact copy", "exact copies")
+    return [f"{found} of other images, kept on one side of any split: {some(examples, 3)}"]
+
+
+# ── look-alikes ───────────────────────────────────────────────────────────────────────────────────
+
+
+def look_alikes(sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
+    """Count validation and test images that look like a training image, a line for each split.
+
+    Two images look alike where their grey thumbnails of 8 x 8 pixels correlate by `ALIKE`: cheap, blind to
+    small differences, right for what was scaled or compressed anew. Plain images are not compared.
+    """
+    train_part, train_rows = sides["train"]
+    known, known_rows = _patterns(train_part, train_rows)
+    lines = []
+    for name in ("val", "test"):
+        part, rows = sides[name]
+        patterns, own_rows = _patterns(part, rows)
+        if not len(known) or not len(patterns):
+            continue
+        best, at = _nearest(patterns, known)
+        alike = np.flatnonzero(best >= ALIKE)
+        if len(alike):
+            examples = [
+                f"{_name(part, own_rows[row])} ~ {_name(train_part, known_rows[at[row]])}" for row in alike
+            ]
+            found = count(len(alike), f"{name} image")
+            lines.append(f"{found} of {len(rows):,} look like a training image: {some(examples, 3)}")
+    return lines
+
+
+def _patterns(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the thumbnails that are not plain, of mean 0 and length 1, float32 (M, 64), and their rows."""
+    grey = part.thumbnails[rows].reshape(len(rows), -1).astype(np.float32)
+    keep = grey.std(axis=1) >= PLAIN
+    centred = grey[keep] - grey[keep].mean(axis=1, keepdims=True)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True), rows[keep]
+
+
+def _nearest(patterns: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return of each pattern the highest correlation with a known one, and which one that is."""
+    best, at = np.full(len(patterns), -1.0, dtype=np.float32), np.zeros(len(patterns), dtype=np.int64)
+    for start in range(0, len(known), BLOCK):
+        for first in range(0, len(patterns), BLOCK):
+            likeness = patterns[first : first + BLOCK] @ known[start : start + BLOCK].T
+            nearest = likeness.argmax(axis=1)
+            value = likeness[np.arange(len(nearest)), nearest]
+            block = slice(first, first + BLOCK)
+            better = value > best[block]
+            best[block][better], at[block][better] = value[better], start + nearest[better]
+    return best, at

@@ -1,0 +1,297 @@
+"""What a folder's layout means: which images are of which class, and of which split if the tree says so.
+
+    CLASS/…                     split by us
+    SPLIT/CLASS/…               split as given; the spellings of a split's name are in `SPELLINGS`
+    WRAPPER/…                   a single folder around either, as zip files have it, is seen through
+
+Below a class folder any depth will do. What could be meant in two ways is refused with what was seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.data.cache import PartName
+from harness.data.names import count, printable, some
+from harness.data.sources.scan import NO_CLASS, Folder, PassedOver, scan
+from harness.errors import DataError, did_you_mean
+
+# In any case, and followed by "set", "data", "images" or "split" if at all: Training, test_set, "Val images".
+SPELLINGS: dict[PartName, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"),
+    "test": ("test", "testing", "tst"),
+}
+SPLIT_NAME = {
+    part: re.compile(rf"({'|'.join(words)})([-_ .]?(set|data|images?|imgs?|split))?")
+    for part, words in SPELLINGS.items()
+}
+LONG_NAMES: dict[PartName, str] = {"train": "training", "val": "validation", "test": "test"}
+MASK = re.compile(
+    r"(.+?)[-_ .](masks?|segmentations?|seg|gt|ground_?truth|annotations?|labels?)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image file, and what its place in the tree says about it."""
+
+    path: str  # relative to the data folder
+    part: PartName
+    class_name: str  # printable
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A folder, understood.
+
+    Args:
+        files: in a fixed order.
+        passed_over: everything else that lies there.
+        layout: how the tree was read, in a few words.
+        notices: what a user should know of it, a line each.
+    """
+
+    root: Path
+    files: tuple[ImageFile, ...]
+    class_names: tuple[str, ...]
+    passed_over: tuple[PassedOver, ...]
+    layout: str
+    notices: tuple[str, ...]
+
+
+def read_layout(root: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Layout:
+    """Return what a folder holds. No file is opened that has an image's suffix.
+
+    Raises:
+        DataError: If there is no folder, no image, one class only, or more than one way to understand it.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"there is no folder {printable(str(root))}; set data.dir (DATA_DIR) to a tree of class folders"
+        )
+    top, passed_over = scan(root, include, exclude)
+    reader = _Reader(root, top, passed_over)
+    files = reader.read()
+    taken = {file.path for file in files}
+    loose = [PassedOver(path, NO_CLASS) for path in top.all_images() if path not in taken]
+    notices = [*reader.notices, *_unused_patterns(exclude, passed_over), *_masks(files)]
+    return Layout(
+        root,
+        tuple(files),
+        _class_names(root, files),
+        (*passed_over, *loose),
+        reader.described,
+        tuple(notices),
+    )
+
+
+def tell_passed_over(passed_over: Sequence[PassedOver]) -> str:
+    """Return how many files and folders are not used, why, and the first of each kind, on one line."""
+    kinds: dict[str, list[str]] = {}
+    for one in passed_over:
+        kinds.setdefault(one.why, []).append(printable(one.path))
+    return "; ".join(f"{len(paths):,} {why} ({some(paths, 3)})" for why, paths in sorted(kinds.items()))
+
+
+def part_named(name: str) -> PartName | None:
+    """Return the split that a folder's name stands for."""
+    word = printable(name).casefold().strip()
+    return next((part for part, spelling in SPLIT_NAME.items() if spelling.fullmatch(word)), None)
+
+
+class _Reader:
+    """Reads one tree; `described` and `notices` say how."""
+
+    def __init__(self, root: Path, top: Folder, passed_over: list[PassedOver]) -> None:
+        self.root = root
+        self.top = top
+        self.passed_over = passed_over
+        self.described = ""
+        self.notices: list[str] = []
+
+    def read(self) -> list[ImageFile]:
+        wrapped = _unwrap(self.top)
+        parts = self._parts(wrapped)
+        through = "" if wrapped is self.top else f"below {_shown(wrapped)}: "
+        if parts is None:
+            self._refuse_splits_inside(wrapped)
+            self.described = f"{through}class folders, split by the harness"
+            return self._files(wrapped, "train")
+        train = _unwrap(parts["train"])
+        steps = Path(train.path).relative_to(parts["train"].path).parts
+        given = {part: _descend(folder, steps) for part, folder in parts.items()}
+        missing = [LONG_NAMES[part] for part in SPELLINGS if part not in given]
+        aside = f"; {' and '.join(missing)} images are set aside from training" if missing else ""
+        named = ", ".join(f"{_shown(folder)} ({LONG_NAMES[part]})" for part, folder in given.items())
+        self.described = f"{through}class folders in {named}{aside}"
+        return [file for part, folder in given.items() for file in self._files(folder, part)]
+
+    def _parts(self, folder: Folder) -> dict[PartName, Folder] | None:
+        """Return the folders of the splits; None where the folder holds classes."""
+        filled = folder.filled
+        if not filled:
+            raise DataError(
+                f"there are no images in the class folders of {self._here(folder)}; expected e.g. "
+                f"{printable(self.root.name)}/cat/1.png or {printable(self.root.name)}/train/cat/1.png"
+                f"{self._seen(folder)}"
+            )
+        splits = [(part, one) for one in filled if (part := part_named(one.name)) is not None]
+        others = [one for one in filled if part_named(one.name) is None]
+        with_classes = [(part, one) for part, one in splits if one.filled]
+        named = _names(one for _, one in splits)
+        if not splits:
+            return None
+        if others and with_classes:
+            raise DataError(
+                f"{self._here(folder)} has {named}, which are named as splits and have class folders, beside "
+                f"{_names(others)}, which hold images too: this can be meant in two ways; "
+                "move some of them, or leave folders out by data.exclude=[NAME,…]"
+            )
+        if others and len(splits) > 1:
+            raise DataError(
+                f"{self._here(folder)} has {named}, which are named as splits but have no class folders, "
+                f"beside {_names(others)}: this can be meant in two ways; "
+                "expected train/cat/1.png, or leave folders out by data.exclude=[NAME,…]"
+            )
+        if others:
+            self.notices.append(
+                f"{named} beside {_names(others)} is taken for a class, since it holds images itself; "
+                f"if it is none, leave it out by data.exclude=[{printable(splits[0][1].name)}]"
+            )
+            return None
+        return self._given_parts(folder, splits, with_classes)
+
+    def _given_parts(
+        self,
+        folder: Folder,
+        splits: list[tuple[PartName, Folder]],
+        with_classes: list[tuple[PartName, Folder]],
+    ) -> dict[PartName, Folder]:
+        found: dict[PartName, Folder] = {}
+        for part, one in splits:
+            if part in found:
+                raise DataError(
+                    f"{self._here(folder)} has {_shown(found[part])} and {_shown(one)}, which both mean the "
+                    f"{LONG_NAMES[part]} split; put them together, or leave one out by data.exclude"
+                )
+            found[part] = one
+        if "train" not in found:
+            raise DataError(
+                f"{self._here(folder)} has {_names(found.values())} but no train/; add it or remove them"
+            )
+        if not found["train"].filled:
+            raise DataError(
+                f"{self._here(found['train'])} holds {count(len(found['train'].images), 'image')} but no "
+                "class folders; expected train/cat/1.png"
+            )
+        for part, one in splits:
+            if (part, one) not in with_classes:
+                self.notices.append(
+                    f"{_shown(one)} holds {count(len(one.images), 'image')} in no class folder: they have no "
+                    f"label and are passed over; {LONG_NAMES[part]} images are set aside from training"
+                )
+        for one in folder.folders:
+            if (empty := part_named(one.name)) is not None and empty not in found:
+                self.notices.append(
+                    f"{_shown(one)} holds no images: {LONG_NAMES[empty]} images are set aside from training"
+                )
+        return {part: found[part] for part in SPELLINGS if (part, found.get(part)) in with_classes}
+
+    def _refuse_splits_inside(self, folder: Folder) -> None:
+        """Refuse cat/train beside cat/test: as subfolders of a class, the splits would be mixed."""
+        inside = [{part_named(one.name) for one in kind.filled} - {None} for kind in folder.filled]
+        if any(len(parts) > 1 for parts in inside) or (len(inside) > 1 and all(inside)):
+            example = next(
+                one for kind in folder.filled for one in kind.filled if part_named(one.name) is not None
+            )
+            raise DataError(
+                f"{self._here(folder)} has split folders inside of class folders ({_shown(example)}); "
+                "put the splits on top (train/cat/1.png), or leave folders out by data.exclude"
+            )
+
+    def _files(self, folder: Folder, part: PartName) -> list[ImageFile]:
+        spelled: dict[str, list[str]] = {}
+        files = []
+        for kind in folder.filled:
+            name = printable(kind.name)
+            spelled.setdefault(name, []).append(ascii(kind.name))
+            files += [ImageFile(path, part, name) for path in kind.all_images()]
+        for name, spellings in spelled.items():
+            if len(spellings) > 1:
+                self.notices.append(
+                    f"{count(len(spellings), 'folder')} of {self._here(folder)} are one class, {name!r}, "
+                    f"spelled in different Unicode forms ({', '.join(spellings)})"
+                )
+        return files
+
+    def _here(self, folder: Folder) -> str:
+        return printable(str(self.root / folder.path))
+
+    def _seen(self, folder: Folder) -> str:
+        if folder.images:
+            return f"; seen: {count(len(folder.images), 'image')} in no class folder"
+        return f"; seen: {told}" if (told := tell_passed_over(self.passed_over)) else ""
+
+
+def _unwrap(folder: Folder) -> Folder:
+    """See through folders that hold nothing but one folder of folders."""
+    filled = folder.filled
+    while (
+        len(filled) == 1 and part_named(filled[0].name) is None and filled[0].filled and not filled[0].images
+    ):
+        folder, filled = filled[0], filled[0].filled
+    return folder
+
+
+def _descend(folder: Folder, steps: Sequence[str]) -> Folder:
+    for step in steps:
+        folder = next((one for one in folder.folders if one.name == step), folder)
+    return folder
+
+
+def _shown(folder: Folder) -> str:
+    return f"{printable(folder.path)}/"
+
+
+def _names(folders: Iterable[Folder]) -> str:
+    return some([f"{printable(folder.name)}/" for folder in folders])
+
+
+def _class_names(root: Path, files: list[ImageFile]) -> tuple[str, ...]:
+    known = {file.class_name for file in files if file.part == "train"}
+    for file in files:
+        if file.class_name not in known:
+            raise DataError(
+                f"class {file.class_name!r} of {printable(str(root / file.path))} does not exist among the "
+                f"training classes{did_you_mean(file.class_name, known)}; "
+                "add it to train/ or leave it out by data.exclude"
+            )
+    if len(known) < 2:
+        raise DataError(
+            f"{printable(str(root))} has images of one class only ({min(known)!r}); "
+            "two class folders are the least"
+        )
+    return tuple(sorted(known))
+
+
+def _unused_patterns(exclude: Sequence[str], passed_over: list[PassedOver]) -> list[str]:
+    if exclude and not any(one.why == "data.exclude" for one in passed_over):
+        return [f"data.exclude={list(exclude)} leaves nothing out"]
+    return []
+
+
+def _masks(files: list[ImageFile]) -> list[str]:
+    """Look for images that are named after another one beside them, as masks are: cat/1_mask.png."""
+    stems = {str(Path(file.path).with_suffix("")) for file in files}
+    named = [stem for stem in sorted(stems) if (match := MASK.fullmatch(stem)) and match[1] in stems]
+    if not named:
+        return []
+    ending = named[0][len(MASK.fullmatch(named[0])[1]) :]  # type: ignore[index]  # it matches
+    return [
+        f"{count(len(named), 'image')} look like masks of others ({some(list(map(printable, named)), 2)}) "
+        f"and count as images; leave them out by data.exclude='*{ending}*'"
+    ]
