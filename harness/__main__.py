@@ -1,6 +1,18 @@
-"""``python -m harness``: the same program as the ``harness`` command."""
+"""``python -m harness``, and the ``harness`` command."""
 
-from harness.cli import main
+from harness.interrupts import answer_interrupts, leave_at_once
+
+
+def run() -> int:
+    """Run a command; Ctrl-C is answered from here on, while the command line itself is imported too."""
+    try:
+        answer_interrupts()
+        from harness.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        leave_at_once()
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run())

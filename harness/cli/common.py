@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.config.schema import TrackingConfig
 
-EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_OK, EXIT_USAGE = 0, 2
 
 
 def tracking_config(options: argparse.Namespace) -> TrackingConfig:

@@ -11,7 +11,6 @@ from pathlib import Path
 from harness import __version__
 from harness.cli import sweeps
 from harness.cli.common import (
-    EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
     add_mlruns,
@@ -21,6 +20,7 @@ from harness.cli.common import (
     tracking_config,
 )
 from harness.errors import ConfigError, HarnessError
+from harness.interrupts import EXIT_INTERRUPTED, INTERRUPTED, raising
 from harness.logs import never_fail_to_print, show_messages
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
@@ -29,9 +29,9 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 a mistake named in one line, 130 interrupted."""
     never_fail_to_print()
-    options = parse(arguments)
-    show_messages()
     try:
+        options = parse(arguments)
+        show_messages()
         code: int = options.run(options)
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
         return EXIT_INTERRUPTED
     return code
 
@@ -214,7 +215,8 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     from harness.export import export_run
 
-    print(export_run(tracking_config(options), options.run_id, options.output, show=print))
+    with raising():  # a bundle is not left half made
+        print(export_run(tracking_config(options), options.run_id, options.output, show=print))
     return EXIT_OK
 
 
@@ -229,7 +231,8 @@ def run_predict(options: argparse.Namespace) -> int:
 def run_ui(options: argparse.Namespace) -> int:
     from harness.tracking.ui import serve
 
-    return serve(tracking_config(options), options.port, assistant=options.assistant)
+    with raising():  # its server ends first
+        return serve(tracking_config(options), options.port, assistant=options.assistant)
 
 
 def run_doctor(options: argparse.Namespace) -> int:

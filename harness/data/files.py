@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from harness.data.names import printable
 from harness.data.sources.decode import NO_RANGE, decode_image
 from harness.data.sources.pixels import PixelRange
 from harness.errors import DataError
+from harness.interrupts import held_back, leave_to_parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,6 +147,8 @@ def _context() -> multiprocessing.context.BaseContext:
     """
     context = multiprocessing.get_context(WORKERS_START)
     context.set_forkserver_preload([__name__, "torch.utils.data"])
+    with held_back():
+        forkserver.ensure_running()
     return context
 
 
@@ -153,7 +157,7 @@ def _start_worker(worker_id: int) -> None:
 
     torch's own watch looks at the parent's id, which under a fork server is the server's.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_to_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which a run over several processes blocks
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

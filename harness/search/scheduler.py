@@ -174,8 +174,8 @@ class Scheduler:
         self._away.append(claim.number)
         if len(self._away) > self.sweep.max_retries:
             self._fault = (
-                f"{len(self._away)} times in a row a trial could not go on for want of a database or space "
-                f"(see trial-{claim.number:04d}/trial.log)"
+                f"{len(self._away)} times in a row a trial could not go on for want of a database, space or "
+                f"a process (see trial-{claim.number:04d}/trial.log)"
             )
 
     def _fail(self, row: TrialRow, reason: str) -> None:

@@ -14,7 +14,6 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,7 @@ from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
 from harness.config.space import Scalar
 from harness.data import load_splits
+from harness.interrupts import leave_to_parent
 from harness.search.record import write_json
 from harness.search.slots import Measurement, Slots
 from harness.search.space import MAX_CORNERS, corners, trial_overrides
@@ -217,7 +217,7 @@ def _practise(practice: Practice, threads: int, end: Connection) -> None:
     from harness.training.machine import prepare_process
     from harness.training.practice import PracticeRun
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, who ends this process
+    leave_to_parent()
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)

@@ -15,6 +15,7 @@ from harness.config.problems import validate
 from harness.config.schema import RunConfig, TrackingConfig
 from harness.data import load_splits
 from harness.errors import TrackingError
+from harness.interrupts import EXIT_INTERRUPTED, leave_at_once
 from harness.tracking import Tracker
 from harness.tracking.runs import RunRecord, get_run, read_config
 from harness.tracking.silent import SilentTracker
@@ -25,7 +26,7 @@ from harness.training.machine import check_devices, prepare_process, resolve_mac
 from harness.training.result import Decision, EpochReport, RunResult
 from harness.training.train import train
 
-EXIT_OK, EXIT_INTERRUPTED = 0, 130
+EXIT_OK = 0
 
 
 def run_training(config: RunConfig, run_id: str | None = None) -> int:
@@ -143,12 +144,13 @@ def print_epoch(report: EpochReport) -> Decision:
 
 @contextmanager
 def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a question that answers True; the second Ctrl-C kills."""
+    """Turn the first Ctrl-C or SIGTERM into a question that answers True; a second Ctrl-C leaves at once."""
     received: list[int] = []
 
     def receive(number: int, _: object) -> None:
+        if received and number == signal.SIGINT:
+            leave_at_once("left at once; harness train --resume RUN goes on after the last complete epoch")
         received.append(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         print("stopping at the end of this batch; Ctrl-C again stops at once", file=sys.stderr)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}

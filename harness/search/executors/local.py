@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, forkserver
@@ -17,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.config.compose import SweepPlan
+from harness.interrupts import held_back, leave_to_parent
 from harness.search import trial
 from harness.search.executors import LOG, Placement
 from harness.search.slots import Slots, find_slots
@@ -41,27 +44,60 @@ SERVER_ENVIRONMENT = {
     "HARNESS_OFFLINE": "1",  # the coordinator has the data by now; no trial tries to download them again
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for a GPU must not open it before the fork
 }
+LOOK_S = 0.1  # how often a trial is looked at whose process has not begun
 
 RunTrial = Callable[[str], int]  # path of a spec -> exit code; importable by name
 
 
 class LocalPlacement:
-    """A process of this machine."""
+    """A process of this machine, pending while the server that it is forked from has not come so far.
 
-    is_pending = False
+    That is seconds at the beginning, of a cold disk a minute, in which nobody may have to wait for us.
+    """
 
-    def __init__(self, process: BaseProcess) -> None:
+    def __init__(self, process: BaseProcess, log: Path) -> None:
         self.process = process
+        self.has_begun = False
+        self._log = log
+        self._end: int | None = None  # how it ended without having begun
+        self._state = threading.Lock()
+        threading.Thread(target=self._begin, name=process.name, daemon=True).start()
+
+    @property
+    def is_pending(self) -> bool:
+        return not self.has_begun and self._end is None
 
     def exit_code(self) -> int | None:
-        return self.process.exitcode
+        if self._end is not None:
+            return self._end
+        return self.process.exitcode if self.has_begun else None
 
     def stop(self) -> None:
-        if self.process.is_alive():
+        if not self._is_withdrawn(trial.EXIT_STOPPED) and self.process.is_alive():
             self.process.terminate()
 
     def kill(self) -> None:
-        if self.process.is_alive():
+        if not self._is_withdrawn(-signal.SIGKILL) and self.process.is_alive():
+            self.process.kill()
+
+    def _is_withdrawn(self, end: int) -> bool:
+        """Keep a process that has not begun from beginning."""
+        with self._state:
+            if self.is_pending:
+                self._end = end
+            return self._end is not None
+
+    def _begin(self) -> None:
+        try:
+            self.process.start()
+        except (EOFError, OSError) as error:
+            with self._log.open("a", encoding="utf-8") as log:
+                print(f"no process could be started: the server of forks has ended ({error!r})", file=log)
+            self._is_withdrawn(trial.EXIT_AWAY)
+            return
+        with self._state:
+            self.has_begun = self._end is None
+        if not self.has_begun:
             self.process.kill()
 
 
@@ -86,25 +122,27 @@ class LocalExecutor:
         process = self._context.Process(
             target=_run_in_child, args=(self._run_trial, str(spec_path)), name=spec_path.parent.name
         )
-        process.start()
-        return LocalPlacement(process)
+        return LocalPlacement(process, spec_path.with_name(LOG))
 
     def wait(self, placements: Sequence[Placement], timeout_s: float) -> None:
-        processes = [p.process for p in placements if isinstance(p, LocalPlacement)]
-        connection.wait([process.sentinel for process in processes], timeout_s)
+        local = [placement for placement in placements if isinstance(placement, LocalPlacement)]
+        until = time.monotonic() + timeout_s
+        while (left := until - time.monotonic()) > 0 and all(one.exit_code() is None for one in local):
+            running = [placement.process.sentinel for placement in local if placement.has_begun]
+            connection.wait(running, left if len(running) == len(local) else min(left, LOOK_S))
 
     def close(self) -> None:
         """Do nothing: the server ends with this process, and the next sweep of this process uses it."""
 
     def start_server(self) -> None:
         """Start the server of forks if it does not run; returns without waiting for its imports."""
-        with _environment(SERVER_ENVIRONMENT):
+        with _environment(SERVER_ENVIRONMENT), held_back():
             forkserver.ensure_running()
 
 
 def _run_in_child(run_trial: RunTrial, spec_path: str) -> None:
     """Run the trial with its output in its own log; Ctrl-C at the terminal is for the coordinator."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_to_parent()
     _redirect_output(Path(spec_path).with_name(LOG))
     sys.exit(run_trial(spec_path))
 
