@@ -32,7 +32,15 @@ from harness.tracking.choice import (
 from harness.tracking.runs import RunRecord, find_runs, get_run
 
 # Where files lie shaped nothing; parameter counts have their own column.
-IGNORED_PARAMS = ("tracking.", "data.dir", "data.cache_dir", "parameters.")
+# What was asked of the cache of features is not always what a run could do: `features.` says how it trained.
+IGNORED_PARAMS = (
+    "tracking.",
+    "data.dir",
+    "data.cache_dir",
+    "parameters.",
+    "finetune.cache_features",
+    "finetune.feature_views",
+)
 NO_ANSWER = ("infeasible", "failed")  # however good the score, such a run is no candidate
 
 

@@ -139,8 +139,12 @@ ModelConfig = Annotated[ScratchModel | EfficientNetLite0 | TimmModel, Field(disc
 class FrozenBackbone(Frozen):
     """What every policy has that freezes something: its frozen part need only run once."""
 
-    cache_features: bool = True  # keep what the frozen part computes, in data.cache_dir
-    feature_views: PositiveInt = 2  # kept of each training image: itself, then augmented ones (flip alone: 2)
+    # Keep what the frozen part computes, in data.cache_dir, where that changes nothing but time: without
+    # augmentation, and with a flip alone, whose two views are kept.
+    cache_features: bool = True
+    # With other augmentation: so many views of each training image, the image itself first, are kept and
+    # shown in turn, in place of new draws in every epoch. None = new draws, and nothing is kept.
+    feature_views: PositiveInt | None = None
 
 
 class LinearProbe(FrozenBackbone):

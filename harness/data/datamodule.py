@@ -179,8 +179,7 @@ class ImageDataModule(pl.LightningDataModule):
     def augment(self, images: Tensor, epoch: int, batch_index: int, share: Share | None = None) -> Tensor:
         """Augment a training batch, or a share of it, with the draws that belong to its place in the run."""
         share = share or Share.whole(len(images))
-        generator = torch.Generator(images.device)
-        generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
+        generator = self._generator(images.device, epoch, batch_index)
         if not self._alternates:
             return self._augment(images, generator, share=share)
         if self._flips_in_order[0] != epoch:  # once an epoch, not for every batch
@@ -188,6 +187,22 @@ class ImageDataModule(pl.LightningDataModule):
         start = batch_index * self.batch_size
         flips = torch.from_numpy(self._flips_in_order[1][start + share.start : start + share.stop])
         return self._augment(images, generator, flips.to(images.device), share)
+
+    def flips(self, epoch: int, device: torch.device) -> np.ndarray:
+        """Return which images `augment` mirrors on a device, bool (N,), in the order of the epoch."""
+        if self._alternates:
+            return self.alternating_flips(epoch)[self.order(epoch)]
+        count = len(self.splits.train)
+        flips = []
+        for batch_index, start in enumerate(range(0, count, self.batch_size)):
+            generator = self._generator(device, epoch, batch_index)
+            _, flips_B = self._augment.draw_windows(min(self.batch_size, count - start), generator)
+            flips.append(flips_B.cpu().numpy())
+        return np.concatenate(flips)
+
+    def _generator(self, device: torch.device, epoch: int, batch_index: int) -> torch.Generator:
+        generator = torch.Generator(device)
+        return generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
 
     def alternating_flips(self, epoch: int) -> np.ndarray:
         """Return which training images an epoch mirrors, bool (N,): half at random, then the others, in turn.

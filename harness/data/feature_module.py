@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytorch_lightning as pl
@@ -36,7 +36,11 @@ class FeatureArrays:
 
 
 class FeatureDataModule(pl.LightningDataModule):
-    """Feeds cached activations to Lightning. An image's view changes from one epoch to the next."""
+    """Feeds cached activations to Lightning. An image's view changes from one epoch to the next.
+
+    Args:
+        views: given an epoch, which view each image of its order shows, int (N,); None for all in turn.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class FeatureDataModule(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         *,
+        views: Callable[[int], np.ndarray] | None = None,
         pin_memory: bool = False,
         seat: Seat = ALONE,
     ) -> None:
@@ -52,14 +57,17 @@ class FeatureDataModule(pl.LightningDataModule):
         self.train, self.val = train, val
         self.batch_size = batch_size
         self.seed = seed
+        self.views = views
         self.pin_memory = pin_memory
         self.seat = seat
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the rows that an epoch visits: the images in the uncached path's order, each in one view."""
         count, num_views = len(self.train), self.train.num_views
-        offsets = np.random.default_rng([self.seed, VIEW_STREAM]).integers(num_views, size=count)
         images = shuffled(count, self.seed, epoch)
+        if self.views is not None:
+            return self.views(epoch) * count + images
+        offsets = np.random.default_rng([self.seed, VIEW_STREAM]).integers(num_views, size=count)
         return (offsets[images] + epoch) % num_views * count + images
 
     def train_dataloader(self) -> BatchLoader:

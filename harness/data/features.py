@@ -3,17 +3,15 @@
 An entry is a folder: `about.json`, one plain `.npy` file for each array, and `done/` with a mark for each
 chunk of rows. A mark holds checksums, so a chunk counts only while its rows are what was written: one that
 a kill tore or a disk damaged is simply computed again. Processes that want the same entry share the work,
-chunk by chunk, and none waits while there is a chunk to do.
+chunk by chunk, and none waits while there is a chunk to do. Files take their whole space when they are made,
+and are written by calls rather than through memory: a full disk is an error to answer, never a SIGBUS.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import logging
 import math
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,15 +23,17 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
 
-FORMAT = 1  # raise it when the files below change their meaning
 CHUNK_ROWS = 1024
-RECENT_S = 600.0  # an entry used this recently is not evicted: a running sweep may need it
 WAIT_S = 0.05  # between looks at chunks that other processes compute
 
 ABOUT = "about.json"
-log = logging.getLogger(__name__)
+OVERFLOW = "overflow"  # in an entry's folder: something in it is beyond float16
 
 Compute = Callable[[int, int], Mapping[str, np.ndarray]]  # first and last row → rows of each array
+
+
+class HalfOverflowError(Exception):
+    """Activations are beyond what float16 holds: they have to be kept in float32."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class FeatureEntry:
         self.folder = folder
         self.layout = layout
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> np.memmap:
         """Return a read-only memory map of an array, complete or not."""
-        return np.load(self._path(name), mmap_mode="r")
+        return open_memmap(self._path(name), mode="r")
 
     def complete(self, names: Sequence[str], compute: Compute, stop_requested: Callable[[], bool]) -> bool:
         """Have every chunk that is missing or damaged computed, by this process or by another.
@@ -86,8 +86,14 @@ class FeatureEntry:
 
         Returns:
             False where it was asked to stop before the end; what was computed stays.
+
+        Raises:
+            HalfOverflowError: the entry has halves, and they cannot hold the activations.
+            OSError: there is no space left after all.
         """
-        arrays = {name: open_memmap(self._path(name), mode="r+") for name in self.layout.arrays}
+        if (self.folder / OVERFLOW).exists():
+            raise HalfOverflowError
+        arrays = {name: self.read(name) for name in self.layout.arrays}
         missing = [start for start in self._starts() if not self._is_done(start, arrays, names)]
         while missing and not stop_requested():
             before = len(missing)
@@ -105,19 +111,30 @@ class FeatureEntry:
     def _starts(self) -> range:
         return range(0, self.layout.num_rows, CHUNK_ROWS)
 
-    def _fill(self, start: int, arrays: Mapping[str, np.ndarray], compute: Compute) -> None:
+    def _fill(self, start: int, arrays: Mapping[str, np.memmap], compute: Compute) -> None:
         stop = min(start + CHUNK_ROWS, self.layout.num_rows)
         sums = {}
         for name, rows in compute(start, stop).items():
-            arrays[name][start:stop] = rows
-            sums[name] = _checksum(arrays[name][start:stop])
+            kept = self._cast(rows, arrays[name].dtype)
+            with self._path(name).open("r+b") as file:
+                file.seek(arrays[name].offset + start * arrays[name].strides[0])
+                file.write(kept.data)
+            sums[name] = _checksum(kept)
         mark = self._mark(start)
         partial = mark.with_suffix(".partial")
         partial.write_text(json.dumps(sums), encoding="utf-8")
         partial.replace(mark)
         self.touch()
 
-    def _is_done(self, start: int, arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> bool:
+    def _cast(self, rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            kept = np.ascontiguousarray(rows, dtype)
+        if dtype == np.float16 and not np.isfinite(kept).all():
+            (self.folder / OVERFLOW).touch()
+            raise HalfOverflowError
+        return kept
+
+    def _is_done(self, start: int, arrays: Mapping[str, np.memmap], names: Sequence[str]) -> bool:
         try:
             sums = json.loads(self._mark(start).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -140,115 +157,3 @@ class FeatureEntry:
 
 def _checksum(rows: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(rows).data)  # 3 GB a second; it is accidents that are looked for
-
-
-# ── opening ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def feature_key(shaped_by: Mapping[str, Any]) -> str:
-    """Return the name of the entry that everything in `shaped_by` (plain values) shapes."""
-    text = json.dumps({"format": FORMAT, **shaped_by}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def open_features(
-    cache_dir: Path, key: str, describe: Callable[[], Layout | None], limit_bytes: float
-) -> FeatureEntry | None:
-    """Open an entry, or make an empty one; safe for processes that start together.
-
-    Args:
-        describe: says what a new entry is to hold; None if it cannot be had.
-        limit_bytes: of all entries together; the least recently used ones make room.
-
-    Returns:
-        None where `describe` gave None, or where there is no room.
-    """
-    root = features_root(cache_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / key
-    with FileLock(root / f".{key}.lock"):
-        entry = _open_entry(folder)
-        if entry is None and (layout := describe()) is not None:
-            with FileLock(root / ".room.lock"):
-                entry = _create_entry(folder, layout) if _make_room(root, layout, limit_bytes) else None
-    if entry is not None:
-        entry.touch()
-    return entry
-
-
-def features_root(cache_dir: Path) -> Path:
-    """Return the folder of all entries."""
-    return cache_dir / "features"
-
-
-def _open_entry(folder: Path) -> FeatureEntry | None:
-    """Return an entry whose files have the right form; remove one whose files do not."""
-    if not folder.is_dir():
-        return None
-    try:
-        entry = FeatureEntry(folder, Layout.from_json((folder / ABOUT).read_text(encoding="utf-8")))
-        for name, (shape, dtype) in entry.layout.arrays.items():
-            array = entry.read(name)
-            if array.shape != (entry.layout.num_rows, *shape) or array.dtype != np.dtype(dtype):
-                raise ValueError(f"{name}.npy has shape {array.shape}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        log.warning("the cached features in %s are damaged (%s) and will be computed again", folder, error)
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    return entry
-
-
-def _create_entry(folder: Path, layout: Layout) -> FeatureEntry:
-    staging = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # a killed attempt's; the caller holds the lock
-    (staging / "done").mkdir(parents=True)
-    for name, (shape, dtype) in layout.arrays.items():
-        open_memmap(staging / f"{name}.npy", mode="w+", dtype=dtype, shape=(layout.num_rows, *shape))
-    (staging / ABOUT).write_text(layout.to_json(), encoding="utf-8")
-    staging.replace(folder)
-    return FeatureEntry(folder, layout)
-
-
-# ── the limit ─────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class StoredFeatures:
-    """An entry as seen from outside."""
-
-    folder: Path
-    num_bytes: int
-    used: float  # seconds since the epoch
-    about: Mapping[str, Any]
-
-
-def list_features(cache_dir: Path) -> list[StoredFeatures]:
-    """Return all entries, the least recently used one first."""
-    found = []
-    for about in features_root(cache_dir).glob(f"*/{ABOUT}"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # being removed, or damaged
-            layout = Layout.from_json(about.read_text(encoding="utf-8"))
-            found.append(StoredFeatures(about.parent, layout.num_bytes, about.stat().st_mtime, layout.about))
-    return sorted(found, key=lambda stored: stored.used)
-
-
-def clear_features(cache_dir: Path) -> int:
-    """Remove all entries and return how many bytes they held; running trials keep what they have mapped."""
-    freed = sum(stored.num_bytes for stored in list_features(cache_dir))
-    shutil.rmtree(features_root(cache_dir), ignore_errors=True)
-    return freed
-
-
-def _make_room(root: Path, layout: Layout, limit_bytes: float) -> bool:
-    """Evict until the new entry fits below the limit and on the disk; False where it cannot."""
-    stored = list_features(root.parent)
-    idle = [entry for entry in stored if time.time() - entry.used > RECENT_S]
-    held = sum(entry.num_bytes for entry in stored)
-    while held + layout.num_bytes > limit_bytes or layout.num_bytes > shutil.disk_usage(root).free:
-        if layout.num_bytes > limit_bytes or not idle:
-            return False
-        evicted = idle.pop(0)
-        log.info("features: removed %s (%.1f GB) to make room", evicted.folder.name, evicted.num_bytes / 1e9)
-        shutil.rmtree(evicted.folder, ignore_errors=True)
-        held -= evicted.num_bytes
-    return True

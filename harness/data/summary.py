@@ -15,7 +15,7 @@ from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.cache import DecodedSet, Description
 from harness.data.copies import look_alikes, tell_copies
 from harness.data.datamodule import ImageDataModule
-from harness.data.features import clear_features, list_features
+from harness.data.feature_cache import clear_features, list_features
 from harness.data.held_out import load_test
 from harness.data.load import load_decoded, load_splits, resolve_auto
 from harness.data.names import count, printable

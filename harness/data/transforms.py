@@ -54,10 +54,9 @@ class BatchAugment:
         share = share or Share.whole(len(images))
         whole = share.whole_like(images)
         if config.flip or config.crop_padding:
-            offsets = share.of(draw_offsets(share.total, config.crop_padding, generator))
-            if flips_B is None:
-                flips_B = share.of(draw_flips(share.total, 0.5 if config.flip else 0.0, generator))
-            images = crop_and_flip(images, offsets, flips_B)
+            offsets_B2, drawn_B = self.draw_windows(share.total, generator)
+            flips_B = share.of(drawn_B) if flips_B is None else flips_B
+            images = crop_and_flip(images, share.of(offsets_B2), flips_B)
         if self._policy is not None:
             images = self._policy(images, generator, share)
         if config.brightness or config.contrast or config.saturation or config.hue:
@@ -71,6 +70,11 @@ class BatchAugment:
         if images is images_BCHW:
             return images
         return images.contiguous(memory_format=torch.channels_last)
+
+    def draw_windows(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw a whole batch's crops, int64 (B, 2), and which of its images are mirrored, bool (B,)."""
+        offsets_B2 = draw_offsets(count, self.config.crop_padding, generator)
+        return offsets_B2, draw_flips(count, 0.5 if self.config.flip else 0.0, generator)
 
 
 def _build_policy(config: AugmentConfig) -> TrivialAugment | RandAugment | None:

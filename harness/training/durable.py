@@ -21,7 +21,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from harness.errors import CheckpointError, DamagedCheckpointError, DiskFullError
+from harness.errors import NO_SPACE, CheckpointError, DamagedCheckpointError, DiskFullError
 
 NO_COMMENT = b"\0\0"  # what ends a file as torch writes it: the length of the zip's comment
 LABEL = b"sha256:"
@@ -29,7 +29,6 @@ COMMENT_BYTES = len(LABEL) + 64
 SEAL_BYTES = len(NO_COMMENT) + COMMENT_BYTES
 ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22  # the record that ends a zip, where there is no comment
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FILES_OF_A_RUN = 5  # best and last, the one before each, and the one that is being written
 READ_BYTES = 1 << 20
 

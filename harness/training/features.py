@@ -1,9 +1,7 @@
 """A frozen backbone is run once per image and view; after that only what trains runs.
 
 What the frozen part computes is kept on disk (`harness.data.features`) and entered into the network where
-the first trainable module starts (`harness.models.trunk`). With augmentation, a stated number of views of
-each training image is kept, and an image's view changes from epoch to epoch; a horizontal flip alone has
-exactly two views, so nothing is lost by it.
+the first trainable module starts (`harness.models.trunk`). When that is done: `harness.training.views`.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.config.schema import AugmentConfig, LinearProbe, Partial, RunConfig
-from harness.data.datamodule import VIEW_STREAM, stream_seed
+from harness.config.schema import LinearProbe, Partial, RunConfig
+from harness.data.datamodule import VIEW_STREAM, ImageDataModule, stream_seed
+from harness.data.feature_cache import feature_key, open_features
 from harness.data.feature_module import FeatureArrays, FeatureDataModule
-from harness.data.features import FeatureEntry, Layout, feature_key, open_features
+from harness.data.features import FeatureEntry, HalfOverflowError, Layout
 from harness.data.splits import ImageSplits
 from harness.data.transforms import BatchAugment
+from harness.errors import NO_SPACE
 from harness.models import ImageClassifier
 from harness.models.trunk import Boundary, find_boundaries, trunk_activations, trunk_digest
 from harness.training.callbacks import Interrupted
 from harness.training.distributed import current_ranks
 from harness.training.machine import Machine
+from harness.training.views import count_views, is_exhaustive, is_flip_alone, needs_images
 
 SHARED_DEPTHS = (0, 1, 2, 3)  # one pass keeps what the linear probe and the shallowest partial trials need
 PROBED_IMAGES = 2  # to see the network run
 BATCH = 128
-LARGEST_HALF = 1e4  # activations beyond this are kept in float32: float16 ends at 65,504
+LARGEST_HALF = 1e4  # where a few images have activations beyond it, halves are not tried: they end at 65,504
+LIBRARIES = ("torch", "timm")  # other versions may compute other bits
 
 log = logging.getLogger(__name__)
 
 
 def cached_data(
     classifier: ImageClassifier,
-    splits: ImageSplits,
+    images: ImageDataModule,
     config: RunConfig,
     machine: Machine,
     stop_requested: Callable[[], bool] | None = None,
-    *,
-    pin_memory: bool = False,
 ) -> FeatureDataModule | None:
     """Return activations in place of images, and have the classifier enter there; None where images must do.
+
+    Args:
+        images: what is trained on otherwise.
 
     Ranks that train together share the work as any processes do, and end alike.
 
@@ -58,7 +62,7 @@ def cached_data(
     ranks = current_ranks()
     data, is_interrupted = None, False
     try:
-        data = _own_data(classifier, splits, config, machine, stop_requested, pin_memory=pin_memory)
+        data = _own_data(classifier, images, config, machine, stop_requested)
     except Interrupted:
         is_interrupted = True
     if ranks.any(is_interrupted):
@@ -71,44 +75,46 @@ def cached_data(
 
 def _own_data(
     classifier: ImageClassifier,
-    splits: ImageSplits,
+    images: ImageDataModule,
     config: RunConfig,
     machine: Machine,
     stop_requested: Callable[[], bool] | None,
-    *,
-    pin_memory: bool,
 ) -> FeatureDataModule | None:
     finetune = config.finetune
     if not isinstance(finetune, LinearProbe | Partial) or not finetune.cache_features:
         return None
-    if (reason := needs_images(config)) is not None:
-        log.info("features: not cached, %s", reason)
-        return None
-    depth = finetune.trainable_groups if isinstance(finetune, Partial) else 0
-    plan = _Plan(classifier, splits, config, machine, finetune.feature_views)
-    classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    opened = plan.open(depth)
-    if opened is None:
-        log.info("features: not cached, %s", plan.reason)
-        return None
-    entry, boundaries = opened
-    log.info("features: %d views of each image, in %s", plan.num_views, entry.folder)
-    started = time.perf_counter()
-    if not entry.complete([_array_name(depth)], plan.computer(boundaries), stop_requested or (lambda: False)):
-        raise Interrupted
-    log.info("features: ready after %.1f s", time.perf_counter() - started)
-    boundary = next(boundary for boundary in boundaries if boundary.depth == depth)
-    classifier.enter_at(boundary.entry, boundary.passed)
-    rows = entry.read(_array_name(depth))
-    num_train = len(splits.train) * plan.num_views
-    return FeatureDataModule(
-        FeatureArrays(rows[:num_train], splits.train.labels, plan.num_views),
-        FeatureArrays(rows[num_train:], splits.val.labels),
-        config.data.batch_size,
-        config.seed,
-        pin_memory=pin_memory,
-        seat=current_ranks(),
-    )
+    num_views = count_views(config.augment, finetune.feature_views)
+    reason = needs_images(config)
+    if reason is None and num_views is None:
+        reason = (
+            "augmentation draws anew in every epoch (finetune.feature_views=N would keep N views instead)"
+        )
+    if reason is None:
+        assert num_views is not None
+        depth = finetune.trainable_groups if isinstance(finetune, Partial) else 0
+        plan = _Plan(classifier, images.splits, config, machine, num_views)
+        classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        rows = plan.rows(depth, stop_requested or (lambda: False))
+        if rows is not None:
+            num_train = len(images.splits.train) * num_views
+            return FeatureDataModule(
+                FeatureArrays(rows[:num_train], images.splits.train.labels, num_views),
+                FeatureArrays(rows[num_train:], images.splits.val.labels),
+                config.data.batch_size,
+                config.seed,
+                views=_flips(images, machine) if is_flip_alone(config.augment) and num_views == 2 else None,
+                pin_memory=images.pin_memory,
+                seat=images.seat,
+            )
+        reason = plan.reason
+    is_asked_for = finetune.feature_views is not None and not is_exhaustive(config.augment)
+    log.log(logging.WARNING if is_asked_for else logging.INFO, "features: not cached, %s", reason)
+    return None
+
+
+def _flips(images: ImageDataModule, machine: Machine) -> Callable[[int], np.ndarray]:
+    """Return what says which images an epoch mirrors: those that it would without the cache."""
+    return lambda epoch: images.flips(epoch, machine.device).astype(np.int64)
 
 
 def _array_name(depth: int) -> str:
@@ -123,23 +129,53 @@ class _Plan:
     splits: ImageSplits
     config: RunConfig
     machine: Machine
-    feature_views: int
+    num_views: int
     reason: str = ""  # why it is not cached
 
     def __post_init__(self) -> None:
-        self.num_views = count_views(self.config.augment, self.feature_views)
+        self.num_rows = self.num_views * len(self.splits.train) + len(self.splits.val)
         self._augment = BatchAugment(self.config.augment)
 
-    def open(self, depth: int) -> tuple[FeatureEntry, list[Boundary]] | None:
+    def rows(self, depth: int, stop_requested: Callable[[], bool]) -> np.ndarray | None:
+        """Return the activations at a depth, and have the classifier enter there; None with a `reason`.
+
+        Raises:
+            Interrupted: it was asked to stop; what was computed stays.
+        """
+        for half in (True, False):
+            opened = self._open(depth, half=half)
+            if opened is None:
+                return None
+            entry, boundaries = opened
+            log.info("features: %d views of each image, in %s", self.num_views, entry.folder)
+            started = time.perf_counter()
+            try:
+                if not entry.complete([_array_name(depth)], self._computer(boundaries), stop_requested):
+                    raise Interrupted
+            except HalfOverflowError:
+                log.info("features: some are beyond float16, so that all are kept in float32")
+                continue
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    raise
+                self.reason = f"the disk is full ({entry.folder})"
+                return None
+            log.info("features: ready after %.1f s", time.perf_counter() - started)
+            boundary = next(boundary for boundary in boundaries if boundary.depth == depth)
+            self.classifier.enter_at(boundary.entry, boundary.passed)
+            return entry.read(_array_name(depth))
+        raise AssertionError("float32 has no such limit")
+
+    def _open(self, depth: int, *, half: bool) -> tuple[FeatureEntry, list[Boundary]] | None:
         """Open the entry that has this depth: one with the neighbouring depths, else one of its own."""
         limit = self.config.data.feature_cache_gb * 1e9
         shared = SHARED_DEPTHS if depth in SHARED_DEPTHS else (depth,)
         shaped_by = self._shaped_by()
         for depths in dict.fromkeys([shared, (depth,)]):
-            key = feature_key({**shaped_by, "depths": depths})
+            key = feature_key({**shaped_by, "depths": depths, "half": half})
             cache_dir = Path(self.config.data.cache_dir)
-            describe = lambda depths=depths: self._describe(depths, depth)  # noqa: E731
-            entry = open_features(cache_dir, key, describe, limit)
+            describe = lambda depths=depths: self._describe(depths, depth, half=half)  # noqa: E731
+            entry = open_features(cache_dir, key, self.num_rows, describe, limit)
             if entry is not None:
                 boundaries = [Boundary(d, e, tuple(p)) for d, e, p in entry.layout.about["boundaries"]]
                 return entry, boundaries
@@ -148,17 +184,21 @@ class _Plan:
 
     def _shaped_by(self) -> dict[str, Any]:
         preprocess = self.classifier.preprocess
+        is_drawn = self.num_views > 1 and not is_flip_alone(self.config.augment)
         return {
             "model": self.config.model.model_dump(mode="json"),
             "weights": trunk_digest(self.classifier),
             "preprocess": preprocess.extra_repr(),
             "images": self.splits.row_digest,
+            "rows": [len(self.splits.train), len(self.splits.val)],
             "views": self.num_views,
-            "augment": self.config.augment.model_dump(mode="json") if self.num_views > 1 else None,
+            "drawn": [self.config.seed, self.config.augment.model_dump(mode="json")] if is_drawn else None,
+            "device": self.machine.device.type,
             "precision": self.machine.precision,
+            "libraries": {name: version(name) for name in LIBRARIES},
         }
 
-    def _describe(self, depths: Sequence[int], wanted: int) -> Layout | None:
+    def _describe(self, depths: Sequence[int], wanted: int, *, half: bool) -> Layout | None:
         images = self._images(0, PROBED_IMAGES)
         found = find_boundaries(self.classifier, images, depths)
         if wanted not in found:
@@ -166,9 +206,9 @@ class _Plan:
             return None
         activations = trunk_activations(self.classifier, images, list(found.values()))
         return Layout(
-            num_rows=self.num_views * len(self.splits.train) + len(self.splits.val),
+            num_rows=self.num_rows,
             arrays={
-                _array_name(depth): (tuple(_to_rows(rows).shape[1:]), _dtype(rows))
+                _array_name(depth): (tuple(_to_rows(rows).shape[1:]), _dtype(rows) if half else "float32")
                 for depth, rows in activations.items()
             },
             about={
@@ -180,7 +220,7 @@ class _Plan:
             },
         )
 
-    def computer(self, boundaries: Sequence[Boundary]) -> Callable[[int, int], Mapping[str, np.ndarray]]:
+    def _computer(self, boundaries: Sequence[Boundary]) -> Callable[[int, int], Mapping[str, np.ndarray]]:
         """Return the function that computes a range of rows."""
 
         def compute(start: int, stop: int) -> dict[str, np.ndarray]:
@@ -218,31 +258,8 @@ class _Plan:
         if is_flip_alone(self.config.augment):
             return images_BCHW.flip(3)
         generator = torch.Generator(images_BCHW.device)
-        generator.manual_seed(stream_seed(0, VIEW_STREAM, view, position))
+        generator.manual_seed(stream_seed(self.config.seed, VIEW_STREAM, view, position))
         return self._augment(images_BCHW, generator)
-
-
-def needs_images(config: RunConfig) -> str | None:
-    """Return what in the configuration has to see images in every epoch, None if nothing has."""
-    if config.augment.mixup_alpha or config.augment.cutmix_alpha:
-        return "mixup and cutmix mix images"
-    if config.evaluation.tta != "none":
-        return "evaluation.tta shows other views of an image"
-    if config.finetune.kind == "linear_probe" and getattr(config.model, "drop_rate", 0.0) > 0:
-        return "model.drop_rate acts between the backbone and the head"
-    return None
-
-
-def count_views(augment: AugmentConfig, feature_views: int) -> int:
-    """Return how many views of a training image are kept: no more than there are."""
-    if augment == AugmentConfig():
-        return 1
-    return min(feature_views, 2) if is_flip_alone(augment) else feature_views
-
-
-def is_flip_alone(augment: AugmentConfig) -> bool:
-    """Tell whether an image has two views only."""
-    return augment == AugmentConfig(flip=augment.flip) and bool(augment.flip)
 
 
 def _to_rows(activations: Tensor) -> np.ndarray:

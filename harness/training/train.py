@@ -31,6 +31,7 @@ from harness.training.machine import Machine, resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.record import record_best, record_setup
 from harness.training.result import Decision, EpochReport, RunResult, Status
+from harness.training.views import describe_regime
 
 NUM_IMAGES_SHOWN = 2000  # to a network that computes a layer from images
 
@@ -78,6 +79,9 @@ def train(
             record_setup(tracker, config, splits, freezing, machine)
         try:
             data = choose_data(classifier, splits, config, machine, stop_requested)
+            if ranks.is_zero:
+                cached_views = data.train.num_views if isinstance(data, FeatureDataModule) else None
+                tracker.log_params({"features": describe_regime(config, cached_views)})
             num_batches = len(data.train_dataloader())
             module = ClassifierModule(classifier, config, model_facts(config, splits), num_batches)
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
@@ -144,7 +148,7 @@ def choose_data(
     images = ImageDataModule(
         splits, config.data, config.augment, config.seed, pin_memory=pin_memory, seat=current_ranks()
     )
-    features = cached_data(classifier, splits, config, machine, stop_requested, pin_memory=pin_memory)
+    features = cached_data(classifier, images, config, machine, stop_requested)
     return images if features is None else features
 
 

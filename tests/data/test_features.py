@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 
 from harness.data import features
-from harness.data.features import FeatureEntry, Layout, clear_features, list_features, open_features
+from harness.data.feature_cache import clear_features, list_features, open_features
+from harness.data.features import FeatureEntry, HalfOverflowError, Layout
 
 ROWS = 50
 LAYOUT = Layout(ROWS, {"deep": ((4,), "float16"), "wide": ((2, 2, 3), "float32")}, {"model": "mine"})
@@ -50,7 +53,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def entry(tmp_path: Path) -> Callable[[], FeatureEntry]:
     def _open() -> FeatureEntry:
-        opened = open_features(tmp_path, "key", lambda: LAYOUT, GB)
+        opened = open_features(tmp_path, "key", ROWS, lambda: LAYOUT, GB)
         assert opened is not None
         return opened
 
@@ -151,11 +154,46 @@ def test_an_error_in_the_backbone_leaves_no_mark(entry: Callable[[], FeatureEntr
     assert len(backbone.computed) == 7
 
 
+def test_an_entry_of_another_length_is_not_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shorter = Layout(ROWS - 1, LAYOUT.arrays, {})
+    open_features(tmp_path, "key", ROWS - 1, lambda: shorter, GB)
+
+    opened = open_features(tmp_path, "key", ROWS, lambda: LAYOUT, GB)
+
+    assert opened is not None
+    assert opened.read("deep").shape == (ROWS, 4)
+    assert "will be computed again" in caplog.text
+
+
+@pytest.mark.parametrize("value", [65_519.0, -65_519.0])  # rounds to float16's largest
+def test_the_largest_half_is_kept(tmp_path: Path, value: float) -> None:
+    layout = Layout(ROWS, {"deep": ((4,), "float16")}, {})
+    opened = open_features(tmp_path, "key", ROWS, lambda: layout, GB)
+    assert opened is not None
+
+    assert opened.complete(["deep"], lambda start, stop: {"deep": np.full((stop - start, 4), value)}, never)
+
+
+def test_what_is_beyond_a_half_is_never_kept_as_infinite(tmp_path: Path) -> None:
+    """In whichever chunk it is: each is looked at after the cast."""
+    layout = Layout(ROWS, {"deep": ((4,), "float16")}, {})
+
+    def rows(start: int, stop: int) -> Mapping[str, np.ndarray]:
+        return {"deep": np.where(np.arange(start, stop)[:, None] == 33, 7e4, np.ones(4))}
+
+    for _ in range(2):  # whoever finds the entry is told at once
+        opened = open_features(tmp_path, "key", ROWS, lambda: layout, GB)
+        assert opened is not None
+        with pytest.raises(HalfOverflowError):
+            opened.complete(["deep"], rows, never)
+    assert np.isfinite(opened.read("deep")).all()
+
+
 # ── the limit ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _open_aged(cache_dir: Path, key: str, limit: float, age_s: float) -> FeatureEntry | None:
-    opened = open_features(cache_dir, key, lambda: LAYOUT, limit)
+    opened = open_features(cache_dir, key, ROWS, lambda: LAYOUT, limit)
     if opened is not None:
         used = time.time() - age_s
         os.utime(opened.folder / "about.json", (used, used))
@@ -183,20 +221,72 @@ def test_what_is_in_use_is_not_evicted(tmp_path: Path) -> None:
 def test_what_is_larger_than_the_limit_evicts_nothing(tmp_path: Path) -> None:
     _open_aged(tmp_path, "small", GB, 5000)
 
-    assert open_features(tmp_path, "large", lambda: LAYOUT, LAYOUT.num_bytes - 1) is None
+    assert open_features(tmp_path, "large", ROWS, lambda: LAYOUT, LAYOUT.num_bytes - 1) is None
 
     assert len(list_features(tmp_path)) == 1
 
 
-def test_a_full_disk_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = features.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: usage._replace(free=10))
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
-    assert open_features(tmp_path, "key", lambda: LAYOUT, GB) is None
+
+def test_a_full_disk_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+
+    assert open_features(tmp_path, "key", ROWS, lambda: LAYOUT, GB) is None
+
+    assert [path.name for path in (tmp_path / "features").iterdir() if path.is_dir()] == []
+
+
+def test_a_full_disk_gets_room_from_what_is_not_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate, is_full = os.posix_fallocate, (tmp_path / "features" / "old").exists
+    _open_aged(tmp_path, "old", GB, 5000)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *where: refuse() if is_full() else allocate(*where))
+
+    assert open_features(tmp_path, "new", ROWS, lambda: LAYOUT, GB) is not None
+
+    assert [stored.folder.name for stored in list_features(tmp_path)] == ["new"]
+
+
+def test_a_file_system_that_cannot_allocate_is_written_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    large = Layout(300, {"deep": ((1000,), "float32")}, {})
+    opened = open_features(tmp_path, "key", 300, lambda: large, GB)
+
+    assert opened is not None
+    path = opened.folder / "deep.npy"
+    assert path.stat().st_blocks * 512 >= 300 * 1000 * 4
+    assert np.array_equal(np.load(path), np.zeros((300, 1000), np.float32))
+
+
+def test_an_entry_takes_its_space_when_it_is_made(entry: Callable[[], FeatureEntry]) -> None:
+    for path in entry().folder.glob("*.npy"):
+        assert path.stat().st_blocks * 512 >= path.stat().st_size, "it is sparse"
+
+
+def test_two_entries_on_a_small_disk_end_in_no_signal(small_disk: Path) -> None:
+    """Once both were made sparse, and filling the second one ended the process by SIGBUS."""
+    layout = Layout(3000, {"deep": ((250,), "float32")}, {})  # 3 of the disk's 5 MB
+    first = open_features(small_disk, "first", 3000, lambda: layout, GB)
+    assert first is not None
+
+    assert open_features(small_disk, "second", 3000, lambda: layout, GB) is None
+
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    ones = lambda start, stop: {"deep": np.ones((stop - start, 250), np.float32)}  # noqa: E731
+    with pytest.raises(OSError, match="No space left"):  # for the marks, of which each is a file
+        first.complete(["deep"], ones, never)
 
 
 def test_clearing_removes_everything_and_says_how_much(tmp_path: Path) -> None:
-    opened = open_features(tmp_path, "key", lambda: LAYOUT, GB)
+    opened = open_features(tmp_path, "key", ROWS, lambda: LAYOUT, GB)
     assert opened is not None
     mapped = opened.read("deep")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,19 @@ import torch
 
 from harness.config.schema import AugmentConfig, RunConfig
 from harness.data import load_splits
+from harness.data.datamodule import ImageDataModule
+from harness.data.feature_cache import list_features
 from harness.data.feature_module import FeatureArrays, FeatureDataModule
-from harness.data.features import list_features
+from harness.data.features import FeatureEntry
+from harness.data.splits import ImageArrays
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.tracking.memory import RecordingTracker
 from harness.training import features
 from harness.training.evaluate import evaluate_checkpoint
-from harness.training.features import cached_data, count_views
+from harness.training.features import cached_data
 from harness.training.machine import resolve_machine
 from harness.training.result import RunResult
+from harness.training.views import NEW_VIEWS, count_views
 
 TOLERANCE = 0.01  # of accuracy, and of loss: half precision on disk
 SMALL = (
@@ -29,6 +35,7 @@ SMALL = (
     "data.max_train_samples=200",
     "data.batch_size=32",
     "trainer.max_epochs=2",
+    "trainer.precision=fp32",
 )
 Run = Callable[..., tuple[RunResult, RecordingTracker]]
 
@@ -45,16 +52,27 @@ def _prepare(config: RunConfig) -> tuple[ImageClassifier, FeatureDataModule | No
     splits = load_splits(config.data)
     classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
     apply_freezing(classifier, config.finetune)
-    return classifier, cached_data(classifier, splits, config, resolve_machine(config.trainer))
+    images = ImageDataModule(splits, config.data, config.augment, config.seed)
+    return classifier, cached_data(classifier, images, config, resolve_machine(config.trainer))
 
 
-@pytest.mark.parametrize("finetune", ["finetune=linear_probe", "finetune=partial"])
+@pytest.mark.parametrize(
+    ("finetune", "flip"),
+    [
+        ("linear_probe", "false"),
+        ("partial", "true"),
+        pytest.param("linear_probe", "alternating", marks=pytest.mark.slow),
+    ],
+)
 def test_scores_are_those_of_the_uncached_path(
-    config: Callable[..., RunConfig], run: Run, finetune: str
+    config: Callable[..., RunConfig], run: Run, finetune: str, flip: str
 ) -> None:
-    cached, _ = run(config(finetune), "cached")
-    uncached, _ = run(config(finetune, "finetune.cache_features=false"), "uncached")
+    how = (f"finetune={finetune}", f"augment.flip={flip}")
+    cached, with_cache = run(config(*how), "cached")
+    uncached, without = run(config(*how, "finetune.cache_features=false"), "uncached")
 
+    assert (with_cache.params["features.cached"], without.params["features.cached"]) == ("true", "false")
+    assert with_cache.params["features.views"] == without.params["features.views"]
     for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy"):
         assert cached.metrics[name] == pytest.approx(uncached.metrics[name], abs=TOLERANCE), name
 
@@ -114,13 +132,20 @@ def test_an_image_shows_every_view_in_turn_and_every_image_comes_once() -> None:
 @pytest.mark.parametrize(
     ("augment", "wanted", "views"),
     [
+        (AugmentConfig(), None, 1),
         (AugmentConfig(), 4, 1),
+        (AugmentConfig(flip=True), None, 2),
+        (AugmentConfig(flip="alternating"), None, 2),
+        (AugmentConfig(flip=True, crop_padding=4), None, None),
+        (AugmentConfig(flip=True, mixup_alpha=0.2), None, None),
         (AugmentConfig(flip=True), 4, 2),
         (AugmentConfig(flip=True), 1, 1),
         (AugmentConfig(flip=True, crop_padding=4), 4, 4),
     ],
 )
-def test_no_more_views_are_kept_than_there_are(augment: AugmentConfig, wanted: int, views: int) -> None:
+def test_no_more_views_are_kept_than_there_are(
+    augment: AugmentConfig, wanted: int | None, views: int | None
+) -> None:
     assert count_views(augment, wanted) == views
 
 
@@ -131,6 +156,144 @@ def test_augmented_views_differ_from_the_image_and_from_each_other(config: Calla
     first, second, third = np.asarray(data.train.rows, dtype=np.float32).reshape(3, 200, -1)
     for one, other in ((first, second), (first, third), (second, third)):
         assert (one != other).any(axis=1).mean() > 0.9  # a draw may change nothing
+
+
+@pytest.mark.parametrize("flip", ["true", "alternating"])
+def test_each_epoch_mirrors_the_images_that_it_would_without_the_cache(
+    config: Callable[..., RunConfig], flip: str
+) -> None:
+    settings = config("finetune=linear_probe", f"augment.flip={flip}")
+    _, data = _prepare(settings)
+    assert data is not None
+    splits = load_splits(settings.data)
+    count, size = len(splits.train), settings.data.batch_size
+    images = ImageDataModule(splits, settings.data, settings.augment, settings.seed)
+
+    for epoch in (0, 1, 4):
+        mirrored, positions = np.divmod(data.order(epoch), count)
+        assert positions.tolist() == images.order(epoch).tolist()
+        for index, start in enumerate(range(0, count, size)):
+            rows = slice(start, start + size)
+            batch = torch.from_numpy(splits.train.gather(positions[rows])).permute(0, 3, 1, 2)
+            is_mirrored = torch.from_numpy(mirrored[rows] == 1)[:, None, None, None]
+            expected = torch.where(is_mirrored, batch.flip(3), batch)
+            assert torch.equal(images.augment(batch, epoch, index), expected)
+
+
+def test_augmentation_that_draws_anew_is_cached_only_where_views_are_asked_for(
+    config: Callable[..., RunConfig], run: Run
+) -> None:
+    how = ("finetune=linear_probe", "augment=strong", "trainer.max_epochs=1")
+    _, unasked = run(config(*how), "unasked")
+    _, asked = run(config(*how, "finetune.feature_views=3"), "asked")
+
+    assert (unasked.params["features.cached"], unasked.params["features.views"]) == ("false", NEW_VIEWS)
+    assert (asked.params["features.cached"], asked.params["features.views"]) == ("true", "3")
+
+
+def test_views_that_were_asked_for_and_cannot_be_had_are_a_warning(
+    config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    _prepare(config("finetune=linear_probe", "augment=mix", "finetune.feature_views=2"))
+
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "features: not cached, mixup and cutmix mix images" in record.getMessage()
+
+
+def test_drawn_views_depend_on_the_seed_and_are_kept_apart(config: Callable[..., RunConfig]) -> None:
+    rows = []
+    for seed in (0, 1, 0):
+        how = ("finetune=linear_probe", "augment=standard", "finetune.feature_views=2", f"seed={seed}")
+        _, data = _prepare(config(*how))
+        assert data is not None
+        rows.append(np.asarray(data.train.rows))
+
+    assert np.array_equal(rows[0], rows[2])
+    assert np.array_equal(rows[0][:200], rows[1][:200]), "the first view is the image itself"
+    assert not np.array_equal(rows[0][200:], rows[1][200:])
+    assert len(list_features(Path(config().data.cache_dir))) == 2
+
+
+def test_mirrored_views_do_not_depend_on_the_seed(config: Callable[..., RunConfig]) -> None:
+    for seed in (0, 1):
+        _prepare(config("finetune=linear_probe", "augment.flip=true", f"seed={seed}"))
+
+    assert len(list_features(Path(config().data.cache_dir))) == 1
+
+
+def test_images_divided_otherwise_are_another_entry(config: Callable[..., RunConfig]) -> None:
+    """The same rows in the same order, of which one more trains: labels would be another image's."""
+    settings = config("finetune=linear_probe", "augment.flip=true")
+    splits = load_splits(settings.data)
+    joined = np.concatenate([splits.train.gather(slice(None)), splits.val.gather(slice(None))])
+    labels = np.concatenate([splits.train.labels, splits.val.labels])
+    for num_train in (200, 201):
+        parts = [
+            ImageArrays(joined[rows], labels[rows], np.arange(len(labels[rows])))
+            for rows in (slice(num_train), slice(num_train, None))
+        ]
+        other = replace(splits, train=parts[0], val=parts[1])
+        classifier = build_model(settings.model, 10, mean=splits.mean, std=splits.std)
+        apply_freezing(classifier, settings.finetune)
+        images = ImageDataModule(other, settings.data, settings.augment, settings.seed)
+        data = cached_data(classifier, images, settings, resolve_machine(settings.trainer))
+        assert data is not None
+        assert (len(data.train), len(data.val.rows)) == (num_train, len(joined) - num_train)
+        again = data.train.rows[num_train : num_train + 1], data.train.rows[:1]  # the first image's two views
+        assert not np.array_equal(*again)
+
+    assert len(list_features(Path(settings.data.cache_dir))) == 2
+
+
+@pytest.mark.parametrize("library", ["torch", "timm"])
+def test_another_version_of_a_library_is_another_entry(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    _prepare(config("finetune=linear_probe"))
+    known = features.version
+    monkeypatch.setattr(features, "version", lambda name: "0.1" if name == library else known(name))
+    _prepare(config("finetune=linear_probe"))
+
+    assert len(list_features(Path(config().data.cache_dir))) == 2
+
+
+def test_activations_beyond_float16_are_kept_in_float32(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image of the last chunk has them, which the first look at two images does not see."""
+    computed, chunks = features.trunk_activations, []
+
+    def with_a_peak(*args: object) -> dict[int, torch.Tensor]:
+        found = computed(*args)  # type: ignore[arg-type]
+        chunks.append(len(found[0]))
+        if sum(chunks) > 300:
+            found[0][-1] = 7e4
+        return found
+
+    monkeypatch.setattr(features, "trunk_activations", with_a_peak)
+    for _ in range(2):  # made, then found
+        _, data = _prepare(config("finetune=linear_probe"))
+        assert data is not None
+        assert data.train.rows.dtype == np.float32
+        assert np.isfinite(data.val.rows).all()
+        assert data.val.rows[-1].max() == np.float32(7e4)
+
+
+def test_a_disk_that_fills_up_while_they_are_computed_means_images(
+    config: Callable[..., RunConfig],
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FeatureEntry, "_fill", full)
+    caplog.set_level("INFO")
+    result, tracker = run(config("finetune=linear_probe"))
+
+    assert (result.status, tracker.params["features.cached"]) == ("finished", "false")
+    assert "features: not cached, the disk is full" in caplog.text
 
 
 def test_another_image_size_is_another_entry(config: Callable[..., RunConfig]) -> None:
