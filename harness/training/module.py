@@ -130,6 +130,22 @@ class ClassifierModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning's own refuses fused optimisers with bf16 and fp16, as they unscale gradients themselves.
+        # With bf16 there is no scale; with fp16 the scaler takes it away here, and tells the optimiser so.
+        if gradient_clip_val is None:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # of others, Lightning has unscaled the gradients before
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         _, accuracy = self.val_means.compute()
         checkpoint[SECTION] = {**self.facts.to_dict(), "epoch": self.current_epoch, "score": accuracy}
