@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from harness.config.schema import Frozen
 from harness.errors import did_you_mean
@@ -54,6 +54,17 @@ class Choice(Frozen):
     type: Literal["choice"] = "choice"
     values: Annotated[list[Scalar], Field(min_length=1)]
     when: Condition = Field(default_factory=dict)
+
+    @field_validator("values")
+    @classmethod
+    def _different(cls, values: list[Scalar]) -> list[Scalar]:
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                first = values[values.index(value)]
+                if type(value) is type(first):
+                    raise ValueError(f"{value} stands among the values twice: list it once")
+                raise ValueError(f"{first} and {value} are one value to a sampler: list one of them")
+        return values
 
 
 def _check_range(dimension: Range, low: float, high: float, log: bool) -> Range:

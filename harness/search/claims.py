@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ from harness.training.ranks import is_rank
 logger = logging.getLogger(__name__)
 
 OWNER, ATTEMPT = "owner", "attempt"  # user attributes of a trial; no owner: free to be taken
+TO_FAIL = "to_fail"  # another: why it must not go on, decided while it runs; whoever finds it free ends it
 BEATS_LISTENED_FOR = 2
 EXIT_SUPERSEDED = 0  # the trial is somebody else's by now, and nothing is wrong
 EXIT_RANK_SUPERSEDED = 1  # a rank that leaves early must take the others along
@@ -41,6 +42,7 @@ class Claim:
     number: int
     trial_id: int
     attempt: int  # 1 for the first
+    to_fail: str | None = None  # why it is not to be worked on, but to be ended as failed
 
 
 class Claims:
@@ -84,9 +86,33 @@ class Claims:
         self._storage.transact(self._study.study_name, lambda: self._release(claim))
 
     def _release(self, claim: Claim) -> None:
-        known = self._storage.get_standing(claim.trial_id, ATTEMPT)
-        if not known.state.is_finished() and known.attr == claim.attempt:
+        if self.holds(claim):
             self._storage.set_trial_user_attr(claim.trial_id, OWNER, None)
+
+    def condemn(self, claim: Claim, reason: str) -> None:
+        """Decide that the trial has failed, before it is asked to stop and lets go of itself."""
+
+        def note() -> None:
+            if self.holds(claim):
+                self._storage.set_trial_user_attr(claim.trial_id, TO_FAIL, reason)
+
+        self._storage.transact(self._study.study_name, note)
+
+    def fail(self, claim: Claim, notes: Mapping[str, Any]) -> bool:
+        """End the trial as failed, with notes; return whether it was ours to end."""
+
+        def end() -> bool:
+            if not self.holds(claim):
+                return False
+            self._storage.set_trial_user_attrs(claim.trial_id, notes)
+            return self._storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
+
+        return self._storage.transact(self._study.study_name, end)
+
+    def holds(self, claim: Claim) -> bool:
+        """Return whether the trial goes on, and the claim is its newest."""
+        known = self._storage.get_standing(claim.trial_id, ATTEMPT)
+        return not known.state.is_finished() and bool(known.attr == claim.attempt)
 
     def renew(self, claim: Claim) -> None:
         """Beat for a trial that has not begun, such as a job in a queue."""
@@ -142,7 +168,8 @@ class Claims:
         self._storage.set_trial_user_attrs(trial.trial_id, attrs)
         if trial.state == TrialState.WAITING:
             self._storage.set_trial_state_values(trial.trial_id, TrialState.RUNNING)
-        return Claim(trial.number, trial.trial_id, attempt)
+        to_fail = self._storage.get_standing(trial.trial_id, TO_FAIL).attr
+        return Claim(trial.number, trial.trial_id, attempt, to_fail)
 
 
 class Lease:

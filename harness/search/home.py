@@ -21,7 +21,7 @@ from harness.search import question, record, storage, study
 from harness.search.code import check_code
 from harness.search.enqueue import enqueue_points
 from harness.search.patience import PatientStorage
-from harness.search.stopping import reason_to_stop
+from harness.search.stopping import has_ended
 from harness.search.study import TrialRow, best_row, read_rows
 
 SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
@@ -167,10 +167,8 @@ def is_closed(found: optuna.Study, plan: SweepPlan) -> bool:
     """Return whether there is nothing left to train, and everything about it is recorded."""
     rows = read_rows(found)
     best = best_row(rows, plan.sweep.direction)
-    is_spent = sum(row.has_ended for row in rows) >= plan.sweep.num_trials
-    has_ended = is_spent or reason_to_stop(rows, plan.sweep) is not None
     is_recorded = found.user_attrs.get(record.CLOSED) == record.closing_state(rows, best)
-    return has_ended and is_recorded and not needs_test(found, plan, best)
+    return has_ended(rows, plan.sweep) and is_recorded and not needs_test(found, plan, best)
 
 
 def needs_test(found: optuna.Study, plan: SweepPlan, best: TrialRow | None) -> bool:

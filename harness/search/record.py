@@ -45,6 +45,7 @@ class SweepRecord:
     tracker: Tracker
     directory: Path
     command: str  # that continues it
+    status: RunStatus = "FINISHED"  # to be set before it closes
     _num_ended: int = -1
 
     @property

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import optuna
-from optuna.trial import TrialState
 
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
@@ -130,6 +129,9 @@ class Scheduler:
             claim = self.claims.take(self.sweep.num_trials, unsettled=self._placed)
             if claim is None:
                 return
+            if claim.to_fail is not None:
+                self._fail(read_rows(self.study)[claim.number], claim, claim.to_fail)
+                continue
             placement = self.executor.place(self.write_spec(claim, slot))
             self._placed[claim.number] = Placed(claim, placement, slot, time.monotonic())
 
@@ -151,7 +153,7 @@ class Scheduler:
     def _settle_unfinished(self, row: TrialRow, placed: Placed) -> None:
         exit_code = placed.placement.exit_code()
         if placed.reason is not None:
-            self._fail(row, placed.reason)
+            self._fail(row, placed.claim, placed.reason)
         elif exit_code == EXIT_STOPPED or placed.asked_to_stop is not None:
             self.claims.release(placed.claim)
         elif exit_code == EXIT_AWAY:
@@ -166,7 +168,7 @@ class Scheduler:
         if deaths <= self.sweep.max_retries:
             self.claims.release(claim)
         else:
-            self._fail(row, f"its process died {deaths} times ({_describe(exit_code)})")
+            self._fail(row, claim, f"its process died {deaths} times ({_describe(exit_code)})")
 
     def _settle_away(self, claim: Claim) -> None:
         """Let a trial be resumed that has waited for a database in vain; after some, wait no more."""
@@ -178,10 +180,11 @@ class Scheduler:
                 f"a process (see trial-{claim.number:04d}/trial.log)"
             )
 
-    def _fail(self, row: TrialRow, reason: str) -> None:
-        self.study._storage.set_trial_user_attr(row.trial_id, studies.REASON, reason)
+    def _fail(self, row: TrialRow, claim: Claim, reason: str) -> None:
+        if not self.claims.holds(claim):
+            return
         self.abandon(row, "FAILED")  # first: nobody looks at the run of a trial that has ended
-        self.study.tell(row.number, state=TrialState.FAIL, skip_if_finished=True)
+        self.claims.fail(claim, {studies.REASON: reason})
         self._count_failures(read_rows(self.study)[row.number])
 
     def _count_failures(self, row: TrialRow) -> None:
@@ -230,6 +233,7 @@ class Scheduler:
                     placed.placement.kill()
             elif timeout_minutes is not None and now - placed.started > 60 * timeout_minutes:
                 placed.reason = f"longer than sweep.trial_timeout_minutes={timeout_minutes:g}"
+                self.claims.condemn(placed.claim, placed.reason)
                 placed.stop()
 
     def _leave(self) -> None:

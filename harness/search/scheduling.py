@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import optuna
 
+from harness.config.sweep import SweepConfig
 from harness.search import record
 from harness.search.claims import Claim, Claims
 from harness.search.disk import DiskKeeper
 from harness.search.executors import Executor
 from harness.search.home import SweepHome
 from harness.search.leaderboard import ranked
+from harness.search.pareto import pareto_front
 from harness.search.scheduler import Scheduler
 from harness.search.slots import Slots
 from harness.search.spec import TrialSpec
@@ -87,7 +89,16 @@ def disk_keeper(home: SweepHome, open_store: Callable[[], RunStore]) -> DiskKeep
     return DiskKeeper(
         sweep=sweep,
         folder_of=home.trial_directory,
-        rank=lambda rows: ranked(rows, sweep.direction),
+        rank=lambda rows: kept_first(rows, sweep),
         forget=forget,
         copies=2 if home.plan.base.tracking.log_model else 1,
     )
+
+
+def kept_first(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[TrialRow]:
+    """Return the trials in the order in which their checkpoints are worth keeping.
+
+    What a sweep with two objectives answers is its Pareto front, which so comes before everything else.
+    """
+    front = pareto_front(rows, sweep)
+    return [*front, *(row for row in ranked(rows, sweep.direction) if row not in front)]

@@ -6,6 +6,12 @@ from harness.config.sweep import SweepConfig
 from harness.search.study import TrialRow, best_row
 
 
+def has_ended(rows: list[TrialRow], sweep: SweepConfig) -> bool:
+    """Return whether there is nothing left to train."""
+    is_spent = sum(row.has_ended for row in rows) >= sweep.num_trials
+    return is_spent or reason_to_stop(rows, sweep) is not None
+
+
 def reason_to_stop(rows: list[TrialRow], sweep: SweepConfig) -> str | None:
     """Return why no more trials are to be started; None if there is no reason."""
     best = best_row(rows, sweep.direction)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import optuna
 from rich.console import Console
@@ -41,8 +41,10 @@ from harness.search.signals import StopSignals
 from harness.search.slots import find_slots
 from harness.search.space import check_space, describe_dimension
 from harness.search.standby import FOLLOWING, follow
+from harness.search.stopping import has_ended
 from harness.search.study import TrialRow, best_row, read_rows
 from harness.search.throughput import is_measured
+from harness.search.trial import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -57,7 +59,7 @@ class SweepResult:
 
     name: str
     outcome: Outcome
-    exit_code: int  # 0, or 130 / 143 where a signal ended the call
+    exit_code: int  # 0, or 130 / 143 where a signal ended the call, or `--stop` did
     rows: list[TrialRow]
     best: TrialRow | None
     test_metrics: dict[str, float] | None  # of the best trial's checkpoint, where it was evaluated
@@ -174,7 +176,7 @@ def _run(
     study = open_study(home)
     study.set_user_attr(record.SLOTS, asdict(slots))
     store = _open_store(home)
-    with StopSignals() as signals, _sweep_record(home, study, store, signals) as sweep_record:
+    with StopSignals() as signals, _sweep_record(home, study, store) as sweep_record:
         scheduler = build_scheduler(home, study, store, executor, slots, started, keep_place)
         greet(console, home, read_rows(study), slots)
         with build_progress(console, sweep.metric) as progress:
@@ -184,9 +186,15 @@ def _run(
                 progress.update(view_of(rows, sweep, started, slots.count))
 
             outcome = scheduler.run(signals, on_tick)
+        if outcome == "interrupted" and has_ended(read_rows(study), sweep):
+            outcome = "complete"  # we were asked to stop as it ended
         if outcome != "interrupted":
-            _evaluate_best(home, study, sweep_record, console)
-    return _result(home, study, outcome, signals.exit_code)
+            try:
+                _evaluate_best(home, study, sweep_record, console, signals)
+            except KeyboardInterrupt:
+                outcome = "interrupted"
+        sweep_record.status = "FINISHED" if outcome == "complete" else "KILLED"
+    return _result(home, study, outcome, signals.exit_code or EXIT_STOPPED)
 
 
 def _note_call(home: SweepHome, study: optuna.Study) -> None:
@@ -206,9 +214,7 @@ def _open_store(home: SweepHome) -> RunStore:
 
 
 @contextmanager
-def _sweep_record(
-    home: SweepHome, study: optuna.Study, store: RunStore, signals: StopSignals
-) -> Iterator[SweepRecord]:
+def _sweep_record(home: SweepHome, study: optuna.Study, store: RunStore) -> Iterator[SweepRecord]:
     """Keep the parent run open within, and close it with what truly became of this call."""
     from harness.tracking import names
     from harness.tracking.views import sweep_view
@@ -225,23 +231,27 @@ def _sweep_record(
     store.keep_view(home.experiment, sweep_view(tracker.run_id, tags, list(sweep.space)))
     sweep_record = SweepRecord(home.plan, study, tracker, home.directory, home.command)
     sweep_record.open()
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         yield sweep_record
-        status = "KILLED" if signals.count else "FINISHED"
     except LostLockError:
         raise  # the record is that of whoever runs the sweep by now
     except StorageError:
         tracker.finish("FAILED")  # what else there is to record stands in the database that is away
         raise
     except BaseException:
-        sweep_record.close(status)
+        sweep_record.close("FAILED")
         raise
-    sweep_record.close(status)
+    sweep_record.close(sweep_record.status)
 
 
-def _evaluate_best(home: SweepHome, study: optuna.Study, sweep_record: SweepRecord, console: Console) -> None:
-    """Read the test split once for the chosen model, and remember it: a repeated command won't look again."""
+def _evaluate_best(
+    home: SweepHome, study: optuna.Study, sweep_record: SweepRecord, console: Console, signals: StopSignals
+) -> None:
+    """Read the test split once for the chosen model, and remember it: a repeated command won't look again.
+
+    Raises:
+        KeyboardInterrupt: we were asked to stop.
+    """
     best = best_row(read_rows(study), home.plan.sweep.direction)
     if best is None or best.checkpoint is None or not needs_test(study, home.plan, best):
         return
@@ -251,7 +261,8 @@ def _evaluate_best(home: SweepHome, study: optuna.Study, sweep_record: SweepReco
 
     say(console, f"evaluating trial {best.number}'s checkpoint on the test split …")
     prepare_process(None, home.plan.base.trainer.keep_memory)
-    metrics = evaluate_checkpoint(best.checkpoint, split="test", tracker=sweep_record.tracker)
+    with signals.raising():
+        metrics = evaluate_checkpoint(best.checkpoint, split="test", tracker=sweep_record.tracker)
     sweep_record.tracker.set_tags({names.TESTED_RUN: best.run_id or ""})
     study.set_user_attr(record.TEST, {"trial": best.number, "metrics": metrics})
 

@@ -29,6 +29,7 @@ from harness.search.signals import StopSignals
 from harness.search.space import check_space
 from harness.search.status import find_sweep, open_sweeps
 from harness.search.study import TrialRow, read_rows
+from harness.search.trial import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -74,7 +75,7 @@ def run_worker(
 
             outcome = scheduler.run(signals, on_tick)
     say(console, _farewell(outcome, read_rows(study), home.plan.sweep.num_trials))
-    return signals.exit_code if outcome == "interrupted" else 0
+    return signals.exit_code or EXIT_STOPPED if outcome == "interrupted" else 0
 
 
 def _join(

@@ -108,6 +108,22 @@ def test_only_the_newest_claim_can_be_let_go(ours: Claims, theirs: Claims) -> No
     assert taken(ours, 1).attempt == 3
 
 
+def test_whoever_takes_a_trial_that_is_to_fail_ends_it(ours: Claims, theirs: Claims) -> None:
+    """Another machine may see it free before the one that has stopped it does."""
+    claim = taken(ours)
+    ours.condemn(claim, "too long")
+    with lease_of(ours, claim, threading.Event()) as lease:
+        lease.let_go()
+    found = theirs.take(1)
+    assert found == Claim(0, claim.trial_id, attempt=2, to_fail="too long")
+    assert not ours.fail(claim, {"reason": "mine"})  # it is no longer ours
+    assert theirs.fail(found, {"reason": "too long"})
+    trial = ours._storage.get_trial(claim.trial_id)
+    assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, "too long")
+    ours.condemn(claim, "too late")
+    assert not theirs.fail(found, {})
+
+
 @pytest.mark.parametrize("change", [{"birth": "before"}, {"pid": 2**22 + 1}])
 def test_a_dead_process_of_this_machine_loses_its_trial_at_once(
     ours: Claims, theirs: Claims, change: dict[str, object]

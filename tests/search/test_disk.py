@@ -18,6 +18,7 @@ from harness.errors import SweepError, TrackingError
 from harness.search import disk
 from harness.search.disk import DiskKeeper, spare_checkpoints, was_removed
 from harness.search.leaderboard import leaderboard_csv, ranked
+from harness.search.scheduling import kept_first
 from harness.search.study import ENDED, TrialRow
 from harness.tracking.choice import choose
 from tests.search.conftest import SmallSweep
@@ -59,6 +60,17 @@ SCORED = [row(n, score=s) for n, s in enumerate([0.5, 0.9, 0.7, 0.9, 0.6])]  # b
 )
 def test_the_worst_go_first_and_no_more_than_must(limit: float, keep: int, expected: list[int]) -> None:
     assert spare_checkpoints(best_first(SCORED), dict.fromkeys(range(5), 10), limit, keep) == expected
+
+
+def test_the_front_of_two_objectives_is_kept_first() -> None:
+    """Near equals of its best are no answer of such a sweep, and its cheapest trial is one."""
+    second = {"metric": "latency_ms", "direction": "minimize"}
+    sweep = SweepConfig.model_validate({"space": SPACE, "second_objective": second})
+    scores, latencies = [0.9, 0.89, 0.88, 0.7, 0.5, 0.6], [10, 11, 12, 5, 1, 9]
+    rows = [row(n, score=s, costs={"latency_ms": ms}) for n, (s, ms) in enumerate(zip(scores, latencies))]  # noqa: B905
+
+    assert [one.number for one in kept_first(rows, sweep)] == [0, 3, 4, 1, 2, 5]
+    assert spare_checkpoints(kept_first(rows, sweep), dict.fromkeys(range(6), 10), 30, 1) == [5, 2, 1]
 
 
 def test_what_has_no_score_goes_before_what_has_one() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.space import Choice, FloatRange, IntRange
@@ -128,3 +129,17 @@ def test_dimensions_are_described_for_people() -> None:
     described = [describe_dimension(dimension) for dimension in SPACE.values()]
 
     assert described == ["linear_probe | partial", "1 to 3, where finetune=partial", "0.0001 to 0.01 (log)"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([64, 64, 32], "64 stands among the values twice: list it once"),
+        (["sgd", "adam", "sgd"], "sgd stands among the values twice"),
+        ([1, True], "1 and True are one value to a sampler: list one of them"),
+        ([0.5, 1, 1.0], "1 and 1.0 are one value"),
+    ],
+)
+def test_a_value_that_is_listed_twice_is_refused(values: list[Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Choice(values=values)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError, SweepError
+from harness.search.claims import TO_FAIL
 from tests.search.conftest import SmallSweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +167,57 @@ def test_the_best_checkpoint_is_evaluated_on_the_test_split_once(
 
     assert [path.parent.name for path, _ in asked] == ["trial-0000", "trial-0002"]
     assert result.test_metrics == {"test/accuracy": 0.75}
+
+
+def test_a_trial_that_took_too_long_is_not_begun_again(
+    small_sweep: SmallSweep, run_statuses: Statuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever had decided so was killed before it could end the trial."""
+    small_sweep.behave(slow=[0])
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.search.stop.StopRequest.is_new", lambda _: "epoch 0" in small_sweep.account(0))
+        small_sweep.run("sweep.num_trials=1")
+    row = small_sweep.rows()[0]
+    small_sweep.storage().set_trial_user_attr(row.trial_id, TO_FAIL, "longer than it may")
+    small_sweep.behave()
+    result = small_sweep.run("sweep.num_trials=2")
+
+    assert [row.state for row in result.rows] == ["failed", "complete"]
+    assert result.rows[0].reason == "longer than it may"
+    assert run_statuses(small_sweep.runs)["trial-0000"] == "FAILED"
+
+
+def test_ctrl_c_while_the_test_split_is_evaluated_leaves_and_is_recorded(
+    small_sweep: SmallSweep, run_statuses: Statuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def evaluate(path: Path, *, split: str, tracker: object) -> dict[str, float]:
+        asked.append(path)
+        if len(asked) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return {"test/accuracy": 0.75}
+
+    monkeypatch.setattr("harness.training.evaluate.evaluate_checkpoint", evaluate)
+    limits = ("sweep.evaluate_test=true", "sweep.num_trials=1")
+    interrupted = small_sweep.run(*limits)
+    assert (interrupted.outcome, interrupted.exit_code) == ("interrupted", 130)
+    assert interrupted.test_metrics is None
+    assert run_statuses(small_sweep.runs)["small"] == "KILLED"
+    assert small_sweep.run(*limits).test_metrics == {"test/accuracy": 0.75}
+    assert run_statuses(small_sweep.runs)["small"] == "FINISHED"
+
+
+def test_a_sweep_that_is_stopped_from_elsewhere_says_so_everywhere(
+    small_sweep: SmallSweep, run_statuses: Statuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_sweep.behave(slow=[1])
+    has_begun = lambda request: "epoch 0" in small_sweep.account(1)  # noqa: E731
+    monkeypatch.setattr("harness.search.stop.StopRequest.is_new", has_begun)
+    stopped = small_sweep.run()
+
+    assert (stopped.outcome, stopped.exit_code) == ("interrupted", 143)
+    assert run_statuses(small_sweep.runs)["small"] == "KILLED"
 
 
 # ── interruptions, of a real process ──────────────────────────────────────────────────────────────
