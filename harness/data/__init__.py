@@ -3,7 +3,7 @@
 `load_splits` gives what a run may see; the test split is in `harness.data.held_out` alone.
 """
 
-from harness.data.load import as_loaded, load_splits, resolve_auto
+from harness.data.load import as_loaded, load_splits, remember_auto, resolve_auto
 from harness.data.splits import ImageArrays, ImageSplits
 
-__all__ = ["ImageArrays", "ImageSplits", "as_loaded", "load_splits", "resolve_auto"]
+__all__ = ["ImageArrays", "ImageSplits", "as_loaded", "load_splits", "remember_auto", "resolve_auto"]

@@ -191,20 +191,17 @@ def _moments(images: np.ndarray, chunk: int = 512) -> np.ndarray:
     return found
 
 
-def thumbnails(images: np.ndarray) -> np.ndarray:
+def thumbnails(images: np.ndarray, chunk: int = 512) -> np.ndarray:
     """Return each image in grey, uint8 (N, 8, 8), each pixel the mean of its share of the image."""
-    rows, columns = (
-        np.linspace(0, side, THUMBNAIL, endpoint=False).astype(np.int64) for side in images.shape[1:3]
-    )
-    height, width = (
-        np.diff([*starts, side]) for starts, side in zip((rows, columns), images.shape[1:3], strict=True)
-    )
+    sides = images.shape[1:3]
+    rows, columns = (np.linspace(0, side, THUMBNAIL, endpoint=False).astype(np.int64) for side in sides)
+    heights, widths = (np.diff([*at, side]) for at, side in zip((rows, columns), sides, strict=True))
+    num_values = np.maximum(3 * np.outer(heights, widths), 1)
     small = np.empty((len(images), THUMBNAIL, THUMBNAIL), dtype=np.uint8)
-    for row, image in enumerate(images):
-        sums = np.add.reduceat(
-            np.add.reduceat(image.sum(axis=2, dtype=np.int64), rows, axis=0), columns, axis=1
-        )
-        small[row] = sums // np.maximum(3 * np.outer(height, width), 1)
+    for start in range(0, len(images), chunk):
+        wide = images[start : start + chunk].reshape(-1, sides[0], sides[1] * 3)
+        bands = np.add.reduceat(wide, rows, axis=1, dtype=np.int64)
+        small[start : start + chunk] = np.add.reduceat(bands, columns * 3, axis=2) // num_values
     return small
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from pathlib import Path
@@ -22,7 +21,8 @@ FALLBACK_NOTICE = """
 ────────────────────────────────────────────────────────────────────────────"""
 NamedData = Cifar10Data | DigitsData | FolderData
 log = logging.getLogger(__name__)
-_seen: set[str] = set()
+_seen: set[str] = set()  # digests of splits whose copies have been told of
+_found: dict[tuple[str, str], str] = {}  # the kind that `auto` stands for, by where data and cache lie
 
 
 def load_splits(config: DataConfig) -> ImageSplits:
@@ -57,19 +57,26 @@ def resolve_auto(config: DataConfig) -> NamedData:
 
     Only absence makes `auto` fall back: a damaged copy of CIFAR-10 raises.
     """
-    return _settle_auto(config) if isinstance(config, AutoData) else config
-
-
-@functools.cache  # one attempt and one notice a process
-def _settle_auto(config: AutoData) -> NamedData:
+    if not isinstance(config, AutoData):
+        return config
     fields = config.model_dump(exclude={"kind"})
     cifar10 = Cifar10Data(**fields)
-    try:
-        load_decoded(cifar10)
-    except DownloadError as error:
-        log.warning(FALLBACK_NOTICE, error)
-        return DigitsData(**{key: value for key, value in fields.items() if key != "download"})
-    return cifar10
+    if (config.dir, config.cache_dir) not in _found:  # one attempt and one notice, whatever else differs
+        try:
+            load_decoded(cifar10)
+            remember_auto(config, "cifar10")
+        except DownloadError as error:
+            log.warning(FALLBACK_NOTICE, error)
+            remember_auto(config, "digits")
+    if _found[config.dir, config.cache_dir] == "cifar10":
+        return cifar10
+    return DigitsData(**{key: value for key, value in fields.items() if key != "download"})
+
+
+def remember_auto(config: DataConfig, kind: str) -> None:
+    """Take what another process has found `auto` to stand for, so that all of a sweep train on the same."""
+    if isinstance(config, AutoData):
+        _found[config.dir, config.cache_dir] = kind
 
 
 def load_decoded(config: NamedData) -> DecodedSet:

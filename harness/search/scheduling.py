@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import optuna
 
 from harness.config.sweep import SweepConfig
+from harness.data import resolve_auto
 from harness.search import record
 from harness.search.claims import Claim, Claims
 from harness.search.disk import DiskKeeper
@@ -61,6 +62,7 @@ def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim
         trial_id=claim.trial_id,
         attempt=claim.attempt,
         plan=home.plan.to_dict(),
+        data_kind=resolve_auto(home.plan.base.data).kind,
         experiment=home.experiment,
         parent_run_id=study.user_attrs[record.PARENT_RUN_ID],
         threads=max(1, slots.threads // together),

@@ -23,6 +23,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
+from harness.data import remember_auto
 from harness.errors import HarnessError, StorageError, TrackingError
 from harness.logs import show_messages
 from harness.search import study as studies
@@ -178,6 +179,7 @@ class _Attempt:
     def _suggest(self) -> RunConfig:
         overrides = trial_overrides(self.plan, suggest(self.trial, self.plan.sweep.space))
         config = self.plan.compose_trial(overrides)
+        remember_auto(config.data, self.spec.data_kind)
         self._note({studies.OVERRIDES: overrides, studies.MAX_EPOCHS: config.trainer.max_epochs})
         return config
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from harness.config.problems import validate
 from harness.config.schema import RunConfig, TrackingConfig
-from harness.data import load_splits
+from harness.data import load_splits, remember_auto, resolve_auto
 from harness.errors import TrackingError
 from harness.interrupts import EXIT_INTERRUPTED, leave_at_once
 from harness.tracking import Tracker
@@ -86,6 +86,8 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
     if threads is None and not together.is_alone:
         threads = max(1, torch.get_num_threads() // together.world)
     prepare_process(threads, config.trainer.keep_memory)
+    found = resolve_auto(config.data).kind if together.is_zero else ""
+    remember_auto(config.data, together.broadcast(found))
     tracker = _start_run(config, run_id) if together.is_zero else SilentTracker()
     folder = Path(config.tracking.dir) / "checkpoints" / together.broadcast(tracker.run_id)
     with _sole_process(folder) if together.is_zero else nullcontext():

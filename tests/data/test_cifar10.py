@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import requests
 
 from harness.config.schema import AutoData, Cifar10Data
-from harness.data import load_splits, resolve_auto
+from harness.data import load_splits, remember_auto, resolve_auto
 from harness.data.cache import DecodedSet
 from harness.data.held_out import load_test
 from harness.data.sources import cifar10, cifar10_download, cifar10_files
@@ -248,6 +249,30 @@ def test_auto_falls_back_loudly(
     assert splits.name == "digits"
     assert "NOT CIFAR-10" in caplog.text
     assert len(load_test(config)) + len(splits.train) + len(splits.val) == 1797
+
+
+def test_one_attempt_and_one_notice_whatever_else_is_asked(
+    tmp_path: Path, cache_dir: Path, no_network: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `harness sweep` does: the sweep's data, then those of its heaviest run, then the test split."""
+    config = AutoData(dir=str(tmp_path), cache_dir=str(cache_dir))
+    with caplog.at_level(logging.INFO):
+        load_splits(config)
+        load_splits(config.model_copy(update={"batch_size": 64, "max_train_samples": 100}))
+        load_test(config)
+    assert caplog.text.count("NOT CIFAR-10") == caplog.text.count("downloading CIFAR-10") == 1
+    assert len(no_network) == 2  # the original site, then the hub
+
+
+def test_what_a_sweep_found_is_taken_without_another_attempt(
+    tmp_path: Path, cache_dir: Path, no_network: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = AutoData(dir=str(tmp_path), cache_dir=str(cache_dir))
+    remember_auto(config, "digits")
+    splits = load_splits(config)
+    assert (splits.name, splits.is_fallback) == ("digits", True)
+    assert no_network == []
+    assert "NOT CIFAR-10" not in caplog.text
 
 
 def test_auto_finds_cifar10(

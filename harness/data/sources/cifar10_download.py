@@ -31,9 +31,10 @@ def download(data_dir: Path, read: Callable[[Copy], Content]) -> tuple[Copy, Con
         DownloadError: If no origin can be reached, or what they send is not CIFAR-10.
     """
     faults = []
-    for origin, fetch in (("www.cs.toronto.edu", _fetch_archive), ("the Hugging Face hub", _fetch_parquet)):
+    origins = {"www.cs.toronto.edu": _fetch_archive, "the Hugging Face hub": _fetch_parquet}
+    log.info("downloading CIFAR-10 to %s, from %s", data_dir, " or else ".join(origins))
+    for origin, fetch in origins.items():
         try:
-            log.info("downloading CIFAR-10 from %s to %s", origin, data_dir)
             with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as staging:
                 fetched = fetch(Path(staging))
                 content = read(fetched)
