@@ -94,6 +94,7 @@ def run_trial(job: Job, claim: Claim, times: Times) -> None:
         number=claim.number,
         trial_id=claim.trial_id,
         plan=job.plan,
+        data_kind="digits",
         experiment="scale",
         parent_run_id="none",
         attempt=claim.attempt,

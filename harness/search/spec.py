@@ -22,7 +22,7 @@ class TrialSpec:
     number: int
     trial_id: int
     plan: dict[str, Any]  # SweepPlan.to_dict()
-    data_kind: str  # what `auto` stands for in this sweep
+    data_kind: str  # what `data=auto` stands for in this sweep
     experiment: str
     parent_run_id: str
     attempt: int  # of the claim that this is: an older one than the trial's has lost it

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.schema import DigitsData, ModelConfig, RunConfig, ScratchModel
+from harness.config.schema import DataConfig, DigitsData, ModelConfig, RunConfig, ScratchModel
 from harness.data.splits import ImageArrays
 from harness.export.bundle import ExportResult, export_checkpoint
 from harness.export.manifest import RunFacts
@@ -30,7 +30,7 @@ def make_images(count: int = 300, side: int = 32) -> ImageArrays:
     return ImageArrays(images, rng.integers(0, len(CLASSES), count), np.arange(count))
 
 
-def write_checkpoint(path: Path, model: ModelConfig, seed: int = 0) -> Path:
+def write_checkpoint(path: Path, model: ModelConfig, seed: int = 0, data: DataConfig | None = None) -> Path:
     """Write what training writes; small models get random weights large enough to tell images apart."""
     torch.manual_seed(seed)
     classifier = build_model(model, len(CLASSES), mean=MEAN, std=STD, load_weights=False)
@@ -39,7 +39,8 @@ def write_checkpoint(path: Path, model: ModelConfig, seed: int = 0) -> Path:
     with torch.no_grad():
         for parameter in classifier.parameters():
             parameter.mul_(scale)
-    config = RunConfig(model=model, data=DigitsData(dir="somewhere/private", max_train_samples=500))
+    data = data or DigitsData(dir="somewhere/private", max_train_samples=500)
+    config = RunConfig(model=model, data=data)
     facts = ModelFacts(config.to_dict(), CLASSES, MEAN, STD, "digits", "d1ce" * 16)
     content = {
         "state_dict": {PREFIX + name: tensor for name, tensor in classifier.state_dict().items()},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.config.schema import EfficientNetLite0, ModelConfig, ScratchModel, TimmModel
+from harness.config.schema import EfficientNetLite0, FolderData, ModelConfig, ScratchModel, TimmModel
 from harness.errors import CheckpointError, ExportError
 from harness.export import bundle as bundling
 from harness.export import load_bundle
@@ -190,6 +190,14 @@ def test_pretrained_backbone_exports_with_its_resizing(tmp_path: Path, model: Mo
     assert (preprocessing.decode_size, preprocessing.image_size) == (32, 64)
     assert preprocessing.mean != pytest.approx(MEAN)  # the backbone's own, not the data's
     assert result.config.parity.top1_agreement == 1.0
+
+
+def test_the_range_of_deep_pixels_is_exported(tmp_path: Path) -> None:
+    data = FolderData(pixel_range={"uint16": (0, 4095)})
+    lenet = ScratchModel(kind="lenet")
+    result = export(write_checkpoint(tmp_path / "best.ckpt", lenet, data=data), tmp_path)
+    assert load_bundle(result.path).config.preprocessing.pixel_range == {"uint16": (0.0, 4095.0)}
+    assert "uint16 0 … 4095 to 0 … 255" in (result.path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_speed_cnn_exports_with_its_whitening(tmp_path: Path) -> None:
