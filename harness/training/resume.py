@@ -16,6 +16,8 @@ from harness.training.callbacks import BEST, LAST, best_epoch, history_in
 from harness.training.checkpoint import SECTION, ModelFacts, load_raw
 from harness.training.durable import previous_of
 
+SCHEDULES_OF_ANY_LENGTH = ("constant", "step")
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +49,7 @@ def find_resume_point(folder: Path, facts: ModelFacts, select: Literal["best", "
 
 
 def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> None:
-    """Refuse to go on from a checkpoint of another model or other data.
+    """Refuse to go on from a checkpoint of another model or other data, or with other steps or rates.
 
     Args:
         before: what the checkpoint says of its run.
@@ -59,11 +61,32 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
     for part in ("data_digest", "class_names"):
         if before[part] != now[part]:
             raise CheckpointError(f"{path} was trained on other data: name another folder or delete it")
-    for part in ("model", "finetune", "augment", "optim", "seed"):
-        if before["config"][part] != now["config"][part]:
+    was, wanted = before["config"], now["config"]
+    for part in ("model", "finetune", "augment", "optim", "evaluation", "seed"):
+        if was.get(part, wanted[part]) != wanted[part]:  # older checkpoints lack some
             raise CheckpointError(
                 f"{path} was trained with another {part!r} section: repeat the run as it was, or delete it"
             )
+    if (batch_size := was["data"]["batch_size"]) != wanted["data"]["batch_size"]:
+        raise CheckpointError(
+            f"{path} was trained with data.batch_size={batch_size}: with another its epochs have other steps"
+        )
+    _check_length(path, before["epoch"] + 1, was["trainer"]["max_epochs"], wanted)
+
+
+def _check_length(path: Path, num_done: int, was: int, wanted: dict[str, Any]) -> None:
+    """Refuse another number of epochs where the learning rates until now would have been others."""
+    max_epochs, kind = wanted["trainer"]["max_epochs"], wanted["optim"]["schedule"]["kind"]
+    if max_epochs != was and kind not in SCHEDULES_OF_ANY_LENGTH:
+        raise CheckpointError(
+            f"{path} was trained for trainer.max_epochs={was}, over which its {kind} schedule is laid out: "
+            f"with another number its rate would jump (schedules of any length: "
+            f"{', '.join(SCHEDULES_OF_ANY_LENGTH)})"
+        )
+    if max_epochs < num_done:
+        raise CheckpointError(
+            f"{path} has {num_done} epochs behind it, more than trainer.max_epochs={max_epochs}"
+        )
 
 
 def _put_best_back(folder: Path, raw: dict[str, Any], select: Literal["best", "last"]) -> None:

@@ -8,12 +8,14 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from harness.config.compose import compose_run
+from harness.config.schema import RunConfig
 from harness.errors import CheckpointError, DiskFullError, DivergedError
 from harness.tracking.memory import RecordingTracker
 from harness.training.checkpoint import SECTION, ModelFacts, load_checkpoint, load_section
@@ -26,23 +28,23 @@ from tests.training.conftest import TINY, flip_bit, limited_file_size
 Run = Callable[..., tuple]
 Config = Callable[..., object]
 
-FACTS = ModelFacts(
-    {"model": 1, "finetune": 1, "augment": 1, "optim": 1, "seed": 1},
-    ("a", "b"),
-    (0, 0, 0),
-    (1, 1, 1),
-    "d",
-    "9",
-)
+FACTS = ModelFacts(RunConfig().to_dict(), ("a", "b"), (0, 0, 0), (1, 1, 1), "d", "9")
 
 
-def live(folder: Path, scores: list[float], since: int = 0, *, dies_before_last: bool = False) -> None:
+def live(
+    folder: Path,
+    scores: list[float],
+    since: int = 0,
+    *,
+    dies_before_last: bool = False,
+    facts: ModelFacts = FACTS,
+) -> None:
     """Leave the files of a run with these accuracies, without training."""
     for epoch in range(since, len(scores)):
         history = [{"val/accuracy": score} for score in scores[: epoch + 1]]
         content = {
             "state_dict": {},
-            SECTION: {**FACTS.to_dict(), "epoch": epoch, "score": scores[epoch]},
+            SECTION: {**facts.to_dict(), "epoch": epoch, "score": scores[epoch]},
             "callbacks": {"EpochRecorder": {"history": history}},
         }
         if scores[epoch] > max(scores[:epoch], default=0):
@@ -191,6 +193,48 @@ def test_another_question_is_refused_not_set_aside(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"last\.previous\.ckpt was trained on other data"):
         find_resume_point(tmp_path, other, "best")
     assert "last.previous.ckpt" in names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["data.batch_size=25"], r"was trained with data\.batch_size=50"),
+        (["trainer.max_epochs=8"], r"max_epochs=4, over which its cosine schedule is laid out"),
+        (["evaluation.tta=flip"], "another 'evaluation' section"),
+        (["trainer.max_epochs=8", "optim.schedule.kind=constant"], None),
+        (["trainer.max_epochs=8", "optim.schedule.kind=step"], None),
+        (["trainer.max_epochs=2", "optim.schedule.kind=constant"], "3 epochs behind it"),
+    ],
+)
+def test_a_run_goes_on_with_the_steps_and_rates_that_it_had(
+    tmp_path: Path, overrides: list[str], problem: str | None
+) -> None:
+    schedule = [override for override in overrides if override.startswith("optim")]
+    before, now = (
+        compose_run(["data=digits", "model=lenet", *settings, *schedule]).to_dict()
+        for settings in (["data.batch_size=50", "trainer.max_epochs=4"], ["data.batch_size=50", *overrides])
+    )
+    if "max_epochs" not in " ".join(overrides):
+        now["trainer"]["max_epochs"] = 4
+    live(tmp_path, [0.5, 0.7, 0.6], facts=replace(FACTS, config=before))
+    facts = replace(FACTS, config=now)
+
+    if problem is None:
+        assert find_resume_point(tmp_path, facts, "best") == tmp_path / "last.ckpt"
+    else:
+        with pytest.raises(CheckpointError, match=problem):
+            find_resume_point(tmp_path, facts, "best")
+
+
+def test_a_constant_rate_trains_longer_as_if_it_had_been_meant_to(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    constant = ("optim.schedule.kind=constant", "augment=none")
+    run(tiny_config("trainer.max_epochs=2", *constant), folder="whole")
+    run(tiny_config("trainer.max_epochs=1", *constant))
+    result, _ = run(tiny_config("trainer.max_epochs=2", *constant))
+
+    assert_ends_as_whole(result, tmp_path)
 
 
 # ── with training ─────────────────────────────────────────────────────────────────────────────────
