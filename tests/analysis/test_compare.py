@@ -113,3 +113,17 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrackingError, match="cannot be written"):
         comparison.write(tmp_path / "file" / "below")
+
+
+def test_how_a_run_really_saw_its_images_is_a_column_and_what_was_asked_of_the_cache_is_none() -> None:
+    asked = {"finetune.feature_views": "2", "finetune.cache_features": "true"}
+    table = compare(
+        [
+            record(0, 0.5, **{"features.cached": "true", "features.views": "2"}, **asked),
+            record(1, 0.4, **{"features.cached": "false", "features.views": "new in each epoch"}),
+        ]
+    ).to_csv()
+
+    assert column(table, "features.cached") == ["true", "false"]
+    assert column(table, "features.views") == ["2", "new in each epoch"]
+    assert "finetune." not in table.splitlines()[0]

@@ -42,6 +42,19 @@ def test_a_sweep_file_is_valid_in_every_corner(name: str) -> None:
     check_space(compose_sweep([f"sweep={name}"]))
 
 
+@pytest.mark.parametrize("name", SWEEP_FILES)
+@pytest.mark.parametrize("finetune", ["linear_probe", "partial", "full"])
+def test_the_arms_of_a_sweep_see_their_images_alike_cached_or_not(name: str, finetune: str) -> None:
+    """Or the answer to which of them is best would be one about augmentation."""
+    from harness.training.views import NEW_VIEWS, count_views, describe_regime
+
+    config = compose_sweep([f"sweep={name}", f"finetune={finetune}"]).base
+    asked = getattr(config.finetune, "feature_views", None)
+    seen = describe_regime(config, count_views(config.augment, asked))["views"]
+
+    assert seen == {"default": 2, "gpu": NEW_VIEWS}[name]
+
+
 def test_no_file_is_without_a_heading() -> None:
     for file in chain(CONFIG_DIR.glob("*.yaml"), CONFIG_DIR.glob("*/*.yaml")):
         comments = [
