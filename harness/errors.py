@@ -24,11 +24,16 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+from harness.credentials import shown
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: a full disk, a quota, a limit on files
 
 
 class HarnessError(Exception):
-    """A fault with a one-line message that names what is wrong and how to mend it."""
+    """A fault with a one-line message that names what is wrong and how to mend it; it shows no password."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class ConfigError(HarnessError):
@@ -81,6 +86,11 @@ class StorageError(SweepError):
 
 class ExportError(HarnessError):
     """A bundle that cannot be written, or fails its parity check."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without passwords, or its type where it has none."""
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:

@@ -6,10 +6,14 @@ import io
 import logging
 import sys
 
+from harness.credentials import shown
+
 
 def show_messages() -> None:
     """Send the harness's messages to stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutPasswords("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("harness").setLevel(logging.INFO)
 
 
@@ -18,3 +22,10 @@ def never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _WithoutPasswords(logging.Formatter):
+    """Hides the passwords of addresses, also in what libraries say and in tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))

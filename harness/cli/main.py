@@ -19,6 +19,7 @@ from harness.cli.common import (
     terminal_width,
     tracking_config,
 )
+from harness.credentials import shown
 from harness.errors import ConfigError, HarnessError
 from harness.interrupts import EXIT_INTERRUPTED, INTERRUPTED, raising
 from harness.logs import never_fail_to_print, show_messages
@@ -50,7 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(shown(f"unrecognized arguments: {' '.join(rest)}"))
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from harness.credentials import shown
+
 UNSAID = "default"  # set by no file: the schema's own value
 
 
@@ -40,5 +42,6 @@ def _origin(path: str, origins: Mapping[str, str]) -> str:
 
 
 def _scalar(value: Any) -> str:
+    value = shown(value) if isinstance(value, str) else value
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")

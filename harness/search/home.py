@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 
 from harness.config.compose import CONFIG_DIR, SweepPlan
+from harness.credentials import shown
 from harness.data import load_splits
 from harness.errors import ConfigError, SweepError
 from harness.search import question, record, storage, study
@@ -85,9 +86,8 @@ def _command(plan: SweepPlan) -> str:
     config_dir = [] if plan.config_dir == CONFIG_DIR else ["--config-dir", str(plan.config_dir)]
     overrides = plan.public_overrides
     if len(overrides) < len(plan.overrides):
-        shown = storage.shown(str(plan.sweep.storage))  # without its password
-        overrides.append(f"sweep.storage={shown}")
-    return shlex.join(["harness", "sweep", *config_dir, *overrides])
+        overrides.append(f"sweep.storage={plan.sweep.storage}")
+    return shlex.join(["harness", "sweep", *config_dir, *map(shown, overrides)])
 
 
 def existing_study(home: SweepHome) -> optuna.Study | None:

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 from typing import Literal
 
+from harness.credentials import shown
 from harness.errors import (
     DiskFullError,
     DivergedError,
@@ -77,4 +78,4 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+    return shown(f"{type(error).__name__}: {lines[0]}".removesuffix(": "))

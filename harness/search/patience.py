@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from harness.errors import StorageError
+from harness.credentials import shown
+from harness.errors import StorageError, first_line
 from harness.search.locks import build_lock, queued_lock
 from harness.search.queries import DirectStorage
 
@@ -44,11 +44,6 @@ Result = TypeVar("Result")
 def is_server(url: str) -> bool:
     """Return whether several machines can share the database."""
     return not url.startswith("sqlite")
-
-
-def shown(url: str) -> str:
-    """Return an address for people, without its password."""
-    return make_url(url).render_as_string(hide_password=True)
 
 
 class PatientStorage(DirectStorage):
@@ -175,7 +170,3 @@ def _say_away(state: RetryCallState) -> None:
 for _name in (*BaseStorage.__abstractmethods__, *ASKED):
     if _name not in CREATES:
         setattr(PatientStorage, _name, _patiently(getattr(PatientStorage, _name)))
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

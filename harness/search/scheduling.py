@@ -67,6 +67,7 @@ def _write_spec(home: SweepHome, study: optuna.Study, slots: Slots, claim: Claim
         parent_run_id=study.user_attrs[record.PARENT_RUN_ID],
         threads=max(1, slots.threads // together),
         device_indices=slots.device_indices(slot, together),
+        command=home.command,
     )
     # A file for each attempt: a process that is late must not take the next one's for its own.
     path = home.trial_directory(claim.number) / f"spec-{claim.attempt}.json"

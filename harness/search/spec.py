@@ -28,6 +28,7 @@ class TrialSpec:
     attempt: int  # of the claim that this is: an older one than the trial's has lost it
     threads: int | None  # of each of its processes; None: what they are given
     device_indices: list[int] | None  # among the visible GPUs; None: no pinning
+    command: str = ""  # that continues the sweep, without any password
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,12 @@ import optuna
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from harness.credentials import shown
 from harness.errors import SweepError, did_you_mean
 from harness.search import record
 from harness.search.claims import Claims
 from harness.search.owner import Owner
-from harness.search.patience import PatientStorage, shown
+from harness.search.patience import PatientStorage
 from harness.search.progress import format_score, short_params
 from harness.search.storage import database_exists, open_storage
 from harness.search.study import TrialRow, best_row, find_study, read_rows, storage_of

@@ -12,8 +12,9 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from harness.errors import ConfigError, SweepError
-from harness.search.patience import PATIENCE_S, PatientStorage, first_line, is_server, shown
+from harness.credentials import shown
+from harness.errors import ConfigError, SweepError, first_line
+from harness.search.patience import PATIENCE_S, PatientStorage, is_server
 
 DATABASE = "optuna.db"
 BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
@@ -38,8 +39,10 @@ def storage_url(tracking_dir: str, storage: str | None = None) -> str:
     if storage is not None:
         try:
             url = make_url(storage)
-        except ArgumentError as error:
-            raise ConfigError(f"sweep.storage={storage}: write postgresql://user@host/database") from error
+        except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
+            raise ConfigError(
+                f"sweep.storage={shown(storage)}: write postgresql://user@host/database"
+            ) from error
         named = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
         return named.render_as_string(hide_password=False)
     return f"sqlite:///{Path(tracking_dir).expanduser().resolve().as_posix()}/{DATABASE}"

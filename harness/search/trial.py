@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -23,8 +24,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
+from harness.credentials import shown
 from harness.data import remember_auto
-from harness.errors import HarnessError, StorageError, TrackingError
+from harness.errors import HarnessError, StorageError, TrackingError, first_line
 from harness.logs import show_messages
 from harness.search import study as studies
 from harness.search.claims import Lease, beat_interval
@@ -32,7 +34,7 @@ from harness.search.constraints import broken_constraints, tell_costs
 from harness.search.fence import fenced
 from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
 from harness.search.outcomes import RESUMABLE_ERRORS, InfeasibleError, is_lost_worker, is_out_of_memory, judge
-from harness.search.patience import PATIENCE_S, first_line, is_outage, shown
+from harness.search.patience import PATIENCE_S, is_outage
 from harness.search.pruners import build_pruner, report_score, should_prune
 from harness.search.space import suggest, trial_overrides
 from harness.search.spec import StopFlag, TrialSpec, pin_devices
@@ -61,6 +63,7 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
     show_messages()
     path = Path(spec_path)
     spec = TrialSpec.load(path)
+    sys.argv = shlex.split(spec.command) or sys.argv  # what is recorded: the user's words, no process's own
     stop_requested = StopFlag()
     if spec.device_indices is not None:
         pin_devices(spec.device_indices)
@@ -138,7 +141,7 @@ class _Attempt:
     def _settle(self, error: Exception) -> int:
         """End the trial as the error says, or leave it to be started again."""
         if not isinstance(error, HarnessError):
-            traceback.print_exc()
+            print(shown(traceback.format_exc()), file=sys.stderr)
         verdict, reason = judge(error)
         if verdict == "lost":
             print(f"the trial is to be started again: {reason}", file=sys.stderr)

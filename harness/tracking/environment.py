@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 import harness
+from harness.credentials import shown
 from harness.tracking.tracker import Tracker
 
 PACKAGES = (
@@ -132,9 +133,15 @@ def read_checkout(folder: Path) -> Checkout | None:
     return Checkout(
         commit=commit.strip(),
         is_dirty=bool(lines),
-        patch=(_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or "")[:MAX_PATCH_LENGTH],
+        patch=_without_passwords(_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""),
         untracked=tuple(line[3:] for line in lines if line.startswith("??")),
     )
+
+
+def _without_passwords(patch: str) -> str:
+    """Hide those of addresses that somebody wrote into a file; other lines stay as they are."""
+    lines = patch[:MAX_PATCH_LENGTH].split("\n")
+    return "\n".join(shown(line) if "://" in line else line for line in lines)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -168,7 +175,7 @@ def package_versions() -> dict[str, str]:
 def _command() -> str:
     program = Path(sys.argv[0])
     name = f"{program.parent.name}" if program.name == "__main__.py" else program.name
-    return shlex.join([name, *sys.argv[1:]])
+    return shlex.join([name, *map(shown, sys.argv[1:])])
 
 
 def _cpu_model() -> str:

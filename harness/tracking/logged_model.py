@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import platform
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +29,6 @@ from mlflow.types import Schema, TensorSpec
 
 import harness
 from harness.tracking import names
-
-logger = logging.getLogger(__name__)
 
 MODEL_NAME = "best"
 DIGEST_TAG = "harness.checkpoint_sha256"
@@ -52,48 +48,41 @@ EXAMPLE_FILE, SERVING_FILE = "input_example.json", "serving_input_example.json"
 EXAMPLE_IMAGES, EXAMPLE_SIDE = 2, 64  # it is written as JSON and only shows the layout
 
 
-def log_checkpoint(client: MlflowClient, run_id: str, record: Mapping[str, Any]) -> None:
+def log_checkpoint(client: MlflowClient, run_id: str, record: Mapping[str, Any], scratch: Path) -> None:
     """Record a checkpoint as the run's model, once however often it is called.
+
+    An attempt that fails leaves its model pending; the next one goes on with that.
 
     Args:
         record: `checkpoint` (path), `example` (uint8 NHWC as lists), `class_names`, `points` (name, value,
             milliseconds, step).
+        scratch: a folder of ours for the model's files until MLflow has them; it is removed.
     """
-    checkpoint = Path(record["checkpoint"])
-    if not checkpoint.is_file():
-        logger.warning("run %s: %s is gone, so no model is recorded", run_id, checkpoint.name)
-        return
-    run = client.get_run(run_id)
+    try:
+        _log_checkpoint(client, client.get_run(run_id), record, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _log_checkpoint(client: MlflowClient, run: Run, record: Mapping[str, Any], scratch: Path) -> None:
+    checkpoint, run_id = Path(record["checkpoint"]), run.info.run_id
     digest = _sha256(checkpoint)
     if _is_recorded(client, run, digest):
         return
-    model = client.create_logged_model(
-        run.info.experiment_id,
-        name=MODEL_NAME,
-        source_run_id=run_id,
-        tags={DIGEST_TAG: digest, names.CHECKPOINT: str(checkpoint)},
-        params={"classes": ", ".join(record["class_names"])[:250]},
-        model_type="image-classifier",
-    )
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            written = Model(run_id=run_id, model_id=model.model_id, model_uuid=model.model_id)
-            _write(Path(directory), written, record)
-            client.log_model_artifacts(model.model_id, directory)
-    except BaseException:
-        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
-        raise
-    _attach_metrics(client, model.model_id, run_id, record["points"])
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=_step_of(record["points"]))])
-    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    model_id = _find_unfinished(client, run, digest) or _create(client, run, digest, record)
+    _write(scratch, Model(run_id=run_id, model_id=model_id, model_uuid=model_id), record)
+    client.log_model_artifacts(model_id, str(scratch))
+    _attach_metrics(client, model_id, run_id, record["points"])
+    if model_id not in _output_ids(run):
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=_step_of(record["points"]))])
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
 
 
 def delete_models(client: MlflowClient, run_id: str) -> None:
     """Delete the models of a run and, as `mlflow gc` would later, their files: a checkpoint's second copy."""
-    run = client.get_run(run_id)
-    for output in run.outputs.model_outputs if run.outputs else ():
+    for model_id in _output_ids(client.get_run(run_id)):
         try:
-            model = client.get_logged_model(output.model_id)
+            model = client.get_logged_model(model_id)
         except MlflowException:  # deleted before
             continue
         client.delete_logged_model(model.model_id)
@@ -155,14 +144,37 @@ def _attach_metrics(client: MlflowClient, model_id: str, run_id: str, points: li
 
 def _is_recorded(client: MlflowClient, run: Run, digest: str) -> bool:
     """Say whether a finished model of this run already holds this checkpoint."""
-    for output in run.outputs.model_outputs if run.outputs else ():
+    for model_id in _output_ids(run):
         try:
-            model = client.get_logged_model(output.model_id)
+            model = client.get_logged_model(model_id)
         except MlflowException:  # deleted by hand
             continue
         if model.tags.get(DIGEST_TAG) == digest and model.status == LoggedModelStatus.READY:
             return True
     return False
+
+
+def _output_ids(run: Run) -> list[str]:
+    return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+
+
+def _find_unfinished(client: MlflowClient, run: Run, digest: str) -> str | None:
+    """Return the run's model of this checkpoint that an earlier attempt has left behind."""
+    found = client.search_logged_models([run.info.experiment_id], f"tags.`{DIGEST_TAG}` = '{digest}'")
+    unfinished = (model for model in found if model.source_run_id == run.info.run_id)
+    return next((m.model_id for m in unfinished if m.status != LoggedModelStatus.READY), None)
+
+
+def _create(client: MlflowClient, run: Run, digest: str, record: Mapping[str, Any]) -> str:
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name=MODEL_NAME,
+        source_run_id=run.info.run_id,
+        tags={DIGEST_TAG: digest, names.CHECKPOINT: str(record["checkpoint"])},
+        params={"classes": ", ".join(record["class_names"])[:250]},
+        model_type="image-classifier",
+    )
+    return str(model.model_id)
 
 
 def _step_of(points: list[Any]) -> int:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlflow import MlflowClient
 
+from harness.errors import first_line
 from harness.tracking import names
 from harness.tracking.flatten import flatten
 from harness.tracking.logged_model import shrink_example
-from harness.tracking.operations import STORE_ERRORS, Point, apply, first_line
-from harness.tracking.spool import Operation, Spool
+from harness.tracking.operations import STORE_ERRORS, Point, apply
+from harness.tracking.spool import Lane, Operation, Points, Spool
 from harness.tracking.tracker import RunStatus
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class MlflowTracker:
     """The :class:`~harness.tracking.tracker.Tracker` of one MLflow run, through the client alone.
 
     Args:
-        recorded: time (milliseconds) of every (metric, step) point that the run already has.
+        recorded: every point that the run already has, or its spool holds for it.
         keeps_status: the run has ended, and something is only added to it.
     """
 
@@ -40,7 +41,7 @@ class MlflowTracker:
         run_id: str,
         spool: Spool,
         *,
-        recorded: Mapping[tuple[str, int], int] | None = None,
+        recorded: Points | None = None,
         keeps_status: bool = False,
     ) -> None:
         recorded = recorded or {}
@@ -48,9 +49,9 @@ class MlflowTracker:
         self._run_id = run_id
         self._spool = spool
         self._recorded = dict(recorded)
-        self._last_epoch = max((step for key, step in recorded if key == names.EPOCH), default=-1)
+        self._epochs = {step for key, step in recorded if key == names.EPOCH}
         self._keeps_status = keeps_status
-        self._is_away = False
+        self._away: list[Lane] = []  # that the store did not take something of
 
     @property
     def run_id(self) -> str:
@@ -60,15 +61,15 @@ class MlflowTracker:
         self._record({"op": "params", "params": flatten(config)})
 
     def log_epoch(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step <= self._last_epoch:
+        if step in self._epochs:
             return
-        self._last_epoch = step
+        self._epochs.add(step)
         self._record({"op": "metrics", "points": self._new_points(step, {**metrics, names.EPOCH: step})})
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
         # One step after the last epoch: MLflow shows a metric's value at its highest step, and the best
         # checkpoint's accuracy must not be hidden behind the last epoch's.
-        points = self._new_points(self._last_epoch + 1, metrics)
+        points = self._new_points(self._summary_step, metrics)
         if points:
             self._record({"op": "metrics", "points": points})
 
@@ -76,7 +77,7 @@ class MlflowTracker:
         self._record({"op": "tags", "tags": dict(tags)})
 
     def log_text(self, text: str, name: str) -> None:
-        self._log_artifact(name, lambda path: path.write_text(text, encoding="utf-8"))
+        self._log_artifact(name, lambda path: path.write_text(text, "utf-8", errors="backslashreplace"))
 
     def log_dict(self, content: Mapping[str, Any], name: str) -> None:
         self.log_text(json.dumps(content, indent=2, ensure_ascii=False), name)
@@ -102,18 +103,18 @@ class MlflowTracker:
         class_names: Sequence[str],
         metrics: Mapping[str, float],
     ) -> None:
-        step = self._last_epoch + 1
-        known = {(key, step): self._recorded.get((key, step)) for key in metrics}
-        fresh = self._new_points(step, metrics)
+        self.log_summary(metrics)
         # A model's metric is written to its run as well: the very same point (its time included) is one row.
-        repeated = [(k, float(metrics[k]), time_ms, s) for (k, s), time_ms in known.items() if time_ms]
+        step = self._summary_step
+        known = {key: self._recorded[key, step] for key in metrics}
+        points = [(key, value, time_ms, step) for key, (value, time_ms) in known.items()]
         self._record(
             {
                 "op": "model",
                 "checkpoint": str(Path(checkpoint_path).resolve()),
                 "example": shrink_example(input_example).tolist(),
                 "class_names": list(class_names),
-                "points": fresh + repeated,
+                "points": points,
             }
         )
 
@@ -125,47 +126,82 @@ class MlflowTracker:
     def finish(self, status: RunStatus) -> None:
         if not self._keeps_status:
             self._record({"op": "status", "status": status, "end_time": _now_ms()})
+        if self._spool.records not in self._away:
+            self._catch_up()
+
+    @property
+    def _summary_step(self) -> int:
+        return max(self._epochs, default=-1) + 1
 
     def _new_points(self, step: int, metrics: Mapping[str, float]) -> list[Point]:
         """Return the points that the run does not have yet, and remember them."""
         now = _now_ms()
         points = [(k, float(v), now, step) for k, v in metrics.items() if (k, step) not in self._recorded]
-        self._recorded.update({(key, step): now for key, *_ in points})
+        self._recorded.update({(key, step): (value, now) for key, value, *_ in points})
         return points
 
     def _log_artifact(self, name: str, write: Callable[[Path], object]) -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / PurePosixPath(name).name
+        """Write an artifact into the spool's folder, not $TMPDIR, which may be small, and record it."""
+        try:
+            path = self._spool.new_file(PurePosixPath(name).name)
             write(path)
-            self._record({"op": "artifact", "path": str(path), "name": name})
+        except OSError as error:  # training goes on even now
+            logger.error("run %s: %s is lost, it cannot be written: %s", self._run_id, name, error)
+            return
+        self._record({"op": "artifact", "path": f"{path.parent.name}/{path.name}", "name": name})
+
+    def _apply(self, operation: Operation) -> list[Operation]:
+        return apply(self._client, self._spool, operation)
 
     def _record(self, operation: Operation) -> None:
-        """Do it, after all that waits; keep it for later if the store is away."""
+        """Do it, after all that has to come before it; keep it for later if the store is away."""
+        lane = self._spool.lane_of(operation)
+        is_record = lane is self._spool.records
         try:
-            self._spool.replay(lambda waiting: apply(self._client, self._run_id, waiting))
-            apply(self._client, self._run_id, operation)
+            if is_record:
+                lane.replay(self._apply)
+            waits = lane.holds_back(operation)  # for an artifact that failed, or a replay elsewhere
+            if not waits:
+                self._spool.set_aside(self._apply(operation))
         except STORE_ERRORS as error:
             self._keep(operation, error)
+            return
+        if waits:
+            self._keep(operation)
         else:
-            if self._is_away:
-                logger.info("MLflow is back: what run %s had kept on disk is recorded", self._run_id)
-            self._is_away = False
+            self._spool.discard_file(operation)
+            self._is_back(lane)
 
-    def _keep(self, operation: Operation, error: Exception) -> None:
+    def _is_back(self, lane: Lane) -> None:
+        """Catch up with what waited for the store, now that it has taken something."""
+        if lane in self._away:
+            self._away.remove(lane)
+            logger.info("MLflow is back: what run %s had kept on disk is recorded", self._run_id)
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Try all that waits once more, now and not with each epoch."""
+        with suppress(*STORE_ERRORS):
+            self._spool.replay(self._apply)
+
+    def _keep(self, operation: Operation, error: Exception | None = None) -> None:
         try:
             self._spool.append(operation)
+            if error is None:  # whoever replays may just have looked for the last time
+                self._catch_up()
         except OSError as disk_error:  # training goes on even now
             logger.error(
                 "run %s: %r is lost, MLflow and the spool fail: %s", self._run_id, operation["op"], disk_error
             )
             return
-        if not self._is_away:
+        lane = self._spool.lane_of(operation)
+        if error is not None and lane not in self._away:
             logger.warning(
                 "MLflow does not record (%s); training goes on, and %s is recorded later",
                 first_line(error),
-                self._spool.path,
+                lane.path,
             )
-        self._is_away = True
+            self._away.append(lane)
 
 
 def _now_ms() -> int:

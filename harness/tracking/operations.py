@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -14,43 +13,82 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
+from harness.errors import first_line
 from harness.tracking.logged_model import delete_models, log_checkpoint
-from harness.tracking.spool import Operation
+from harness.tracking.spool import Operation, Spool
 
-logger = logging.getLogger(__name__)
-
-# The store is away, full, locked or misbehaving. (requests' exceptions are OSErrors.)
-STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
+# The store is away, full, locked or misbehaving. (requests' exceptions are OSErrors; no JSON: a proxy.)
+STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, json.JSONDecodeError)
 
 # MLflow's limits for one request.
 MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 MAX_TAG_LENGTH = 8000  # characters
 MAX_DIGEST_LENGTH = 36  # characters; the whole digest is in the data set's profile
 
-# Answers that will be the same tomorrow: trying again would block everything behind it.
-REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
+# Answers that will be the same tomorrow.
+NO_SUCH_RUN = "RESOURCE_DOES_NOT_EXIST"
+REFUSALS = {"INVALID_PARAMETER_VALUE", NO_SUCH_RUN, "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 
 Item = TypeVar("Item")
 Point = tuple[str, float, int, int]  # name, value, milliseconds since 1970, step
 
 
-def apply(client: MlflowClient, run_id: str, operation: Operation) -> None:
-    """Do it; what MLflow refuses for good is dropped with a warning.
+class UnrecordableError(Exception):
+    """It can never be recorded: its file is gone, or nobody knows how."""
+
+
+def apply(client: MlflowClient, spool: Spool, operation: Operation) -> list[Operation]:
+    """Do it for a spool's run; return what the store refuses for good, each with the reason as `refused`.
+
+    Of many parameters, tags or points that are refused together, those that are not at fault are recorded.
 
     Raises:
         STORE_ERRORS: it could not be done now, and may be possible later.
     """
     try:
-        _dispatch(client, run_id, operation)
-    except MlflowException as error:
-        if error.error_code not in REFUSALS:
+        _dispatch(client, spool, operation)
+    except Exception as error:
+        if not is_refusal(error):
             raise
-        logger.warning("MLflow refused part of run %s for good: %s", run_id, first_line(error))
+        parts = [] if getattr(error, "error_code", "") == NO_SUCH_RUN else _halves(operation)
+        if parts:
+            return [refused for part in parts for refused in apply(client, spool, part)]
+        return [operation | {"refused": first_line(error)}]
+    return []
 
 
-def _dispatch(client: MlflowClient, run_id: str, operation: Operation) -> None:
+def is_refusal(error: BaseException) -> bool:
+    """Return whether the answer will be the same tomorrow, so that trying again would block all behind it."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, UnicodeEncodeError | DataError) for cause in causes):
+        return True  # what no database takes, however MLflow wraps it
+    if isinstance(error, MlflowException):
+        return error.error_code in REFUSALS
+    return not isinstance(error, STORE_ERRORS)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _halves(operation: Operation) -> list[Operation]:
+    """Return an operation on several parameters, tags or points as two on fewer."""
+    field = {"params": "params", "tags": "tags", "metrics": "points"}.get(operation["op"], "")
+    items = operation.get(field, ())
+    if len(items) < 2:
+        return []
+    listed = list(items.items()) if isinstance(items, Mapping) else list(items)
+    middle = len(listed) // 2
+    halves = listed[:middle], listed[middle:]
+    return [operation | {field: dict(half) if isinstance(items, Mapping) else half} for half in halves]
+
+
+def _dispatch(client: MlflowClient, spool: Spool, operation: Operation) -> None:
+    run_id = spool.run_id
     match operation["op"]:
         case "params":
             _log_params(client, run_id, operation["params"])
@@ -59,17 +97,20 @@ def _dispatch(client: MlflowClient, run_id: str, operation: Operation) -> None:
         case "tags":
             _set_tags(client, run_id, operation["tags"])
         case "artifact":
-            _log_artifact(client, run_id, Path(operation["path"]), operation["name"])
+            _log_artifact(client, run_id, spool.file_of(operation), operation["name"])
         case "data":
             _log_data(client, run_id, operation)
         case "model":
-            log_checkpoint(client, run_id, operation)
+            checkpoint = Path(operation["checkpoint"])
+            if not checkpoint.is_file():
+                raise UnrecordableError(f"{checkpoint} is gone, so no model is recorded")
+            log_checkpoint(client, run_id, operation, scratch=spool.new_file("model").parent)
         case "forget_models":
             delete_models(client, run_id)
         case "status":
             client.set_terminated(run_id, operation["status"], end_time=operation["end_time"])
         case unknown:
-            logger.warning("run %s has a spooled operation %r of another version: dropped", run_id, unknown)
+            raise UnrecordableError(f"no operation {unknown!r} is known to this version")
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
@@ -93,6 +134,8 @@ def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> Non
 
 def _log_artifact(client: MlflowClient, run_id: str, path: Path, name: str) -> None:
     """Upload `path`, whose file name is already that of the artifact, into the artifact's folder."""
+    if not path.is_file():
+        raise UnrecordableError(f"{path} is gone, so {name} is not recorded")
     folder = str(PurePosixPath(name).parent)
     client.log_artifact(run_id, str(path), None if folder == "." else folder)
 
@@ -111,11 +154,6 @@ def _log_data(client: MlflowClient, run_id: str, record: Mapping[str, Any]) -> N
     )
     tag = InputTag(MLFLOW_DATASET_CONTEXT, record["context"])
     client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

@@ -15,10 +15,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from harness.config.schema import TrackingConfig
-from harness.errors import TrackingError
+from harness.errors import TrackingError, first_line
 from harness.tracking import names
-from harness.tracking.operations import STORE_ERRORS, first_line
-from harness.tracking.store import open_store, store_exists, store_uri
+from harness.tracking.address import store_exists, store_uri
+from harness.tracking.operations import STORE_ERRORS
+from harness.tracking.store import open_store
 
 PAGE_SIZE = 1000
 NUM_NEAR = 1000  # of the newest runs, among which a mistyped reference is looked for

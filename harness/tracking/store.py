@@ -6,10 +6,12 @@ MLflow database at the same time break its migration for good.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,16 +22,17 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from harness.config.schema import TrackingConfig
-from harness.errors import TrackingError
+from harness.errors import TrackingError, first_line
 from harness.tracking import names
+from harness.tracking.address import DATABASE, database_uri, store_identity, store_uri
 from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.operations import STORE_ERRORS, apply, first_line
-from harness.tracking.spool import Spool, spooled_runs
+from harness.tracking.operations import STORE_ERRORS, apply
+from harness.tracking.spool import Points, Spool, spooled_runs
 from harness.tracking.tracker import RunStatus
 
 logger = logging.getLogger(__name__)
 
-DATABASE = "mlflow.db"
+SPOOL = "spool"
 LOCK_TIMEOUT_S = 120.0
 
 
@@ -53,7 +56,11 @@ class RunStore:
 
     @property
     def spool_directory(self) -> Path:
-        return self.directory / "spool"
+        """Where what this store cannot take now waits; another one that uses this folder has its own."""
+        return self.directory / SPOOL / store_identity(self.uri, self.directory)
+
+    def spool_of(self, run_id: str) -> Spool:
+        return Spool(self.spool_directory, run_id)
 
     def experiment_id(self, name: str) -> str:
         """Return the experiment's id, creating it the first time."""
@@ -85,7 +92,7 @@ class RunStore:
             run = self.client.create_run(experiment_id, tags=tags, run_name=name)
         except STORE_ERRORS as error:
             raise TrackingError(f"a run cannot be opened in {self.uri}: {first_line(error)}") from error
-        return MlflowTracker(self.client, run.info.run_id, Spool(self.spool_directory, run.info.run_id))
+        return MlflowTracker(self.client, run.info.run_id, self.spool_of(run.info.run_id))
 
     def has_run(self, run_id: str) -> bool:
         """Return whether the store holds a run.
@@ -127,7 +134,7 @@ class RunStore:
 
     def close_run(self, run_id: str, status: RunStatus) -> None:
         """Say what became of a run whose process can no longer do it; now, or when the store is back."""
-        MlflowTracker(self.client, run_id, Spool(self.spool_directory, run_id)).finish(status)
+        MlflowTracker(self.client, run_id, self.spool_of(run_id)).finish(status)
 
     def reopen_run(self, run_id: str) -> MlflowTracker:
         """Open an ended run to add to it; its status and its times stay, whatever `finish` is told.
@@ -144,13 +151,11 @@ class RunStore:
 
     def forget_checkpoint(self, run_id: str) -> None:
         """Record that an ended run's checkpoint was removed to make room; later, while the store is away."""
-        spool = Spool(self.spool_directory, run_id)
-        MlflowTracker(self.client, run_id, spool, keeps_status=True).forget_checkpoint()
+        MlflowTracker(self.client, run_id, self.spool_of(run_id), keeps_status=True).forget_checkpoint()
 
     def note(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run whose record is closed; later, while the store is away."""
-        spool = Spool(self.spool_directory, run_id)
-        MlflowTracker(self.client, run_id, spool, keeps_status=True).set_tags(tags)
+        MlflowTracker(self.client, run_id, self.spool_of(run_id), keeps_status=True).set_tags(tags)
 
     def _resume(self, run_id: str, tags: Mapping[str, str]) -> MlflowTracker:
         tracker = self._open_again(run_id, keeps_status=False)
@@ -159,8 +164,9 @@ class RunStore:
         return tracker
 
     def _open_again(self, run_id: str, *, keeps_status: bool) -> MlflowTracker:
-        recorded = _recorded_points(self.client, self.client.get_run(run_id))
-        spool = Spool(self.spool_directory, run_id)
+        spool = self.spool_of(run_id)
+        recorded = spool.points()  # before the store is asked, as they may be on their way into it
+        recorded |= _recorded_points(self.client, self.client.get_run(run_id))
         return MlflowTracker(self.client, run_id, spool, recorded=recorded, keeps_status=keeps_status)
 
     def _find_experiment(self, name: str) -> str | None:
@@ -194,7 +200,7 @@ def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
     try:
         if not to_read:
             _check_writable(directory)
-        if uri == _database_uri(directory) and not to_read:
+        if uri == database_uri(directory) and not to_read:
             _create_database(directory)
         store = RunStore(_connect(uri), uri, directory)
         store.client.search_experiments(max_results=1)
@@ -210,22 +216,6 @@ def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
             directory,
         )
     return store
-
-
-def store_uri(tracking: TrackingConfig) -> str:
-    """Return MLFLOW_TRACKING_URI where it is set, else the address of the database under `tracking.dir`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _database_uri(Path(tracking.dir).expanduser().resolve())
-
-
-def store_exists(tracking: TrackingConfig) -> bool:
-    """Say whether anything can have been recorded yet, without creating a store."""
-    uri = store_uri(tracking)
-    database = Path(tracking.dir).expanduser().resolve() / DATABASE
-    return uri != _database_uri(database.parent) or database.exists()
-
-
-def _database_uri(directory: Path) -> str:
-    return f"sqlite:///{directory.as_posix()}/{DATABASE}"
 
 
 def _connect(uri: str) -> MlflowClient:
@@ -287,18 +277,42 @@ def _silence() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
-def _recorded_points(client: MlflowClient, run: Run) -> dict[tuple[str, int], int]:
-    points = {}
+def _recorded_points(client: MlflowClient, run: Run) -> Points:
+    points: Points = {}
     for key in run.data.metrics:
         for point in client.get_metric_history(run.info.run_id, key):
-            points[key, point.step] = point.timestamp
+            points[key, point.step] = (point.value, point.timestamp)
     return points
 
 
 def _replay_spools(store: RunStore) -> None:
-    for spool in spooled_runs(store.spool_directory):
+    """Record what an earlier outage of this store left; say so of what waits for others."""
+    _adopt_unmarked(store)
+    for run_id in spooled_runs(store.spool_directory):
+        spool = store.spool_of(run_id)
         try:
-            spool.replay(partial(apply, store.client, spool.run_id))
-            logger.info("what run %s had kept on disk is recorded", spool.run_id)
+            spool.replay(partial(apply, store.client, spool))
+            if spool.is_empty:  # otherwise another process is at it
+                logger.info("what run %s had kept on disk is recorded", run_id)
         except STORE_ERRORS as error:
-            logger.warning("run %s still has records in %s: %s", spool.run_id, spool.path, first_line(error))
+            logger.warning(
+                "run %s still has records in %s: %s", run_id, store.spool_directory, first_line(error)
+            )
+    for folder in sorted((store.directory / SPOOL).glob("*/")):
+        if folder != store.spool_directory and (waiting := list(spooled_runs(folder))):
+            _say_once(f"{len(waiting)} run(s) have records in {folder} that wait for another run store")
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.info("%s", message)
+
+
+def _adopt_unmarked(store: RunStore) -> None:
+    """Take over what earlier versions kept without saying for which store, if its run is one of ours."""
+    for run_id in spooled_runs(store.directory / SPOOL):
+        if store.has_run(run_id):
+            store.spool_directory.mkdir(parents=True, exist_ok=True)
+            for name in (run_id, f"{run_id}.jsonl"):  # its artifacts first
+                with suppress(FileNotFoundError):
+                    (store.directory / SPOOL / name).rename(store.spool_directory / name)

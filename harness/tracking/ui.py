@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config.schema import TrackingConfig
+from harness.credentials import shown
 from harness.errors import TrackingError
 from harness.tracking.choice import newest_sweep
 from harness.tracking.runs import RunRecord
@@ -82,7 +83,7 @@ def serve(
     store = open_store(tracking)
     sweep = newest_sweep(tracking)
     if not store.is_local:  # somebody serves it already
-        show(ui_addresses(store.uri, sweep).to_text())
+        show(ui_addresses(shown(store.uri), sweep).to_text())
         return 0
     _check_port(host, port)
     base = f"http://{host}:{port}"

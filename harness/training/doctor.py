@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from harness.config.schema import TrackingConfig, TrainerConfig
+from harness.credentials import shown
 from harness.tracking.environment import available_cores, package_versions
 from harness.training.machine import resolve_machine
 
@@ -33,7 +34,7 @@ def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
 
 def _describe_store(tracking: TrackingConfig) -> str:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return f"{uri} (MLFLOW_TRACKING_URI)"
+        return f"{shown(uri)} (MLFLOW_TRACKING_URI)"
     folder = Path(tracking.dir)
     nearest = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
     return f"{folder}/mlflow.db" + ("" if os.access(nearest, os.W_OK) else " — NOT WRITABLE")

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from harness.config.schema import RunConfig
+from harness.credentials import shown
 from harness.data import as_loaded, load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.data.feature_module import FeatureDataModule
@@ -95,7 +96,7 @@ def train(
         if is_recorder:
             costs = measure_costs(best, splits.val.gather(np.array([0]))[0], recorder.history, machine)
     except BaseException as error:
-        tracker.set_tags({"harness.failure": f"{type(error).__name__}: {error}"[:500]})
+        tracker.set_tags({"harness.failure": shown(f"{type(error).__name__}: {error}")[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     tracker.log_summary({"run_seconds": seconds, **costs})

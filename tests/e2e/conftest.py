@@ -13,7 +13,8 @@ from harness.config.schema import TrackingConfig
 
 @pytest.fixture(scope="session")
 def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from harness.tracking.store import DATABASE, open_store
+    from harness.tracking.address import DATABASE
+    from harness.tracking.store import open_store
 
     folder = tmp_path_factory.mktemp("store")
     open_store(TrackingConfig(dir=str(folder)))

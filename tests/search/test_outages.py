@@ -105,7 +105,7 @@ def test_a_database_that_stays_away_ends_the_call_in_one_line(
 
 
 def spooled(sweep: SmallSweep) -> list[Path]:
-    return list((sweep.runs / "spool").glob("*.jsonl"))
+    return list((sweep.runs / "spool").rglob("*.jsonl"))
 
 
 def num_points(sweep: SmallSweep) -> int:
@@ -164,9 +164,14 @@ class Server:
         command = server_command(store, "127.0.0.1", self.port)
         log = self.sweep.runs.parent / "server.log"
         with log.open("ab") as output:
-            environment = os.environ | server_environment()
+            environment = os.environ | server_environment(store)
             process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output, start_new_session=True
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,  # it ends with whoever holds the other end
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         try:
             wait_until(self._answers, "the MLflow server", log, timeout_s=120)

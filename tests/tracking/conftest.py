@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +39,38 @@ def tracking(empty_database: Path, tmp_path: Path) -> TrackingConfig:
 @pytest.fixture
 def store(tracking: TrackingConfig) -> RunStore:
     return open_store(tracking)
+
+
+CALLS = (
+    "log_batch",
+    "log_artifact",
+    "log_inputs",
+    "set_terminated",
+    "create_logged_model",
+    "get_run",
+    "log_model_artifacts",
+)
+ARTIFACT_CALLS = ("log_artifact", "log_model_artifacts")
+
+
+class Outage:
+    """A switch between a store that answers and one that does not."""
+
+    def __init__(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: Exception | None = None
+        self.calls = CALLS  # that fail while there is an error
+        for name in CALLS:
+            monkeypatch.setattr(store.client, name, self._guarded(name, getattr(store.client, name)))
+
+    def _guarded(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if self.error is not None and name in self.calls:
+                raise self.error
+            return call(*args, **kwargs)
+
+        return guarded
+
+
+@pytest.fixture
+def outage(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> Outage:
+    return Outage(store, monkeypatch)

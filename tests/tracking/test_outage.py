@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +17,7 @@ from sqlalchemy.exc import OperationalError
 from harness.config.schema import TrackingConfig
 from harness.tracking.spool import Spool
 from harness.tracking.store import RunStore, open_store
-
-CALLS = (
-    "log_batch",
-    "log_artifact",
-    "log_inputs",
-    "set_terminated",
-    "create_logged_model",
-    "get_run",
-)
-
-
-class Outage:
-    """A switch between a store that answers and one that does not."""
-
-    def __init__(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.error: Exception | None = None
-        for name in CALLS:
-            monkeypatch.setattr(store.client, name, self._guarded(getattr(store.client, name)))
-
-    def _guarded(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            if self.error is not None:
-                raise self.error
-            return call(*args, **kwargs)
-
-        return guarded
-
-
-@pytest.fixture
-def outage(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> Outage:
-    return Outage(store, monkeypatch)
-
+from tests.tracking.conftest import Outage
 
 ERRORS = [
     MlflowException("the database is on fire"),
@@ -61,7 +29,7 @@ ERRORS = [
 
 
 def spool_of(tracking: TrackingConfig, run_id: str) -> Path:
-    return Path(tracking.dir) / "spool" / f"{run_id}.jsonl"
+    return Path(tracking.dir) / "spool" / "own" / f"{run_id}.jsonl"
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -148,6 +116,8 @@ def test_what_is_refused_for_good_does_not_block_the_rest(
     assert store.client.get_run(tracker.run_id).data.metrics["val/loss"] == 1.0
     assert "refused" in caplog.text
     assert not spool_of(tracking, tracker.run_id).exists()
+    aside = spool_of(tracking, tracker.run_id).with_suffix(".refused.jsonl").read_text()
+    assert "line break" in aside
 
 
 def test_a_full_disk_does_not_stop_training_either(
@@ -176,31 +146,3 @@ def test_a_resumed_run_knows_what_its_spool_holds(
     again.log_epoch(1, {"val/loss": 0.5})
     values = [point.value for point in store.client.get_metric_history(first.run_id, "val/loss")]
     assert values == [1.0, 0.5]
-
-
-def test_torn_lines_are_skipped(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, "run")
-    spool.append({"op": "tags", "tags": {"a": "1"}})
-    with spool.path.open("a") as file:
-        file.write('{"op": "tags", "ta')
-    seen: list[dict[str, Any]] = []
-    spool.replay(seen.append)
-    assert seen == [{"op": "tags", "tags": {"a": "1"}}]
-
-
-def test_what_fails_again_stays_in_order(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, "run")
-    for number in range(4):
-        spool.append({"op": "tags", "number": number})
-    done: list[int] = []
-
-    def fail_at_two(operation: dict[str, Any]) -> None:
-        if operation["number"] == 2 and len(done) == 2:
-            raise MlflowException("away again")
-        done.append(operation["number"])
-
-    with pytest.raises(MlflowException):
-        spool.replay(fail_at_two)
-    done.append(-1)
-    spool.replay(fail_at_two)
-    assert done == [0, 1, -1, 2, 3]

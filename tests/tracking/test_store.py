@@ -144,4 +144,4 @@ def test_two_processes_write_one_store(tracking: TrackingConfig) -> None:
     runs = client.search_runs([experiment.experiment_id])
     assert {run.info.run_name for run in runs} == {"writer 0", "writer 1"}
     assert {len(client.get_metric_history(run.info.run_id, "val/loss")) for run in runs} == {10}
-    assert not list((Path(tracking.dir)).glob("spool/*.jsonl"))
+    assert not list((Path(tracking.dir)).glob("spool/**/*.jsonl"))

@@ -134,4 +134,4 @@ def test_a_real_server_shows_the_runs(tracking: TrackingConfig, store: RunStore)
     assert tracker.run_id in shown[0]
     assert shown[1:] == ["by the direct client", "403"]
     assert not is_listening(port)  # nobody is left behind
-    assert not (Path(tracking.dir) / "spool").exists()
+    assert list(store.spool_directory.rglob("*")) == []

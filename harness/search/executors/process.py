@@ -6,6 +6,7 @@ Ray's actor and Slurm's job both import this file on their machine, so it knows 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -82,12 +83,24 @@ def trial_environment() -> dict[str, str]:
     return passed_on | {"HARNESS_OFFLINE": "1"}  # the coordinator has the data by now: no trial downloads
 
 
-def run_in_job(spec_path: str, cwd: str, environment: Mapping[str, str], module: str = TRIAL_MODULE) -> int:
+def save_environment(spec_path: Path) -> str:
+    """Keep what a trial needs of this process's environment beside its spec, for us alone to read.
+
+    It may hold passwords (PGPASSWORD, MLFLOW_TRACKING_URI), and what a batch system is given lies in files.
+    """
+    path = spec_path.with_suffix(".environment.json")
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(trial_environment()), encoding="utf-8")
+    return str(path)
+
+
+def run_in_job(spec_path: str, cwd: str, environment_path: str, module: str = TRIAL_MODULE) -> int:
     """Run a trial within a batch job; its SIGTERM is the trial's, and whatever ends the job ends the trial.
 
     Returns:
         The trial's exit code.
     """
+    environment = json.loads(Path(environment_path).read_text(encoding="utf-8"))
     process = TrialProcess(spec_path, cwd, environment, module, orphan_signal=signal.SIGKILL)
     signal.signal(signal.SIGTERM, lambda number, frame: process.stop())
     return process.run()

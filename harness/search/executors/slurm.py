@@ -26,7 +26,7 @@ from harness.config.executor import SlurmExecutorConfig
 from harness.errors import ConfigError, SweepError
 from harness.search.executors import LOG, TRIAL_MODULE, Placement
 from harness.search.executors.cluster import Node, Share, share_cluster
-from harness.search.executors.process import run_in_job, trial_environment
+from harness.search.executors.process import run_in_job, save_environment
 from harness.search.slots import Slots
 from harness.search.trial import EXIT_STOPPED
 
@@ -159,10 +159,13 @@ class SlurmExecutor:
         if not placements:
             return
         executor = self._build_submitter(placements[0].spec_path.parents[1])
-        rest = (str(Path.cwd()), trial_environment(), self._module)
+        cwd = str(Path.cwd())
         try:
             with executor.batch():
-                jobs = [executor.submit(run_in_job, str(each.spec_path), *rest) for each in placements]
+                jobs = [
+                    executor.submit(run_in_job, str(path), cwd, save_environment(path), self._module)
+                    for path in (placement.spec_path for placement in placements)
+                ]
         except (FailedJobError, FailedSubmissionError) as error:
             raise SweepError(f"Slurm refuses the job: {_last_line(error)}") from error
         for placement, job in zip(placements, jobs, strict=True):
