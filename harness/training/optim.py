@@ -45,9 +45,6 @@ def build_schedule(
     """Return the schedule, to be stepped after every optimiser step; its state resumes exactly.
 
     A parameter group with an entry `max_epochs` goes through the whole schedule in so many epochs.
-
-    Args:
-        steps_per_epoch: optimiser steps, not batches, where gradients are accumulated.
     """
 
     def factor_over(epochs: float) -> Callable[[int], float]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from harness.config.schema import RunConfig
 from harness.data import load_splits
+from harness.data.datamodule import ImageDataModule
 from harness.models import apply_freezing, build_model
 from harness.training.machine import check_devices, resolve_machine
 
@@ -27,7 +26,7 @@ def describe_run(config: RunConfig) -> str:
         classifier = build_model(config.model, len(splits.class_names), load_weights=False)
         freezing = apply_freezing(classifier, config.finetune)
     together = f"{devices} × " if devices > 1 else ""
-    steps = math.ceil(len(splits.train) / config.data.batch_size)
+    steps = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())
     facts = {
         "data": f"{splits.name}: {len(splits.train):,} training and {len(splits.val):,} validation images, "
         f"{len(splits.class_names)} classes, from {splits.source}",

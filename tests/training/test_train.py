@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from harness.data import load_splits
-from harness.errors import CheckpointError, DivergedError, HarnessError
+from harness.errors import CheckpointError, ConfigError, DivergedError, HarnessError
 from harness.tracking.memory import RecordingTracker
 from harness.training.checkpoint import load_checkpoint, load_section, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint
+from harness.training.plan import describe_run
 from harness.training.result import EpochReport
 
 Run = Callable[..., tuple]
@@ -26,6 +29,25 @@ def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
 def assert_equal_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
     assert left.keys() == right.keys()
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(20, 3), (21, 3), (30, 2)])
+def test_a_plan_counts_the_steps_that_are_taken(
+    run: Run, tiny_config: Config, batch_size: int, steps: int
+) -> None:
+    """Of 61 images, a last batch of a single one is left out."""
+    config = tiny_config("data.max_train_samples=61", "trainer.max_epochs=1", f"data.batch_size={batch_size}")
+    taken: list[Optimizer] = []
+    handle = register_optimizer_step_post_hook(lambda optimizer, *_: taken.append(optimizer))
+    run(config)
+    handle.remove()
+    assert len(taken) == steps
+    assert f"{steps} an epoch" in describe_run(config)
+
+
+def test_a_plan_refuses_a_border_that_images_cannot_fill(tiny_config: Config) -> None:
+    with pytest.raises(ConfigError, match="crop_padding=40"):
+        describe_run(tiny_config("augment.crop_padding=40"))
 
 
 def test_a_run_learns_and_records(run: Run, tiny_config: Config, tmp_path: Path) -> None:
