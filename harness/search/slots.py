@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from harness.config.schema import RunConfig
@@ -46,15 +47,30 @@ def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
         ConfigError: the configuration asks for a device that this machine lacks.
     """
     from harness.tracking.environment import available_cores
-    from harness.training.machine import resolve_machine
+    from harness.training.machine import check_devices, resolve_machine
 
     device = resolve_machine(base.trainer).device.type
     num_gpus = 0
     if device == "cuda":
         import torch
 
-        num_gpus = torch.cuda.device_count()
+        num_gpus = count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count())
+        if num_gpus > torch.cuda.device_count():
+            check_devices(sweep.devices_per_trial, device, 1)  # a process never sees two parts of a GPU
     return resolve_slots(sweep, base.trainer.threads, available_cores(), device, num_gpus)
+
+
+def count_gpus(visible: str, shown: int) -> int:
+    """Return how many places for trials there are on GPUs.
+
+    CUDA shows a process one part of a GPU (MIG) at most, whatever is listed; each trial gets its own.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES.
+        shown: the GPUs that CUDA shows this process.
+    """
+    parts = [name for name in visible.split(",") if name.strip().startswith("MIG-")]
+    return max(shown, len(parts)) if shown else 0
 
 
 def resolve_slots(
@@ -81,7 +97,21 @@ def resolve_slots(
     wanted = {"cuda": num_gpus // together, "mps": 1}.get(device, MAX_AUTO_SLOTS)
     count = max(1, min(wanted, cores // max(fixed_threads or 1, together)))
     threads = fixed_threads or max(1, cores // count)
-    return Slots(count, threads, num_gpus, _overload(count, threads, cores))
+    warning = _overload(count, threads, cores) or _idle(num_gpus, together, count, threads)
+    return Slots(count, threads, num_gpus, warning)
+
+
+def _idle(num_gpus: int, together: int, count: int, threads: int) -> str | None:
+    """Return what to say of GPUs that no trial gets."""
+    idle = f"{num_gpus - count * together} of {num_gpus} GPUs stay idle"
+    if count * together >= num_gpus:
+        return None
+    if count == num_gpus // together:
+        return f"{idle}: sweep.devices_per_trial={together} does not divide them"
+    return (
+        f"{idle}, as there are cores for {count} trial(s) of {threads} thread(s) at a time: lower "
+        "sweep.threads_per_trial, or set sweep.slots too"
+    )
 
 
 def _overload(count: int, threads: int, cores: int) -> str | None:

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from harness.errors import HarnessError
+from harness.interrupts import held_back, leave_at_once
 
 EXIT_STOPPED = 128 + signal.SIGTERM
 EXIT_FAILED = 1
@@ -59,12 +60,13 @@ def launch(work: Work, num_ranks: int, *args: Any, grace_s: float = 30.0) -> int
     from torch.distributed.launcher.api import elastic_launch
 
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they say is said here
+        silence(logging.getLogger(name))  # what they say is said here
     _stop_with_coordinator()
     with _own_signals(), tempfile.TemporaryDirectory(prefix="harness-ranks-") as folder:
         agent = elastic_launch(_agent_config(num_ranks, folder, grace_s), _run_rank)
         try:
-            agent(work, args, folder)
+            with _pending_in_ranks():
+                agent(work, args, folder)
         except SignalException as stopped:
             return 128 + stopped.sigval
         except ChildFailedError as error:
@@ -75,11 +77,9 @@ def launch(work: Work, num_ranks: int, *args: Any, grace_s: float = 30.0) -> int
 
 
 def _agent_config(num_ranks: int, folder: str, grace_s: float) -> Any:
-    import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
-    can_fork = sys.platform == "linux" and not torch.cuda.is_available()
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -89,11 +89,41 @@ def _agent_config(num_ranks: int, folder: str, grace_s: float) -> Any:
         rdzv_endpoint="localhost:0",  # a free port
         local_addr="127.0.0.1",  # a machine need not know its own name
         max_restarts=0,  # whoever started us decides about that
-        start_method="fork" if can_fork else "spawn",
+        start_method=start_method(),
         logs_specs=DefaultLogsSpecs(log_dir=folder),
         signals_to_handle=",".join(number.name for number in _handled()),
         shutdown_timeout=max(1, round(grace_s)),
     )
+
+
+def start_method() -> str:
+    """Return how ranks start: forked, where there is no CUDA, which does not survive it."""
+    import torch
+
+    return "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+
+
+def silence(logger: logging.Logger) -> None:
+    """Drop what a logger says and all below it, which may have levels of their own."""
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+
+
+@contextmanager
+def _pending_in_ranks() -> Iterator[None]:
+    """Leave signals pending, for `stop_requested`, in the processes that this thread starts within.
+
+    They are born with the signals blocked, and so are all their threads: a library's, started by an import
+    before we could block anything there, would else take the signals, for whatever handler there is.
+    This process goes on hearing them, by a thread that does not block them.
+    """
+    done = threading.Event()
+    threading.Thread(target=done.wait, name="hears signals", daemon=True).start()
+    try:
+        with held_back(_handled()):
+            yield
+    finally:
+        done.set()
 
 
 @contextmanager
@@ -101,6 +131,8 @@ def _own_signals() -> Iterator[None]:
     """Leave when asked to before anything has started; from then on the agent takes the signals."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
+        if number == signal.SIGINT:
+            leave_at_once()
         sys.exit(EXIT_STOPPED)
 
     before = {number: signal.signal(number, leave) for number in _handled()}
@@ -168,9 +200,7 @@ def stop_requested() -> bool:
 def _run_rank(work: Work, args: tuple[Any, ...], folder: str) -> int:
     import torch.distributed as dist
 
-    _die_with_launcher()
-    # Pending instead of handled: Lightning's own handler would broadcast in the middle of anything.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _handled())
+    _die_with_launcher()  # signals are pending here, as Lightning's handler would broadcast in mid-batch
     try:
         _join()
         code = work(*args)

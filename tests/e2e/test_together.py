@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,8 +19,16 @@ SMALL = (
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made_store")]
 
 
-def start(*more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "harness", "train", *SMALL, "tracking.log_model=false", *more]
+# As where there is CUDA: the ranks are fresh processes, in which libraries start threads before we can.
+SPAWNED = (
+    "import sys; from harness.training import ranks; ranks.start_method = lambda: 'spawn'; "
+    "from harness.__main__ import run; sys.exit(run())"
+)
+FORKED = "import sys; from harness.__main__ import run; sys.exit(run())"
+
+
+def start(*more: str, program: str = FORKED) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, "train", *SMALL, "tracking.log_model=false", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -34,13 +41,16 @@ def test_it_prints_and_records_once() -> None:
     assert messages.count("machine:") == 1
 
 
-def test_ctrl_c_interrupts_all(tmp_path: Path) -> None:
-    process = start("trainer.max_epochs=1000")
+@pytest.mark.parametrize("program", [FORKED, SPAWNED], ids=["forked", "spawned"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_interrupts_all(number: int, code: int, program: str) -> None:
+    process = start("trainer.max_epochs=1000", program=program)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("epoch 1/1000")
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=120)
-    assert process.returncode == 130, messages
+    process.send_signal(number)
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == code, messages
+    assert "death signal" not in messages
     assert messages.count("interrupted; to go on: harness train --resume") == 1
     assert "Traceback" not in messages
 

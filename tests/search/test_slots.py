@@ -11,7 +11,7 @@ from harness.config.schema import RunConfig, TrainerConfig
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 from harness.search import trial
-from harness.search.slots import resolve_slots
+from harness.search.slots import count_gpus, resolve_slots
 from harness.search.spec import pin_devices
 from harness.training import machine
 
@@ -52,7 +52,53 @@ def test_the_cores_are_never_overloaded_by_our_own_choice(cores: int, slots: Any
     chosen = resolve_slots(sweep(slots=slots), None, cores, "cuda" if gpus else "cpu", gpus)
 
     assert chosen.count * chosen.threads <= cores
-    assert (chosen.warning is not None) == (slots != "auto" and slots > cores)
+    is_lowered = slots != "auto" and slots > cores
+    assert (chosen.warning is not None) == (is_lowered or (slots == "auto" and gpus > cores))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cores", "gpus", "said"),
+    [
+        ({"threads_per_trial": 4}, 8, 4, "2 of 4 GPUs stay idle, as there are cores for 2 trial(s) of 4"),
+        ({}, 4, 8, "4 of 8 GPUs stay idle, as there are cores for 4 trial(s) of 1"),
+        ({"devices_per_trial": 2}, 8, 5, "1 of 5 GPUs stay idle: sweep.devices_per_trial=2 does not"),
+        ({}, 8, 8, None),
+        ({"slots": 1}, 8, 8, None),  # as was asked for
+    ],
+)
+def test_gpus_that_stay_idle_are_said(
+    changes: dict[str, Any], cores: int, gpus: int, said: str | None
+) -> None:
+    warning = resolve_slots(sweep(**changes), None, cores, "cuda", gpus).warning
+
+    assert warning is None if said is None else said in (warning or "")
+
+
+@pytest.mark.parametrize(
+    ("visible", "shown", "expected"),
+    [
+        ("MIG-a1,MIG-b2, MIG-c3", 1, 3),  # CUDA shows the first of them alone
+        ("MIG-GPU-5c89/1/0,MIG-GPU-5c89/2/0", 1, 2),
+        ("MIG-a1", 1, 1),
+        ("0,1", 2, 2),
+        ("GPU-8a1b,GPU-77cd", 2, 2),
+        ("", 4, 4),
+        ("MIG-a1,MIG-b2", 0, 0),
+    ],
+)
+def test_the_parts_of_a_gpu_are_a_place_each(visible: str, shown: int, expected: int) -> None:
+    assert count_gpus(visible, shown) == expected
+
+
+def test_a_trials_part_of_a_gpu_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    for slot in (0, 1):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a1,MIG-b2")
+        indices = resolve_slots(sweep(), None, 8, "cuda", 2).device_indices(slot)
+        assert indices is not None
+        pin_devices(indices)
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == ["MIG-a1", "MIG-b2"]
 
 
 def test_what_the_user_fixed_twice_is_done_with_a_warning() -> None:

@@ -302,8 +302,9 @@ def die(practice: Practice, threads: int, end: Connection) -> None:
 
 
 @pytest.fixture
-def practice() -> Practice:
-    """A LeNet on the digits."""
+def practice(monkeypatch: pytest.MonkeyPatch) -> Practice:
+    """A LeNet on the digits; a machine that is busy takes its time to import what the processes need."""
+    monkeypatch.setattr(throughput, "READY_S", 600.0)
     LocalExecutor(preload=[*fake_training.PRELOAD, __name__]).start_server()
     sections = {"model": {"kind": "lenet"}, "data": {"kind": "digits", "batch_size": 32}}
     return Practice(RunConfig.model_validate(sections), (32, 32), 10)
@@ -320,8 +321,7 @@ def test_a_process_that_dies_is_no_measurement(practice: Practice) -> None:
 
 
 @pytest.mark.slow  # another test's fork server may know no Lightning
-def test_a_small_network_is_measured(practice: Practice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "READY_S", 600.0)
+def test_a_small_network_is_measured(practice: Practice) -> None:
     found = measure_together(practice, Candidate(2, 1))
 
     assert found is not None
