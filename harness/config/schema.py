@@ -23,6 +23,16 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
+    @field_validator("*")
+    @classmethod
+    def _can_be_recorded(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError(f"{value!a} is no valid UTF-8: rename it, or link to it") from None
+        return value
+
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -36,7 +36,7 @@ def _keys(part: Part, rows: np.ndarray) -> np.ndarray:
     return hashes.view(f"S{hashes.shape[1]}").ravel()
 
 
-def tell_copies(decoded: DecodedSet) -> list[str]:
+def describe_copies(decoded: DecodedSet) -> list[str]:
     """Say what copies a source holds and what becomes of them, a line each."""
     known: dict[PartName, Part] = {name: decoded.parts[name] for name in PARTS if name in decoded.parts}
     parts = {name: (part, np.flatnonzero(part.labels != BROKEN)) for name, part in known.items()}
@@ -69,15 +69,16 @@ def _across(
         return []
     lost = {"train": 0, "val": 0, "test": 0}
     for group in crossing:
-        found = [parts[place] for place in where[group]]
-        keeper = next(part for part in ("test", "val", "train") if part in found)
-        for part in found:
+        holders = [parts[place] for place in where[group]]
+        keeper = next(part for part in ("test", "val", "train") if part in holders)
+        for part in holders:
             lost[part] += part != keeper
     told = " and ".join(f"{number:,} of {part}" for part, number in lost.items() if number)
     examples = [" = ".join(names[row] for row in group[[0, -1]]) for group in crossing]
+    found = count(sum(lost.values()), "image is an exact copy", "images are exact copies")
     return [
-        f"{count(sum(lost.values()), 'image')} ({told}) are exact copies of images of another split and "
-        f"are left out, so that no score is of images that were trained on: {some(examples, 3)}"
+        f"{found} of images of another split ({told}): left out, so that no score is of images that were "
+        f"trained on: {some(examples, 3)}"
     ]
 
 

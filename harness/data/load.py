@@ -8,7 +8,8 @@ from pathlib import Path
 
 from harness.config.schema import AutoData, Cifar10Data, DataConfig, DigitsData, FolderData
 from harness.data.cache import DecodedSet
-from harness.data.copies import tell_copies
+from harness.data.copies import describe_copies
+from harness.data.notices import tell
 from harness.data.splits import ImageSplits, build_splits
 from harness.errors import DownloadError
 
@@ -21,7 +22,7 @@ FALLBACK_NOTICE = """
 ────────────────────────────────────────────────────────────────────────────"""
 NamedData = Cifar10Data | DigitsData | FolderData
 log = logging.getLogger(__name__)
-_seen: set[str] = set()  # digests of splits whose copies have been told of
+_seen: set[str] = set()  # digests of splits whose images were compared
 _found: dict[tuple[str, str], str] = {}  # the kind that `auto` stands for, by where data and cache lie
 
 
@@ -37,10 +38,9 @@ def load_splits(config: DataConfig) -> ImageSplits:
     is_fallback = config.kind == "auto" and named.kind == "digits"
     decoded = load_decoded(named)
     splits = build_splits(decoded, named, held_out_fraction(named), is_fallback)
-    if splits.digest not in _seen:  # once a process
+    if splits.digest not in _seen:  # comparing takes time
         _seen.add(splits.digest)
-        for line in tell_copies(decoded):
-            log.warning("%s: %s", splits.name, line)
+        tell([f"{splits.name}: {line}" for line in describe_copies(decoded)], of=splits.digest)
     return splits
 
 

@@ -13,12 +13,13 @@ from torchvision.utils import make_grid
 
 from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.cache import DecodedSet, Description
-from harness.data.copies import look_alikes, tell_copies
+from harness.data.copies import describe_copies, look_alikes
 from harness.data.datamodule import ImageDataModule
 from harness.data.feature_cache import clear_features, list_features
 from harness.data.held_out import load_test
 from harness.data.load import load_decoded, load_splits, resolve_auto
 from harness.data.names import count, printable
+from harness.data.notices import untold
 from harness.data.splits import ImageArrays, ImageSplits
 
 SAMPLES_PER_CLASS = 8
@@ -39,8 +40,8 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
         DataError: If the images are missing, damaged or unusable.
     """
     config = resolve_auto(config)
-    splits, test = load_splits(config), load_test(config)
-    decoded = load_decoded(config)
+    with untold():
+        splits, test, decoded = load_splits(config), load_test(config), load_decoded(config)
     output_dir.mkdir(parents=True, exist_ok=True)
     positions = _sample_positions(splits)
     samples = torch.from_numpy(splits.train.gather(positions)).permute(0, 3, 1, 2)
@@ -122,7 +123,7 @@ def _notices(decoded: DecodedSet, splits: ImageSplits, test: ImageArrays) -> lis
         "val": (val_part, splits.val.indices),
         "test": (test_part, test.indices),
     }
-    lines = [*decoded.about.notices, *tell_copies(decoded), *look_alikes(sides)]
+    lines = [*decoded.about.notices, *describe_copies(decoded), *look_alikes(sides)]
     return ["", *(f"note       {line}" for line in lines)] if lines else []
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from harness.config.schema import AugmentConfig, DigitsData, FolderData
 from harness.data import ImageSplits, load_splits
 from harness.data.cache import DecodedSet, Description, Part, hash_images, pixel_facts
-from harness.data.copies import tell_copies
+from harness.data.copies import describe_copies
 from harness.data.held_out import load_test
 from harness.data.splits import ImageArrays, build_splits, build_test
 from harness.data.summary import summarise
@@ -57,7 +57,7 @@ def test_copies_of_given_validation_and_test_images_are_left_out_of_training(
     config = config_of(root)
     splits, test = load_splits(config), load_test(config)
     assert (len(splits.train), len(splits.val), len(test)) == (12, 12, 12)
-    assert "3 images (2 of train and 1 of val) are exact copies of images of another split" in caplog.text
+    assert "3 images are exact copies of images of another split (2 of train and 1 of val)" in caplog.text
     assert "train/cat/leak.png = test/cat/0.png" in caplog.text
 
 
@@ -76,7 +76,9 @@ def test_a_class_of_copies_alone_is_refused(image_tree: Tree) -> None:
         load_splits(config_of(root))
 
 
-def test_look_alikes_are_counted_where_people_look(image_tree: Tree, tmp_path: Path) -> None:
+def test_look_alikes_are_counted_where_people_look(
+    image_tree: Tree, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     counts = {f"{split}/{kind}": 4 for split in ("train", "test") for kind in ("cat", "dog")}
     root = image_tree(counts, size=(64, 64))
     rng = np.random.default_rng(0)
@@ -86,6 +88,7 @@ def test_look_alikes_are_counted_where_people_look(image_tree: Tree, tmp_path: P
     text = summarise(config_of(root, decode_size=32), tmp_path / "out", augment=AugmentConfig())
     assert "1 test image of 9 look like a training image: test/cat/anew.jpg ~ train/cat/smooth.png" in text
     assert "exact cop" not in text
+    assert caplog.text == "", "what is shown is not logged too"
 
 
 def test_without_copies_the_splits_are_what_they_always_were(tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def check_any_copies(parts: dict[str, list[tuple[int, int]]]) -> None:
     everything = [content for rows in parts.values() for content, _ in rows]
     kept = set().union(*sides)
     assert len(kept) == len(set(everything)), "an image is left out only where its copy is kept"
-    assert bool(tell_copies(decoded)) == (len(set(everything)) < len(everything))
+    assert bool(describe_copies(decoded)) == (len(set(everything)) < len(everything))
 
 
 PARTS = st.fixed_dictionaries({"train": ROWS}, optional={"val": ROWS, "test": ROWS})

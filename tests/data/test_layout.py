@@ -173,7 +173,7 @@ def test_masks_beside_images_are_pointed_out_and_can_be_left_out(tmp_path: Path)
     assert "data.exclude='*_mask*'" in read_layout(tmp_path).notices[0]
     layout = read_layout(tmp_path, exclude=("*_mask*",))
     assert counted(layout) == {("train", "a"): 1, ("train", "b"): 2}
-    assert reasons(layout) == dict.fromkeys(("a/1_mask.png", "b/1_mask.png"), "data.exclude")
+    assert reasons(layout) == dict.fromkeys(("a/1_mask.png", "b/1_mask.png"), "left out by data.exclude")
     assert layout.notices == ()
 
 

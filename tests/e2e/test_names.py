@@ -80,11 +80,14 @@ def test_classes_of_any_name_are_trained_exported_and_predicted_on_any_terminal(
     )
 
 
-def test_a_folder_given_by_a_name_that_is_no_utf_8_gets_one_line_or_works(
-    odd_tree: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by", ["override", "variable"])
+def test_a_folder_given_by_a_name_that_is_no_utf_8_gets_one_line(
+    odd_tree: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     errors = latin_1(monkeypatch, "stderr")
     latin_1(monkeypatch, "stdout")
-    code = main(["data", "data=folder", f"data.dir={odd_tree}", "data.decode_size=32"])
-    lines = errors.getvalue().decode("latin-1").splitlines()
-    assert code == 0 or (code == 2 and sum(line.startswith("error:") for line in lines) == 1), lines
+    given = [f"data.dir={odd_tree}"] if by == "override" else []
+    monkeypatch.setenv("DATA_DIR", str(odd_tree))
+    assert main(["train", "data=folder", "model=lenet", *given]) == 2
+    (line,) = errors.getvalue().decode("latin-1").splitlines()
+    assert line.startswith("error: ")

@@ -34,6 +34,7 @@ from harness.data.cache import (
 )
 from harness.data.files import ImageFiles
 from harness.data.names import count, printable, some
+from harness.data.notices import tell
 from harness.data.sources.decode import Look, decode_image, look_at
 from harness.data.sources.layout import Layout, read_layout, tell_passed_over
 from harness.data.sources.pixels import PixelRange, is_squeezed, measure
@@ -234,9 +235,7 @@ def _decode_into(pixels: np.ndarray, files: ImageFiles, row: int, path: str) -> 
     return True
 
 
-# ── what the user is told, once a process ─────────────────────────────────────────────────────────
-
-_told: set[str] = set()
+# ── what the user is told ─────────────────────────────────────────────────────────────────────────
 
 
 def _tell(root: str, about: Description, total: int) -> None:
@@ -247,18 +246,12 @@ def _tell(root: str, about: Description, total: int) -> None:
     unused = [PassedOver(path, why) for path, why in about.passed_over if why != HIDDEN]
     if unused:
         lines.append(f"{root}: not used: {tell_passed_over(unused)}")
-    for line in lines:
-        if line not in _told:
-            _told.add(line)
-            log.warning("%s", line)
+    tell(lines, of=root)
 
 
-@functools.cache
 def _tell_of_size(root: str, num_bytes: int, share: float) -> None:
-    log.warning(
-        "the images of %s take %.1f GB decoded, more than data.max_memory_share=%g of the memory: "
-        "they are read from their files in every epoch",
-        root,
-        num_bytes / 1e9,
-        share,
+    line = (
+        f"the images of {root} take {num_bytes / 1e9:.1f} GB decoded, more than "
+        f"data.max_memory_share={share:g} of the memory: they are read from their files in every epoch"
     )
+    tell([line], of=root)

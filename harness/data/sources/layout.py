@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.data.cache import PartName
 from harness.data.names import count, printable, some
-from harness.data.sources.scan import NO_CLASS, Folder, PassedOver, scan
+from harness.data.sources.scan import EXCLUDED, NO_CLASS, Folder, PassedOver, scan
 from harness.errors import DataError, did_you_mean
 
 # In any case, and followed by "set", "data", "images" or "split" if at all: Training, test_set, "Val images".
@@ -279,7 +279,7 @@ def _class_names(root: Path, files: list[ImageFile]) -> tuple[str, ...]:
 
 
 def _unused_patterns(exclude: Sequence[str], passed_over: list[PassedOver]) -> list[str]:
-    if exclude and not any(one.why == "data.exclude" for one in passed_over):
+    if exclude and not any(one.why == EXCLUDED for one in passed_over):
         return [f"data.exclude={list(exclude)} leaves nothing out"]
     return []
 

@@ -15,6 +15,7 @@ from harness.errors import DataError
 SYSTEM_NAMES = frozenset({"__MACOSX", "__pycache__", "lost+found", "Thumbs.db", "desktop.ini"})
 HIDDEN = "hidden, or the system's"
 NO_IMAGE = "no image"
+EXCLUDED = "left out by data.exclude"
 NO_CLASS = "in no class folder"
 
 Place = tuple[int, int]  # of a folder: device and inode
@@ -122,7 +123,7 @@ class _Scanner:
         if entry.name.startswith(".") or entry.name in SYSTEM_NAMES:
             why = HIDDEN
         elif any(_matches(path, pattern, only_last=True) for pattern in self.exclude):
-            why = "data.exclude"
+            why = EXCLUDED
         elif here.is_dir():
             why = None
         elif here.exists() and not here.is_file():
@@ -130,7 +131,7 @@ class _Scanner:
         elif not is_image(here):
             why = NO_IMAGE
         elif self.include and not any(_matches(path, pattern) for pattern in self.include):
-            why = "not in data.include"
+            why = "not among data.include"
         return why
 
     def _leads_back(
