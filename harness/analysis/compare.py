@@ -80,7 +80,7 @@ def compare(
         columns,
         tuple(tuple(row.get(c) for c in columns) for row in rows),
         constant,
-        _ranking(columns, rows, settings, metric, is_sweep=sweep is not None),
+        _ranking(columns, rows, settings, metric, sweep),
     )
 
 
@@ -203,28 +203,22 @@ def _ranking(
     rows: Sequence[dict[str, Cell]],
     settings: Sequence[str],
     metric: str,
-    *,
-    is_sweep: bool,
+    sweep: RecordedSweep | None,
 ) -> tuple[str, ...]:
     """Return the columns by importance: which run, what it reached, and what was chosen for it.
 
-    Of the settings, those come first that most runs have, and of these the ones that take most values.
+    Of the settings, those come first that the sweep searches; then those that most runs have, and of these
+    the ones that take most values.
     """
 
-    def key(setting: str) -> tuple[int, int]:
+    def key(setting: str) -> tuple[int, int, int]:
         values = [row.get(setting) for row in rows]
-        return (sum(value is None for value in values), -len(set(values)))
+        place = 0 if sweep is None else sweep.place(setting)
+        return (place, sum(value is None for value in values), -len(set(values)))
 
-    name, other = (TRIAL, RUN) if is_sweep else (RUN, TRIAL)
-    first = [
-        name,
-        STATUS,
-        metric,
-        MINUTES,
-        *sorted(settings, key=key)[:2],
-        RUN_ID,
-        *sorted(settings, key=key)[2:],
-    ]
+    name, other = (RUN, TRIAL) if sweep is None else (TRIAL, RUN)
+    by_importance = sorted(settings, key=key)
+    first = [name, STATUS, metric, MINUTES, *by_importance[:3], RUN_ID, *by_importance[3:]]
     wanted = list(dict.fromkeys([*first, BEST_EPOCH, *columns]))
     return tuple(column for column in wanted if column in columns and column != other) + (
         (other,) if other in columns else ()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from harness.search.patience import PatientStorage
 from harness.search.stopping import has_ended
 from harness.search.study import TrialRow, best_row, read_rows
 
+IDENTITY_FILE = "sweep-identity.txt"  # in a sweep's folder: whose it is
 SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
 
 
@@ -51,6 +53,33 @@ class SweepHome:
 
     def trial_directory(self, number: int) -> Path:
         return self.directory / f"trial-{number:04d}"
+
+    def of(self, found: optuna.Study) -> SweepHome:
+        """Return the home in a folder that is this very sweep's.
+
+        Another sweep of the name, whose database is gone or elsewhere, keeps its folder, as its runs point
+        to their checkpoints there, and what it left is nothing to go on from. Ours is then beside it.
+        """
+        identity = found.user_attrs.get(record.IDENTITY, self.name)
+        directory = self.directory.with_name(self.name)
+        if not _is_of(directory, identity, found):
+            directory = directory.with_name(f"{self.name}-{identity[:8]}")
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / IDENTITY_FILE).exists():
+            (directory / IDENTITY_FILE).write_text(f"{identity}\n")
+        home = replace(self, directory=directory)
+        vars(home)["database"] = self.database  # which is opened once
+        return home
+
+
+def _is_of(directory: Path, identity: str, found: optuna.Study) -> bool:
+    """Return whether a folder is a sweep's, or nobody's yet."""
+    with suppress(FileNotFoundError):
+        return (directory / IDENTITY_FILE).read_text().strip() == identity
+    with suppress(FileNotFoundError, ValueError):  # of an earlier version, which noted its run alone
+        known = json.loads((directory / record.SWEEP_FILE).read_text(encoding="utf-8")).get("parent_run_id")
+        return known is not None and known == found.user_attrs.get(record.PARENT_RUN_ID)
+    return not any(directory.glob("trial-*"))
 
 
 def find_home(plan: SweepPlan, command: str | None = None) -> SweepHome:

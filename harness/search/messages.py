@@ -43,6 +43,8 @@ def greet(console: Console, home: SweepHome, rows: Sequence[TrialRow], slots: Sl
     where = f"{slots.num_gpus} GPU(s)" if slots.num_gpus else f"{slots.threads} CPU thread(s) each"
     num_trials = home.plan.sweep.num_trials
     say(console, f"sweep {home.name}: {num_trials} trials, {slots.count} at a time on {where}{before}")
+    if home.directory.name != home.name:
+        say(console, f"note: its folder is {home.directory}, as another sweep of this name has left one")
     if slots.measured:
         say(console, describe_slots(slots))
     if slots.warning:

@@ -100,7 +100,8 @@ def run_sweep(
         result = _result(home, study, "complete", 0)
     else:
         check_space(plan)
-        disk_keeper(home, lambda: _open_store(home)).check_room([] if study is None else read_rows(study))
+        known = home if study is None else home.of(study)
+        disk_keeper(known, lambda: _open_store(home)).check_room([] if study is None else read_rows(study))
         with closing(executor or build_executor(plan.sweep.executor)) as used:
             result = _take_turn(home, used, console, started)
     show_result(console, home, result)
@@ -174,6 +175,7 @@ def _run(
     sweep = home.plan.sweep
     slots = executor.prepare(home.plan)
     study = open_study(home)
+    home = home.of(study)
     study.set_user_attr(record.SLOTS, asdict(slots))
     store = _open_store(home)
     with StopSignals() as signals, _sweep_record(home, study, store) as sweep_record:
@@ -224,6 +226,7 @@ def _sweep_record(home: SweepHome, study: optuna.Study, store: RunStore) -> Iter
     run_id = known or store.find_run(home.experiment, identity)  # opened by a call that could not note it
     sweep = home.plan.sweep
     question = {names.METRIC: sweep.metric, names.DIRECTION: sweep.direction}
+    question[names.SPACE] = ",".join(sweep.space)
     tags = {names.KIND: "sweep", names.SWEEP: home.name, **identity, **question}
     tracker = store.start_run(home.name, home.experiment, tags, run_id=run_id)
     if known is None:

@@ -88,7 +88,8 @@ def _join(
     asked = [text for text in plan["overrides"] if not path_of(text).startswith("sweep.executor")]
     there = [*asked, *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
     home = find_home(compose_sweep(there, config_dir))
-    return home, open_study(home)
+    study = open_study(home)
+    return home.of(study), study
 
 
 def _store_with_parent(home: SweepHome, study: optuna.Study) -> RunStore:

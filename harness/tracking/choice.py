@@ -42,6 +42,12 @@ class RecordedSweep:
     def minimizes(self) -> bool:
         return self.parent.tags.get(names.DIRECTION) == "minimize"
 
+    def place(self, setting: str) -> int:
+        """Return where a setting stands in the sweep's space; of what is not searched, behind it all."""
+        paths = self.parent.tags.get(names.SPACE, "").split(",")
+        meant = (setting, setting.removesuffix(".kind"), setting.removesuffix(".name"))  # a choice of a group
+        return next((place for place, path in enumerate(paths) if path in meant), len(paths))
+
     def score(self, trial: RunRecord) -> float | None:
         """Return what the sweep was told of a trial, otherwise what is recorded of its metric."""
         told = trial.tags.get(names.SCORE)

@@ -13,6 +13,7 @@ BEST_RUN = "harness.best_run_id"  # on a sweep's parent: its best trial's run wh
 TESTED_RUN = "harness.tested_run_id"  # on a sweep's parent: whose checkpoint its test metrics are of
 PRUNED = "harness.pruned"  # "true" on a run that was stopped early because it promised too little
 METRIC, DIRECTION = "harness.metric", "harness.direction"  # on a sweep's parent: its objective
+SPACE = "harness.space"  # on a sweep's parent: the paths that it searches, with commas between
 CALLED_AT, ACTIVE_AT = "harness.called_at", "harness.active_at"  # on a parent, in seconds since 1970
 OUTCOME = "harness.outcome"  # on a trial: complete | pruned | infeasible | failed, as its sweep took it
 SCORE = "harness.score"  # on a complete trial: what its sweep was told, in full

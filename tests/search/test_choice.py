@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from harness.analysis.compare import compare_command
@@ -10,6 +13,7 @@ from harness.errors import TrackingError
 from harness.search.leaderboard import ranked
 from harness.search.record import SweepRecord
 from harness.tracking.choice import choose, find_sweep, newest_sweep, read_sweep
+from tests.search.behaviour import account
 from tests.search.conftest import SmallSweep
 
 
@@ -79,6 +83,34 @@ def test_a_sweep_whose_trials_are_all_infeasible_has_no_best_and_offers_none(sma
     with pytest.raises(TrackingError, match=r"no best trial \(of 2 recorded trials, 2 infeasible\)"):
         choose(tracking_of(small_sweep))
     assert compare_command(tracking_of(small_sweep)).count("infeasible") == 2
+
+
+def test_a_sweep_whose_database_is_gone_leaves_nothing_to_its_namesake(
+    small_sweep: SmallSweep, empty_databases: list[Path]
+) -> None:
+    small_sweep.behave(scores={"0": 0.9}, fail=[1])
+    small_sweep.run("sweep.num_trials=2")
+    first = choose(tracking_of(small_sweep))
+    before = small_sweep.account(0)
+    shutil.copy(empty_databases[0], small_sweep.runs)
+    small_sweep.behave(scores={"0": 0.6})
+    small_sweep.run("sweep.num_trials=1")
+    small_sweep.run("sweep.num_trials=2")
+
+    own = [folder for folder in (small_sweep.runs / "sweeps").iterdir() if folder.name != small_sweep.name]
+    assert len(own) == 1
+    assert f"its folder is {own[0]}" in small_sweep.output.getvalue()
+    assert [line for line in account(own[0] / "trial-0000") if line.startswith("epoch")] == [
+        "epoch 0",
+        "epoch 1",
+    ]
+    assert small_sweep.account(0) == before
+    second = choose(tracking_of(small_sweep), "small")
+    assert second.checkpoint.is_relative_to(own[0])
+    assert second.run.run_id != first.run.run_id
+    assert first.sweep is not None
+    assert choose(tracking_of(small_sweep), first.sweep.parent.run_id).run.run_id == first.run.run_id
+    assert first.checkpoint.is_file()
 
 
 def test_the_sweep_that_was_called_last_is_the_one_meant(small_sweep: SmallSweep) -> None:
