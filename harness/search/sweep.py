@@ -225,8 +225,8 @@ def _sweep_record(home: SweepHome, study: optuna.Study, store: RunStore) -> Iter
     known = study.user_attrs.get(record.PARENT_RUN_ID)
     run_id = known or store.find_run(home.experiment, identity)  # opened by a call that could not note it
     sweep = home.plan.sweep
-    question = {names.METRIC: sweep.metric, names.DIRECTION: sweep.direction}
-    question[names.SPACE] = ",".join(sweep.space)
+    space = ",".join(sweep.space)
+    question = {names.METRIC: sweep.metric, names.DIRECTION: sweep.direction, names.SPACE: space}
     tags = {names.KIND: "sweep", names.SWEEP: home.name, **identity, **question}
     tracker = store.start_run(home.name, home.experiment, tags, run_id=run_id)
     if known is None:
