@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from harness.analysis.compare import compare, differing_params
 from harness.errors import TrackingError
@@ -77,6 +78,36 @@ def test_cost_and_state() -> None:
     assert column(table, "trainable") == ["62006", "62006"]
     assert column(table, "status") == ["finished", "pruned"]
     assert column(table, "best epoch") == ["3", "3"]  # the record counts from 0, people from 1
+
+
+def test_minutes_are_those_of_training_not_of_the_nights_between_attempts() -> None:
+    resumed = replace(record(0, 0.5), end_s=1000.0 + 9 * 3600)
+    resumed.metrics["trained_seconds"] = 120.0
+    assert column(compare([resumed]).to_csv(), "minutes") == ["2"]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
+def test_the_table_fits_the_terminal_and_says_what_does_not(width: int) -> None:
+    keys = [f"some.rather.long.key.{k}" for k in range(30)]
+    runs = [record(n, 0.5, **dict.fromkeys(keys, f"a value of 中文 that is very long {n}")) for n in range(3)]
+    table = compare(runs)
+    lines = table.to_text(width).splitlines()
+    body = [line for line in lines if "runs;" not in line and "columns do not fit" not in line]
+    assert max(map(cell_len, body)) <= width
+    assert "trial-0000" in "".join(body)
+    hidden = int(lines[-1].split()[0])
+    shown = len(table.columns) - hidden
+    assert lines[-1] == f"{hidden} more columns do not fit: --wide shows them"
+    assert shown >= 1
+    assert "more columns" not in table.to_text()
+
+
+def test_a_terminal_gets_the_first_fifty_runs_and_the_files_all() -> None:
+    table = compare([record(number, number / 100) for number in range(60)])
+    text = table.to_text(80)
+    assert text.count("trial-00") == 50
+    assert "the first 50 of 60 runs" in text
+    assert len(column(table.to_csv(), "run")) == 60
 
 
 def test_text_shows_every_column_in_full() -> None:
