@@ -5,7 +5,8 @@ HarnessError                 a user's mistake or a fault of the world: one clear
 ├── DataError                images that are missing, damaged or unusable
 │   └── DownloadError        the data set is neither on disk nor reachable
 ├── ModelError               a model that cannot be built, loaded or frozen as asked
-│   └── ImageSizeError       images of a size that the model rejects
+│   ├── ImageSizeError       images of a size that the model rejects
+│   └── BatchSizeError       batches too small for the model's batch norms
 ├── CheckpointError          a checkpoint that is missing, damaged or of another program
 │   ├── DamagedCheckpointError  its bytes are not those that were written
 │   └── DiskFullError           there is no room for it: the run can go on when there is
@@ -54,6 +55,10 @@ class ModelError(HarnessError):
 
 class ImageSizeError(ModelError):
     """Images of a size that the model rejects."""
+
+
+class BatchSizeError(ModelError):
+    """Batches too small for the model's batch norms."""
 
 
 class CheckpointError(HarnessError):

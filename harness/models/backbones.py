@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
@@ -13,7 +16,15 @@ from torch import nn
 
 from harness.config.schema import EfficientNetLite0, TimmModel
 from harness.errors import ImageSizeError, ModelError, did_you_mean
-from harness.models.weights import check_weights_used, find_weights, first_line, load_packaged_lite0
+from harness.models.head import start_head_at_zero
+from harness.models.weight_files import first_line, read_state_dict
+from harness.models.weights import (
+    FilterFunction,
+    check_finite,
+    find_weights,
+    load_backbone,
+    load_packaged_lite0,
+)
 
 
 def build_backbone(
@@ -31,20 +42,11 @@ def build_backbone(
         network = _build_lite0(config, num_classes, load_weights)
     else:
         network = _build_timm(config, num_classes, load_weights)
-    if config.is_pretrained and load_weights:
-        _zero_head(network)
     if isinstance(config, TimmModel):  # EfficientNet-Lite0 takes any size that its section allows
         _check_image_size(network, config)
+    if config.is_pretrained and load_weights:
+        start_head_at_zero(network, config.image_size or _own_size(network))
     return network
-
-
-def _zero_head(network: nn.Module) -> None:
-    """Start a new head on pretrained features at zero: no random logits disturb the first steps.
-
-    Source: Kolesnikov et al. (2020), "Big Transfer", which initialises the new head with zeros.
-    """
-    for parameter in network.get_classifier().parameters():  # type: ignore[operator]
-        nn.init.zeros_(parameter)
 
 
 def _build_lite0(config: EfficientNetLite0, num_classes: int, load_weights: bool) -> nn.Module:
@@ -59,13 +61,32 @@ def _build_timm(config: TimmModel, num_classes: int, load_weights: bool) -> nn.M
     _check_name(config.name)
     if not (config.is_pretrained and load_weights):
         return _create(config, num_classes)
-    file = find_weights(config)  # None: the hub answers, timm downloads
-    network = _create(config, num_classes, pretrained=True, file=file)
-    if config.weights is not None:
-        with torch.random.fork_rng(devices=[]):  # the check leaves the run's random numbers alone
-            second = _create(config, num_classes, pretrained=True, file=file)
-        check_weights_used(config, network, second)
+    file = find_weights(config)
+    if file is None:  # what is published is in a format that timm alone reads
+        network = _create(config, num_classes, pretrained=True)
+        check_finite(network.state_dict(), f"what is published for {config.name}")
+        return network
+    source = f"model.weights={config.weights}" if config.weights is not None else file
+    state = read_state_dict(file, source)
+    with _loading_left_to_us() as filters:
+        network = _create(config, num_classes, pretrained=True, file=file)
+    load_backbone(network, state, source, filters[0] if filters else None)
     return network
+
+
+@contextlib.contextmanager
+def _loading_left_to_us() -> Iterator[list[FilterFunction | None]]:
+    """Let timm build a pretrained model without loading, and say by which filter it would have.
+
+    The filters are known to timm's builder alone, and its own loading passes over what does not match.
+    """
+    filters: list[FilterFunction | None] = []
+
+    def keep_filter(model: nn.Module, *, filter_fn: FilterFunction | None = None, **_: object) -> None:
+        filters.append(filter_fn)
+
+    with mock.patch.object(timm.models._builder, "load_pretrained", keep_filter):
+        yield filters
 
 
 def _check_name(name: str) -> None:
@@ -76,7 +97,9 @@ def _check_name(name: str) -> None:
         raise ModelError(f"timm has no model named {name!r}{hint}")
     architecture, _, tag = name.partition(".")
     known = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in known:
+    if "." in name and name not in known:
+        if not tag:
+            known = [architecture, *known]
         raise ModelError(f"timm has no weights named {name!r}{did_you_mean(name, known)}")
 
 
@@ -112,7 +135,7 @@ def _has_fixed_input_size(name: str) -> bool:
 
 def _check_image_size(network: nn.Module, config: TimmModel) -> None:
     """Send one image through without computing, so that a wrong size shows before training."""
-    own_size = resolve_model_data_config(network)["input_size"][-1]
+    own_size = _own_size(network)
     size = config.image_size or own_size
     try:
         _forward_on_meta(network, size)
@@ -122,6 +145,10 @@ def _check_image_size(network: nn.Module, config: TimmModel) -> None:
                 f"model.image_size={size} is rejected by {config.name}: {first_line(meta_error)}; "
                 f"its own size is {own_size}"
             ) from meta_error
+
+
+def _own_size(network: nn.Module) -> int:
+    return int(resolve_model_data_config(network)["input_size"][-1])
 
 
 def _forward_on_meta(network: nn.Module, size: int) -> None:

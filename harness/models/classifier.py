@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from harness.config.schema import ModelConfig, ScratchModel
 from harness.models.backbones import build_backbone
 from harness.models.preprocess import Preprocess
+from harness.models.protocol import heads
 from harness.models.scratch import build_scratch
 
 _DEFAULT_MEAN = _DEFAULT_STD = (0.5, 0.5, 0.5)
@@ -23,8 +24,9 @@ class ImageClassifier(nn.Module):
     nor stochastic depth disturbs what no longer learns.
     """
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, network: nn.Module, preprocess: Preprocess, *, is_pretrained: bool = False) -> None:
         super().__init__()
+        self.is_pretrained = is_pretrained
         self.preprocess = preprocess
         self.network = network
         self.frozen_modules: tuple[str, ...] = ()
@@ -45,7 +47,7 @@ class ImageClassifier(nn.Module):
         if self._entry is None:
             return self.network(self.preprocess(images_BCHW))
         entry = self.network.get_submodule(self._entry)
-        is_head = entry is self.network.get_classifier()  # type: ignore[operator]
+        is_head = entry in heads(self.network)
         return (entry if is_head else self.network)(images_BCHW.float())
 
     def enter_at(self, entry: str, passed: Sequence[str]) -> None:
@@ -115,4 +117,4 @@ def build_model(
     described = resolve_model_data_config(network)
     image_size = config.image_size or described["input_size"][-1]
     preprocess = Preprocess(image_size, described["mean"], described["std"], described["interpolation"])
-    return ImageClassifier(network, preprocess)
+    return ImageClassifier(network, preprocess, is_pretrained=config.is_pretrained)

@@ -8,7 +8,8 @@ means what a person expects:
   belongs to the last group;
 * a group without a weight of two or more dimensions (a lone batch norm) belongs to the group before it.
 
-Every parameter and buffer is in exactly one group or in the head.
+Every parameter and buffer is in exactly one group or in the head. Only `partial` asks for groups: the other
+two policies hold for networks too whose depth timm does not describe.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class FreezeReport:
     policy: str
     trainable_parameters: int
     frozen_parameters: int
-    num_groups: int  # depth groups of the backbone; the head is not one
+    num_groups: int  # depth groups of the backbone, where the policy asks for them; the head is not one
     trainable_groups: tuple[str, ...]  # the names of the modules in each, shallow to deep
 
     def __str__(self) -> str:
@@ -44,10 +45,11 @@ class FreezeReport:
             if 0 < len(self.trainable_groups) < self.num_groups
             else ""
         )
+        groups = f"{len(self.trainable_groups)} of {self.num_groups} depth groups{names}"
+        what = {"full": "everything", "linear_probe": "the head"}.get(self.policy, f"the head and {groups}")
         return (
             f"{self.policy}: {self.trainable_parameters:,} of {total:,} parameters train "
-            f"({self.trainable_parameters / total:.1%}): the head and {len(self.trainable_groups)} "
-            f"of {self.num_groups} depth groups{names}"
+            f"({self.trainable_parameters / total:.1%}): {what}"
         )
 
 
@@ -55,13 +57,20 @@ def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> Fre
     """Let the policy's parameters train and freeze all others, batch-norm statistics and dropout included.
 
     Raises:
-        ModelError: more depth groups are asked for than the model has.
+        ModelError: more depth groups are asked for than the model has, or it has none.
     """
     network = classifier.network
-    groups = depth_groups(network)
-    num_trainable = _num_trainable_groups(finetune, len(groups))
-    trainable_groups = groups[len(groups) - num_trainable :]
-    trainable = head_names(network).union(*trainable_groups)
+    groups: list[list[str]] = []
+    trainable_groups: list[list[str]] = []
+    match finetune.kind:
+        case "full":
+            trainable = {name for name, _ in named_tensors(network)}
+        case "linear_probe":
+            trainable = head_names(network)
+        case "partial":
+            groups = depth_groups(network)
+            trainable_groups = _last_groups(groups, finetune.trainable_groups)
+            trainable = head_names(network).union(*trainable_groups)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)
     classifier.frozen_modules = _frozen_modules(network, trainable)
@@ -86,12 +95,21 @@ def parameter_groups_by_role(classifier: ImageClassifier) -> tuple[list[nn.Param
 
 
 def depth_groups(network: nn.Module) -> list[list[str]]:
-    """Return the names of the backbone's parameters and buffers by depth, shallow to deep, head left out."""
+    """Return the names of the backbone's parameters and buffers by depth, shallow to deep, head left out.
+
+    Raises:
+        ModelError: timm does not say how deep the network's tensors lie, or says it of some only.
+    """
     head = head_names(network)
     tensors = {name: tensor for name, tensor in named_tensors(network) if name not in head}
-    matcher = cast(TimmNetwork, network).group_matcher(coarse=True)
-    ordinals = group_with_matcher(((name, name) for name in [*tensors, _UNMATCHED]), matcher, reverse=True)
-    unmatched = ordinals.pop(_UNMATCHED)
+    try:
+        matcher = cast(TimmNetwork, network).group_matcher(coarse=True)
+        ordinals = group_with_matcher(
+            ((name, name) for name in [*tensors, _UNMATCHED]), matcher, reverse=True
+        )
+        unmatched = ordinals.pop(_UNMATCHED)
+    except Exception as error:  # each network without usable patterns fails in its own way
+        raise _without_groups(network) from error
     by_depth: dict[int, list[str]] = {}
     for name in tensors:
         by_depth.setdefault(ordinals[name], []).append(name)
@@ -108,19 +126,20 @@ def depth_groups(network: nn.Module) -> list[list[str]]:
     return groups
 
 
-def _num_trainable_groups(finetune: FinetuneConfig, num_groups: int) -> int:
-    match finetune.kind:
-        case "linear_probe":
-            return 0
-        case "full":
-            return num_groups
-        case "partial":
-            if finetune.trainable_groups > num_groups:
-                raise ModelError(
-                    f"finetune.trainable_groups={finetune.trainable_groups} is more than the model has: "
-                    f"use {num_groups} (all of its depth groups) or fewer"
-                )
-            return finetune.trainable_groups
+def _last_groups(groups: list[list[str]], count: int) -> list[list[str]]:
+    if count > len(groups):
+        raise ModelError(
+            f"finetune.trainable_groups={count} is more than the model has: "
+            f"use {len(groups)} (all of its depth groups) or fewer"
+        )
+    return groups[len(groups) - count :]
+
+
+def _without_groups(network: nn.Module) -> ModelError:
+    return ModelError(
+        f"timm does not divide {type(network).__name__} into depth groups, so nobody can say which are "
+        "the last: use finetune=full or finetune=linear_probe, or another model"
+    )
 
 
 def _frozen_modules(network: nn.Module, trainable: set[str]) -> tuple[str, ...]:

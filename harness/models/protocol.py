@@ -34,11 +34,15 @@ def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
 
 
-def head_names(network: nn.Module) -> set[str]:
-    """Return the names of the parameters and buffers of the classification head."""
+def heads(network: nn.Module) -> list[nn.Module]:
+    """Return the classification heads: one, or two of networks that were distilled."""
     classifier = cast(TimmNetwork, network).get_classifier()
-    heads = [classifier] if isinstance(classifier, nn.Module) else list(classifier)
-    held = {id(tensor) for head in heads for _, tensor in named_tensors(head)}
+    return [classifier] if isinstance(classifier, nn.Module) else list(classifier)
+
+
+def head_names(network: nn.Module) -> set[str]:
+    """Return the names of the parameters and buffers of the classification heads."""
+    held = {id(tensor) for head in heads(network) for _, tensor in named_tensors(head)}
     names = {name for name, tensor in named_tensors(network) if id(tensor) in held}
     assert names, "the network has no classification head"
     return names

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.errors import ModelError
 from harness.models.classifier import ImageClassifier
 from harness.models.freezing import depth_groups
-from harness.models.protocol import head_names, named_tensors
+from harness.models.protocol import head_names, heads, named_tensors
 
 TOLERANCE = 1e-3  # of the largest activation, where the trunk's output and what follows are taken apart
 
@@ -52,9 +53,12 @@ def find_boundaries(
     Args:
         images_BCHW: a few images, to see the network run.
     """
-    if not isinstance(classifier.network.get_classifier(), nn.Module):  # type: ignore[operator]
-        return {}  # several heads
-    groups = depth_groups(classifier.network)
+    if len(heads(classifier.network)) > 1:
+        return {}
+    try:
+        groups = depth_groups(classifier.network)
+    except ModelError:  # there are none, and a linear probe needs none
+        groups = []
     events = _watch(classifier, images_BCHW)
     found = {}
     for depth in depths:

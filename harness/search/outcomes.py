@@ -8,6 +8,7 @@ from typing import Literal
 
 from harness.credentials import shown
 from harness.errors import (
+    BatchSizeError,
     DiskFullError,
     DivergedError,
     HarnessError,
@@ -42,7 +43,7 @@ def judge(error: Exception) -> tuple[Verdict, str]:
         return "lost", _last_line(error)
     if is_out_of_memory(error):
         return "infeasible", f"out of memory ({_last_line(error)})"
-    if isinstance(error, DivergedError | ImageSizeError | InfeasibleError):
+    if isinstance(error, BatchSizeError | DivergedError | ImageSizeError | InfeasibleError):
         return "infeasible", str(error)
     return "failed", str(error) if isinstance(error, HarnessError) else _last_line(error)
 

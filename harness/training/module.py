@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.config.schema import RunConfig
+from harness.errors import BatchSizeError
 from harness.models import ImageClassifier
 from harness.training.checkpoint import SECTION, ModelFacts
 from harness.training.distributed import Ranks, current_ranks, learning_norms, running_statistics
@@ -79,7 +80,7 @@ class ClassifierModule(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self.classifier(images)
+        logits = self._training_logits(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.optim.label_smoothing)
         if self.ranks.is_alone:
             self.train_means.update(loss, logits, labels)
@@ -88,6 +89,17 @@ class ClassifierModule(pl.LightningModule):
         if share.counts:
             self.train_means.update(loss, logits, labels)
         return loss * share.weight
+
+    def _training_logits(self, images: Tensor) -> Tensor:
+        try:
+            return self.classifier(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise BatchSizeError(
+                f"a batch of {len(images)} leaves a batch norm one value per channel, which has no spread: "
+                "use data.batch_size=2 or more, a larger model.image_size, or a model without batch norm"
+            ) from error
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if not (self.ranks.is_alone or self.trainer.val_dataloaders.eval_share.counts):  # type: ignore[union-attr]

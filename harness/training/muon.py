@@ -19,20 +19,24 @@ from harness.models.freezing import depth_groups, parameter_groups_by_role
 
 # Of the quintic iteration x ↦ ax + bx³ + cx⁵ on singular values: steep at 0, and near 1 it stays near 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
+_NO_NORM = 1e-7  # below it, weights are zero
 
 
 class Muon(Optimizer):
     """Nesterov's momentum; with `orthogonalise` a group steps by orthogonal matrices, at a fixed norm.
 
     A filter bank counts as a matrix with a row for each output. Before every step its norm is set to
-    √(number of outputs), so that `lr` is relative. Momentum buffers are all the state there is.
+    √(number of outputs), so that `lr` is relative; with `keep_norm`, to the norm that it began with, and the
+    step is scaled alike: what a pretrained network computes is then not changed by the norm alone.
+    State is the momentum buffer and, with `keep_norm`, that norm.
     Source: K. Jordan et al., https://kellerjordan.github.io/posts/muon, with the fixed norm of
     https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py); there in bf16.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         """Take groups with `lr`, `momentum` and perhaps the options named here."""
-        super().__init__(groups, {"weight_decay": 0.0, "orthogonalise": False, "num_newton_schulz_steps": 3})
+        defaults = {"weight_decay": 0.0, "orthogonalise": False, "keep_norm": False}
+        super().__init__(groups, {**defaults, "num_newton_schulz_steps": 3})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -54,8 +58,16 @@ class Muon(Optimizer):
         velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
         step = gradient.add(velocity, alpha=group["momentum"])
         if group["orthogonalise"]:
-            parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+            norm, usual = parameter.norm(), len(parameter) ** 0.5
             step = orthogonalise(step.flatten(1), group["num_newton_schulz_steps"]).view(step.shape)
+            if group["keep_norm"]:
+                if "norm" not in state:
+                    state["norm"] = torch.where(norm > _NO_NORM, norm, usual)
+                step = step * (state["norm"] / usual)
+                usual = state["norm"]
+            parameter.mul_(
+                usual / norm.clamp(min=_NO_NORM)
+            )  # weights that are all zero stay so until stepped
         parameter.add_(step, alpha=-group["lr"])
 
 
@@ -77,34 +89,40 @@ def orthogonalise(matrix_MN: Tensor, num_steps: int) -> Tensor:
 def muon_groups(
     classifier: ImageClassifier, optim: MuonOptim, finetune: FinetuneConfig
 ) -> list[dict[str, Any]]:
-    """Return the groups of what trains: weights by Muon; head, norms and biases by SGD; the stem's apart."""
+    """Return the groups of what trains: matrices and filters by Muon, all else by SGD; the stem's apart."""
     backbone, head = parameter_groups_by_role(classifier)
     scale = 1.0 if finetune.kind == "linear_probe" else finetune.backbone_lr_scale
-    in_stem = _stem_parameters(classifier.network)
+    in_stem = _stem_parameters(classifier.network, optim)
+    filters = _filters(classifier.network)
     rest = [parameter for parameter in backbone if id(parameter) not in in_stem]
     stem = [parameter for parameter in backbone if id(parameter) in in_stem]
     horizon = {} if optim.stem_epochs is None else {"max_epochs": optim.stem_epochs}
     groups = [
-        _muon_group("backbone/weights", _weights(rest), optim, scale),
-        _muon_group("stem/weights", _weights(stem), optim, scale) | horizon,
-        _sgd_group("backbone/biases", _biases(rest), optim, optim.bias_lr * scale),
-        _sgd_group("stem/biases", _biases(stem), optim, optim.bias_lr * scale) | horizon,
+        _muon_group("backbone/weights", [p for p in rest if id(p) in filters], optim, scale),
+        _muon_group("stem/weights", [p for p in stem if id(p) in filters], optim, scale) | horizon,
+        _sgd_group(
+            "backbone/biases", [p for p in rest if id(p) not in filters], optim, optim.bias_lr * scale
+        ),
+        _sgd_group("stem/biases", [p for p in stem if id(p) not in filters], optim, optim.bias_lr * scale)
+        | horizon,
         _sgd_group("head", head, optim, optim.head_lr),
     ]
+    for group in groups[:2]:
+        group["keep_norm"] = classifier.is_pretrained
     return [group for group in groups if group["params"]]
 
 
-def _stem_parameters(network: nn.Module) -> set[int]:
+def _stem_parameters(network: nn.Module, optim: MuonOptim) -> set[int]:
+    if optim.stem_epochs is None:  # then nothing sets the stem apart, and no depth groups are needed
+        return set()
     names = set(depth_groups(network)[0])
     return {id(parameter) for name, parameter in network.named_parameters() if name in names}
 
 
-def _weights(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.ndim > 1]
-
-
-def _biases(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.ndim <= 1]
+def _filters(network: nn.Module) -> set[int]:
+    """Return the weights that act as matrices; embeddings, tables and scales have no singular directions."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return {id(module.weight) for module in network.modules() if isinstance(module, kinds)}
 
 
 def _muon_group(name: str, parameters: list[nn.Parameter], optim: MuonOptim, scale: float) -> dict[str, Any]:

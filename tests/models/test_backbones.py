@@ -190,6 +190,8 @@ def test_an_unreachable_hub_is_said_at_once_with_the_way_around(monkeypatch: pyt
         ({"name": "resnt18"}, "did you mean 'resnet18'"),
         ({"name": "qqqqqqqqqq"}, "no model named 'qqqqqqqqqq'"),
         ({"name": "resnet18.a9_in1k"}, r"did you mean .*resnet18\.a"),
+        ({"name": "resnet18."}, "no weights named 'resnet18.'; did you mean 'resnet18'"),
+        ({"name": "test_vit4."}, "no weights named 'test_vit4.'; did you mean 'test_vit4'"),
         ({"name": "inception_v3", "image_size": 32}, "image_size=32 is rejected by inception_v3.*299"),
         ({"name": "test_vit", "image_size": 8}, "image_size=8 is rejected by test_vit"),
         ({"name": "vgg11", "drop_path_rate": 0.1}, "vgg11.*drop_path_rate=0.1"),

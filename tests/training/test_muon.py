@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config.schema import Full, MuonOptim, ScheduleConfig, ScratchModel
+from harness.config.schema import Full, MuonOptim, ScheduleConfig, ScratchModel, TimmModel
 from harness.models import apply_freezing, build_model
 from harness.training.muon import Muon, orthogonalise
 from harness.training.optim import build_optimizer, build_schedule
@@ -115,3 +115,44 @@ def test_the_stem_ends_its_schedule_early() -> None:
     assert rates["head"] == pytest.approx([1 - step / 12 for step in range(13)])
     assert rates["stem/biases"] == pytest.approx([1 - step / 6 for step in range(6)] + [0.0] * 7)
     assert rates["stem/biases"][6] == 0.0, "exactly, so that its gradients are left out"
+
+
+MUON_GROUP = {"momentum": 0.6, "orthogonalise": True, "num_newton_schulz_steps": 3}
+
+
+def test_weights_of_norm_zero_stay_finite_and_move() -> None:
+    weights = nn.Parameter(torch.zeros(4, 4))
+    muon = Muon([{"params": [weights], "lr": 0.1, **MUON_GROUP}])
+    for seed in range(3):
+        step_with(muon, weights, random(4, 4, seed=seed))
+        assert weights.isfinite().all()
+        assert weights.any()
+
+
+def test_pretrained_weights_keep_their_norm_and_a_tiny_rate_changes_nothing() -> None:
+    start = 5 * random(6, 20)
+    weights = nn.Parameter(start.clone())
+    step_with(
+        Muon([{"params": [weights], "lr": 1e-12, "keep_norm": True, **MUON_GROUP}]), weights, random(6, 20)
+    )
+    torch.testing.assert_close(weights.detach(), start)
+    weights, muon = nn.Parameter(start.clone()), None
+    muon = Muon([{"params": [weights], "lr": 0.1, "keep_norm": True, **MUON_GROUP}])
+    for seed in range(4):
+        step_with(muon, weights, random(6, 20, seed=seed))
+    assert 0.8 < weights.norm() / start.norm() < 1.2
+    assert not torch.allclose(weights, start, rtol=0.05)
+
+
+def test_only_matrices_and_filters_are_orthogonalised() -> None:
+    """BEiT's tables of biases and a ViT's position embeddings have two dimensions, and are no matrices."""
+    with torch.device("meta"):
+        classifier = build_model(TimmModel(name="beit_base_patch16_224"), 10, load_weights=False)
+    optimizer = build_optimizer(classifier, MuonOptim(), Full())
+    names = {id(p): name for name, p in classifier.network.named_parameters()}
+    groups = {g["name"]: {names[id(p)] for p in g["params"]} for g in optimizer.param_groups}
+    tables = {name for name in names.values() if "relative_position_bias_table" in name or "token" in name}
+    assert len(tables) > 12
+    assert tables <= groups["backbone/biases"]
+    assert "blocks.0.attn.qkv.weight" in groups["backbone/weights"]
+    assert set().union(*groups.values()) == set(names.values())

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from harness.data import load_splits
-from harness.errors import CheckpointError, ConfigError, DivergedError, HarnessError
+from harness.errors import BatchSizeError, CheckpointError, ConfigError, DivergedError, HarnessError
+from harness.search.outcomes import judge
 from harness.tracking.memory import RecordingTracker
 from harness.training.checkpoint import load_checkpoint, load_section, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint
@@ -316,3 +317,13 @@ def test_select_last_keeps_the_last_epoch_and_scores_with_the_declared_views(
         alone = (classifier(images).argmax(1).numpy() == val.labels).mean()
     assert again["val/accuracy_no_tta"] == pytest.approx(alone)
     assert {"test/accuracy", "test/accuracy_no_tta"} <= set(tracker.summary)
+
+
+def test_batches_too_small_for_a_batch_norm_are_named_in_one_line(run: Run, tiny_config: Config) -> None:
+    config = tiny_config(
+        "model=timm", "model.name=resnet18", "model.image_size=32", "data.batch_size=1", "finetune=full"
+    )
+    with pytest.raises(BatchSizeError, match=r"data\.batch_size=2") as caught:
+        run(config)
+    assert "\n" not in str(caught.value)
+    assert judge(caught.value)[0] == "infeasible"

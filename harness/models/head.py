@@ -1,0 +1,61 @@
+"""How a new head on pretrained features starts: at zero, and able to learn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import ModelError
+from harness.models.protocol import heads
+
+
+@torch.no_grad()
+def start_head_at_zero(network: nn.Module, image_size: int) -> None:
+    """Set the last layer that yields logits to zero, in each head: no random logits disturb the first steps.
+
+    Only that layer: a head that is zero in two layers has no gradient but that of the last bias, for ever.
+    Which layer it is, the network shows: from the last that ran backwards, until all logits are zero.
+    Source: Kolesnikov et al. (2020), "Big Transfer", which initialises the new head with zeros.
+
+    Raises:
+        ModelError: such a layer sees the same of two different images, so that no training tells them apart.
+    """
+    images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    was_training = network.training
+    network.eval()
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    hooks = [layer.register_forward_hook(_keep(seen)) for layer in _layers(network)]
+    try:
+        logits = network(images)
+        zeroed = []
+        for layer in [layer for layer in reversed(seen) if logits.shape[-1] in seen[layer][1].shape[1:]]:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+            zeroed.append(layer)
+            if not network(images).any():
+                break
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.train(was_training)
+    for layer in zeroed:
+        first, second = seen[layer][0]
+        if torch.equal(first, second) or not bool(first.isfinite().all()):
+            raise ModelError(
+                f"the pretrained features of {type(network).__name__} are the same for two different images, "
+                "or not finite: no head can learn from them; check the weights, or use model.pretrained=false"
+            )
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """Return the linear and convolutional layers of the heads."""
+    found = {module: None for head in heads(network) for module in head.modules()}
+    return [module for module in found if any(p.ndim > 1 for p in module.parameters(recurse=False))]
+
+
+def _keep(seen: dict[nn.Module, tuple[Tensor, Tensor]]):  # type: ignore[no-untyped-def]
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.pop(layer, None)  # in the order of their last run
+        seen[layer] = (inputs[0].detach().clone(), output)
+
+    return hook
