@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from harness.credentials import shown
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: a full disk, a quota, a limit on files
+MOST_SHOWN = 24  # of the words that are valid
 
 
 class HarnessError(Exception):
@@ -101,7 +102,17 @@ def first_line(error: BaseException) -> str:
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """Return ``"; did you mean 'a' or 'b'?"`` for the nearest known words, else the list of them all."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=count, cutoff=0.6)
+    by_lower = {name.lower(): name for name in known}
+    lower = word.lower()
+    begin = [name for key, name in by_lower.items() if lower and key.startswith(lower)]
+    near = begin or [by_lower[key] for key in difflib.get_close_matches(lower, by_lower, n=count, cutoff=0.6)]
     if near:
-        return "; did you mean " + " or ".join(repr(name) for name in near) + "?"
-    return f"; valid here: {', '.join(known)}" if known else ""
+        return "; did you mean " + " or ".join(repr(name) for name in near[:count]) + "?"
+    more = f" and {len(known) - MOST_SHOWN} more" if len(known) > MOST_SHOWN else ""
+    return f"; valid here: {', '.join(known[:MOST_SHOWN])}{more}" if known else ""
+
+
+def one_line(text: str, width: int = 120) -> str:
+    """Return any text in one printable line, cut where it is long."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -5,29 +5,25 @@ Hydra composes (groups, defaults lists, override grammar); pydantic validates. N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from harness.config import files
+from harness.config.arms import arm_values, without_foreign
+from harness.config.hydra_door import as_tree, compose_open, defaults_list, resolved
+from harness.config.overrides import parse_overrides, path_of, values_of
 from harness.config.problems import validate
 from harness.config.schema import RunConfig
-from harness.config.space import without_fixed
+from harness.config.space import SearchSpace
+from harness.config.space_edits import edit_space, without_fixed
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError, did_you_mean
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-ROOT_FILES = ("run", "sweep")  # what `harness train` and `harness sweep` start from
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,11 @@ class SweepPlan:
         """The overrides without the database's address, which may hold a password."""
         return [text for text in self.overrides if path_of(text) != "sweep.storage"]
 
+    @property
+    def arm_values(self) -> dict[str, Any]:
+        """What was given for keys of searched groups, see :func:`arm_values`."""
+        return arm_values(self.sweep, self.overrides, self.config_dir)
+
     def compose_trial(self, overrides: Sequence[str]) -> RunConfig:
         """Return the run of one trial: the sweep's base with the trial's overrides on top.
 
@@ -57,18 +58,17 @@ class SweepPlan:
         arm = " ".join(makes_arm)
         if arm not in self.arms:
             lines = [*self.overrides, *makes_arm, f"trainer.devices={self.sweep.devices_per_trial}"]
-            composed = OmegaConf.to_container(_compose("sweep", lines, self.config_dir))
-            assert isinstance(composed, dict)
+            composed = as_tree(compose_open("sweep", lines, self.config_dir))
             composed.pop("sweep")
-            self.arms[arm] = composed
+            self.arms[arm] = without_foreign(composed, self.arm_values)
         config = OmegaConf.create(self.arms[arm])
         for override in parse_overrides(values):
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
-        return validate(RunConfig, _resolved(config))
+        return validate(RunConfig, resolved(config))
 
     def split_overrides(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         """Return the overrides that make a trial's arm, for Hydra, and those that just set a value."""
-        searched = set(self.sweep.space) - set(groups(self.config_dir))
+        searched = set(self.sweep.space) - set(files.groups(self.config_dir))
         return (
             [text for text in overrides if path_of(text) not in searched],
             [text for text in overrides if path_of(text) in searched],
@@ -113,14 +113,21 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
     Raises:
         ConfigError: an unknown key or group, or a value out of its range.
     """
-    values = compose_values("sweep", overrides, config_dir)
-    section = values.pop("sweep")
-    given = {override.key_or_group: override.value() for override in parse_overrides(overrides)}
-    if isinstance(section, dict) and isinstance(section.get("space"), dict):
-        section = without_fixed(section, given)
-    sweep = validate(SweepConfig, section, prefix="sweep")
+    parsed = parse_overrides(overrides)
+    given = values_of(parsed)
+    composed = as_tree(compose_open("sweep", overrides, config_dir))
+    if "sweep" not in composed:
+        file = f"configs/sweep/{given.get('sweep', 'default')}.yaml"
+        raise ConfigError(f"{file} has no section `sweep:` with a space")
+    before = _searched(composed["sweep"])
+    if isinstance(composed["sweep"], dict):
+        composed["sweep"] = edit_space(composed["sweep"], parsed)
+    gone = before - _searched(composed["sweep"])
+    values = resolved(OmegaConf.create(composed))
+    unsearched = _base_values(values, gone, overrides, config_dir) | given
+    sweep = validate(SweepConfig, _settled(values.pop("sweep"), unsearched), prefix="sweep")
     _check_paths(sweep, config_dir)
-    base = validate(RunConfig, values)
+    base = validate(RunConfig, without_foreign(values, arm_values(sweep, overrides, config_dir)))
     if base.trainer.devices != 1 or "trainer.devices" in sweep.space:
         raise ConfigError("trainer.devices is for single runs: in a sweep, set sweep.devices_per_trial")
     return SweepPlan(
@@ -132,13 +139,41 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
     )
 
 
+def _searched(section: Any) -> set[str]:
+    space = section.get("space") if isinstance(section, Mapping) else None
+    return set(space) if isinstance(space, Mapping) else set()
+
+
+def _base_values(
+    values: Mapping[str, Any], paths: set[str], overrides: Sequence[str], config_dir: Path
+) -> dict[str, Any]:
+    """Return the one value that paths have which the command line took out of the space."""
+    if not paths:
+        return {}
+    known = defaults_list("sweep", overrides, config_dir).overrides.known_choices
+    return {path: known[path] if path in known else flatten(values).get(path) for path in paths}
+
+
+def _settled(section: Any, given: Mapping[str, Any]) -> Any:
+    """Return a sweep's section without what the user fixed; a space that is fixed whole is one trial."""
+    if not isinstance(section, Mapping):
+        return section  # the schema refuses it
+    asked = {key: value for key, value in section.items() if key in SearchSpace.model_fields}
+    try:
+        left = without_fixed(validate(SearchSpace, asked, prefix="sweep"), given)
+    except ValueError as error:
+        raise ConfigError(f"sweep: {error}") from None
+    is_one = not left["space"] and "sweep.num_trials" not in given
+    return {**section, **left, **({"num_trials": 1} if is_one else {})}
+
+
 def compose_values(root: str, overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, Any]:
     """Compose a root file (`run` or `sweep`) with overrides; untyped, interpolations resolved.
 
     Raises:
         ConfigError: text that is no override, or a group's file that does not exist.
     """
-    return _resolved(_compose(root, overrides, config_dir))
+    return resolved(compose_open(root, overrides, config_dir))
 
 
 def trace_origins(root: str, overrides: Sequence[str], config_dir: Path = CONFIG_DIR) -> dict[str, str]:
@@ -154,90 +189,9 @@ def trace_origins(root: str, overrides: Sequence[str], config_dir: Path = CONFIG
     return origins | {override.key_or_group: "command line" for override in parse_overrides(overrides)}
 
 
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parse Hydra's override grammar (`group=file`, `a.b=value`).
-
-    Raises:
-        ConfigError: text that is no override.
-    """
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-            override.value()
-        except (HydraException, ValueError) as error:
-            raise ConfigError(
-                f"cannot read the override {text!r}: write key=value, with quotes around a value that has "
-                f'special characters, as in "\'data.dir=\\"my images\\"\'"'
-            ) from error
-        if override.is_sweep_override():
-            raise ConfigError(f"{text!r} is a list of values: searches are written in configs/sweep/")
-        parsed.append(override)
-    return parsed
-
-
-def path_of(override: str) -> str:
-    """Return the dotted path, or the group, that an override is about."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0].strip()
-
-
-def groups(config_dir: Path = CONFIG_DIR) -> dict[str, list[str]]:
-    """Return the config groups and their options."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(config_dir.iterdir())
-        if folder.is_dir()
-    }
-
-
-def _compose(root: str, overrides: Sequence[str], config_dir: Path) -> DictConfig:
-    with _hydra(overrides, config_dir) as lines:
-        return compose(root, lines)
-
-
-def _resolved(config: DictConfig) -> dict[str, Any]:
-    """Return plain values, interpolations resolved.
-
-    Raises:
-        ConfigError: an interpolation of something that does not exist.
-    """
-    with _our_errors():
-        values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def _check_groups(parsed: Sequence[Override], config_dir: Path) -> None:
-    if not config_dir.is_dir():
-        raise ConfigError(f"no configuration folder at {config_dir}: name one with --config-dir")
-    known = groups(config_dir)
-    for override in parsed:
-        group, value = override.key_or_group, override.value()
-        if group not in known or override.is_delete() or value is None:
-            continue
-        for option in value if isinstance(value, list) else [value]:
-            if str(option) not in known[group]:
-                raise ConfigError(
-                    f"{group}={option}: no such file in configs/{group}"
-                    + did_you_mean(str(option), known[group])
-                )
-
-
-def _forced(override: Override, config_dir: Path) -> str:
-    """Let a plain `a.b=value` also set a key that the YAML leaves out; the schema judges it."""
-    assert override.input_line is not None
-    is_plain = not (override.is_add() or override.is_force_add() or override.is_delete())
-    return (
-        f"++{override.input_line}"
-        if is_plain and override.key_or_group not in groups(config_dir)
-        else override.input_line
-    )
-
-
 def _check_paths(sweep: SweepConfig, config_dir: Path) -> None:
     """A searched group's values must be files of it."""
-    known = groups(config_dir)
+    known = files.groups(config_dir)
     for path, dimension in sweep.space.items():
         if path in known and dimension.type != "choice":
             raise ConfigError(f"sweep.space.{path} is a config group: search it with type: choice")
@@ -250,10 +204,7 @@ def _check_paths(sweep: SweepConfig, config_dir: Path) -> None:
 
 def _files_in_order(root: str, overrides: Sequence[str], config_dir: Path) -> list[tuple[str, str]]:
     """Return (file, package) of every file that Hydra merges, first to last."""
-    with _hydra(overrides, config_dir) as lines:
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        defaults = hydra.config_loader.compute_defaults_list(root, lines, RunMode.RUN).defaults
+    defaults = defaults_list(root, overrides, config_dir).defaults
     named = [(f"{entry.config_path}.yaml", entry.package or "") for entry in defaults if entry.config_path]
     return [(file, package) for file, package in named if (config_dir / file).is_file()]  # not Hydra's own
 
@@ -266,20 +217,3 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
     return flat
-
-
-@contextmanager
-def _hydra(overrides: Sequence[str], config_dir: Path) -> Iterator[list[str]]:
-    """Open Hydra on a folder, checked and with the overrides in its own words; its faults become ours."""
-    parsed = parse_overrides(overrides)
-    _check_groups(parsed, config_dir)
-    with _our_errors(), initialize_config_dir(config_dir=str(config_dir.resolve()), version_base="1.3"):
-        yield [_forced(override, config_dir) for override in parsed]
-
-
-@contextmanager
-def _our_errors() -> Iterator[None]:
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).strip().splitlines()[0]) from error

@@ -1,16 +1,32 @@
-"""From pydantic's report of what is wrong to one line that names the fault and the nearest valid key."""
+"""From a library's report to one line that names the key, what was expected, and the nearest fix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+from omegaconf.errors import MissingMandatoryValue
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.errors import ConfigError, did_you_mean
+from harness.config.fields import models_in, tags_of
+from harness.errors import ConfigError, did_you_mean, one_line
 
 Model = TypeVar("Model", bound=BaseModel)
+
+EXPECTED = {  # by pydantic's names of faults
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "none_required": "null",
+    "list_type": "a list, such as [a, b]",
+    "dict_type": "keys with values, such as {key: value}",
+    "model_type": "keys with values, such as {key: value}",
+    "model_attributes_type": "keys with values, such as {key: value}",
+}
 
 
 def validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") -> Model:
@@ -22,30 +38,101 @@ def validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") ->
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = error.errors()
-        line = _describe(faults[0], model, values, prefix)
+        faults: dict[str, list[ErrorDetails]] = {}
+        for fault in error.errors():  # those of one value are the alternatives of a union
+            faults.setdefault(".".join(_as_written(fault["loc"], values, fault["type"])), []).append(fault)
+        path, alternatives = next(iter(faults.items()))
+        line = _describe(".".join(filter(None, (prefix, path))), alternatives, model)
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise ConfigError(line + more) from None
+        raise ConfigError(one_line(line, width=2000) + more) from None
 
 
-def _describe(fault: ErrorDetails, model: type[BaseModel], values: Mapping[str, Any], prefix: str) -> str:
-    path = ".".join(([prefix] if prefix else []) + _as_written(fault["loc"], values, fault["type"]))
-    message = fault["msg"].removeprefix("Value error, ")
+def hydras_line(error: Exception) -> str:
+    """Return the first line of what Hydra or OmegaConf says, with the key that it is about."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    keys = [line.removeprefix("full_key:").strip() for line in lines[1:] if line.startswith("full_key:")]
+    where = f"{keys[0]}: " if keys and f"'{keys[0]}'" not in lines[0] else ""
+    if isinstance(error, RecursionError):
+        return "the configuration refers to itself, or is nested too deeply"
+    if isinstance(error, MissingMandatoryValue) and keys:
+        return f"{keys[0]} is not set: give it a value"
+    if lines[0].startswith("Error merging override") and len(lines) > 1:
+        override = lines[0].removeprefix("Error merging override").strip().lstrip("+")
+        return one_line(f"{override}: {lines[1]}", width=400)
+    return one_line(f"{where}{lines[0]}", width=400)
+
+
+def _describe(path: str, faults: Sequence[ErrorDetails], model: type[BaseModel]) -> str:
+    fault = faults[0]
+    shown = one_line(_as_yaml(fault["input"]), width=60)
     match fault["type"]:
         case "extra_forbidden":
             wrong = str(fault["loc"][-1])
-            return f"unknown key {path!r}{did_you_mean(wrong, _field_names(model, fault['loc'][:-1]))}"
+            line = f"unknown key {path!r}{did_you_mean(wrong, _field_names(model, fault['loc'][:-1]))}"
         case "missing":
-            return f"{path} is not set: give it a value"
+            line = f"{path} is not set: give it a value"
         case "union_tag_invalid":
-            tag = str(fault["ctx"]["tag"])
-            return f"{path}.kind={tag}: unknown{did_you_mean(tag, _words(fault['ctx']['expected_tags']))}"
-        case "literal_error":
-            value = str(fault["input"])
-            return f"{path}={value}: unknown{did_you_mean(value, _words(fault['ctx']['expected']))}"
+            tag, name = str(fault["ctx"]["tag"]), str(fault["ctx"]["discriminator"]).strip("'")
+            line = f"{path}.{name}={tag}: unknown{did_you_mean(tag, _words(fault['ctx']['expected_tags']))}"
+        case "union_tag_not_found":
+            line = _without_tag(path, fault)
         case "value_error":
-            return f"{path}: {message}" if path else message
-    return f"{path}={fault['input']}: {message[0].lower()}{message[1:]}"
+            message = fault["msg"].removeprefix("Value error, ")
+            line = f"{path}: {message}" if path else message
+        case "literal_error" if len(faults) == 1:
+            line = f"{path}={shown}: unknown{did_you_mean(shown, _words(fault['ctx']['expected']))}"
+        case _:
+            line = f"{path}={shown}: {_expectation(faults)}"
+    return line
+
+
+def _expectation(faults: Sequence[ErrorDetails]) -> str:
+    expected = [_expected(one) for one in faults]
+    if None not in expected:
+        kinds = " or ".join(dict.fromkeys(kind for kind in expected if kind))
+        return f"expected {kinds}{_fix(faults[0]['input'], kinds)}"
+    message = next(one["msg"] for one in faults if _expected(one) is None)
+    return message[0].lower() + message[1:]
+
+
+def _expected(fault: ErrorDetails) -> str | None:
+    if fault["type"] == "literal_error":
+        return str(fault["ctx"]["expected"])
+    return EXPECTED.get(fault["type"])
+
+
+def _fix(value: Any, kinds: str) -> str:
+    """Return the nearest value that would do, where there is one."""
+    if (
+        isinstance(value, str)
+        and "number" in kinds
+        and re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", value, re.I)
+    ):
+        return f": write it without quotes, {value}"
+    if isinstance(value, float) and value.is_integer() and "whole number" in kinds:
+        return f": write {int(value)}"
+    if isinstance(value, bool | int | float) and kinds == "text":
+        return f": put it in quotes, {str(value)!r}"
+    return ""
+
+
+def _without_tag(path: str, fault: ErrorDetails) -> str:
+    name = str(fault["ctx"]["discriminator"]).strip("'")
+    value = fault["input"]
+    if name != "type" or not isinstance(value, Mapping):
+        return f"{path} has no {name}: choose one with {path.rpartition('.')[2]}=FILE"
+    if any(isinstance(below, Mapping) for key, below in value.items() if key != "when"):
+        inner = next(key for key, below in value.items() if isinstance(below, Mapping))
+        return f"{path} is no dimension: write the path as one key, {path.rpartition('.')[2]}.{inner}: {{…}}"
+    ends = [value.get("low"), value.get("high")]
+    kind = "choice" if "values" in value else "int" if all(type(end) is int for end in ends) else "float"
+    return f"{path} has no type: add type: {kind} (there are float, int and choice)"
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _words(quoted: str) -> list[str]:
@@ -57,33 +144,28 @@ def _as_written(location: tuple[int | str, ...], values: Any, kind: str) -> list
     names = []
     for position, step in enumerate(location):
         is_last = position == len(location) - 1
-        if isinstance(values, Mapping) and step in values:
+        if _has(values, step):
             values = values[step]
-        elif not (is_last and kind == "missing") and not isinstance(step, int):
+        elif not (is_last and kind == "missing"):
             continue
         names.append(str(step))
     return names
+
+
+def _has(values: Any, step: int | str) -> bool:
+    if isinstance(values, list):
+        return step in range(len(values))
+    return isinstance(values, Mapping) and step in values
 
 
 def _field_names(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
     """Return the keys that are valid at a location."""
     here: Any = model
     for step in location:
-        models = _models_in(here)
+        models = models_in(here)
         fields = {name: field for m in models for name, field in m.model_fields.items()}
-        if tagged := [m for m in models if step in _tags(m)]:
+        if tagged := [m for m in models if step in tags_of(m)]:
             here = tagged[0]
         elif step in fields:
             here = fields[str(step)].annotation
-    return {name for m in _models_in(here) for name in m.model_fields}
-
-
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    field = model.model_fields.get("kind") or model.model_fields.get("type")
-    return get_args(field.annotation) if field else ()
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return {name for m in models_in(here) for name in m.model_fields}

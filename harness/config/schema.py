@@ -19,9 +19,11 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Frozen(BaseModel):
-    """Base of every section: immutable, no unknown keys, no inf or NaN."""
+    """Base of every section: immutable, no unknown keys, no inf or NaN, and true is no 1."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     @field_validator("*")
     @classmethod

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from harness.config.schema import Frozen
 from harness.errors import did_you_mean
 
-Scalar = bool | int | float | str
+Scalar = bool | int | float | str | None  # None where a setting may be off, such as optim.clip_grad_norm
 Range = TypeVar("Range", bound=BaseModel)
 Condition = dict[str, Scalar | list[Scalar]]  # path or group -> the value(s) chosen for it
 MAX_GRID_POINTS = 10_000
+
+
+def as_yaml(value: Scalar) -> str:
+    """Return a value as it is written in a file."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def holds(condition: Condition, chosen: dict[str, Scalar]) -> bool:
@@ -62,8 +69,10 @@ class Choice(Frozen):
             if value in values[:index]:
                 first = values[values.index(value)]
                 if type(value) is type(first):
-                    raise ValueError(f"{value} stands among the values twice: list it once")
-                raise ValueError(f"{first} and {value} are one value to a sampler: list one of them")
+                    raise ValueError(f"{as_yaml(value)} stands among the values twice: list it once")
+                raise ValueError(
+                    f"{as_yaml(first)} and {as_yaml(value)} are one value to a sampler: list one of them"
+                )
         return values
 
 
@@ -114,7 +123,7 @@ def check_point(space: Mapping[str, Dimension], point: dict[str, Scalar]) -> Non
             raise ValueError(f"{path!r} is not in the space{did_you_mean(path, space)}")
         dimension = space[path]
         if not _contains(dimension, value):
-            raise ValueError(f"{path}={value} is outside of the space")
+            raise ValueError(f"{path}={as_yaml(value)} is outside of the space{nearest(dimension, value)}")
         if not holds(dimension.when, point):
             needed = ", ".join(f"{name}={values}" for name, values in dimension.when.items())
             raise ValueError(f"{path} is there only where {needed}: the point must say so too")
@@ -123,8 +132,21 @@ def check_point(space: Mapping[str, Dimension], point: dict[str, Scalar]) -> Non
 def _contains(dimension: Dimension, value: Scalar) -> bool:
     if isinstance(dimension, Choice):
         return any(value == known and type(value) is type(known) for known in dimension.values)
-    is_number = isinstance(value, int | (float if isinstance(dimension, FloatRange) else int))
-    return is_number and not isinstance(value, bool) and dimension.low <= float(value) <= dimension.high
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    is_of_kind = isinstance(dimension, FloatRange) or isinstance(value, int)
+    return is_of_kind and dimension.low <= value <= dimension.high
+
+
+def nearest(dimension: Dimension, value: Scalar) -> str:
+    """Return a hint at what a dimension has instead of a value."""
+    if isinstance(dimension, Choice):
+        words = [known for known in dimension.values if isinstance(known, str)]
+        if isinstance(value, str) and len(words) == len(dimension.values):
+            return did_you_mean(value, words)
+        return f": its values are {', '.join(as_yaml(known) for known in dimension.values)}"
+    kind = "a whole number" if isinstance(dimension, IntRange) else "a number"
+    return f": it is {kind} from {dimension.low:g} to {dimension.high:g}"
 
 
 class Rule(Frozen):
@@ -134,25 +156,61 @@ class Rule(Frozen):
     overrides: Annotated[list[str], Field(min_length=1)]
 
 
-def without_fixed(section: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Take what the user fixed out of a sweep's space, and settle what hangs on it: conditions, points."""
-    space = {path: d for path, d in section.get("space", {}).items() if path not in fixed}
-    return {
-        **section,
-        "space": {path: kept for path, d in space.items() if (kept := _settle(d, fixed)) is not None},
-        "rules": [kept for rule in section.get("rules", []) if (kept := _settle(rule, fixed)) is not None],
-        "enqueue": [
-            {path: value for path, value in point.items() if path not in fixed}
-            for point in section.get("enqueue", [])
-            if all(fixed.get(path, value) == value for path, value in point.items())
-        ],
-    }
+class SearchSpace(Frozen):
+    """The part of a sweep that a fixed value changes; empty: what is left of a space is one trial."""
+
+    space: dict[str, Dimension]
+    rules: list[Rule] = Field(default_factory=list)
+    # Trials to begin with, path -> value; the sampler chooses what a point leaves out. They count as trials.
+    enqueue: list[dict[str, Scalar]] = Field(default_factory=list)
 
 
-def _settle(conditional: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Drop from `when` what is now certain; None if it can no longer hold."""
-    when = conditional.get("when", {})
-    certain = {path: values for path, values in when.items() if path in fixed}
-    if not holds(certain, dict(fixed)):
-        return None
-    return {**conditional, "when": {path: v for path, v in when.items() if path not in fixed}}
+def check_conditions(
+    space: Mapping[str, Dimension], rules: Sequence[Rule], fixed: Container[str] = ()
+) -> None:
+    """Refuse a condition that can never hold: what hangs on it would be passed over in silence.
+
+    Args:
+        fixed: paths that have one value for all trials; what hangs on them is settled elsewhere.
+
+    Raises:
+        ValueError: a path that is not searched, or a value that it cannot take.
+    """
+    seen: list[str] = []
+    for path, dimension in space.items():
+        if late := [name for name in dimension.when if name not in seen and name not in fixed]:
+            near = did_you_mean(late[0], seen) if late[0] not in space else ""
+            raise ValueError(
+                f"space {path!r} depends on {late[0]!r}, which must stand above it in the space{near}"
+            )
+        _check_can_hold(f"space {path!r}", dimension.when, space)
+        seen.append(path)
+    for rule in rules:
+        if unknown := [name for name in rule.when if name not in space and name not in fixed]:
+            near = did_you_mean(unknown[0], space)
+            raise ValueError(f"a rule depends on {unknown[0]!r}, which the space does not have{near}")
+        _check_can_hold(f"the rule {', '.join(rule.overrides)}", rule.when, space)
+
+
+def _check_can_hold(subject: str, when: Condition, space: Mapping[str, Dimension]) -> None:
+    """Follow a condition to those that it hangs on in turn, and see that their demands agree."""
+    possible: dict[str, list[Scalar]] = {}
+    for path, values in _demands(when, space):
+        given = values if isinstance(values, list) else [values]
+        dimension = space.get(path)
+        if isinstance(dimension, FloatRange):
+            raise ValueError(f"{subject} hangs on one value of {path}, a range of numbers: that never holds")
+        for value in given:
+            if dimension is not None and not _contains(dimension, value):
+                hint = nearest(dimension, value)
+                raise ValueError(f"{subject} hangs on {path}={as_yaml(value)}, which can never hold{hint}")
+        possible[path] = [value for value in possible.get(path, given) if value in given]
+        if not possible[path]:
+            raise ValueError(f"{subject} can never hold: no value of {path} suits all that it hangs on")
+
+
+def _demands(when: Condition, space: Mapping[str, Dimension]) -> Iterator[tuple[str, Scalar | list[Scalar]]]:
+    for path, values in when.items():
+        yield path, values
+        if path in space:
+            yield from _demands(space[path].when, space)

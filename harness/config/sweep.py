@@ -9,14 +9,13 @@ from pydantic import Field, model_validator
 from harness.config.executor import ExecutorConfig, LocalExecutorConfig
 from harness.config.objectives import Constraint, SecondObjective, parse_constraint
 from harness.config.sampling import PrunerConfig, SamplerConfig
-from harness.config.schema import Frozen, PositiveInt
+from harness.config.schema import PositiveInt
 from harness.config.space import (
     Choice,
-    Dimension,
     FloatRange,
     IntRange,
-    Rule,
-    Scalar,
+    SearchSpace,
+    check_conditions,
     check_point,
     grid_points,
 )
@@ -26,7 +25,7 @@ Minutes = Annotated[float, Field(gt=0)]
 Gigabytes = Annotated[float, Field(ge=0)]
 
 
-class SweepConfig(Frozen):
+class SweepConfig(SearchSpace):
     """A space, an objective and a budget; the rest of the sweep's file is the run it starts from."""
 
     name: str | None = None  # None = <sweep file>-<data set>-<digest of the question>
@@ -47,11 +46,6 @@ class SweepConfig(Frozen):
     evaluate_test: bool = True  # the best trial's checkpoint, once, at the end
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
-    space: Annotated[dict[str, Dimension], Field(min_length=1)]
-    rules: list[Rule] = Field(default_factory=list)
-    # Trials to begin with, path -> value; the sampler chooses what a point leaves out. They count as trials.
-    enqueue: list[dict[str, Scalar]] = Field(default_factory=list)
-
     executor: ExecutorConfig = LocalExecutorConfig()
     storage: str | None = None  # postgresql:// or mysql://; None = SQLite under tracking.dir, one machine
     max_retries: Annotated[int, Field(ge=0)] = 2  # of a trial whose process died
@@ -65,16 +59,7 @@ class SweepConfig(Frozen):
     def _fields_agree(self) -> Self:
         if (self.metric == "val/loss") != (self.direction == "minimize"):
             raise ValueError(f"direction={self.direction} does not suit metric={self.metric}")
-        seen: list[str] = []
-        for path, dimension in self.space.items():
-            if late := [name for name in dimension.when if name not in seen]:
-                raise ValueError(
-                    f"space {path!r} depends on {late[0]!r}, which must stand above it in the space"
-                )
-            seen.append(path)
-        for rule in self.rules:
-            if unknown := [name for name in rule.when if name not in self.space]:
-                raise ValueError(f"a rule depends on {unknown[0]!r}, which the space does not have")
+        check_conditions(self.space, self.rules)
         return self
 
     @model_validator(mode="after")

@@ -28,4 +28,6 @@ def enqueue_points(study: optuna.Study, sweep: SweepConfig) -> None:
 
 
 def _exact(sweep: SweepConfig, path: str, value: Scalar) -> Scalar:
-    return float(value) if isinstance(sweep.space[path], FloatRange) else value
+    if isinstance(sweep.space[path], FloatRange) and isinstance(value, int | float):
+        return float(value)
+    return value

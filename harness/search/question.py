@@ -45,8 +45,11 @@ def sweep_question(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
         if not path.startswith(ELSEWHERE + MACHINE) and path not in searched
     }
     sweep = {f"sweep.{k}": v for k, v in flatten(plan.sweep.model_dump(mode="json", exclude=BUDGET)).items()}
+    some_arms = {
+        f"{path} (where it is)": value for path, value in plan.arm_values.items() if path not in base
+    }
     order = {"sweep.space (order)": list(plan.sweep.space)}
-    return {**sweep, **order, **base, "data digest": data_digest}
+    return {**sweep, **order, **base, **some_arms, "data digest": data_digest}
 
 
 def fingerprint(question: Mapping[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from harness.config.compose import SweepPlan, path_of
+from harness.config.compose import SweepPlan
+from harness.config.overrides import as_override_value, path_of
 from harness.config.schema import RunConfig
-from harness.config.space import Choice, Dimension, FloatRange, Rule, Scalar, holds
+from harness.config.space import Choice, Dimension, FloatRange, Rule, Scalar, as_yaml, holds
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 
@@ -58,22 +58,6 @@ def _rule_overrides(rules: Sequence[Rule], chosen: dict[str, Scalar], fixed: set
     return [text for text in texts if path_of(text) not in fixed]
 
 
-def as_override_value(value: Scalar) -> str:
-    """Return a value in Hydra's override grammar, so that it comes back with its type."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, str):
-        return repr(value)
-    if (
-        value.isascii()
-        and value.isidentifier()
-        and value.lower() not in ("true", "false", "null", "none", "nan", "inf")
-    ):
-        return value
-    # Within quotes, Hydra reads backslashes as such unless a quote follows them.
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
-
-
 def check_space(plan: SweepPlan) -> dict[str, RunConfig]:
     """Make sure that the corners of the space are valid runs, before anything is started.
 
@@ -92,7 +76,7 @@ def check_space(plan: SweepPlan) -> dict[str, RunConfig]:
         try:
             config = plan.compose_trial(overrides)
         except ConfigError as error:
-            where = ", ".join(f"{path}={value}" for path, value in chosen.items())
+            where = ", ".join(f"{path}={as_yaml(value)}" for path, value in chosen.items())
             raise ConfigError(f"the space reaches a run that cannot be ({where}): {error}") from error
         arms.setdefault(" ".join(text for text in makes_arm if text not in FIXED_OVERRIDES), config)
     return arms
@@ -100,21 +84,19 @@ def check_space(plan: SweepPlan) -> dict[str, RunConfig]:
 
 def corners(sweep: SweepConfig) -> Iterator[dict[str, Scalar]]:
     """Yield every combination of choices, each with all ranges at their low and then at their high end."""
-    options = [
-        dimension.values if isinstance(dimension, Choice) else [None] for dimension in sweep.space.values()
-    ]
-    for values, end in itertools.product(itertools.product(*options), ("low", "high")):
+    choices = [d.values if isinstance(d, Choice) else [None] for d in sweep.space.values()]
+    for values, end in itertools.product(itertools.product(*choices), ("low", "high")):
         chosen: dict[str, Scalar] = {}
         for (path, dimension), value in zip(sweep.space.items(), values, strict=True):
             if holds(dimension.when, chosen):
-                chosen[path] = getattr(dimension, end) if value is None else value
+                chosen[path] = value if isinstance(dimension, Choice) else getattr(dimension, end)
         yield chosen
 
 
 def describe_dimension(dimension: Dimension) -> str:
     """Return a dimension for people: `0.0003 to 0.01 (log)`, `1 to 3, where finetune=partial`."""
     if isinstance(dimension, Choice):
-        text = " | ".join(str(value) for value in dimension.values)
+        text = " | ".join(as_yaml(value) for value in dimension.values)
     else:
         text = f"{dimension.low:g} to {dimension.high:g}" + (" (log)" if dimension.log else "")
     conditions = ", ".join(f"{path}={values}" for path, values in dimension.when.items())

@@ -138,7 +138,7 @@ def heaviest_run(plan: SweepPlan) -> RunConfig:
     """Return the base run with what of the space shapes a trial's steps, where they are most expensive."""
 
     def weight(chosen: dict[str, Scalar]) -> tuple[float, ...]:
-        sizes = (chosen.get(name, 0) for name in ("finetune.trainable_groups", "model.image_size"))
+        sizes = (chosen.get(name) or 0 for name in ("finetune.trainable_groups", "model.image_size"))
         return (COST.get(str(chosen.get("finetune")), 0), *map(float, sizes))
 
     heaviest = max(itertools.islice(corners(plan.sweep), MAX_CORNERS), key=weight)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import optuna
 from rich.console import Console
 
-from harness.config.compose import CONFIG_DIR, compose_sweep, path_of
+from harness.config.compose import CONFIG_DIR, compose_sweep
+from harness.config.overrides import path_of
 from harness.errors import SweepError, TrackingError
 from harness.search import record
 from harness.search.executors import Executor

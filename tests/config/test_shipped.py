@@ -6,11 +6,14 @@ from itertools import chain
 
 import pytest
 
-from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep, compose_values, flatten, groups
+from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep, compose_values, flatten
+from harness.config.files import groups
 
 NEEDED = {("model", "timm"): ["model.name=resnet18"]}  # files that leave a value to the user
-RUN_FILES = [(group, name) for group, names in groups().items() if group != "sweep" for name in names]
-SWEEP_FILES = groups()["sweep"]
+RUN_FILES = [
+    (group, name) for group, names in groups(CONFIG_DIR).items() if group != "sweep" for name in names
+]
+SWEEP_FILES = groups(CONFIG_DIR)["sweep"]
 
 
 @pytest.mark.parametrize(("group", "name"), RUN_FILES, ids=["=".join(file) for file in RUN_FILES])

@@ -28,7 +28,7 @@ SPACE: dict[str, Any] = {
 
 
 def sweep_of(*points: dict[str, Any], kind: str = "tpe") -> SweepConfig:
-    return SweepConfig.model_validate({"space": SPACE, "enqueue": points, "sampler": {"kind": kind}})
+    return SweepConfig.model_validate({"space": SPACE, "enqueue": list(points), "sampler": {"kind": kind}})
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def sweep_of(*points: dict[str, Any], kind: str = "tpe") -> SweepConfig:
     [
         ({"optim.lrr": 0.1}, "point 1 of enqueue: 'optim.lrr' is not in the space; did you mean 'optim.lr'"),
         ({"optim.lr": 2}, "optim.lr=2 is outside of the space"),
-        ({"optim.lr": True}, "optim.lr=True is outside"),
+        ({"optim.lr": True}, "optim.lr=true is outside"),
         ({"data.batch_size": 96}, "data.batch_size=96 is outside"),
         ({"data.batch_size": 64.0}, "data.batch_size=64.0 is outside"),
         ({"finetune.trainable_groups": 1.5, "finetune": "partial"}, "trainable_groups=1.5 is outside"),

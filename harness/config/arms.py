@@ -1,0 +1,59 @@
+"""What holds for some arms of a sweep alone: keys that not every kind of a searched section has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config import files
+from harness.config.fields import kinds_with
+from harness.config.overrides import parse_overrides, path_of, values_of
+from harness.config.schema import RunConfig
+from harness.config.sweep import SweepConfig
+from harness.errors import ConfigError
+
+
+def arm_values(sweep: SweepConfig, overrides: Sequence[str], config_dir: Path) -> dict[str, Any]:
+    """Return what was given for a key that not all arms of a searched group have; it holds for those that do.
+
+    Raises:
+        ConfigError: no arm has it.
+    """
+    held: dict[str, Any] = {}
+    rules = [text for rule in sweep.rules for text in rule.overrides]
+    chosen = {
+        group: {*getattr(sweep.space.get(group), "values", ()), *_set_by(rules, group)}
+        for group in files.groups(config_dir)
+        if group in RunConfig.model_fields
+    }
+    for path, value in values_of(parse_overrides(overrides)).items():
+        group, _, key = path.partition(".")
+        if not key or not chosen.get(group):
+            continue
+        if key == "kind":
+            raise ConfigError(f"{path}={value}: {group} is searched: to fix it, write {group}=FILE")
+        kinds = kinds_with(path)
+        options = {option: _kind_of(config_dir, group, option) for option in chosen[group]}
+        if any(kind is None or kind in kinds for kind in options.values()):
+            held[path] = value
+    return held
+
+
+def _set_by(overrides: Sequence[str], group: str) -> set[Any]:
+    return {text.partition("=")[2].strip() for text in overrides if path_of(text) == group}
+
+
+def _kind_of(config_dir: Path, group: str, option: Any) -> Any:
+    file = config_dir / group / f"{option}.yaml"
+    return files.read_yaml(file).get("kind") if file.is_file() else None
+
+
+def without_foreign(values: dict[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of an arm what was given for others."""
+    for path in held:
+        group, _, key = path.partition(".")
+        section = values.get(group)
+        if isinstance(section, dict) and (kinds := kinds_with(path)) and section.get("kind") not in kinds:
+            values[group] = {name: value for name, value in section.items() if name != key.split(".")[0]}
+    return values

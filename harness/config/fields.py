@@ -1,0 +1,54 @@
+"""What the schema says of a dotted path, whichever of a section's kinds has it."""
+
+from __future__ import annotations
+
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from harness.config.schema import RunConfig
+from harness.config.sweep import SweepConfig
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+def tags_of(model: type[BaseModel]) -> tuple[Any, ...]:
+    """Return the values of `kind` (of a dimension: `type`) that mean this section."""
+    field = model.model_fields.get("kind") or model.model_fields.get("type")
+    return get_args(field.annotation) if field else ()
+
+
+def annotations_at(path: str) -> list[Any]:
+    """Return the annotation of a run's path, or of `sweep.…`, in every kind of section that has it."""
+    steps = path.split(".")
+    here: list[Any] = [SweepConfig if steps[0] == "sweep" else RunConfig]
+    for step in steps[1:] if steps[0] == "sweep" else steps:
+        mappings = [get_args(annotation)[1] for annotation in here if get_origin(annotation) is dict]
+        models = [model for annotation in here for model in models_in(annotation)]
+        fields = [model.model_fields[step] for model in models if step in model.model_fields]
+        here = mappings or [field.annotation for field in fields]
+    return here
+
+
+def is_text(path: str) -> bool:
+    """Return whether a path takes any text, so that `2026_11_25` is meant as it is written."""
+    return any(str in _alternatives(annotation) for annotation in annotations_at(path))
+
+
+def kinds_with(path: str) -> set[str]:
+    """Return the kinds of a section that have a path, such as {"partial"} of finetune.trainable_groups."""
+    section, _, key = path.partition(".")
+    models = [model for annotation in annotations_at(section) for model in models_in(annotation)]
+    return {tag for model in models if key.split(".")[0] in model.model_fields for tag in tags_of(model)}
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [kind for argument in get_args(annotation) for kind in _alternatives(argument)]
+    return [annotation]

@@ -1,0 +1,110 @@
+"""What the command line does to a sweep's space: it edits dimensions, and what it fixes leaves the space."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from harness.config.overrides import SPACE
+from harness.config.space import SearchSpace, check_conditions, holds
+from harness.errors import ConfigError, did_you_mean
+
+
+def edit_space(section: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
+    """Apply overrides of `sweep.space` to a sweep's section, in their order.
+
+    A space that is given replaces the file's, a dimension that is given replaces that dimension, and
+    `sweep.space.optim.lr.high=…` sets one key: Hydra would merge the former and knows no key with dots.
+
+    Raises:
+        ConfigError: a dimension that the space does not have.
+    """
+    edited = {**section}
+    for override in parsed:
+        path, value = override.key_or_group, copy.deepcopy(override.value())
+        if path == SPACE:
+            edited["space"] = {} if override.is_delete() else value
+        elif path.startswith(f"{SPACE}."):
+            space = edited.get("space")
+            edited["space"] = dict(space) if isinstance(space, Mapping) else {}
+            _edit_dimension(edited["space"], path.removeprefix(f"{SPACE}."), value, override.is_delete())
+    return edited
+
+
+def _edit_dimension(space: dict[str, Any], path: str, value: Any, is_delete: bool) -> None:
+    known = [name for name in space if path == name or path.startswith(f"{name}.")]
+    if not known:
+        if isinstance(value, Mapping):
+            space[path] = value
+            return
+        near = did_you_mean(path, space)
+        raise ConfigError(
+            f"{SPACE}.{path}: the space has no such dimension{near or f'; write {SPACE}.{path}={{type: …}}'}"
+        )
+    name = max(known, key=len)
+    key = path.removeprefix(name).removeprefix(".")
+    if is_delete:
+        (_remove(space, [name]) if not key else _remove(space, [name, *_keys(key)]))
+    elif not key:
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{SPACE}.{name}={value} is no dimension: to fix its value, write {name}={value}"
+            )
+        space[name] = value
+    else:
+        _put(space, [name, *_keys(key)], value)
+
+
+def _keys(key: str) -> list[str]:
+    """`when.optim.lr` is the key `optim.lr` of `when`."""
+    first, _, rest = key.partition(".")
+    return [first, rest] if rest else [first]
+
+
+def _put(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        below = tree.get(key)
+        tree[key] = dict(below) if isinstance(below, Mapping) else {}
+        tree = tree[key]
+    tree[keys[-1]] = value
+
+
+def _remove(tree: dict[str, Any], keys: Sequence[str]) -> None:
+    for key in keys[:-1]:
+        below = tree.get(key)
+        tree[key] = dict(below) if isinstance(below, Mapping) else {}
+        tree = tree[key]
+    tree.pop(keys[-1], None)
+
+
+def without_fixed(asked: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what the user fixed out of a space, and settle what hangs on it: conditions, rules, points.
+
+    Raises:
+        ValueError: a condition that can never hold, fixed or not.
+    """
+    check_conditions(asked.space, asked.rules, fixed)
+    values = asked.model_dump(mode="json")
+    space = {path: d for path, d in values.get("space", {}).items() if path not in fixed}
+    points = [
+        {path: value for path, value in point.items() if path not in fixed}
+        for point in asked.enqueue
+        if all(fixed.get(path, value) == value for path, value in point.items())
+    ]
+    return {
+        "space": {path: kept for path, d in space.items() if (kept := _settle(d, fixed)) is not None},
+        "rules": [kept for rule in values.get("rules", []) if (kept := _settle(rule, fixed)) is not None],
+        "enqueue": [point for point in points if point],
+    }
+
+
+def _settle(conditional: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Drop from `when` what is now certain; None if it can no longer hold."""
+    when = conditional.get("when", {})
+    certain = {path: values for path, values in when.items() if path in fixed}
+    if not holds(certain, dict(fixed)):
+        return None
+    return {**conditional, "when": {path: v for path, v in when.items() if path not in fixed}}
