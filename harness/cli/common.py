@@ -32,8 +32,10 @@ def add_mlruns(command: argparse.ArgumentParser) -> None:
 
 def place_overrides(options: argparse.Namespace) -> list[str]:
     """Return the places that were named by options as the overrides that they are short for."""
+    from harness.config.overrides import as_override_value
+
     places = {"tracking.dir": options.mlruns, "sweep.storage": getattr(options, "storage", None)}
-    return [f"{path}={value!r}" for path, value in places.items() if value is not None]
+    return [f"{path}={as_override_value(value)}" for path, value in places.items() if value is not None]
 
 
 def config_dir(options: argparse.Namespace) -> dict[str, Path]:

@@ -23,6 +23,7 @@ EXPECTED = {  # by pydantic's names of faults
     "string_type": "text",
     "none_required": "null",
     "list_type": "a list, such as [a, b]",
+    "tuple_type": "a list, such as [a, b]",
     "dict_type": "keys with values, such as {key: value}",
     "model_type": "keys with values, such as {key: value}",
     "model_attributes_type": "keys with values, such as {key: value}",

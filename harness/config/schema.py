@@ -16,6 +16,7 @@ SCRATCH_MODELS = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Patterns = Annotated[tuple[str, ...], Field(strict=False)]  # a list of them will do
 
 
 class Frozen(BaseModel):
