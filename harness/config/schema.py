@@ -16,7 +16,6 @@ SCRATCH_MODELS = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Patterns = Annotated[tuple[str, ...], Field(strict=False)]  # a list of them will do
 
 
 class Frozen(BaseModel):
@@ -73,7 +72,11 @@ class DigitsData(BaseData):
 
 
 PixelType = Literal["uint16", "int32", "float32"]  # of images deeper than 8 bits
-Patterns = Annotated[tuple[str, ...], BeforeValidator(lambda one: [one] if isinstance(one, str) else one)]
+Patterns = Annotated[
+    tuple[str, ...],
+    Field(strict=False),  # a list of them will do
+    BeforeValidator(lambda one: [one] if isinstance(one, str) else one),
+]
 
 
 class FolderData(BaseData):
@@ -84,7 +87,7 @@ class FolderData(BaseData):
     exclude: Patterns = ()  # likewise, of files and folders that are left out
     decode_size: Annotated[int, Field(ge=8, le=1024)] = 224  # pixels; shorter side resized, centre cropped
     pixel_range: dict[
-        PixelType, tuple[float, float]
+        PixelType, Annotated[tuple[float, float], Field(strict=False)]
     ] = {}  # that becomes 0 … 255; what is missing is measured
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
     max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the memory; beyond it, files are read anew

@@ -136,7 +136,7 @@ def test_dimensions_are_described_for_people() -> None:
     [
         ([64, 64, 32], "64 stands among the values twice: list it once"),
         (["sgd", "adam", "sgd"], "sgd stands among the values twice"),
-        ([1, True], "1 and True are one value to a sampler: list one of them"),
+        ([1, True], "1 and true are one value to a sampler: list one of them"),
         ([0.5, 1, 1.0], "1 and 1.0 are one value"),
     ],
 )
