@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.cli.common import EXIT_OK, add_mlruns, config_dir, place_overrides, tracking_config
+from harness.errors import ConfigError
 
 
 def add_sweep_options(command: argparse.ArgumentParser) -> None:
@@ -64,7 +66,7 @@ def _look_at_sweeps(options: argparse.Namespace) -> int:
     if options.overrides == ["list"]:
         console.print(status.sweeps_table(storage))
         return EXIT_OK
-    found = status.find_sweep(storage, options.overrides[0] if options.overrides else None)
+    found = status.find_sweep(storage, *_asked_for(options.overrides))
     if options.stop:
         request_stop(found)
         say(console, f"sweep {found.study_name}: whatever works on it stops at the end of its batch")
@@ -72,6 +74,15 @@ def _look_at_sweeps(options: argparse.Namespace) -> int:
     say(console, status.status_line(now))
     console.print(status.status_table(now))
     return EXIT_OK
+
+
+def _asked_for(words: Sequence[str]) -> tuple[str | None, str | None]:
+    """Return the name that was asked for, and the file: `make sweep` puts `sweep=FILE` before it."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"one sweep at a time: {' '.join(names)} are {len(names)} names")
+    return (names[0] if names else given.get("sweep.name")), given.get("sweep")
 
 
 def run_worker(options: argparse.Namespace) -> int:

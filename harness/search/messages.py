@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -28,10 +30,20 @@ NEXT_COMMANDS = "next: make ui (browse) · make compare (table of the runs)"
 EXPORT_COMMAND = " · make export (the best model)"
 
 
+class PatientConsole(Console):
+    """A console whose reader may leave (`| head -2`): that ends the show, not the work."""
+
+    def on_broken_pipe(self) -> None:
+        """Say once that nothing more is shown; rich would end the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        print("nobody reads the output any more: the work goes on without it", file=sys.stderr)
+
+
 def build_console() -> Console:
-    """Return a console that does not squeeze tables into 80 columns where nobody's terminal asks for it."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    """Return a console as wide as the terminal; where there is none, of plain lines, whatever FORCE_COLOR."""
+    is_terminal = sys.stdout.isatty()
+    return PatientConsole(force_terminal=is_terminal, width=None if is_terminal else PLAIN_WIDTH)
 
 
 def greet(console: Console, home: SweepHome, rows: Sequence[TrialRow], slots: Slots) -> None:

@@ -23,6 +23,7 @@ MACHINE = (
     "trainer.compile",
     "data.max_memory_share",
     "data.num_workers",
+    "data.feature_cache_gb",
 )
 BUDGET = {
     "name", "num_trials", "max_minutes", "slots", "threads_per_trial",

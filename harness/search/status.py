@@ -71,8 +71,8 @@ def open_sweeps(url: str) -> PatientStorage:
     return open_storage(url)
 
 
-def find_sweep(storage: PatientStorage, name: str | None) -> optuna.Study:
-    """Return the sweep of that name, else the newest.
+def find_sweep(storage: PatientStorage, name: str | None, file: str | None = None) -> optuna.Study:
+    """Return the sweep of that name, else the newest; of one file's where it has any.
 
     Raises:
         SweepError: there is none.
@@ -80,7 +80,8 @@ def find_sweep(storage: PatientStorage, name: str | None) -> optuna.Study:
     names = [study.study_name for study in storage.get_all_studies()]
     if not names:
         raise SweepError(f"no sweep has been run yet in {shown(storage.url)}")
-    found = find_study(storage, names[-1] if name is None else name)
+    of_file = [known for known in names if file is not None and known.startswith(f"{file}-")]
+    found = find_study(storage, (of_file or names)[-1] if name is None else name)
     if found is None:
         raise SweepError(f"no sweep {name!r}{did_you_mean(str(name), names)}")
     return found

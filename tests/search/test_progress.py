@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from rich.console import Console
 
 from harness.config.sweep import SweepConfig
 from harness.search.leaderboard import history_figure, leaderboard_csv, leaderboard_table, ranked
+from harness.search.messages import build_console
 from harness.search.progress import (
     LiveProgress,
     PlainProgress,
@@ -46,6 +50,36 @@ def row(number: int, state: Any = "running", **known: Any) -> TrialRow:
 
 def moment(*rows: TrialRow) -> SweepView:
     return replace(view_of(rows, SWEEP, 0.0, 2), elapsed_s=65.0)
+
+
+def test_a_pipe_gets_plain_lines_whatever_the_environment_forces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with (tmp_path / "output").open("w+", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        console = build_console()
+        progress = build_progress(console, "val/accuracy")
+        progress.update(moment())
+        progress.update(moment(row(1, "complete", score=0.7, epochs_done=1)))
+        output.seek(0)
+        written = output.read()
+    assert isinstance(progress, PlainProgress)
+    assert "trial 1 complete" in written
+    assert "\x1b" not in written
+
+
+def test_a_reader_that_leaves_ends_the_show_and_not_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        console = build_console()
+        for number in range(3):
+            console.print(f"line {number}")
+    assert capsys.readouterr().err.count("nobody reads the output any more") == 1
 
 
 def test_plain_lines_are_one_per_event_and_none_twice() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config.compose import compose_sweep
+from harness.config.compose import compose_sweep, flatten
 from harness.errors import SweepError
 from harness.search.question import (
     check_same_question,
@@ -25,7 +25,9 @@ def name_of(*overrides: str, digest: str = "d1") -> str:
 @pytest.mark.parametrize(
     "override",
     ["sweep.num_trials=99", "sweep.max_minutes=1", "sweep.slots=7", "tracking.dir=elsewhere",
-     "data.dir=there", "trainer.device=cpu", "trainer.threads=3", "sweep.evaluate_test=false"],
+     "data.dir=there", "trainer.device=cpu", "trainer.threads=3", "sweep.evaluate_test=false",
+     "data.feature_cache_gb=1", "data.cache_dir=there", "trainer.keep_memory=false", "trainer.compile=true",
+     "tracking.log_model=false", "sweep.min_free_gb=3", "sweep.keep_checkpoints=9"],
 )  # fmt: skip
 def test_budget_place_and_machine_are_no_part_of_the_question(override: str) -> None:
     assert name_of(override) == name_of()
@@ -69,3 +71,15 @@ def test_differences_are_shown_on_one_line_and_cut() -> None:
 def test_a_key_that_only_one_side_has_is_a_difference() -> None:
     assert differences({"a": 1}, {}) == ["a: 1 → (absent)"]
     check_same_question("mine", {"a": None}, {"a": None})
+
+
+def test_everything_else_of_the_schema_is_part_of_the_question() -> None:
+    """A new key has to be put on one of the two sides on purpose."""
+    plan = compose_sweep(BASE)
+    asked = set(sweep_question(plan, "d1"))
+    base = set(flatten(plan.base.to_dict())) - asked - set(plan.sweep.space)
+    assert base == {
+        "data.dir", "data.cache_dir", "data.feature_cache_gb", "trainer.device", "trainer.devices",
+        "trainer.threads", "trainer.keep_memory", "trainer.compile", "evaluate_test",
+        "tracking.dir", "tracking.experiment", "tracking.run_name", "tracking.log_model",
+    }  # fmt: skip
