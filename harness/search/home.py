@@ -135,8 +135,11 @@ def existing_study(home: SweepHome) -> optuna.Study | None:
     return found
 
 
-def open_study(home: SweepHome) -> optuna.Study:
+def open_study(home: SweepHome, *, enqueue: bool = True) -> optuna.Study:
     """Return the study, created here and now if this is the sweep's first call.
+
+    Args:
+        enqueue: our starting points are the sweep's; a machine that joins may have others in its files.
 
     Raises:
         SweepError: its trials answered another question, or with other code.
@@ -144,8 +147,9 @@ def open_study(home: SweepHome) -> optuna.Study:
     found = existing_study(home) or _create_study(home)
     check_code(found, allow_changes=home.plan.sweep.allow_changed_code)
     found.set_user_attr(record.PLAN, record.plan_facts(home.plan))
-    with home.database.exclusive(home.name):
-        home.database.patiently(lambda: enqueue_points(found, home.plan.sweep))
+    if enqueue:
+        with home.database.exclusive(home.name):
+            home.database.patiently(lambda: enqueue_points(found, home.plan.sweep))
     return found
 
 

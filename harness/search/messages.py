@@ -72,6 +72,8 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
         say(console, f"best: trial {result.best.number}, {sweep.metric} {format_score(result.best.score)}")
     elif result.outcome == "complete":
         say(console, f"no best trial: {_states(result.rows)}")
+    if repeated := describe_repeats(result.rows):
+        say(console, repeated)
     if result.test_metrics is not None and result.outcome != "interrupted":
         say(console, f"its checkpoint on the test split: accuracy {result.test_metrics['test/accuracy']:.4f}")
     if result.outcome == "complete":
@@ -81,6 +83,21 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
         return
     for line in stopped_lines(result, sweep.num_trials, home.command):
         say(console, line)
+
+
+def describe_repeats(rows: Sequence[TrialRow]) -> str | None:
+    """Return which trials tried what an earlier one had tried, as they do where a space is small."""
+    first: dict[frozenset[tuple[str, str]], int] = {}
+    pairs = []
+    for row in rows:
+        earlier = first.setdefault(
+            frozenset((path, repr(value)) for path, value in row.params.items()), row.number
+        )
+        if row.params and earlier != row.number:
+            pairs.append(f"{row.number} that of {earlier}")
+    if not pairs:
+        return None
+    return f"note: a configuration is no evidence twice: trial {', '.join(pairs)} (the space is small)"
 
 
 def _states(rows: Sequence[TrialRow]) -> str:

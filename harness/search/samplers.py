@@ -32,7 +32,7 @@ from harness.config.space import Choice, Dimension, FloatRange, grid_points
 from harness.config.sweep import SweepConfig
 
 NSGAII_POPULATION = 20  # Optuna's own 50 is more than most sweeps have trials
-FIXED = "fixed_params"  # Optuna's mark of a trial that was enqueued
+FIXED = "fixed_params"  # Optuna's mark of a trial that was enqueued; empty: its point was withdrawn
 
 
 def build_sampler(sweep: SweepConfig, study: optuna.Study, number: int) -> BaseSampler:  # noqa: PLR0911 - one for each kind
@@ -79,7 +79,7 @@ def distribution_of(dimension: Dimension) -> BaseDistribution:
 
 def _position(study: optuna.Study, number: int) -> int:
     """Return how many trials before this one took a place in the order: all that were not enqueued."""
-    return sum(FIXED not in trial.system_attrs for trial in study.get_trials(deepcopy=False)[:number])
+    return sum(not trial.system_attrs.get(FIXED) for trial in study.get_trials(deepcopy=False)[:number])
 
 
 class _CmaEs(CmaEsSampler):
@@ -132,7 +132,7 @@ def _build_grid(sweep: SweepConfig, study: optuna.Study, number: int, seed: int)
     Optuna's own grid knows no conditions, and its brute force gives one point to two processes at a time.
     """
     random = RandomSampler(seed=seed)
-    if FIXED in study.get_trials(deepcopy=False)[number].system_attrs:
+    if study.get_trials(deepcopy=False)[number].system_attrs.get(FIXED):
         return random  # an enqueued point, which need not lie on the grid
     points = grid_points(sweep.space)
     order = np.random.default_rng(sweep.sampler.seed).permutation(len(points))

@@ -89,7 +89,7 @@ def _join(
     asked = [text for text in plan["overrides"] if not path_of(text).startswith("sweep.executor")]
     there = [*asked, *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
     home = find_home(compose_sweep(there, config_dir))
-    study = open_study(home)
+    study = open_study(home, enqueue=False)
     return home.of(study), study
 
 

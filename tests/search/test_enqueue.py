@@ -60,7 +60,41 @@ def test_points_are_enqueued_once_and_new_ones_later() -> None:
     for sweep in (sweep_of(first), sweep_of(first), sweep_of(first, second, first), sweep_of(second)):
         enqueue_points(study, sweep)
 
-    assert [trial.system_attrs["fixed_params"] for trial in study.trials] == [first, second, first]
+    assert [trial.system_attrs["fixed_params"] for trial in study.trials] == [{}, second, {}]
+
+
+def test_a_corrected_point_takes_the_place_of_the_one_it_corrects(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "harness")
+    wrong, right, other = {"optim.lr": 0.0045}, {"optim.lr": 0.003}, {"optim.lr": 0.5}
+    study = studies.create_study(optuna.storages.InMemoryStorage(), "mine", sweep_of())
+    enqueue_points(study, sweep_of(other, wrong))
+    assert study.ask().number == 0  # the first has begun
+    begun = sweep_of(right, wrong).model_copy(update={"num_trials": 2})
+    enqueue_points(study, begun)
+    assert "trial 0 began at optim.lr=0.5, which enqueue has no more: it goes on" in caplog.text
+    assert "no trial is left to begin at optim.lr=0.003: raise sweep.num_trials" in caplog.text
+    enqueue_points(study, sweep_of(other, right))
+
+    assert [trial.system_attrs["fixed_params"] for trial in study.trials] == [other, right]
+    assert "trial 1 begins at optim.lr=0.003, no more at optim.lr=0.0045" in caplog.text
+
+
+def test_a_withdrawn_point_leaves_its_trial_to_the_sampler() -> None:
+    space = {"data.batch_size": {"type": "choice", "values": [32, 64]}}
+    point = {"data.batch_size": 64}
+    values = {"space": space, "sampler": {"kind": "grid"}, "num_trials": 2}
+    sweep = SweepConfig.model_validate(values)
+    study = studies.create_study(optuna.storages.InMemoryStorage(), "mine", sweep)
+    enqueue_points(study, SweepConfig.model_validate({**values, "enqueue": [point]}))
+    enqueue_points(study, sweep)
+    chosen = []
+    for _ in range(2):
+        asked = study.ask()
+        own = studies.load_study_for_trial(study._storage, "mine", sweep, asked.number)
+        chosen.append(suggest(optuna.trial.Trial(own, asked._trial_id), sweep.space)["data.batch_size"])
+        own.tell(asked.number, 0.5)
+
+    assert sorted(chosen) == [32, 64]  # the grid, whole
 
 
 def test_points_that_come_late_stay_within_the_budget() -> None:
