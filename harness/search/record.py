@@ -26,7 +26,6 @@ from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
 from harness.tracking.tracker import RunStatus
-from harness.training.record import record_data
 
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
 IDENTITY = "identity"  # tells a sweep from another one of its name, whose database is gone
@@ -54,6 +53,10 @@ class SweepRecord:
 
     def open(self) -> None:
         """Record what the sweep is, and what it runs on."""
+        from harness.training.record import (
+            record_data,
+        )  # imports Lightning and timm, which trials' server has
+
         record_environment(self.tracker, capture_environment())
         record_data(self.tracker, load_splits(self.plan.base.data))
         # Without the database's address: it may hold a password.

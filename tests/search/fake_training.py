@@ -31,6 +31,7 @@ PRELOAD = [  # for a fork server of trials that train nothing: neither Lightning
     "mlflow.store.tracking.sqlalchemy_store",
     "optuna.storages._rdb.storage",
     "sqlalchemy.dialects.sqlite",
+    "harness.search.executors.local",  # or every trial would import it
     "tests.search.fake_training",
 ]
 
