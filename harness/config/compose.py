@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.config import files
 from harness.config.arms import arm_values, without_foreign
 from harness.config.hydra_door import as_tree, compose_open, defaults_list, resolved
+from harness.config.monitor import BY_ACCURACY
 from harness.config.overrides import parse_overrides, path_of, values_of
 from harness.config.problems import validate
 from harness.config.schema import RunConfig
@@ -64,6 +65,7 @@ class SweepPlan:
         config = OmegaConf.create(self.arms[arm])
         for override in parse_overrides(values):
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+        OmegaConf.update(config, "trainer.monitor", self.sweep.monitor.model_dump(), force_add=True)
         return validate(RunConfig, resolved(config))
 
     def split_overrides(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -128,6 +130,7 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
     sweep = validate(SweepConfig, _settled(values.pop("sweep"), unsearched), prefix="sweep")
     _check_paths(sweep, config_dir)
     base = validate(RunConfig, without_foreign(values, arm_values(sweep, overrides, config_dir)))
+    base = _judged(base, sweep)
     if base.trainer.devices != 1 or "trainer.devices" in sweep.space:
         raise ConfigError("trainer.devices is for single runs: in a sweep, set sweep.devices_per_trial")
     return SweepPlan(
@@ -187,6 +190,24 @@ def trace_origins(root: str, overrides: Sequence[str], config_dir: Path = CONFIG
         for path in flatten(OmegaConf.to_container(content, resolve=False)):
             origins[prefix + path] = f"configs/{file}"
     return origins | {override.key_or_group: "command line" for override in parse_overrides(overrides)}
+
+
+def _judged(base: RunConfig, sweep: SweepConfig) -> RunConfig:
+    """Return the base with the sweep's metric as its monitor: trials must not be judged by different ones.
+
+    Raises:
+        ConfigError: it has another monitor, or trials would have.
+    """
+    set_by_trials = [*sweep.space, *(path_of(text) for rule in sweep.rules for text in rule.overrides)]
+    monitor = base.trainer.monitor
+    is_other = monitor not in (BY_ACCURACY, sweep.monitor)
+    if is_other or any(path.startswith("trainer.monitor") for path in set_by_trials):
+        raise ConfigError(
+            "trainer.monitor is for single runs: a sweep's trials are all judged by sweep.metric "
+            f"(now {sweep.metric}), so set that"
+        )
+    trainer = base.trainer.model_copy(update={"monitor": sweep.monitor})
+    return base.model_copy(update={"trainer": trainer})
 
 
 def _check_paths(sweep: SweepConfig, config_dir: Path) -> None:

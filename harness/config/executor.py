@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.config.schema import Frozen, PositiveInt
+from harness.config.base import Frozen
+from harness.config.schema import PositiveInt
 
 
 class LocalExecutorConfig(Frozen):

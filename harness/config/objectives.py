@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from harness.config.schema import Frozen
+from harness.config.base import Frozen
 from harness.errors import did_you_mean
 
 # Measured of every run (harness.training.costs): all parameters; one image at a time, on the run's device and

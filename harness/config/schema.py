@@ -8,32 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from harness.config.agreement import check_agreement
+from harness.config.base import Frozen
+from harness.config.monitor import MonitorConfig
 
 SCRATCH_MODELS = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn")
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Frozen(BaseModel):
-    """Base of every section: immutable, no unknown keys, no inf or NaN, and true is no 1."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-    @field_validator("*")
-    @classmethod
-    def _can_be_recorded(cls, value: Any) -> Any:
-        if isinstance(value, str) and not value.isascii():
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError:
-                raise ValueError(f"{value!a} is no valid UTF-8: rename it, or link to it") from None
-        return value
 
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
@@ -86,9 +70,10 @@ class FolderData(BaseData):
     include: Patterns = ()  # glob patterns of names, or of paths below `dir`; empty: every image
     exclude: Patterns = ()  # likewise, of files and folders that are left out
     decode_size: Annotated[int, Field(ge=8, le=1024)] = 224  # pixels; shorter side resized, centre cropped
-    pixel_range: dict[
-        PixelType, Annotated[tuple[float, float], Field(strict=False)]
-    ] = {}  # that becomes 0 … 255; what is missing is measured
+    # That becomes 0 … 255; what is missing is measured.
+    pixel_range: dict[PixelType, Annotated[tuple[float, float], Field(strict=False)]] = Field(
+        default_factory=dict
+    )
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
     max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the memory; beyond it, files are read anew
     num_workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes that then decode; 0 = the run's own
@@ -281,8 +266,9 @@ class TrainerConfig(Frozen):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     threads: PositiveInt | None = None  # intra-op CPU threads; None = what the process was given
-    early_stopping_patience: PositiveInt | None = None  # epochs without a better val/accuracy
-    select: Literal["best", "last"] = "best"  # the epoch to keep: by val/accuracy, or the last one
+    monitor: MonitorConfig = MonitorConfig()  # in a sweep: sweep.metric
+    early_stopping_patience: PositiveInt | None = None  # epochs in which trainer.monitor gets no better
+    select: Literal["best", "last"] = "best"  # the epoch to keep: by trainer.monitor, or the last one
     devices: PositiveInt = (
         1  # GPUs (or, on a CPU, processes) that train together; a batch is shared among them
     )

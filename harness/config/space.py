@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from harness.config.schema import Frozen
+from harness.config.base import Frozen
 from harness.errors import did_you_mean
 
 Scalar = bool | int | float | str | None  # None where a setting may be off, such as optim.clip_grad_norm

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.config.executor import ExecutorConfig, LocalExecutorConfig
+from harness.config.monitor import Judged, MonitorConfig
 from harness.config.objectives import Constraint, SecondObjective, parse_constraint
 from harness.config.sampling import PrunerConfig, SamplerConfig
 from harness.config.schema import PositiveInt
@@ -25,12 +26,13 @@ Minutes = Annotated[float, Field(gt=0)]
 Gigabytes = Annotated[float, Field(ge=0)]
 
 
-class SweepConfig(SearchSpace):
-    """A space, an objective and a budget; the rest of the sweep's file is the run it starts from."""
+class SweepConfig(SearchSpace, Judged):
+    """A space, an objective and a budget; the rest of the sweep's file is the run it starts from.
+
+    The objective (`metric`, `direction`) is `trainer.monitor` of every trial.
+    """
 
     name: str | None = None  # None = <sweep file>-<data set>-<digest of the question>
-    metric: Literal["val/accuracy", "val/loss"] = "val/accuracy"
-    direction: Literal["maximize", "minimize"] = "maximize"
     second_objective: SecondObjective | None = None  # a cost to weigh against the metric; then see the front
     constraints: list[str] = Field(default_factory=list)  # on costs, such as "params_millions <= 5"
     num_trials: PositiveInt = 12  # that ended: complete, pruned or failed, over all calls
@@ -57,8 +59,6 @@ class SweepConfig(SearchSpace):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        if (self.metric == "val/loss") != (self.direction == "minimize"):
-            raise ValueError(f"direction={self.direction} does not suit metric={self.metric}")
         check_conditions(self.space, self.rules)
         return self
 
@@ -98,6 +98,11 @@ class SweepConfig(SearchSpace):
     def parsed_constraints(self) -> list[Constraint]:
         """Return the constraints as what they mean."""
         return [parse_constraint(text) for text in self.constraints]
+
+    @property
+    def monitor(self) -> MonitorConfig:
+        """What decides about each trial, within it and among the others."""
+        return MonitorConfig(metric=self.metric)
 
     def common_ranges(self) -> dict[str, FloatRange | IntRange]:
         """Return the ranges that every trial has a value of."""

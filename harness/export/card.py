@@ -10,7 +10,7 @@ import yaml
 from harness.export.manifest import BundleConfig, Preprocessing
 
 DATASET_IDS = {"cifar10": "uoft-cs/cifar10"}  # of the Hugging Face hub
-METRICS = ("accuracy", "accuracy_no_tta", "precision", "recall", "f1", "auc")
+METRICS = ("accuracy", "accuracy_no_tta", "precision", "recall", "f1", "auc", "loss")
 SPLITS = {"val": "validation", "test": "test"}
 
 CARD = Template("""\
@@ -179,11 +179,17 @@ def _is_pretrained(config: BundleConfig) -> bool:
 
 def _by_split(config: BundleConfig) -> dict[str, dict[str, float]]:
     """Return the known metrics as {"val": {"accuracy": …}, "test": …}, without empty splits."""
-    known = config.run.metrics or {"val/accuracy": config.score}
+    known = config.run.metrics or {_monitor(config): config.score}
     tables = {
         split: {m: known[f"{split}/{m}"] for m in METRICS if f"{split}/{m}" in known} for split in SPLITS
     }
     return {split: values for split, values in tables.items() if values}
+
+
+def _monitor(config: BundleConfig) -> str:
+    """Return the metric that has decided about the run; it was always the accuracy once."""
+    monitor: dict[str, str] = config.training.get("trainer", {}).get("monitor", {})
+    return monitor.get("metric", "val/accuracy")
 
 
 def _data(config: BundleConfig) -> str:
@@ -209,7 +215,8 @@ def _row(first: str, cells: list[str]) -> str:
 
 def _selection_note(config: BundleConfig, has_test: bool) -> str:
     is_last = config.training.get("trainer", {}).get("select") == "last"
-    chosen = "The last epoch was kept" if is_last else "The epoch was chosen by validation accuracy"
+    by = _monitor(config).removeprefix("val/")
+    chosen = "The last epoch was kept" if is_last else f"The epoch was chosen by validation {by}"
     if config.run.is_best_of_sweep:
         count = f" of {config.run.num_trials} trials" if config.run.num_trials else ""
         chosen += f", and this run on the same images, as the best{count} of the sweep `{config.run.sweep}`"

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from harness.config.schema import Frozen, ModelConfig, PixelType
+from harness.config.base import Frozen
+from harness.config.schema import ModelConfig, PixelType
 from harness.errors import ExportError
 
 FORMAT: Literal["harness-bundle"] = "harness-bundle"
@@ -105,7 +106,7 @@ class BundleConfig(Frozen):
     num_parameters: int
     data: DataFacts
     epoch: int  # of the checkpoint, counted from 0
-    score: float  # val/accuracy by which that epoch was chosen
+    score: float  # by training.trainer.monitor, of that epoch
     run: RunFacts
     parity: ParityFacts
     training: dict[str, Any]  # the run's whole configuration, as it was resolved

@@ -15,6 +15,7 @@ from harness.errors import SweepError
 
 # Neither where things lie nor how fast they are computed is part of the question.
 ELSEWHERE = ("tracking.", "data.dir", "data.cache_dir", "data.download", "evaluate_test")
+ONCE = ("trainer.monitor.",)  # sweep.metric says it
 MACHINE = (
     "trainer.device",
     "trainer.threads",
@@ -43,7 +44,7 @@ def sweep_question(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
     base = {
         path: value
         for path, value in flatten(plan.base.to_dict()).items()
-        if not path.startswith(ELSEWHERE + MACHINE) and path not in searched
+        if not path.startswith(ELSEWHERE + MACHINE + ONCE) and path not in searched
     }
     sweep = {f"sweep.{k}": v for k, v in flatten(plan.sweep.model_dump(mode="json", exclude=BUDGET)).items()}
     some_arms = {

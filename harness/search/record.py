@@ -49,7 +49,7 @@ class SweepRecord:
 
     @property
     def best_metric(self) -> str:
-        return "best/" + self.plan.sweep.metric.replace("/", "_")
+        return names.BEST + self.plan.sweep.metric
 
     def open(self) -> None:
         """Record what the sweep is, and what it runs on."""

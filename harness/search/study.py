@@ -134,6 +134,8 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
     if trial.state == TrialState.COMPLETE:
         score = trial.values[0]
     best_epoch = known.get(BEST_EPOCH, steps[0] - 1 if steps else None)
+    if trial.state != TrialState.COMPLETE and best_epoch is not None:  # of the epoch that was kept
+        score = scores.get(best_epoch + 1, score)
     return TrialRow(
         number=trial.number,
         trial_id=trial._trial_id,

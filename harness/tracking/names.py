@@ -23,8 +23,9 @@ NOTE = "mlflow.note.content"  # the description on a run's page, in Markdown
 # metrics
 EPOCH = "epoch"  # written with every epoch's batch: tells a resumed run what is already recorded
 BEST_EPOCH = "best_epoch"  # 0-based
-TRAINED_SECONDS = "trained_seconds"  # all attempts of the run together
 VAL_ACCURACY = "val/accuracy"
+BEST = "best/"  # before a metric's name: of the epoch that is kept, as measured in it
+TRAINED_SECONDS = "trained_seconds"  # all attempts of the run together
 
 # params
 TRAINABLE_PARAMETERS = "parameters.trainable"

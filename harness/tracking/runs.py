@@ -25,7 +25,6 @@ PAGE_SIZE = 1000
 NUM_NEAR = 1000  # of the newest runs, among which a mistyped reference is looked for
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 PREFIX = re.compile(r"[0-9a-f]{4,31}")  # of a run's id, which may stand for it
-BEST = "best/"  # what is recorded under this name is of the kept epoch, not of the last
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,11 @@ class RunRecord:
     @property
     def results(self) -> dict[str, float]:
         """What the run is worth on each split: the figures of its kept epoch, where both are recorded."""
-        kept = {key.removeprefix(BEST): value for key, value in self.metrics.items() if key.startswith(BEST)}
+        kept = {
+            key.removeprefix(names.BEST): value
+            for key, value in self.metrics.items()
+            if key.startswith(names.BEST)
+        }
         found = {**self.metrics, **kept}
         return {key: value for key, value in sorted(found.items()) if key.startswith(("val/", "test/"))}
 

@@ -89,7 +89,8 @@ def _trials_of(run_id: str) -> str:
 
 
 def _score_of(tags: Mapping[str, str]) -> str:
-    return tags.get(names.METRIC, names.VAL_ACCURACY)
+    """Return the metric that holds a trial's score; those of an earlier version end with it."""
+    return names.BEST + tags[names.METRIC] if names.METRIC in tags else names.VAL_ACCURACY
 
 
 def _is_ascending(tags: Mapping[str, str]) -> bool:

@@ -13,7 +13,10 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from harness.tracking import Tracker
+from harness.config.monitor import MonitorConfig
+from harness.config.schema import TrainerConfig
+from harness.errors import ConfigError
+from harness.tracking import Tracker, names
 from harness.training.distributed import current_ranks
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, EpochReport
@@ -52,31 +55,37 @@ class EpochRecorder(pl.Callback):
     def __init__(
         self,
         tracker: Tracker,
+        trainer: TrainerConfig,
         on_epoch: Callable[[EpochReport], Decision] | None = None,
-        select: Literal["best", "last"] = "best",
-        patience: int | None = None,
     ) -> None:
         """
         Args:
-            patience: the run ends after so many epochs in a row that were no better than one before them.
+            trainer: says what decides which epoch is kept, and when the run ends early.
         """
         self.tracker = tracker
         self.on_epoch = on_epoch
-        self.select = select
-        self.patience = patience
+        self.monitor, self.select = trainer.monitor, trainer.select
+        self.patience = trainer.early_stopping_patience
         self.history: list[dict[str, float]] = []  # one entry an epoch, kept in every checkpoint
         self.decision: Decision = "continue"
         self.diverged = False
         self.best_logits: Tensor | None = None  # of the validation images at the best epoch of this process
         self.best_logits_epoch = -1
         self.ranks = current_ranks()
+        self.seconds_before = 0.0  # that earlier attempts have trained
+        self._began = time.perf_counter()
         self._started = self._trained = 0.0
         self._learning_rate = math.nan  # of the newest optimiser step
 
     @property
     def best_epoch(self) -> int:
         """The epoch that is kept (0-based)."""
-        return best_epoch(self.history, self.select)
+        return best_epoch(self.history, self.monitor, self.select)
+
+    @property
+    def best_metrics(self) -> dict[str, float]:
+        """What was measured on the validation images in the epoch that is kept."""
+        return _of_validation(self.history[self.best_epoch])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that was killed after its last epoch, but before it had told anybody, has nothing to train.
@@ -101,13 +110,16 @@ class EpochRecorder(pl.Callback):
         if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["val/loss"])):
             self.diverged = trainer.should_stop = True
             return
+        if self.monitor.metric not in metrics:
+            raise ConfigError(
+                f"trainer.monitor.metric={self.monitor.metric} has no value where all validation images are "
+                "of one class: choose another metric or other images"
+            )
         self.history.append(metrics)
         epoch = trainer.current_epoch
         if self.best_epoch == epoch:
-            logits = self.ranks.gather(pl_module.val_logits)
-            self.best_logits = torch.cat(logits).cpu() if self.ranks.is_zero else None
-            self.best_logits_epoch = epoch
-        self.tracker.log_epoch(epoch, metrics)
+            self.best_logits, self.best_logits_epoch = pl_module.val_logits, epoch
+        self._log_epoch(epoch)
         if self.on_epoch is not None:
             self.decision = self.on_epoch(EpochReport(epoch, int(trainer.max_epochs or 0), metrics))
         self.decision = self.ranks.broadcast(self.decision)
@@ -119,20 +131,28 @@ class EpochRecorder(pl.Callback):
             return True
         if self.patience is None or not self.history:
             return False
-        return len(self.history) - 1 - best_epoch(self.history, "best") >= self.patience
+        return len(self.history) - 1 - best_epoch(self.history, self.monitor, "best") >= self.patience
+
+    def _log_epoch(self, epoch: int) -> None:
+        """Record an epoch; where it is the best so far, under `best/` too, so that lists of runs show it."""
+        metrics = self.history[epoch]
+        best: dict[str, float] = {}
+        if best_epoch(self.history[: epoch + 1], self.monitor, self.select) == epoch:
+            best = {names.BEST + name: value for name, value in _of_validation(metrics).items()}
+            best[names.BEST_EPOCH] = epoch
+        self.tracker.log_epoch(epoch, {**metrics, **best})
 
     def _metrics(self, trainer: pl.Trainer, module: ClassifierModule) -> dict[str, float]:
         train_loss, train_accuracy = module.train_means.compute()
-        val_loss, val_accuracy = module.val_means.compute()
         now = time.perf_counter()
         return {
             "train/loss": train_loss,
             "train/accuracy": train_accuracy,
-            "val/loss": val_loss,
-            "val/accuracy": val_accuracy,
+            **module.val_metrics,
             "lr": self._learning_rate,
             "images_per_second": module.train_means.num_images / max(self._trained - self._started, 1e-9),
             "epoch_seconds": now - self._started,
+            names.TRAINED_SECONDS: self.seconds_before + now - self._began,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,8 +163,11 @@ class EpochRecorder(pl.Callback):
         self.history = list(state_dict["history"])
         if state_dict.get("is_pruned"):  # older checkpoints do not say
             self.decision = "prune"
-        for epoch, metrics in enumerate(self.history):
-            self.tracker.log_epoch(epoch, metrics)
+        if self.history:
+            in_epochs = sum(metrics["epoch_seconds"] for metrics in self.history)  # older ones know no more
+            self.seconds_before = self.history[-1].get(names.TRAINED_SECONDS, in_epochs)
+        for epoch in range(len(self.history)):
+            self._log_epoch(epoch)
 
 
 def history_in(raw: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -172,11 +195,17 @@ class KeepCheckpoints(Checkpoint):
         trainer.save_checkpoint(self.folder / LAST)
 
 
-def best_epoch(history: Sequence[Mapping[str, float]], select: Literal["best", "last"]) -> int:
-    """Return the epoch (0-based) whose checkpoint is kept: the first of those with the best accuracy."""
+def _of_validation(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+
+def best_epoch(
+    history: Sequence[Mapping[str, float]], monitor: MonitorConfig, select: Literal["best", "last"]
+) -> int:
+    """Return the epoch (0-based) whose checkpoint is kept: the first of those with the best score."""
     if select == "last":
         return len(history) - 1
-    return max(range(len(history)), key=lambda epoch: history[epoch]["val/accuracy"])
+    return monitor.best([metrics[monitor.metric] for metrics in history])
 
 
 def _learning_rate(base_lr: float, optimizer: torch.optim.Optimizer) -> float:

@@ -49,7 +49,7 @@ class Checkpoint:
     data_name: str
     data_digest: str
     epoch: int  # 0-based
-    score: float  # val/accuracy of that epoch
+    score: float  # of that epoch, by the configuration's trainer.monitor
     state_dict: dict[str, torch.Tensor]  # of the ImageClassifier
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -88,6 +89,7 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
     prepare_process(threads, config.trainer.keep_memory)
     found = resolve_auto(config.data).kind if together.is_zero else ""
     remember_auto(config.data, together.broadcast(found))
+    monitor = config.trainer.monitor.metric
     tracker = _start_run(config, run_id) if together.is_zero else SilentTracker()
     folder = Path(config.tracking.dir) / "checkpoints" / together.broadcast(tracker.run_id)
     with _sole_process(folder) if together.is_zero else nullcontext():
@@ -95,11 +97,11 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
             config,
             tracker=tracker,
             checkpoint_dir=folder,
-            on_epoch=print_epoch if together.is_zero else None,
+            on_epoch=functools.partial(print_epoch, monitor=monitor) if together.is_zero else None,
             stop_requested=stop_requested,
         )
     if together.is_zero:
-        _print_result(result)
+        _print_result(result, monitor)
     return EXIT_INTERRUPTED if result.status == "interrupted" else EXIT_OK
 
 
@@ -120,24 +122,26 @@ def _sole_process(folder: Path) -> Iterator[None]:
         raise TrackingError(f"run {folder.name} is being trained by another process: let it end") from None
 
 
-def _print_result(result: RunResult) -> None:
+def _print_result(result: RunResult, monitor: str) -> None:
     if result.status == "interrupted":
         print(f"interrupted; to go on: harness train --resume {result.run_id}", file=sys.stderr)
         return
     print(
-        f"best: val/accuracy {result.score:.4f} in epoch {result.best_epoch + 1}, {result.seconds:.1f} s\n"
+        f"best: {monitor} {result.score:.4f} in epoch {result.best_epoch + 1}, {result.seconds:.1f} s\n"
         f"run {result.run_id}, checkpoint {result.checkpoint}\n"
         f"next: harness export --run {result.run_id}   or   make ui"
     )
 
 
-def print_epoch(report: EpochReport) -> Decision:
-    """Print an epoch in a line, and go on."""
+def print_epoch(report: EpochReport, monitor: str = "val/accuracy") -> Decision:
+    """Print an epoch in a line, with the metric that decides, and go on."""
     metrics = report.metrics
+    watched = "" if monitor in ("val/loss", "val/accuracy") else f"{monitor} {metrics[monitor]:.4f}  "
     print(
         f"epoch {report.epoch + 1}/{report.max_epochs}  "
         f"train {metrics['train/loss']:.4f} / {metrics['train/accuracy']:.4f}  "
         f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}  "
+        f"{watched}"
         f"{metrics['epoch_seconds']:.1f} s  {metrics['images_per_second']:,.0f} images/s",
         flush=True,
     )

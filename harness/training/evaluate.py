@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,14 +13,14 @@ import numpy as np
 import torch
 
 from harness.analysis.figures import confusion_matrix_figure
-from harness.analysis.metrics import classification_metrics, confusion_matrix_counts, per_class_table
+from harness.analysis.metrics import confusion_matrix_counts, per_class_table, split_metrics
 from harness.data import load_splits
 from harness.data.datamodule import eval_batches
 from harness.data.held_out import load_test
 from harness.data.splits import ImageArrays
 from harness.errors import CheckpointError
 from harness.models import ImageClassifier
-from harness.tracking import Tracker
+from harness.tracking import Tracker, names
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 from harness.training.machine import Machine, resolve_machine
 from harness.training.tta import Tta, predict_logits
@@ -53,10 +54,8 @@ def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = N
     arrays = _load_arrays(checkpoint, split)
     classifier = restore_classifier(checkpoint).to(machine.device)
     config = checkpoint.config
-    probabilities, plain = predict_probabilities(
-        classifier, arrays, machine, config.data.batch_size, config.evaluation.tta
-    )
-    evaluation = evaluate(probabilities, arrays.labels, checkpoint.class_names, split)
+    logits, plain = predict(classifier, arrays, machine, config.data.batch_size, config.evaluation.tta)
+    evaluation = evaluate(logits, arrays.labels, checkpoint.class_names, split)
     if config.evaluation.tta != "none":
         accuracy = float((plain.argmax(1) == arrays.labels).mean())
         evaluation.metrics[f"{split}/accuracy_no_tta"] = accuracy
@@ -76,26 +75,26 @@ def _load_arrays(checkpoint: Checkpoint, split: Split) -> ImageArrays:
 
 
 @torch.inference_mode()
-def predict_probabilities(
+def predict(
     classifier: ImageClassifier, arrays: ImageArrays, machine: Machine, batch_size: int, tta: Tta = "none"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return class probabilities, float32 (N, K), with test-time augmentation and without it."""
+    """Return logits, float32 (N, K), with test-time augmentation and without it."""
     classifier.eval()
     averaged, plain = [], []
     for images, _ in eval_batches(arrays, batch_size):
         with machine.autocast():
             logits = predict_logits(classifier, images.to(machine.device, non_blocking=True), tta)
-        averaged.append(logits[0].float().softmax(1))
-        plain.append(logits[1].float().softmax(1))
+        averaged.append(logits[0].float())
+        plain.append(logits[1].float())
     return torch.cat(averaged).cpu().numpy(), torch.cat(plain).cpu().numpy()
 
 
 def evaluate(
-    probabilities_NK: np.ndarray, labels_N: np.ndarray, class_names: tuple[str, ...], split: Split
+    logits_NK: np.ndarray, labels_N: np.ndarray, class_names: tuple[str, ...], split: Split
 ) -> Evaluation:
     """Return every figure that is reported about a split."""
-    metrics = classification_metrics(probabilities_NK, labels_N)
-    predictions_N = probabilities_NK.argmax(1)
+    metrics = split_metrics(logits_NK, labels_N)
+    predictions_N = logits_NK.argmax(1)
     return Evaluation(
         split=split,
         metrics={f"{split}/{name}": value for name, value in metrics.items()},
@@ -105,12 +104,19 @@ def evaluate(
     )
 
 
-def record_evaluation(tracker: Tracker, evaluation: Evaluation) -> None:
-    """Record metrics, the confusion matrix as a picture and as JSON, and the table of classes."""
-    split, names = evaluation.split, evaluation.class_names
-    tracker.log_summary(evaluation.metrics)
-    tracker.log_figure(confusion_matrix_figure(evaluation.confusion, names), f"confusion/{split}.png")
-    counts = {"classes": list(names), "rows_are": "true", "counts": evaluation.confusion.tolist()}
+def record_evaluation(tracker: Tracker, evaluation: Evaluation, known: Container[str] = ()) -> None:
+    """Record metrics, the confusion matrix as a picture and as JSON, and the table of classes.
+
+    What is evaluated is the kept epoch's checkpoint: figures of validation are recorded under `best/`.
+
+    Args:
+        known: names of metrics that the run has already.
+    """
+    split, class_names = evaluation.split, evaluation.class_names
+    prefix = names.BEST if split == "val" else ""
+    tracker.log_summary({prefix + key: v for key, v in evaluation.metrics.items() if key not in known})
+    tracker.log_figure(confusion_matrix_figure(evaluation.confusion, class_names), f"confusion/{split}.png")
+    counts = {"classes": list(class_names), "rows_are": "true", "counts": evaluation.confusion.tolist()}
     tracker.log_dict(counts, f"confusion/{split}.json")
     tracker.log_text(_as_csv(evaluation.per_class), f"classes/{split}.csv")
 

@@ -48,7 +48,7 @@ def fit(
     """
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
     resume_from = current_ranks().from_zero(  # alone: it moves files
-        lambda: find_resume_point(checkpoint_dir, module.facts, module.config.trainer.select)
+        lambda: find_resume_point(checkpoint_dir, module.facts, recorder.select, recorder.monitor)
     )
     module.to(memory_format=torch.channels_last)
     if module.config.trainer.compile:

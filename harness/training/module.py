@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.analysis.metrics import split_metrics
 from harness.config.schema import RunConfig
 from harness.errors import BatchSizeError
 from harness.models import ImageClassifier
@@ -69,8 +71,9 @@ class ClassifierModule(pl.LightningModule):
         self.facts = facts
         self.num_batches = num_batches
         self.train_means = RunningMeans()
-        self.val_means = RunningMeans()
-        self.val_logits: list[Tensor] = []
+        self.val_logits = torch.empty(0)  # (N, K), float32, on the CPU of rank 0: of the newest epoch
+        self.val_metrics: dict[str, float] = {}  # of the newest epoch, the same on all ranks
+        self._val_batches: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
         self._at_rest: list[Tensor] = []  # parameters that have come to the end of their own schedule
@@ -106,8 +109,7 @@ class ClassifierModule(pl.LightningModule):
             return
         images, labels = batch
         logits, _ = predict_logits(self.classifier, images, self.config.evaluation.tta)
-        self.val_means.update(F.cross_entropy(logits, labels), logits, labels)
-        self.val_logits.append(logits.float())
+        self._val_batches.append((logits.float(), labels))
 
     def on_train_epoch_start(self) -> None:
         # Dropout and the like draw from the epoch's own stream: a resumed epoch repeats an uninterrupted one.
@@ -126,14 +128,18 @@ class ClassifierModule(pl.LightningModule):
             parameter.grad = None
 
     def on_validation_epoch_start(self) -> None:
-        self.val_means.reset()
-        self.val_logits.clear()
+        self._val_batches.clear()
         if not self.config.trainer.sync_batchnorm:  # what each rank has seen of its shares, put together
             self.ranks.average(running_statistics(self._norms))
 
     def on_validation_epoch_end(self) -> None:
         self.train_means.reduce(self.ranks)
-        self.val_means.reduce(self.ranks)
+        logits = self.ranks.gather([logits for logits, _ in self._val_batches])
+        labels = self.ranks.gather([labels for _, labels in self._val_batches])
+        if self.ranks.is_zero:
+            self.val_logits = torch.cat(logits).cpu()
+            self.val_metrics = _val_metrics(self.val_logits, torch.cat(labels).cpu())
+        self.val_metrics = self.ranks.broadcast(self.val_metrics)
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.classifier, self.config.optim, self.config.finetune)
@@ -159,5 +165,13 @@ class ClassifierModule(pl.LightningModule):
         torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        _, accuracy = self.val_means.compute()
-        checkpoint[SECTION] = {**self.facts.to_dict(), "epoch": self.current_epoch, "score": accuracy}
+        score = self.val_metrics[self.config.trainer.monitor.metric]
+        checkpoint[SECTION] = {**self.facts.to_dict(), "epoch": self.current_epoch, "score": score}
+
+
+def _val_metrics(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Return what can be said of these answers; of answers that are no numbers, a loss of NaN alone."""
+    if not logits_NK.isfinite().all():
+        return {"val/loss": math.nan}
+    metrics = split_metrics(logits_NK.numpy(), labels_N.numpy())
+    return {f"val/{name}": value for name, value in metrics.items() if math.isfinite(value)}

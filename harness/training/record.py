@@ -15,7 +15,7 @@ from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
 from harness.training.callbacks import EpochRecorder
 from harness.training.checkpoint import load_checkpoint, restore_classifier
-from harness.training.evaluate import evaluate, evaluate_checkpoint, predict_probabilities, record_evaluation
+from harness.training.evaluate import evaluate, evaluate_checkpoint, predict, record_evaluation
 from harness.training.machine import Machine
 
 log = logging.getLogger(__name__)
@@ -60,21 +60,18 @@ def record_best(
     """Evaluate the best checkpoint on validation (on test only where asked for) and keep it as a model."""
     tracker.set_tags({names.CHECKPOINT: str(best.resolve())})
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
-        probabilities = recorder.best_logits.softmax(
-            1
-        ).numpy()  # just computed: no second pass over the images
+        logits = recorder.best_logits.numpy()  # just computed: no second pass over the images
     else:
         classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
-        probabilities, _ = predict_probabilities(
-            classifier, splits.val, machine, config.data.batch_size, config.evaluation.tta
-        )
-    evaluation = evaluate(probabilities, splits.val.labels, splits.class_names, "val")
-    record_evaluation(tracker, evaluation)
-    tracker.log_summary({"best_epoch": recorder.best_epoch})
+        logits, _ = predict(classifier, splits.val, machine, config.data.batch_size, config.evaluation.tta)
+    evaluation = evaluate(logits, splits.val.labels, splits.class_names, "val")
+    # What the epoch has measured stands; an epoch of an older version has measured less.
+    evaluation.metrics.update(recorder.best_metrics)
+    record_evaluation(tracker, evaluation, known=recorder.best_metrics)
+    tracker.log_summary({names.BEST_EPOCH: recorder.best_epoch})
     if config.tracking.log_model:
         example = splits.val.gather(np.arange(min(4, len(splits.val))))
-        tracker.log_model(
-            best, input_example=example, class_names=splits.class_names, metrics=evaluation.metrics
-        )
+        metrics = {names.BEST + name: value for name, value in evaluation.metrics.items()}
+        tracker.log_model(best, input_example=example, class_names=splits.class_names, metrics=metrics)
     if config.evaluate_test:
         evaluate_checkpoint(best, split="test", tracker=tracker)

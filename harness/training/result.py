@@ -26,7 +26,7 @@ class RunResult:
 
     run_id: str
     status: Status
-    score: float  # best val/accuracy over the epochs
+    score: float  # of the kept epoch, by trainer.monitor; NaN if no epoch ended
     best_epoch: int  # 0-based; -1 if no epoch ended
     metrics: dict[str, float]  # of the best epoch's checkpoint
     checkpoint: Path | None  # of the best epoch

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.config.monitor import BY_ACCURACY, MonitorConfig
 from harness.errors import CheckpointError, DamagedCheckpointError
 from harness.training.callbacks import BEST, LAST, best_epoch, history_in
 from harness.training.checkpoint import SECTION, ModelFacts, load_raw
@@ -21,7 +22,12 @@ SCHEDULES_OF_ANY_LENGTH = ("constant", "step")
 log = logging.getLogger(__name__)
 
 
-def find_resume_point(folder: Path, facts: ModelFacts, select: Literal["best", "last"]) -> Path | None:
+def find_resume_point(
+    folder: Path,
+    facts: ModelFacts,
+    select: Literal["best", "last"],
+    monitor: MonitorConfig = BY_ACCURACY,
+) -> Path | None:
     """Return the checkpoint to go on from, with its best epoch's in its place; None: from the beginning.
 
     Raises:
@@ -35,7 +41,7 @@ def find_resume_point(folder: Path, facts: ModelFacts, select: Literal["best", "
         try:
             raw = _load_whole(path)
             check_resumable(path, raw[SECTION], facts)
-            _put_best_back(folder, raw, select)
+            _put_best_back(folder, raw, select, monitor)
         except DamagedCheckpointError as error:
             problems[str(error)] = None
             continue
@@ -71,6 +77,11 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
         raise CheckpointError(
             f"{path} was trained with data.batch_size={batch_size}: with another its epochs have other steps"
         )
+    if _monitor_of(was) != _monitor_of(wanted):
+        raise CheckpointError(
+            f"{path} is of a run with another trainer.monitor (in a sweep: sweep.metric), which has chosen "
+            "its best epoch: repeat the run as it was, or delete it"
+        )
     _check_length(path, before["epoch"] + 1, was["trainer"]["max_epochs"], wanted)
 
 
@@ -89,15 +100,23 @@ def _check_length(path: Path, num_done: int, was: int, wanted: dict[str, Any]) -
         )
 
 
-def _put_best_back(folder: Path, raw: dict[str, Any], select: Literal["best", "last"]) -> None:
+def _monitor_of(config: dict[str, Any]) -> dict[str, str]:
+    """Return what decides about a run, also about those of a time when that was always the accuracy."""
+    monitor = config.get("trainer", {}).get("monitor", {})
+    return MonitorConfig.model_validate(monitor).model_dump()
+
+
+def _put_best_back(
+    folder: Path, raw: dict[str, Any], select: Literal["best", "last"], monitor: MonitorConfig
+) -> None:
     """Have `best.ckpt` be the best of the epochs that a checkpoint tells of, not a later one's."""
     history = history_in(raw)
-    epoch = best_epoch(history, select)
+    epoch = best_epoch(history, monitor, select)
     best = folder / BEST
     problem = f"{best} of epoch {epoch + 1} is gone"
     for path in (best, previous_of(best)):
         try:
-            if path.is_file() and _is_of_epoch(path, epoch, history[epoch]["val/accuracy"]):
+            if path.is_file() and _is_of_epoch(path, epoch, history[epoch][monitor.metric]):
                 path.replace(best)
                 return
         except DamagedCheckpointError as error:

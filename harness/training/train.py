@@ -45,7 +45,7 @@ def train(
     on_epoch: Callable[[EpochReport], Decision] | None = None,
     stop_requested: Callable[[], bool] | None = None,
 ) -> RunResult:
-    """Train, choose the best epoch by validation accuracy, evaluate and record it.
+    """Train, choose the best epoch by `trainer.monitor`, evaluate and record it.
 
     A run that was interrupted goes on from `checkpoint_dir`, at the epoch after its last complete one (see
     `resume.py`), and ends with the weights of an uninterrupted run. The tracker's run is always closed.
@@ -62,7 +62,7 @@ def train(
         HarnessError: data, model or checkpoint are not as the configuration says.
     """
     started = time.perf_counter()
-    recorder = EpochRecorder(tracker, on_epoch, config.trainer.select, config.trainer.early_stopping_patience)
+    recorder = EpochRecorder(tracker, config.trainer, on_epoch)
     best = checkpoint_dir / "best.ckpt"
     ranks = current_ranks()
     status: Status
@@ -99,7 +99,8 @@ def train(
         tracker.set_tags({"harness.failure": shown(f"{type(error).__name__}: {error}")[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
-    tracker.log_summary({"run_seconds": seconds, **costs})
+    if is_recorder:  # otherwise the last whole epoch has said how long it took so far
+        tracker.log_summary({names.TRAINED_SECONDS: recorder.seconds_before + seconds, **costs})
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return _result(tracker.run_id, status, recorder, best, seconds, costs)
@@ -112,7 +113,7 @@ def _result(
     return RunResult(
         run_id=run_id,
         status=status,
-        score=metrics.get("val/accuracy", float("nan")),
+        score=metrics.get(recorder.monitor.metric, float("nan")),
         best_epoch=recorder.best_epoch if recorder.history else -1,
         metrics=dict(metrics),
         checkpoint=best if best.is_file() else None,

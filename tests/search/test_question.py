@@ -81,5 +81,6 @@ def test_everything_else_of_the_schema_is_part_of_the_question() -> None:
     assert base == {
         "data.dir", "data.cache_dir", "data.feature_cache_gb", "trainer.device", "trainer.devices",
         "trainer.threads", "trainer.keep_memory", "trainer.compile", "evaluate_test",
+        "trainer.monitor.metric", "trainer.monitor.direction",  # sweep.metric says it
         "tracking.dir", "tracking.experiment", "tracking.run_name", "tracking.log_model",
     }  # fmt: skip

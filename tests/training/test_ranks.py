@@ -32,7 +32,7 @@ TOGETHER = (
     "optim.lr=0.02",
     "trainer.max_epochs=2",
 )
-TIMELESS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
+TIMELESS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1", "val/auc", "lr")
 
 Run = Callable[..., tuple[RunResult, RecordingTracker]]
 Config = Callable[..., RunConfig]
@@ -61,7 +61,6 @@ def assert_same_run(run: Run, config: RunConfig, tmp_path: Path) -> None:
     for name, tensor in weights(tmp_path / "one").items():
         assert torch.allclose(weights(tmp_path / "two")[name], tensor, atol=TOLERANCE), name
     assert two_result.best_epoch == one_result.best_epoch
-    assert two.summary["val/auc"] == pytest.approx(one.summary["val/auc"], abs=TOLERANCE)
     assert two.artifacts["confusion/val.json"] == one.artifacts["confusion/val.json"]
 
 

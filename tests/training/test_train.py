@@ -60,8 +60,10 @@ def test_a_run_learns_and_records(run: Run, tiny_config: Config, tmp_path: Path)
         tracker.epochs[0]
     )
     assert result.score == max(epoch["val/accuracy"] for epoch in tracker.epochs.values())
-    assert tracker.summary["val/accuracy"] == pytest.approx(result.score)
-    assert {"val/precision", "val/recall", "val/f1", "val/auc", "best_epoch"} <= set(tracker.summary)
+    assert tracker.epochs[result.best_epoch]["best/val/accuracy"] == result.score
+    best = {"best/val/precision", "best/val/recall", "best/val/f1", "best/val/auc", "best/val/loss"}
+    assert best <= set(tracker.epochs[result.best_epoch])
+    assert tracker.summary["best_epoch"] == result.best_epoch
     assert not [name for name in tracker.summary if name.startswith("test/")], (
         "nobody asked for the test split"
     )

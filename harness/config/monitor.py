@@ -1,0 +1,53 @@
+"""The one metric that decides about a run: the epoch it keeps, when it stops, what a sweep is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from pydantic import model_validator
+
+from harness.config.base import Frozen
+
+# All that is computed of the validation images after every epoch; the means run over the classes.
+Metric = Literal["val/accuracy", "val/loss", "val/f1", "val/auc", "val/precision", "val/recall"]
+Direction = Literal["maximize", "minimize"]
+METRICS: tuple[str, ...] = get_args(Metric)
+
+
+def direction_of(metric: str) -> Direction:
+    """Return which values of a metric are the better ones."""
+    return "minimize" if metric == "val/loss" else "maximize"
+
+
+class Judged(Frozen):
+    """A section with a metric, whose direction follows from it and need not be given."""
+
+    metric: Metric = "val/accuracy"
+    direction: Direction = "maximize"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _direction_follows(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        metric, given = values.get("metric", "val/accuracy"), values.get("direction")
+        if metric not in METRICS or given not in (None, *get_args(Direction)):
+            return values  # the fields say what is wrong
+        if given not in (None, direction_of(metric)):
+            raise ValueError(
+                f"direction={given} does not suit metric={metric}: leave it out, it is {direction_of(metric)}"
+            )
+        return {**values, "direction": direction_of(metric)}
+
+
+class MonitorConfig(Judged):
+    """`trainer.monitor`."""
+
+    def best(self, scores: Sequence[float]) -> int:
+        """Return the position of the best score, of equals the first."""
+        sign = -1.0 if self.direction == "minimize" else 1.0
+        return max(range(len(scores)), key=lambda position: sign * scores[position])
+
+
+BY_ACCURACY = MonitorConfig()
