@@ -95,7 +95,7 @@ def _write(
     images_NCHW = parity.choose_images(val)
     graph_input = GraphInput(height=images_NCHW.shape[2], width=images_NCHW.shape[3])
     export_onnx(classifier, folder / manifest.ONNX_FILE, graph_input)
-    save_weights(classifier.state_dict(), folder / manifest.WEIGHTS_FILE)
+    save_weights(classifier.network.state_dict(), folder / manifest.WEIGHTS_FILE)
     exported = onnx_runner(folder / manifest.ONNX_FILE, graph_input)
     config = BundleConfig(
         name=name,
@@ -111,6 +111,7 @@ def _write(
         parity=parity.check_parity(torch_runner(classifier), exported, images_NCHW),
         training=_portable(checkpoint.config.to_dict()),
         versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        **_timm_section(classifier, checkpoint),
     )
     config.write(folder)
     (folder / manifest.CARD_FILE).write_text(render_card(config), encoding="utf-8")
@@ -133,6 +134,34 @@ def _preprocessing(classifier: ImageClassifier, side: int, data: DataConfig) -> 
         mean=tuple(inside.mean.flatten().tolist()),
         std=tuple(inside.std.flatten().tolist()),
     )
+
+
+def _timm_section(classifier: ImageClassifier, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what timm needs to build the network and its preprocessing; nothing if it is not timm's."""
+    known = classifier.network.pretrained_cfg
+    if checkpoint.config.model.kind not in ("timm", "efficientnet_lite0"):
+        return {}
+    inside = classifier.preprocess
+    size = (3, inside.image_size, inside.image_size)
+    is_fixed = bool(known.get("fixed_input_size"))
+    return {
+        "architecture": known["architecture"],
+        "num_classes": len(checkpoint.class_names),
+        "label_names": checkpoint.class_names,
+        "model_args": {"img_size": inside.image_size} if is_fixed else {},
+        "pretrained_cfg": {
+            "input_size": size,
+            "fixed_input_size": is_fixed,
+            "mean": tuple(inside.mean.flatten().tolist()),
+            "std": tuple(inside.std.flatten().tolist()),
+            "interpolation": inside.interpolation,
+            "crop_pct": 1.0,  # ours scales the shorter side to the size of the network and crops the centre
+            "crop_mode": "center",
+            "num_classes": len(checkpoint.class_names),
+            "first_conv": known.get("first_conv"),
+            "classifier": known.get("classifier"),
+        },
+    }
 
 
 def _portable(training: dict[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ classifier = load_classifier(".")  # evaluation mode, on the CPU
 logits = classifier(torch.zeros(1, 3, $decode_size, $decode_size, dtype=torch.uint8))
 ```
 
-## Files
+$timm## Files
 
 `model.safetensors` holds the weights, `model.onnx` the whole graph, `config.json` everything above in
 machine-readable form. `sha256sum --check SHA256SUMS` tells whether they are unaltered.
@@ -100,6 +100,18 @@ torch and ONNX Runtime were compared when this bundle was written: on $parity_im
 batches of $parity_batches the logits differ by at most $parity_difference (allowed: $parity_tolerance), and
 $parity_agreement of the predicted classes are the same.
 """)
+
+
+TIMM = """With timm alone, images prepared as the network expects them:
+
+```python
+import timm
+
+network = timm.create_model("local-dir:.", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+```
+
+"""
 
 
 def render_card(config: BundleConfig) -> str:
@@ -122,6 +134,7 @@ def render_card(config: BundleConfig) -> str:
         resize=_resize(inside),
         mean=_numbers(inside.mean),
         std=_numbers(inside.std),
+        timm=TIMM if config.architecture else "",
         parity_images=config.parity.num_images,
         parity_batches=", ".join(map(str, config.parity.batch_sizes)),
         parity_difference=f"{config.parity.max_abs_difference:.2g}",

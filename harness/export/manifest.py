@@ -17,7 +17,7 @@ from harness.config.schema import ModelConfig, PixelType
 from harness.errors import ExportError
 
 FORMAT: Literal["harness-bundle"] = "harness-bundle"
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2  # in version 1 the names of the weights began with ``network.``
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -96,7 +96,7 @@ class BundleConfig(Frozen):
     """The whole of `config.json`."""
 
     format: Literal["harness-bundle"] = FORMAT
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
     name: str
     classes: tuple[str, ...]
     input: GraphInput
@@ -111,6 +111,12 @@ class BundleConfig(Frozen):
     parity: ParityFacts
     training: dict[str, Any]  # the run's whole configuration, as it was resolved
     versions: dict[str, str]
+    # What `timm.create_model("local-dir:<folder>", pretrained=True)` reads; None of networks that are ours.
+    architecture: str | None = None
+    num_classes: int | None = None
+    label_names: tuple[str, ...] | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+    pretrained_cfg: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Write `config.json` into `folder`."""
@@ -125,7 +131,7 @@ def read_config(folder: Path) -> BundleConfig:
         ExportError: it is no JSON, or of another format or version.
     """
     try:
-        return BundleConfig.model_validate(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+        return BundleConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
     except (OSError, ValueError, ValidationError) as error:
         fault = str(error).splitlines()
         where = f" ({fault[1].strip()})" if isinstance(error, ValidationError) and len(fault) > 1 else ""

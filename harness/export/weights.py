@@ -37,7 +37,8 @@ def restore(config: BundleConfig, folder: Path) -> ImageClassifier:
         config.model, len(config.classes), mean=inside.mean, std=inside.std, load_weights=False
     )
     try:
-        classifier.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        holder = classifier if config.format_version == 1 else classifier.network
+        holder.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ExportError(

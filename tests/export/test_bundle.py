@@ -8,14 +8,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from harness.config.schema import EfficientNetLite0, FolderData, ModelConfig, ScratchModel, TimmModel
 from harness.errors import CheckpointError, ExportError
 from harness.export import bundle as bundling
 from harness.export import load_bundle
 from harness.export.bundle import ExportResult, slug
+from harness.export.checksums import write_checksums
+from harness.export.manifest import CONFIG_FILE, WEIGHTS_FILE
 from harness.export.weights import load_classifier
 from harness.training.checkpoint import load_checkpoint, restore_classifier
 from tests.export.conftest import CLASSES, MEAN, METRICS, STD, export, make_images, write_checkpoint
@@ -44,7 +47,8 @@ def test_checksums_are_those_of_sha256sum(exported: ExportResult) -> None:
 
 
 def test_safetensors_are_the_checkpoint_bit_for_bit(exported: ExportResult, checkpoint: Path) -> None:
-    expected = load_checkpoint(checkpoint).state_dict
+    state = load_checkpoint(checkpoint).state_dict
+    expected = {name.removeprefix("network."): tensor for name, tensor in state.items()}  # as timm has them
     actual = load_file(exported.path / "model.safetensors")
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
@@ -208,3 +212,37 @@ def test_the_speed_cnn_exports_with_its_whitening(tmp_path: Path) -> None:
     assert result.config.parity.top1_agreement == 1.0
     reloaded = load_classifier(result.path)
     assert torch.equal(reloaded.get_buffer("network.whiten.weight"), weights)
+
+
+def test_timm_loads_a_bundle_of_its_own_network_with_its_preprocessing(tmp_path: Path) -> None:
+    model = TimmModel(name="test_resnet", image_size=64)
+    result = export(write_checkpoint(tmp_path / "best.ckpt", model), tmp_path / "exports")
+    network = timm.create_model(f"local-dir:{result.path}", pretrained=True).eval()
+    described = timm.data.resolve_model_data_config(network)
+    ours = load_classifier(result.path)
+    assert described["input_size"] == (3, 64, 64)
+    assert described["mean"] == pytest.approx(ours.preprocess.mean.flatten().tolist())
+    assert described["std"] == pytest.approx(ours.preprocess.std.flatten().tolist())
+    assert described["interpolation"] == ours.preprocess.interpolation
+    images = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(described[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        torch.testing.assert_close(network((images - mean) / std), ours(images), atol=1e-4, rtol=1e-4)
+    by_path = timm.create_model(
+        "test_resnet", num_classes=len(CLASSES), checkpoint_path=str(result.path / WEIGHTS_FILE)
+    )
+    assert torch.equal(by_path.conv1.weight, network.conv1.weight)
+
+
+def test_a_bundle_of_the_first_version_loads_still(bundle: Path) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    expected = load_classifier(bundle)(images)
+    state = {f"network.{name}": tensor for name, tensor in load_file(bundle / WEIGHTS_FILE).items()}
+    (bundle / WEIGHTS_FILE).write_bytes(save(state))
+    config = json.loads((bundle / CONFIG_FILE).read_text(encoding="utf-8"))
+    for key in ("architecture", "num_classes", "label_names", "model_args", "pretrained_cfg"):
+        del config[key]
+    config["format_version"] = 1
+    (bundle / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+    write_checksums(bundle)
+    assert torch.equal(load_classifier(bundle)(images), expected)
