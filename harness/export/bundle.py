@@ -138,7 +138,7 @@ def _preprocessing(classifier: ImageClassifier, side: int, data: DataConfig) -> 
 
 def _timm_section(classifier: ImageClassifier, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what timm needs to build the network and its preprocessing; nothing if it is not timm's."""
-    known = classifier.network.pretrained_cfg
+    known: dict[str, Any] = classifier.network.pretrained_cfg  # type: ignore[assignment]
     if checkpoint.config.model.kind not in ("timm", "efficientnet_lite0"):
         return {}
     inside = classifier.preprocess
