@@ -12,6 +12,7 @@ HarnessError                 a user's mistake or a fault of the world: one clear
 │   └── DiskFullError           there is no room for it: the run can go on when there is
 ├── DivergedError            the loss became NaN or infinite: an answer, not an accident
 ├── TrackingError            the run store is unwritable, unreachable, or lacks the run asked for
+│   └── NoSuchRunError       it answers, and does not hold the run
 ├── SweepError               a sweep that differs from its namesake, is being run already, or keeps failing
 │   └── StorageError         the database of sweeps is away: what needs it stays resumable
 └── ExportError              a bundle that cannot be written, or fails its parity check
@@ -80,6 +81,10 @@ class DivergedError(HarnessError):
 
 class TrackingError(HarnessError):
     """The run store is unwritable, unreachable, or lacks the run asked for."""
+
+
+class NoSuchRunError(TrackingError):
+    """The run store answers, and does not hold the run: waiting does not help."""
 
 
 class SweepError(HarnessError):

@@ -51,6 +51,11 @@ class SweepHome:
         """
         return storage.open_storage(self.storage, self.plan.sweep.lease_seconds)
 
+    @property
+    def runs(self) -> Path:
+        """The folder of runs."""
+        return self.directory.parents[1]
+
     def trial_directory(self, number: int) -> Path:
         return self.directory / f"trial-{number:04d}"
 

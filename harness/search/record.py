@@ -25,6 +25,7 @@ from harness.search.pareto import pareto_figure, pareto_front
 from harness.search.study import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
+from harness.tracking.moved import recorded_path
 from harness.tracking.tracker import RunStatus
 
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
@@ -84,7 +85,7 @@ class SweepRecord:
 
     def close(self, status: RunStatus) -> None:
         """Record how far the sweep is: leaderboard, pictures, the best trial's identity; close the run."""
-        rows, sweep = read_rows(self.study), self.plan.sweep
+        rows, sweep = read_rows(self.study, self.directory.parents[1]), self.plan.sweep
         best = best_row(rows, sweep.direction)
         self.tracker.log_text(leaderboard_csv(rows, sweep), "leaderboard.csv")
         self.tracker.log_figure(history_figure(rows, sweep.direction, sweep.metric), "history.png")
@@ -111,7 +112,7 @@ class SweepRecord:
         tags = {f"best.{path}": str(value) for path, value in best.params.items()}
         tags |= {"harness.best_trial": str(best.number), names.BEST_RUN: best.run_id or ""}
         if best.checkpoint is not None:
-            tags[names.CHECKPOINT] = str(best.checkpoint)
+            tags[names.CHECKPOINT] = recorded_path(best.checkpoint, self.directory.parents[1])
         self.tracker.set_tags(tags)
 
     def _write_file(self, status: str, best: TrialRow | None, front: Sequence[TrialRow] = ()) -> None:

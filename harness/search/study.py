@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from harness.search.claims import ATTEMPT, OWNER
 from harness.search.constraints import COSTS, broken_constraints
 from harness.search.patience import PatientStorage
 from harness.search.samplers import build_sampler
+from harness.tracking.moved import found_path
 
 # User attributes of a trial, each written once by the process that knows it.
 OVERRIDES, MAX_EPOCHS, RUN_ID = "overrides", "max_epochs", "run_id"
@@ -120,10 +121,19 @@ class TrialStudy(optuna.Study):
         return self.directions[0]
 
 
-def read_rows(study: optuna.Study) -> list[TrialRow]:
-    """Return every trial of the study by number."""
+def read_rows(study: optuna.Study, runs: Path | None = None) -> list[TrialRow]:
+    """Return every trial of the study by number.
+
+    Args:
+        runs: the folder of runs, where checkpoints are looked for should it have been moved.
+    """
     maximize = study.directions[0] == StudyDirection.MAXIMIZE
-    return [_row(trial, maximize) for trial in study.get_trials(deepcopy=False)]
+    rows = [_row(trial, maximize) for trial in study.get_trials(deepcopy=False)]
+    if runs is None:
+        return rows
+    return [
+        replace(row, checkpoint=found_path(row.checkpoint, runs)) if row.checkpoint else row for row in rows
+    ]
 
 
 def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:

@@ -255,7 +255,7 @@ def _evaluate_best(
     Raises:
         KeyboardInterrupt: we were asked to stop.
     """
-    best = best_row(read_rows(study), home.plan.sweep.direction)
+    best = best_row(read_rows(study, home.runs), home.plan.sweep.direction)
     if best is None or best.checkpoint is None or not needs_test(study, home.plan, best):
         return
     from harness.tracking import names
@@ -271,7 +271,7 @@ def _evaluate_best(
 
 
 def _result(home: SweepHome, study: optuna.Study, outcome: Outcome, exit_code: int) -> SweepResult:
-    rows = read_rows(study)
+    rows = read_rows(study, home.runs)
     return SweepResult(
         name=home.name,
         outcome=outcome,

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.trial import TrialState
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
 from harness.credentials import shown
 from harness.data import remember_auto
-from harness.errors import HarnessError, StorageError, TrackingError, first_line
+from harness.errors import HarnessError, NoSuchRunError, StorageError, TrackingError, first_line
 from harness.logs import show_messages
 from harness.search import study as studies
 from harness.search.claims import Lease, beat_interval
@@ -189,7 +189,7 @@ class _Attempt:
     def _open_run(self, config: RunConfig, stop_requested: Callable[[], bool]) -> Tracker:
         """Open the trial's run; a store that is away for a while is waited for."""
         retrying = Retrying(
-            retry=retry_if_exception_type(TrackingError),
+            retry=retry_if_exception(is_away),
             stop=lambda state: stop_requested() or stop_after_delay(PATIENCE_S)(state),
             wait=wait_fixed(1.0),
             reraise=True,
@@ -208,6 +208,9 @@ class _Attempt:
         if run_id is None and self.spec.attempt > 1:  # killed before it could note which it had opened?
             known = {names.PARENT: self.spec.parent_run_id, names.TRIAL: number}
             run_id = store.find_run(self.spec.experiment, known)
+        if run_id is not None and not store.has_run(run_id) and store.has_run(self.spec.parent_run_id):
+            print(f"run {run_id} was deleted from MLflow for good: going on under a new one", file=sys.stderr)
+            run_id = None
         return store.start_run(
             f"trial-{self.spec.number:04d}",
             self.spec.experiment,
@@ -284,6 +287,11 @@ class _Attempt:
         news = {key: value for key, value in notes.items() if known.get(key) != value}
         if news:
             studies.storage_of(self.study).set_trial_user_attrs(self.spec.trial_id, news)
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether the run store may answer later, rather than has answered."""
+    return isinstance(error, TrackingError) and not isinstance(error, NoSuchRunError)
 
 
 def _real_train() -> TrainFunction:

@@ -17,6 +17,7 @@ from pathlib import Path
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, did_you_mean
 from harness.tracking import names
+from harness.tracking.moved import found_path
 from harness.tracking.runs import RunRecord, activity, get_run, search_runs
 
 ORDER = ("complete", "finished", "pruned", "running", "killed", "infeasible", "failed")  # best first
@@ -184,13 +185,16 @@ def choose(tracking: TrackingConfig, reference: str | None = None) -> Choice:
         sweep = read_sweep(tracking, run)
         why = sweep.describe_best()
         assert sweep.best is not None
-        return Choice(sweep.best, _checkpoint_of(sweep.best), sweep, why)
+        return Choice(sweep.best, _checkpoint_of(tracking, sweep.best), sweep, why)
     parent = get_run(tracking, run.parent_run_id) if run.kind == "trial" and run.parent_run_id else None
     sweep_of_run = None if parent is None else read_sweep(tracking, parent)
     of_sweep = f", a trial of sweep {run.sweep} ({run.outcome})" if run.sweep else ""
     asked = "as asked for" if reference else "the last run, as there is no sweep"
     return Choice(
-        run, _checkpoint_of(run), sweep_of_run, f"run {run.run_id[:12]} ({run.name}){of_sweep}: {asked}"
+        run,
+        _checkpoint_of(tracking, run),
+        sweep_of_run,
+        f"run {run.run_id[:12]} ({run.name}){of_sweep}: {asked}",
     )
 
 
@@ -210,7 +214,7 @@ def _default_run(tracking: TrackingConfig) -> RunRecord:
     return with_checkpoint[-1]
 
 
-def _checkpoint_of(run: RunRecord) -> Path:
+def _checkpoint_of(tracking: TrackingConfig, run: RunRecord) -> Path:
     if run.checkpoint_was_removed:
         raise TrackingError(
             f"run {run.run_id} ({run.name}): {names.CHECKPOINT_REMOVED}; choose a better trial of its sweep"
@@ -219,7 +223,7 @@ def _checkpoint_of(run: RunRecord) -> Path:
         raise TrackingError(
             f"run {run.run_id} ({run.name}, {run.status}) kept no checkpoint: choose another run"
         )
-    path = Path(run.checkpoint)
+    path = found_path(run.checkpoint, tracking.dir)
     if not path.is_file():
         raise TrackingError(f"the checkpoint of run {run.run_id} is gone: {path} was moved or deleted")
     return path

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from harness.errors import first_line
 from harness.tracking.logged_model import delete_models, log_checkpoint
+from harness.tracking.moved import found_path
 from harness.tracking.spool import Operation, Spool
 
 # The store is away, full, locked or misbehaving. (requests' exceptions are OSErrors; no JSON: a proxy.)
@@ -101,7 +102,8 @@ def _dispatch(client: MlflowClient, spool: Spool, operation: Operation) -> None:
         case "data":
             _log_data(client, run_id, operation)
         case "model":
-            checkpoint = Path(operation["checkpoint"])
+            checkpoint = found_path(operation["checkpoint"], spool.runs)
+            operation = operation | {"checkpoint": str(checkpoint)}
             if not checkpoint.is_file():
                 raise UnrecordableError(f"{checkpoint} is gone, so no model is recorded")
             log_checkpoint(client, run_id, operation, scratch=spool.new_file("model").parent)

@@ -162,6 +162,11 @@ class Spool:
         self.artifacts = Lane(directory / f"{run_id}{ARTIFACTS}", self.set_aside, self.discard_file)
 
     @property
+    def runs(self) -> Path:
+        """The folder of runs that it lies in."""
+        return self.files.parents[2]
+
+    @property
     def is_empty(self) -> bool:
         return self.records.is_empty and self.artifacts.is_empty
 

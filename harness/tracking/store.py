@@ -18,15 +18,16 @@ from pathlib import Path
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from harness.config.schema import TrackingConfig
-from harness.errors import TrackingError, first_line
+from harness.errors import NoSuchRunError, TrackingError, first_line
 from harness.tracking import names
 from harness.tracking.address import DATABASE, database_uri, store_identity, store_uri
 from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.operations import STORE_ERRORS, apply
+from harness.tracking.moved import follow_move
+from harness.tracking.operations import STORE_ERRORS, apply, is_refusal
 from harness.tracking.spool import Points, Spool, spooled_runs
 from harness.tracking.tracker import RunStatus
 
@@ -91,6 +92,12 @@ class RunStore:
             experiment_id = self.experiment_id(experiment)
             run = self.client.create_run(experiment_id, tags=tags, run_name=name)
         except STORE_ERRORS as error:
+            if run_id is not None and is_refusal(error):
+                raise NoSuchRunError(
+                    f"run {run_id} cannot be opened in {self.uri} ({first_line(error)}): set "
+                    "MLFLOW_TRACKING_URI or tracking.dir to the run store that it was begun in; if it was "
+                    "deleted for good, begin anew (a sweep: under another sweep.name)"
+                ) from error
             raise TrackingError(f"a run cannot be opened in {self.uri}: {first_line(error)}") from error
         return MlflowTracker(self.client, run.info.run_id, self.spool_of(run.info.run_id))
 
@@ -166,7 +173,13 @@ class RunStore:
     def _open_again(self, run_id: str, *, keeps_status: bool) -> MlflowTracker:
         spool = self.spool_of(run_id)
         recorded = spool.points()  # before the store is asked, as they may be on their way into it
-        recorded |= _recorded_points(self.client, self.client.get_run(run_id))
+        run = self.client.get_run(run_id)
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            self.client.restore_run(run_id)
+            logger.warning(
+                "run %s (%s) had been deleted in MLflow: it is restored", run_id, run.info.run_name
+            )
+        recorded |= _recorded_points(self.client, run)
         return MlflowTracker(self.client, run_id, spool, recorded=recorded, keeps_status=keeps_status)
 
     def _find_experiment(self, name: str) -> str | None:
@@ -202,6 +215,7 @@ def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
             _check_writable(directory)
         if uri == database_uri(directory) and not to_read:
             _create_database(directory)
+            follow_move(directory)
         store = RunStore(_connect(uri), uri, directory)
         store.client.search_experiments(max_results=1)
     except STORE_ERRORS as error:

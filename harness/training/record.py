@@ -13,6 +13,7 @@ from harness.data.splits import ImageSplits
 from harness.models import FreezeReport
 from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
+from harness.tracking.moved import recorded_path
 from harness.training.callbacks import EpochRecorder
 from harness.training.checkpoint import load_checkpoint, restore_classifier
 from harness.training.evaluate import evaluate, evaluate_checkpoint, predict, record_evaluation
@@ -58,7 +59,7 @@ def record_best(
     best: Path,
 ) -> None:
     """Evaluate the best checkpoint on validation (on test only where asked for) and keep it as a model."""
-    tracker.set_tags({names.CHECKPOINT: str(best.resolve())})
+    tracker.set_tags({names.CHECKPOINT: recorded_path(best, config.tracking.dir)})
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
         logits = recorder.best_logits.numpy()  # just computed: no second pass over the images
     else:

@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.config.schema import TrackingConfig
 from harness.errors import ConfigError, SweepError
 from harness.search.claims import TO_FAIL
+from harness.tracking.store import open_store
 from tests.search.conftest import SmallSweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,3 +302,28 @@ def test_a_second_ctrl_c_leaves_at_once(small_sweep: SmallSweep, start: Start) -
 
     assert process.returncode == 130, output
     assert small_sweep.rows()[0].state == "running"
+
+
+def test_a_sweep_whose_runs_were_deleted_in_mlflow_goes_on(small_sweep: SmallSweep) -> None:
+    """Its parent, its trials, or all: they are restored, and nobody waits for a store that has answered."""
+    small_sweep.behave(patience_s=0.0)  # nobody who waits would get far
+    first = small_sweep.run("sweep.num_trials=1")
+    assert first.parent_run_id is not None
+    client = open_store(TrackingConfig(dir=str(small_sweep.runs))).client
+    for run_id in (first.parent_run_id, str(first.rows[0].run_id)):
+        client.delete_run(run_id)
+    again = small_sweep.run("sweep.num_trials=2")
+    assert [row.state for row in again.rows] == ["complete"] * 2
+    assert again.parent_run_id == first.parent_run_id
+    assert client.get_run(first.parent_run_id).info.lifecycle_stage == "active"
+
+
+def test_a_sweep_that_was_moved_with_its_folder_goes_on_there(small_sweep: SmallSweep) -> None:
+    small_sweep.run("sweep.num_trials=1")
+    old, new = small_sweep.runs, small_sweep.runs.with_name("renamed")
+    old.rename(new)
+    moved = replace(small_sweep, runs=new)
+    result = moved.run("sweep.num_trials=2")
+    assert [row.state for row in result.rows] == ["complete"] * 2
+    assert all(row.checkpoint is not None and row.checkpoint.is_relative_to(new) for row in result.rows)
+    assert not old.exists()
