@@ -173,11 +173,11 @@ def _run(
     home: SweepHome, executor: Executor, console: Console, started: float, keep_place: Callable[[], None]
 ) -> SweepResult:
     sweep = home.plan.sweep
+    store = _open_store(home)  # first, as it may be refused, and finding the slots takes minutes
     slots = executor.prepare(home.plan)
     study = open_study(home)
     home = home.of(study)
     study.set_user_attr(record.SLOTS, asdict(slots))
-    store = _open_store(home)
     with StopSignals() as signals, _sweep_record(home, study, store) as sweep_record:
         scheduler = build_scheduler(home, study, store, executor, slots, started, keep_place)
         greet(console, home, read_rows(study), slots)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run
@@ -210,6 +211,7 @@ def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
     directory = Path(tracking.dir).expanduser().resolve()
     uri = store_uri(tracking)
     _silence()
+    _check_installation(uri)
     try:
         if not to_read:
             _check_writable(directory)
@@ -230,6 +232,15 @@ def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
             directory,
         )
     return store
+
+
+def _check_installation(uri: str) -> None:
+    """Refuse what MLflow cannot: alembic reads a '%' in the path of MLflow's migrations as a reference."""
+    if "%" in mlflow.__file__ and not uri.startswith(("http:", "https:")):
+        raise TrackingError(
+            f"MLflow cannot open a database while it is installed under a path with a '%' "
+            f"({Path(mlflow.__file__).parent}): move the project, or give make a VENV=FOLDER without one"
+        )
 
 
 def _connect(uri: str) -> MlflowClient:

@@ -19,6 +19,7 @@ from harness.errors import ConfigError, SweepError
 from harness.search.claims import TO_FAIL
 from harness.tracking.store import open_store
 from tests.search.conftest import SmallSweep
+from tests.tracking.conftest import end_of_process
 
 ROOT = Path(__file__).resolve().parents[2]
 Statuses = Callable[[Path], dict[str, str]]
@@ -322,6 +323,7 @@ def test_a_sweep_that_was_moved_with_its_folder_goes_on_there(small_sweep: Small
     small_sweep.run("sweep.num_trials=1")
     old, new = small_sweep.runs, small_sweep.runs.with_name("renamed")
     old.rename(new)
+    end_of_process()
     moved = replace(small_sweep, runs=new)
     result = moved.run("sweep.num_trials=2")
     assert [row.state for row in result.rows] == ["complete"] * 2

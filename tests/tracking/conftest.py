@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking._tracking_service import utils as mlflow_process
 
 from harness.config.schema import TrackingConfig
 from harness.tracking.store import RunStore, open_store
@@ -39,6 +40,11 @@ def tracking(empty_database: Path, tmp_path: Path) -> TrackingConfig:
 @pytest.fixture
 def store(tracking: TrackingConfig) -> RunStore:
     return open_store(tracking)
+
+
+def end_of_process() -> None:
+    """Forget what MLflow knows for as long as a process lives: the place of a run's artifacts, by its id."""
+    mlflow_process._artifact_repos_cache.clear()
 
 
 CALLS = (

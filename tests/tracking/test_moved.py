@@ -14,7 +14,7 @@ from harness.tracking.choice import choose
 from harness.tracking.moved import found_path, recorded_path
 from harness.tracking.runs import find_runs, read_config
 from harness.tracking.store import RunStore, open_store
-from tests.tracking.conftest import Outage
+from tests.tracking.conftest import Outage, end_of_process
 
 
 def files_under(folder: Path) -> set[str]:
@@ -46,6 +46,7 @@ def test_a_folder_of_runs_that_was_moved_is_used_where_it_is(
         shutil.copytree(old, new)
     else:
         old.rename(new)
+    end_of_process()
     tracking = TrackingConfig(dir=str(new))
     moved = open_store(tracking)
     (run,) = find_runs(tracking)
@@ -78,6 +79,7 @@ def test_what_waits_in_a_spool_is_recorded_after_a_move(
     tracker.finish("FINISHED")
     new = tmp_path / "new"
     store.directory.rename(new)
+    end_of_process()
     run = open_store(TrackingConfig(dir=str(new))).client.get_run(tracker.run_id)
     assert (run.info.status, run.data.metrics["val/loss"]) == ("FINISHED", 1.0)
     assert files_under(new / "artifacts") == {"kept.txt"}

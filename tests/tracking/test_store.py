@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from harness.config.schema import TrackingConfig
@@ -145,3 +150,42 @@ def test_two_processes_write_one_store(tracking: TrackingConfig) -> None:
     assert {run.info.run_name for run in runs} == {"writer 0", "writer 1"}
     assert {len(client.get_metric_history(run.info.run_id, "val/loss")) for run in runs} == {10}
     assert not list((Path(tracking.dir)).glob("spool/**/*.jsonl"))
+
+
+PERCENT = r"installed under a path with a '%' \(.*50% done/.*\): move the project, or give make a VENV"
+
+
+def test_an_mlflow_under_a_path_with_a_percent_sign_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow, "__file__", str(tmp_path / "50% done" / "mlflow" / "__init__.py"))
+    with pytest.raises(TrackingError, match=PERCENT):
+        open_store(TrackingConfig(dir=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_an_mlflow_that_really_lies_under_a_path_with_a_percent_sign_is_refused(tmp_path: Path) -> None:
+    packages = tmp_path / "50% done"
+    packages.mkdir()
+    (packages / "mlflow").symlink_to(Path(mlflow.__file__).parent, target_is_directory=True)
+    paths = os.pathsep.join([str(packages), str(Path(__file__).resolve().parents[2])])
+    code = (
+        "from harness.config.schema import TrackingConfig; from harness.errors import TrackingError\n"
+        "from harness.tracking import store\n"
+        "if {bare}: store._check_installation = lambda uri: None\n"
+        "try: store.open_store(TrackingConfig(dir={runs!r}))\n"
+        "except TrackingError as error: print(error)"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(bare=bare, runs=str(tmp_path / f"runs {bare}"))],
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for bare in (False, True)
+    ]
+    assert re.search(PERCENT, said[0].stdout), said
+    assert "interpolation" in said[1].stdout + said[1].stderr, "MLflow can do it by now: refuse nothing"
