@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config.schema import Full, ScratchModel
+from harness.config.schema import Full, Partial, ScratchModel
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.models.protocol import InitialisedFromImages
 from harness.models.speed import WHITENING_EPS, DiracConv, SpeedNet, Whitening
@@ -98,7 +98,7 @@ def test_asks_to_be_shown_images_and_others_do_not() -> None:
 
 
 def test_depth_groups_are_the_whitening_and_three_groups() -> None:
-    report = apply_freezing(speed_cnn(), Full())
+    report = apply_freezing(speed_cnn(), Partial(trainable_groups=4))
     assert report.trainable_groups == ("whiten", "groups.0", "groups.1", "groups.2")
 
 
