@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.cli import sweeps
@@ -23,6 +24,10 @@ from harness.credentials import shown
 from harness.errors import ConfigError, HarnessError
 from harness.interrupts import EXIT_INTERRUPTED, INTERRUPTED, raising
 from harness.logs import never_fail_to_print, show_messages
+
+if TYPE_CHECKING:
+    from harness.tracking.choice import Choice
+    from harness.tracking.store import RunStore
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
@@ -93,7 +98,7 @@ def _add_configured_commands(add: AddCommand) -> None:
         command.add_argument("--print-config", action="store_true", help="show each value and its origin")
         command.add_argument("--dry-run", action="store_true", help="check and describe; train nothing")
     sweeps.add_sweep_options(sweep)
-    train.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, as it was configured")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run, as it was configured")
     add_mlruns(train)
     data.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
     data.add_argument("--features", action="store_true", help="list the cached features instead")
@@ -157,11 +162,11 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def _resume_train(options: argparse.Namespace) -> int:
-    if options.overrides or options.print_config or options.dry_run:
-        raise ConfigError("--resume goes on with the run as it was configured: give the run alone")
-    from harness.training.command import resume_training
+    if options.print_config or options.dry_run:
+        raise ConfigError("--resume goes on with the run as it was configured: give no other option")
+    from harness.training.continuing import resume_training
 
-    return resume_training(tracking_config(options), options.resume)
+    return resume_training(tracking_config(options), options.resume, options.overrides)
 
 
 def run_data(options: argparse.Namespace) -> int:
@@ -187,12 +192,29 @@ def run_evaluate(options: argparse.Namespace) -> int:
     tracking = tracking_config(options)
     choice = choose(tracking, options.run_id)
     print(choice.why)
-    tracker = open_store(tracking).reopen_run(choice.run.run_id)
+    store = open_store(tracking)
+    tracker = store.reopen_run(choice.run.run_id)
+    readings = _note_reading(store, choice) if options.split == "test" else None
     metrics = evaluate_checkpoint(choice.checkpoint, split=options.split, tracker=tracker)
     tracker.finish("FINISHED")
     print(f"run {choice.run.run_id} ({choice.run.name}), {choice.checkpoint}")
     print("\n".join(f"{name:<16} {value:.4f}" for name, value in metrics.items()))
+    if readings is not None:
+        print(readings)
     return EXIT_OK
+
+
+def _note_reading(store: RunStore, choice: Choice) -> str:
+    """Note that the test split is read now, and return how often that was so, in words."""
+    from harness.tracking.readings import count_readings, describe_reading, next_reading
+
+    run_id = choice.run.run_id
+    ledger = run_id if choice.sweep is None else choice.sweep.parent.run_id
+    before = count_readings(tags := store.tags_of(ledger))
+    reading = next_reading(tags, run_id, f"harness evaluate --run {run_id} --split test")
+    for noted in dict.fromkeys((ledger, run_id)):
+        store.note(noted, reading.to_tag())
+    return describe_reading(before + 1, before + 1, "run" if choice.sweep is None else "sweep")
 
 
 def run_compare(options: argparse.Namespace) -> int:

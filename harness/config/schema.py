@@ -303,7 +303,7 @@ class RunConfig(Frozen):
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
-    evaluate_test: bool = False  # read the test split once, after training
+    evaluate_test: bool = False  # read the test split after training, which is recorded
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

@@ -45,7 +45,9 @@ class SweepConfig(SearchSpace, Judged):
     checkpoint_gb: Gigabytes | None = None  # 10^9 bytes; beyond it the worst trials' checkpoints are removed
     keep_checkpoints: PositiveInt = 3  # of the best trials, whatever checkpoint_gb is
     min_free_gb: Gigabytes = 1.0  # with less on the disk of runs nothing starts, and running trials stop
-    evaluate_test: bool = True  # the best trial's checkpoint, once, at the end
+    evaluate_test: bool = (
+        True  # the best trial's checkpoint, when the sweep has ended; each reading is recorded
+    )
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     executor: ExecutorConfig = LocalExecutorConfig()

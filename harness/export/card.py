@@ -233,11 +233,25 @@ def _selection_note(config: BundleConfig, has_test: bool) -> str:
     if config.run.is_best_of_sweep:
         count = f" of {config.run.num_trials} trials" if config.run.num_trials else ""
         chosen += f", and this run on the same images, as the best{count} of the sweep `{config.run.sweep}`"
-    test = "The test split took no part in any choice." if has_test else "The test split was not evaluated."
+    test = _test_note(config) if has_test else "The test split was not evaluated."
     averages = "Precision, recall, F1 and AUC are macro averages."
     is_chosen = config.run.is_best_of_sweep or not is_last
     flattery = ": the validation figures flatter it" if is_chosen else ""
     return f"{averages} {chosen}{flattery}. {test}"
+
+
+def _test_note(config: BundleConfig) -> str:
+    what = "sweep" if config.run.sweep else "run"
+    match config.run.test_readings:
+        case None | 0:
+            return "The program chose nothing by the test split; how often it was read was not recorded."
+        case 1:
+            return f"The test split was read once for this {what}, after everything was chosen."
+        case count:
+            return (
+                f"The test split was read {count} times for this {what} (its record says when): the program "
+                "chose nothing by it, but whoever decided something between two readings did."
+            )
 
 
 def _augmentation_note(config: BundleConfig) -> str:

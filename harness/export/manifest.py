@@ -77,6 +77,7 @@ class RunFacts(Frozen):
     trial: int | None = None
     num_trials: int | None = None  # complete and pruned trials, among which this one was chosen
     is_best_of_sweep: bool = False
+    test_readings: int | None = None  # of the test split, for the run or, of a trial, for its whole sweep
     metrics: dict[str, float] = Field(
         default_factory=dict
     )  # val/… and, only if the run was evaluated on it, test/…

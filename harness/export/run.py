@@ -55,6 +55,7 @@ def export_run(
 def _facts(choice: Choice) -> RunFacts:
     """Collect what is recorded of the run, and what its sweep's parent keeps of it: the test result."""
     from harness.tracking import names
+    from harness.tracking.readings import count_readings
 
     record, sweep = choice.run, choice.sweep
     metrics = dict(record.results)
@@ -66,6 +67,7 @@ def _facts(choice: Choice) -> RunFacts:
         trial=record.trial,
         num_trials=None if sweep is None else sweep.num_judged or None,
         is_best_of_sweep=choice.is_best_of_sweep,
+        test_readings=count_readings((record if sweep is None else sweep.parent).tags),
         metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
     )
 

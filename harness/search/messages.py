@@ -75,7 +75,9 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
     if repeated := describe_repeats(result.rows):
         say(console, repeated)
     if result.test_metrics is not None and result.outcome != "interrupted":
-        say(console, f"its checkpoint on the test split: accuracy {result.test_metrics['test/accuracy']:.4f}")
+        readings = f" ({result.test_readings})" if result.test_readings else ""
+        accuracy = f"accuracy {result.test_metrics['test/accuracy']:.4f}"
+        say(console, f"its checkpoint on the test split: {accuracy}{readings}")
     if result.outcome == "complete":
         if (reason := reason_to_stop(result.rows, sweep)) is not None:
             say(console, f"no more trials: {reason}")

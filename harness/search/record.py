@@ -95,8 +95,7 @@ class SweepRecord:
         front = pareto_figure(rows, sweep)
         if front is not None:
             self.tracker.log_figure(front, "pareto.png")
-        if best is not None:
-            self._record_best(best)
+        self._record_best(best)
         self._describe(rows)
         self.tracker.set_tags(activity())
         self._write_file(status, best, pareto_front(rows, sweep))
@@ -108,11 +107,16 @@ class SweepRecord:
         note = describe_in_markdown(self.plan, rows, self.command, self.tracker.run_id)
         self.tracker.set_tags({names.NOTE: note})
 
-    def _record_best(self, best: TrialRow) -> None:
-        tags = {f"best.{path}": str(value) for path, value in best.params.items()}
-        tags |= {"harness.best_trial": str(best.number), names.BEST_RUN: best.run_id or ""}
-        if best.checkpoint is not None:
-            tags[names.CHECKPOINT] = recorded_path(best.checkpoint, self.directory.parents[1])
+    def _record_best(self, best: TrialRow | None) -> None:
+        """Say which trial is best; nothing of an earlier best stays, whose settings may be others."""
+        params = {} if best is None else {path: str(value) for path, value in best.params.items()}
+        tags: dict[str, str | None] = {f"best.{path}": params.get(path) for path in self.plan.sweep.space}
+        path = None if best is None else best.checkpoint
+        tags |= {
+            "harness.best_trial": None if best is None else str(best.number),
+            names.BEST_RUN: None if best is None else best.run_id,
+            names.CHECKPOINT: None if path is None else recorded_path(path, self.directory.parents[1]),
+        }
         self.tracker.set_tags(tags)
 
     def _write_file(self, status: str, best: TrialRow | None, front: Sequence[TrialRow] = ()) -> None:

@@ -22,13 +22,13 @@ from harness.search import record
 from harness.search.executors import Executor
 from harness.search.executors.build import build_executor
 from harness.search.extend import extend_sweep
+from harness.search.final import describe_readings, evaluate_best
 from harness.search.home import (
     SweepHome,
     coordinating,
     existing_study,
     find_home,
     is_closed,
-    needs_test,
     open_study,
 )
 from harness.search.locks import LockedError, LostLockError
@@ -63,6 +63,7 @@ class SweepResult:
     rows: list[TrialRow]
     best: TrialRow | None
     test_metrics: dict[str, float] | None  # of the best trial's checkpoint, where it was evaluated
+    test_readings: str | None  # how often the test split was read, and which reading that was, in words
     parent_run_id: str | None
 
 
@@ -190,9 +191,9 @@ def _run(
             outcome = scheduler.run(signals, on_tick)
         if outcome == "interrupted" and has_ended(read_rows(study), sweep):
             outcome = "complete"  # we were asked to stop as it ended
-        if outcome != "interrupted":
+        if outcome != "interrupted" and has_ended(read_rows(study), sweep):
             try:
-                _evaluate_best(home, study, sweep_record, console, signals)
+                evaluate_best(home, study, store, sweep_record, console, signals)
             except KeyboardInterrupt:
                 outcome = "interrupted"
         sweep_record.status = "FINISHED" if outcome == "complete" else "KILLED"
@@ -247,29 +248,6 @@ def _sweep_record(home: SweepHome, study: optuna.Study, store: RunStore) -> Iter
     sweep_record.close(sweep_record.status)
 
 
-def _evaluate_best(
-    home: SweepHome, study: optuna.Study, sweep_record: SweepRecord, console: Console, signals: StopSignals
-) -> None:
-    """Read the test split once for the chosen model, and remember it: a repeated command won't look again.
-
-    Raises:
-        KeyboardInterrupt: we were asked to stop.
-    """
-    best = best_row(read_rows(study, home.runs), home.plan.sweep.direction)
-    if best is None or best.checkpoint is None or not needs_test(study, home.plan, best):
-        return
-    from harness.tracking import names
-    from harness.training.evaluate import evaluate_checkpoint
-    from harness.training.machine import prepare_process
-
-    say(console, f"evaluating trial {best.number}'s checkpoint on the test split …")
-    prepare_process(None, home.plan.base.trainer.keep_memory)
-    with signals.raising():
-        metrics = evaluate_checkpoint(best.checkpoint, split="test", tracker=sweep_record.tracker)
-    sweep_record.tracker.set_tags({names.TESTED_RUN: best.run_id or ""})
-    study.set_user_attr(record.TEST, {"trial": best.number, "metrics": metrics})
-
-
 def _result(home: SweepHome, study: optuna.Study, outcome: Outcome, exit_code: int) -> SweepResult:
     rows = read_rows(study, home.runs)
     return SweepResult(
@@ -279,5 +257,6 @@ def _result(home: SweepHome, study: optuna.Study, outcome: Outcome, exit_code: i
         rows=rows,
         best=best_row(rows, home.plan.sweep.direction),
         test_metrics=study.user_attrs.get(record.TEST, {}).get("metrics"),
+        test_readings=describe_readings(home, study),
         parent_run_id=study.user_attrs.get(record.PARENT_RUN_ID),
     )

@@ -41,8 +41,10 @@ class RecordingTracker:
     def log_summary(self, metrics: Mapping[str, float]) -> None:
         self.summary = dict(metrics) | self.summary
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self.tags.update(tags)
+    def set_tags(self, tags: Mapping[str, str | None]) -> None:
+        self.tags.update({key: value for key, value in tags.items() if value is not None})
+        for gone in [key for key, value in tags.items() if value is None]:
+            self.tags.pop(gone, None)
 
     def log_text(self, text: str, name: str) -> None:
         self.artifacts[name] = text.encode()

@@ -73,7 +73,7 @@ class MlflowTracker:
         if points:
             self._record({"op": "metrics", "points": points})
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str | None]) -> None:
         self._record({"op": "tags", "tags": dict(tags)})
 
     def log_text(self, text: str, name: str) -> None:

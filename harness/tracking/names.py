@@ -17,6 +17,8 @@ SPACE = "harness.space"  # on a sweep's parent: the paths that it searches, with
 CALLED_AT, ACTIVE_AT = "harness.called_at", "harness.active_at"  # on a parent, in seconds since 1970
 OUTCOME = "harness.outcome"  # on a trial: complete | pruned | infeasible | failed, as its sweep took it
 SCORE = "harness.score"  # on a complete trial: what its sweep was told, in full
+CHANGED = "harness.changed."  # and a parameter: its value since the run was prolonged or moved
+READING = "harness.reading."  # and when: a reading of the test split, see readings.py
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # the description on a run's page, in Markdown
 

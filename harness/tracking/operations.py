@@ -128,10 +128,13 @@ def _log_metrics(client: MlflowClient, run_id: str, points: Sequence[Point]) -> 
         client.log_batch(run_id, metrics=some, synchronous=True)
 
 
-def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    all_tags = [RunTag(key, str(value)[:MAX_TAG_LENGTH]) for key, value in tags.items()]
-    for some in _batches(all_tags, MAX_TAGS):
+def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str | None]) -> None:
+    kept = [RunTag(key, str(value)[:MAX_TAG_LENGTH]) for key, value in tags.items() if value is not None]
+    for some in _batches(kept, MAX_TAGS):
         client.log_batch(run_id, tags=some, synchronous=True)
+    if gone := [key for key, value in tags.items() if value is None]:
+        for key in client.get_run(run_id).data.tags.keys() & set(gone):
+            client.delete_tag(run_id, key)
 
 
 def _log_artifact(client: MlflowClient, run_id: str, path: Path, name: str) -> None:

@@ -223,6 +223,12 @@ def _all_runs(client: MlflowClient, filter_string: str, limit: int | None) -> li
             return runs
 
 
+def _changed_params(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return what of a run's configuration is no longer what its parameters, which never change, say."""
+    is_one = names.CHANGED
+    return {key.removeprefix(is_one): value for key, value in tags.items() if key.startswith(is_one)}
+
+
 def _record(run: Run) -> RunRecord:
     tags = run.data.tags
     trial = tags.get(names.TRIAL, "")
@@ -235,7 +241,7 @@ def _record(run: Run) -> RunRecord:
         parent_run_id=tags.get(names.PARENT),
         sweep=tags.get(names.SWEEP),
         trial=int(trial) if trial.isdecimal() else None,
-        params=dict(run.data.params),
+        params={**run.data.params, **_changed_params(tags)},
         metrics=dict(run.data.metrics),
         tags=dict(tags),
         start_s=run.info.start_time / 1000,

@@ -161,6 +161,17 @@ class RunStore:
         """Record that an ended run's checkpoint was removed to make room; later, while the store is away."""
         MlflowTracker(self.client, run_id, self.spool_of(run_id), keeps_status=True).forget_checkpoint()
 
+    def tags_of(self, run_id: str) -> dict[str, str]:
+        """Return a run's tags.
+
+        Raises:
+            TrackingError: the store cannot be read, or has no such run.
+        """
+        try:
+            return dict(self.client.get_run(run_id).data.tags)
+        except STORE_ERRORS as error:
+            raise TrackingError(f"run {run_id} cannot be read: {first_line(error)}") from error
+
     def note(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run whose record is closed; later, while the store is away."""
         MlflowTracker(self.client, run_id, self.spool_of(run_id), keeps_status=True).set_tags(tags)

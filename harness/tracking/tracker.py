@@ -41,8 +41,8 @@ class Tracker(Protocol):
         """Record what the finished run is worth; these become the values that lists of runs show."""
         ...
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags; unlike parameters, they may change."""
+    def set_tags(self, tags: Mapping[str, str | None]) -> None:
+        """Set tags; unlike parameters, they may change. None removes one."""
         ...
 
     def log_text(self, text: str, name: str) -> None:

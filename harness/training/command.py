@@ -12,13 +12,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from harness.config.problems import validate
-from harness.config.schema import RunConfig, TrackingConfig
+from harness.config.schema import RunConfig
 from harness.data import load_splits, remember_auto, resolve_auto
 from harness.errors import TrackingError
 from harness.interrupts import EXIT_INTERRUPTED, leave_at_once
 from harness.tracking import Tracker
-from harness.tracking.runs import RunRecord, get_run, read_config
 from harness.tracking.silent import SilentTracker
 from harness.tracking.store import open_store
 from harness.training import ranks
@@ -45,36 +43,6 @@ def run_training(config: RunConfig, run_id: str | None = None) -> int:
     num_gpus = torch.cuda.device_count()
     check_devices(config.trainer.devices, resolve_machine(config.trainer).device.type, num_gpus)
     return ranks.launch(_train_in_rank, config.trainer.devices, config, run_id)
-
-
-def resume_training(tracking: TrackingConfig, reference: str) -> int:
-    """Go on with an interrupted run as it was configured, after its last complete epoch.
-
-    Args:
-        reference: the run's id, a unique prefix of it, or its unique name.
-
-    Raises:
-        TrackingError: there is no such run, it has finished, or it is a sweep's.
-    """
-    run = get_run(tracking, reference)
-    _check_unfinished(run)
-    config = validate(RunConfig, read_config(run))
-    moved = config.tracking.model_copy(update={"dir": tracking.dir})
-    return run_training(config.model_copy(update={"tracking": moved}), run.run_id)
-
-
-def _check_unfinished(run: RunRecord) -> None:
-    """Refuse to go on with a run that has nothing left to do, or that a sweep looks after.
-
-    Raises:
-        TrackingError: it is such a run.
-    """
-    if run.kind != "train":
-        raise TrackingError(
-            f"run {run.run_id} belongs to sweep {run.sweep!r}: repeat `harness sweep`, and it goes on"
-        )
-    if run.status == "FINISHED":
-        raise TrackingError(f"run {run.run_id} ({run.name}) has finished: there is nothing to go on with")
 
 
 def _train_in_rank(config: RunConfig, run_id: str | None) -> int:

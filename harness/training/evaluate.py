@@ -22,7 +22,7 @@ from harness.errors import CheckpointError
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
-from harness.training.machine import Machine, resolve_machine
+from harness.training.machine import Machine, machine_at_hand
 from harness.training.tta import Tta, predict_logits
 
 Split = Literal["val", "test"]
@@ -50,7 +50,7 @@ def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = N
         DataError: the images cannot be had.
     """
     checkpoint = load_checkpoint(path)
-    machine = resolve_machine(checkpoint.config.trainer)
+    machine = machine_at_hand(checkpoint.config.trainer)
     arrays = _load_arrays(checkpoint, split)
     classifier = restore_classifier(checkpoint).to(machine.device)
     config = checkpoint.config

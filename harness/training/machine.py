@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 
 from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # from glibc's malloc.h
 
@@ -93,6 +96,23 @@ def resolve_machine(trainer: TrainerConfig) -> Machine:
     if precision == "fp16" and wanted == "cpu":
         raise ConfigError("trainer.precision=fp16 is for GPUs: use auto, bf16 or fp32 on a CPU")
     return Machine(torch.device(wanted), precision)
+
+
+def machine_at_hand(trainer: TrainerConfig) -> Machine:
+    """Return where a trained model is used: as it was trained where this machine can, else as it can.
+
+    What differs is said: figures of another precision may differ in their last digits.
+    """
+    try:
+        return resolve_machine(trainer)
+    except ConfigError:
+        here = resolve_machine(trainer.model_copy(update={"device": "auto", "precision": "auto"}))
+    log.warning(
+        "the run asked for trainer.device=%s, trainer.precision=%s, which this machine does not have: "
+        "its model is used on %s in %s",
+        *(trainer.device, trainer.precision, here.device.type, here.precision),
+    )
+    return here
 
 
 def check_devices(wanted: int, device: str, num_gpus: int) -> None:

@@ -14,6 +14,7 @@ from harness.models import FreezeReport
 from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
 from harness.tracking.moved import recorded_path
+from harness.tracking.readings import next_reading
 from harness.training.callbacks import EpochRecorder
 from harness.training.checkpoint import load_checkpoint, restore_classifier
 from harness.training.evaluate import evaluate, evaluate_checkpoint, predict, record_evaluation
@@ -75,4 +76,5 @@ def record_best(
         metrics = {names.BEST + name: value for name, value in evaluation.metrics.items()}
         tracker.log_model(best, input_example=example, class_names=splits.class_names, metrics=metrics)
     if config.evaluate_test:
+        tracker.set_tags(next_reading(None, tracker.run_id, "harness train").to_tag())
         evaluate_checkpoint(best, split="test", tracker=tracker)

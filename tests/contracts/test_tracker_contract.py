@@ -182,3 +182,12 @@ def test_the_end_is_told_truthfully(case: Case, status: Any) -> None:
     assert case.see().status == "RUNNING"
     case.tracker.finish(status)
     assert case.see().status == status
+
+
+def test_a_tag_can_be_removed(case: Case) -> None:
+    case.tracker.set_tags({"best.a": "1", "best.b": "2"})
+    case.resume().set_tags({"best.a": None, "best.b": "3", "best.never": None})
+
+    tags = case.see().tags
+    assert tags["best.b"] == "3"
+    assert not {"best.a", "best.never"} & tags.keys()

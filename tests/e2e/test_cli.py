@@ -53,13 +53,18 @@ def test_train_evaluate_compare_export_predict(tmp_path: Path, capsys: pytest.Ca
     run_id = re.search(r"^run (\w{32})", capsys.readouterr().out, re.MULTILINE)
     assert run_id is not None
     assert main(["evaluate", "--run", run_id[1]]) == 0
-    assert "test/accuracy" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "test/accuracy" in shown
+    assert "the test split was read once for this run" in shown
+    assert main(["evaluate", "--run", run_id[1]]) == 0
+    assert "the test split was read 2 times for this run; this is reading 2" in capsys.readouterr().out
     assert main(["compare", run_id[1], "--output", str(tmp_path / "compare")]) == 0
     assert {file.suffix for file in (tmp_path / "compare").iterdir()} == {".csv", ".md"}
     assert main(["export", "--run", run_id[1], "--output", str(tmp_path / "exports")]) == 0
     assert "parity" in capsys.readouterr().out.lower()
 
     (bundle,) = (tmp_path / "exports").iterdir()
+    assert "The test split was read 2 times for this run" in (bundle / "README.md").read_text("utf-8")
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -113,7 +118,7 @@ def test_an_interrupted_run_goes_on_by_its_name(
     points = open_store(config.tracking).client.get_metric_history(run_id, "train/accuracy")
     assert [point.step for point in points] == [0, 1]
     assert main(["train", "--resume", run_id]) == 2
-    assert "has finished: there is nothing to go on with" in capsys.readouterr().err
+    assert "there is nothing to go on with; to train it longer, add" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("made_store")
@@ -130,7 +135,7 @@ def test_what_cannot_be_resumed_is_told_in_a_line(
             ([trial], "belongs to sweep 'mine': repeat `harness sweep`"),
             ([empty], "cannot be read, start a new run"),
             (["nobody"], "no run 'nobody' is recorded"),
-            ([run_id, "optim.lr=1"], "give the run alone"),
+            ([run_id, "optim.lr=1"], "optim.lr cannot change"),
         ):
             assert main(["train", "--resume", *arguments]) == 2
             error = capsys.readouterr().err.strip().splitlines()[-1]

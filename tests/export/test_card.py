@@ -49,7 +49,7 @@ def test_test_metrics_have_a_row_of_their_own(exported: ExportResult) -> None:
     assert "| split | accuracy | recall |" in card
     assert "| validation | 0.9000 |  |" in card
     assert "| test | 0.8900 | 0.7000 |" in card
-    assert "took no part in any choice" in card
+    assert "chose nothing by the test split; how often it was read was not recorded" in card
     assert "sweep" not in card
 
 
@@ -60,7 +60,7 @@ def test_tells_the_exported_network_from_its_augmented_scores(exported: ExportRe
     augmented = render_card(exported.config.model_copy(update={"run": run, "training": training}))
     assert "| test | 0.9400 | 0.9300 |" in augmented
     assert "test-time augmentation (`flip_shift`" in augmented
-    assert "The last epoch was kept. The test split took no part" in augmented
+    assert "The last epoch was kept. The program chose nothing by the test split" in augmented
     assert "flatter" not in augmented
 
 
@@ -81,3 +81,25 @@ def test_examples_run_as_printed(
     variables: dict[str, Any] = {}
     exec(with_torch, variables)
     assert variables["logits"].shape == (1, len(CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (1, "was read once for this sweep, after everything"),
+        (3, "was read 3 times for this sweep (its record says"),
+    ],
+)
+def test_says_how_often_the_test_split_was_read(exported: ExportResult, count: int, words: str) -> None:
+    run = RunFacts(metrics={"test/accuracy": 0.89}, sweep="s", test_readings=count)
+    assert words in render_card(exported.config.model_copy(update={"run": run}))
+
+
+def test_says_by_which_metric_the_epoch_was_chosen(exported: ExportResult) -> None:
+    config = exported.config
+    trainer = config.training["trainer"] | {"monitor": {"metric": "val/f1", "direction": "maximize"}}
+    chosen = config.model_copy(update={"training": config.training | {"trainer": trainer}})
+
+    assert "chosen by validation f1" in render_card(chosen)
+    del trainer["monitor"]  # as bundles of an earlier version have it
+    assert "chosen by validation accuracy" in render_card(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,11 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.compose import compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.errors import ConfigError, SweepError
 from harness.search.claims import TO_FAIL
+from harness.search.record import SweepRecord
+from harness.tracking import names
+from harness.tracking.memory import RecordingTracker
+from harness.tracking.readings import count_readings
 from harness.tracking.store import open_store
 from tests.search.conftest import SmallSweep
+from tests.search.test_progress import row
 from tests.tracking.conftest import end_of_process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,6 +178,54 @@ def test_the_best_checkpoint_is_evaluated_on_the_test_split_once(
 
     assert [path.parent.name for path, _ in asked] == ["trial-0000", "trial-0002"]
     assert result.test_metrics == {"test/accuracy": 0.75}
+    shown = small_sweep.output.getvalue()
+    assert "(the test split was read once for this sweep)" in shown
+    assert "(the test split was read 2 times for this sweep; this is reading 2)" in shown
+    store = open_store(TrackingConfig(dir=str(small_sweep.runs)))
+    parent, runs = result.parent_run_id, {row.number: row.run_id for row in small_sweep.rows()}
+    assert parent is not None
+    kept = [
+        json.loads(v) for key, v in sorted(store.tags_of(parent).items()) if key.startswith(names.READING)
+    ]
+    assert [(entry["run"], entry["before"]) for entry in kept] == [(runs[0], 0), (runs[2], 1)]
+    assert [count_readings(store.tags_of(str(runs[number]))) for number in range(3)] == [1, 0, 1]
+
+
+def test_the_test_split_is_not_read_while_trials_are_still_to_come(
+    small_sweep: SmallSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def evaluate(path: Path, *, split: str, tracker: object) -> dict[str, float]:
+        asked.append(path)
+        return {"test/accuracy": 0.75}
+
+    monkeypatch.setattr("harness.training.evaluate.evaluate_checkpoint", evaluate)
+    limits = ("sweep.evaluate_test=true", "sweep.num_trials=2")
+    small_sweep.run("sweep.num_trials=1")
+    small_sweep.behave(slow=[1])
+    stopped = small_sweep.run(*limits, "sweep.max_minutes=0.001")
+    assert (stopped.outcome, stopped.rows[0].state) == ("out_of_time", "complete")
+    assert asked == []
+
+    small_sweep.behave()
+    assert small_sweep.run(*limits).outcome == "complete"
+    assert len(asked) == 1
+
+
+def test_no_setting_of_an_earlier_best_trial_stays_on_the_sweeps_run(tmp_path: Path) -> None:
+    plan, tracker = compose_sweep(["data=digits"]), RecordingTracker()
+    kept = SweepRecord(plan, None, tracker, tmp_path, "harness sweep")  # type: ignore[arg-type]
+    best = row(3, "complete", run_id="a", params={"finetune": "partial", "finetune.trainable_groups": 2})
+    kept._record_best(best)
+    assert tracker.tags["best.finetune.trainable_groups"] == "2"
+
+    kept._record_best(row(5, "complete", run_id="b", params={"finetune": "linear_probe"}))
+    assert {key: value for key, value in tracker.tags.items() if key.startswith("best.")} == {
+        "best.finetune": "linear_probe"
+    }
+    kept._record_best(None)  # a new constraint has made all infeasible
+    assert not [key for key in tracker.tags if key.startswith(("best.", "harness.best"))]
 
 
 def test_a_trial_that_took_too_long_is_not_begun_again(

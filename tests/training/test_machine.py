@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
 from harness.training import machine
-from harness.training.machine import prepare_process, resolve_machine
+from harness.training.machine import machine_at_hand, prepare_process, resolve_machine
 
 
 def test_auto_is_resolved_to_something_that_exists() -> None:
@@ -48,3 +49,17 @@ def test_without_cuda_nobody_looks_for_it_again(
     prepare_process(None, keep_memory=False)
 
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "auto"), ("cuda", "fp16"), ("auto", "fp16")])
+def test_a_trained_model_is_used_on_what_is_at_hand_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device: Any, precision: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = TrainerConfig(device=device, precision=precision)
+    with pytest.raises(ConfigError):
+        resolve_machine(asked)
+
+    with caplog.at_level("WARNING"):
+        assert machine_at_hand(asked) == resolve_machine(TrainerConfig())
+    assert f"trainer.precision={precision}, which this machine does not have" in caplog.text

@@ -178,3 +178,13 @@ def test_the_sweeps_metric_is_the_monitor_of_its_trials() -> None:
     ):
         with pytest.raises(ConfigError):
             compose_sweep(["data=digits", *other])
+
+
+def test_a_run_of_a_gpu_is_evaluated_on_a_cpu(tiny_config: Config, run: Run, tmp_path: Path) -> None:
+    result, _ = run(tiny_config("trainer.max_epochs=1", "trainer.device=cpu"))
+    raw = copy.deepcopy(torch.load(result.checkpoint, weights_only=True))
+    raw[SECTION]["config"]["trainer"] |= {"device": "cuda", "precision": "fp16"}
+    torch.save(raw, tmp_path / "gpu.ckpt")
+
+    again = evaluate_checkpoint(tmp_path / "gpu.ckpt", split="val")
+    assert again["val/accuracy"] == pytest.approx(result.score, abs=0.01)

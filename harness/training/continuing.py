@@ -1,0 +1,106 @@
+"""What `harness train --resume RUN` does: an interrupted run goes on, an ended one trains longer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.config.overrides import parse_overrides
+from harness.config.problems import validate
+from harness.config.schema import RunConfig, TrackingConfig
+from harness.errors import ConfigError, TrackingError, did_you_mean
+from harness.tracking import names
+from harness.tracking.runs import RunRecord, get_run, read_config
+from harness.tracking.store import open_store
+from harness.training.command import run_training
+from harness.training.resume import SCHEDULES_OF_ANY_LENGTH
+
+LONGER = ("trainer.max_epochs", "trainer.early_stopping_patience")
+ELSEWHERE = (
+    "trainer.device",
+    "trainer.precision",
+    "trainer.threads",
+    "trainer.compile",
+    "trainer.keep_memory",
+)
+
+
+def resume_training(tracking: TrackingConfig, reference: str, overrides: Sequence[str] = ()) -> int:
+    """Go on with a run as it was configured, after its last complete epoch.
+
+    Args:
+        reference: the run's id, a unique prefix of it, or its unique name.
+        overrides: how long it is to train, and on what.
+
+    Raises:
+        TrackingError: there is no such run, there is nothing to go on with, or it is a sweep's.
+        ConfigError: an override changes what its epochs until now have depended on.
+    """
+    run = get_run(tracking, reference)
+    if run.kind != "train":
+        raise TrackingError(
+            f"run {run.run_id} belongs to sweep {run.sweep!r}: repeat `harness sweep`, and it goes on"
+        )
+    before = validate(RunConfig, read_config(run))
+    config = _changed(before, overrides)
+    _check_longer(run, before, config)
+    changes = {
+        f"{names.CHANGED}{path}": str(value)
+        for path, value in _trainer(config).items()
+        if value != _trainer(before)[path]
+    }
+    if changes:  # parameters keep their first value
+        open_store(tracking).note(run.run_id, changes)
+    moved = config.tracking.model_copy(update={"dir": tracking.dir})
+    return run_training(config.model_copy(update={"tracking": moved}), run.run_id)
+
+
+def _changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration with other values of what may change.
+
+    Raises:
+        ConfigError: something else is to change, or a value is wrong.
+    """
+    values = config.to_dict()
+    for override in parse_overrides(overrides):
+        path = override.key_or_group
+        if path not in LONGER + ELSEWHERE:
+            raise ConfigError(
+                f"--resume goes on with the run as it was configured: {path} cannot change"
+                + did_you_mean(path, LONGER + ELSEWHERE)
+            )
+        values["trainer"][path.removeprefix("trainer.")] = override.value()
+    return validate(RunConfig, values)
+
+
+def _check_longer(run: RunRecord, before: RunConfig, config: RunConfig) -> None:
+    """Refuse to go on with a run that has nothing left to do, or that cannot train longer.
+
+    Raises:
+        TrackingError: it is such a run.
+    """
+    name, kind = f"run {run.run_id} ({run.name})", config.optim.schedule.kind
+    more, was = config.trainer.max_epochs, before.trainer.max_epochs
+    if more != was and kind not in SCHEDULES_OF_ANY_LENGTH:
+        raise TrackingError(
+            f"{name} cannot train for {more} epochs: the rates of its {kind} schedule are laid out over "
+            f"{was} and would jump. Train it anew with trainer.max_epochs={more}; a run with "
+            f"optim.schedule.kind={' or '.join(SCHEDULES_OF_ANY_LENGTH)} can be prolonged"
+        )
+    if run.status != "FINISHED":
+        return
+    num_done = int(run.metrics.get(names.EPOCH, -1)) + 1
+    patience = config.trainer.early_stopping_patience
+    if num_done < was and patience == before.trainer.early_stopping_patience:
+        raise TrackingError(
+            f"{name} has stopped after {num_done} of {was} epochs, as it got no better "
+            f"(trainer.early_stopping_patience={patience}): add trainer.early_stopping_patience=null"
+        )
+    if more <= num_done:
+        raise TrackingError(
+            f"{name} has finished its {num_done} epochs: there is nothing to go on with; to train it longer, "
+            f"add trainer.max_epochs={2 * num_done}"
+        )
+
+
+def _trainer(config: RunConfig) -> dict[str, object]:
+    return {f"trainer.{key}": value for key, value in config.to_dict()["trainer"].items()}
