@@ -109,10 +109,11 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     known = sorted(known)
     by_lower = {name.lower(): name for name in known}
     lower = word.lower()
-    begin = [name for key, name in by_lower.items() if lower and key.startswith(lower)]
-    near = begin or [by_lower[key] for key in difflib.get_close_matches(lower, by_lower, n=count, cutoff=0.6)]
+    fitting = {key for key in by_lower if lower and key.startswith(lower)}
+    fitting |= set(difflib.get_close_matches(lower, by_lower, n=count, cutoff=0.6))
+    near = difflib.get_close_matches(lower, sorted(fitting), n=count, cutoff=0.0)  # the most alike first
     if near:
-        return "; did you mean " + " or ".join(repr(name) for name in near[:count]) + "?"
+        return "; did you mean " + " or ".join(repr(by_lower[key]) for key in near) + "?"
     more = f" and {len(known) - MOST_SHOWN} more" if len(known) > MOST_SHOWN else ""
     return f"; valid here: {', '.join(known[:MOST_SHOWN])}{more}" if known else ""
 

@@ -220,7 +220,7 @@ def test_timm_loads_a_bundle_of_its_own_network_with_its_preprocessing(tmp_path:
     network = timm.create_model(f"local-dir:{result.path}", pretrained=True).eval()
     described = timm.data.resolve_model_data_config(network)
     ours = load_classifier(result.path)
-    assert described["input_size"] == (3, 64, 64)
+    assert tuple(described["input_size"]) == (3, 64, 64)
     assert described["mean"] == pytest.approx(ours.preprocess.mean.flatten().tolist())
     assert described["std"] == pytest.approx(ours.preprocess.std.flatten().tolist())
     assert described["interpolation"] == ours.preprocess.interpolation
