@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
 from harness.config.overrides import SPACE
-from harness.config.space import SearchSpace, check_conditions, holds
+from harness.config.space import SearchSpace, as_yaml, check_conditions, holds
 from harness.errors import ConfigError, did_you_mean
+
+
+log = logging.getLogger(__name__)
 
 
 def edit_space(section: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
@@ -89,16 +93,24 @@ def without_fixed(asked: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, Any
     check_conditions(asked.space, asked.rules, fixed)
     values = asked.model_dump(mode="json")
     space = {path: d for path, d in values.get("space", {}).items() if path not in fixed}
-    points = [
-        {path: value for path, value in point.items() if path not in fixed}
-        for point in asked.enqueue
-        if all(fixed.get(path, value) == value for path, value in point.items())
-    ]
+    points = [left for point in asked.enqueue if (left := _settle_point(point, fixed))]
     return {
         "space": {path: kept for path, d in space.items() if (kept := _settle(d, fixed)) is not None},
         "rules": [kept for rule in values.get("rules", []) if (kept := _settle(rule, fixed)) is not None],
-        "enqueue": [point for point in points if point],
+        "enqueue": points,
     }
+
+
+def _settle_point(point: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Take what is fixed out of a point to begin with; None, and a line that says so, if none is left."""
+    other = {path: value for path, value in point.items() if fixed.get(path, value) != value}
+    left = {path: value for path, value in point.items() if path not in fixed}
+    if not other and left:
+        return left
+    shown = ", ".join(f"{path}={as_yaml(value)}" for path, value in point.items())
+    why = ", ".join(f"{path}={as_yaml(fixed[path])}" for path in other or point)
+    log.warning("enqueue: no trial begins at %s, as %s is fixed", shown, why)
+    return None
 
 
 def _settle(conditional: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -117,7 +117,8 @@ def load_or_build(
 
 def _build(target: Path, build: Callable[[Path], Description], files: Files | None) -> DecodedSet:
     _remove_leftovers(target)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    staging = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+    staging.mkdir()  # as the umask says: others may use the cache too
     try:
         about = build(staging)
         _write_meta(staging, about)
@@ -226,7 +227,11 @@ def _shape_on_disk(folder: Path) -> list[int] | None:
 
 
 def open_cache(directory: Path, files: Files | None = None) -> DecodedSet | None:
-    """Map a finished cache, or return None where there is none or it is damaged."""
+    """Map a finished cache, or return None where there is none or it is damaged.
+
+    Raises:
+        DataError: it is another user's, who lets nobody read it.
+    """
     if not directory.is_dir():
         return None
     try:
@@ -238,6 +243,10 @@ def open_cache(directory: Path, files: Files | None = None) -> DecodedSet | None
             for name, expected in meta["parts"].items()
         }
         return DecodedSet(about, parts)
+    except PermissionError as error:
+        raise DataError(
+            f"the image cache {directory} cannot be read by this user ({error.strerror}); set data.cache_dir"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         log.warning("the image cache %s is damaged (%s) and will be rebuilt", directory, error)
         return None

@@ -24,6 +24,7 @@ from harness.data.sources.decode import NO_RANGE, decode_image
 from harness.data.sources.pixels import PixelRange
 from harness.errors import DataError
 from harness.interrupts import held_back, leave_to_parent
+from harness.sockets import keep_sockets_short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,6 +148,7 @@ def _context() -> multiprocessing.context.BaseContext:
     """
     context = multiprocessing.get_context(WORKERS_START)
     context.set_forkserver_preload([__name__, "torch.utils.data"])
+    keep_sockets_short()
     with held_back():
         forkserver.ensure_running()
     return context

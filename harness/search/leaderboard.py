@@ -21,6 +21,7 @@ from harness.config.sweep import SweepConfig
 from harness.search.disk import was_removed
 from harness.search.pareto import pareto_front
 from harness.search.progress import format_score, format_value
+from harness.search.replicates import replicated
 from harness.search.study import TrialRow
 from harness.tracking import names
 
@@ -74,8 +75,9 @@ def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
     paths, front = searched_paths(rows), {row.number for row in pareto_front(rows, sweep)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    first = ["rank", "trial", "state", sweep.metric, *COSTS, "on_front", "best_epoch"]
-    writer.writerow([*first, *paths, "seconds", "run_id", "checkpoint", "reason"])
+    first = replicated(rows)
+    titles = ["rank", "trial", "state", sweep.metric, *COSTS, "on_front", "best_epoch", *paths]
+    writer.writerow([*titles, "seconds", "run_id", "checkpoint", "reason", "training_seed", "replicate_of"])
     for rank, row in enumerate(ranked(rows, sweep.direction), start=1):
         writer.writerow(
             [rank, row.number, row.state, row.score]
@@ -83,6 +85,7 @@ def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
             + [row.number in front, row.best_epoch]
             + [row.params.get(path) for path in paths]
             + [row.seconds, row.run_id, _checkpoint(row), row.reason]
+            + [row.seed, first.get(row.number)]
         )
     return text.getvalue()
 

@@ -69,6 +69,8 @@ class _Beside:
             self._file.acquire(timeout_s)
         except Timeout as error:
             raise LockedError(self._name) from error
+        except OSError as error:
+            raise SweepError(f"the lock {self._file.lock_file} cannot be taken: {error.strerror}") from error
 
     def keep(self) -> None:
         """Do nothing: nobody can take it from us."""

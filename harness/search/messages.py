@@ -13,6 +13,7 @@ from rich.console import Console
 from harness.search.home import SweepHome
 from harness.search.leaderboard import leaderboard_table
 from harness.search.progress import format_score
+from harness.search.replicates import describe_replicates, warn_of_replicates
 from harness.search.slots import Slots
 from harness.search.stopping import reason_to_stop
 from harness.search.study import TrialRow
@@ -57,6 +58,8 @@ def greet(console: Console, home: SweepHome, rows: Sequence[TrialRow], slots: Sl
     say(console, f"sweep {home.name}: {num_trials} trials, {slots.count} at a time on {where}{before}")
     if home.directory.name != home.name:
         say(console, f"note: its folder is {home.directory}, as another sweep of this name has left one")
+    if warning := warn_of_replicates(home.plan.sweep):
+        say(console, warning)
     if slots.measured:
         say(console, describe_slots(slots))
     if slots.warning:
@@ -72,7 +75,7 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
         say(console, f"best: trial {result.best.number}, {sweep.metric} {format_score(result.best.score)}")
     elif result.outcome == "complete":
         say(console, f"no best trial: {_states(result.rows)}")
-    if repeated := describe_repeats(result.rows):
+    if repeated := describe_replicates(result.rows):
         say(console, repeated)
     if result.test_metrics is not None and result.outcome != "interrupted":
         readings = f" ({result.test_readings})" if result.test_readings else ""
@@ -85,21 +88,6 @@ def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
         return
     for line in stopped_lines(result, sweep.num_trials, home.command):
         say(console, line)
-
-
-def describe_repeats(rows: Sequence[TrialRow]) -> str | None:
-    """Return which trials tried what an earlier one had tried, as they do where a space is small."""
-    first: dict[frozenset[tuple[str, str]], int] = {}
-    pairs = []
-    for row in rows:
-        earlier = first.setdefault(
-            frozenset((path, repr(value)) for path, value in row.params.items()), row.number
-        )
-        if row.params and earlier != row.number:
-            pairs.append(f"{row.number} that of {earlier}")
-    if not pairs:
-        return None
-    return f"note: a configuration is no evidence twice: trial {', '.join(pairs)} (the space is small)"
 
 
 def _states(rows: Sequence[TrialRow]) -> str:

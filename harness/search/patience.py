@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -33,6 +34,7 @@ ASKED = (  # beside what every storage of Optuna's has
     "transact",
     "get_survey",
     "get_standing",
+    "get_attrs",
     "set_trial_user_attrs",
 )
 PART = "part"  # marks a session that is part of a transaction
@@ -79,11 +81,14 @@ class PatientStorage(DirectStorage):
                 raise
             cause = first_line(error.__cause__ or error)
             where = f"the database of sweeps {shown(self.url)}"
-            raise StorageError(f"{where} {what} ({cause}): repeat the command when it is back") from error
+            then = "" if is_read_only(error) else ": repeat the command when it is back"
+            raise StorageError(f"{where} {what} ({cause}){then}") from error
 
     def _what_is_wrong(self, error: Exception) -> str | None:
         if is_outage(error):
             return f"has not answered for {self.patience_s:.0f} s"
+        if is_read_only(error):
+            return "cannot be written by this user"
         is_damaged = type(_cause(error)) is DatabaseError  # its subclasses are questions that were wrong
         return "is damaged" if is_damaged else None
 
@@ -143,9 +148,17 @@ class PatientStorage(DirectStorage):
 def is_outage(error: BaseException) -> bool:
     """Return whether the database is away or busy, rather than asked for something wrong."""
     cause = _cause(error)
-    return isinstance(cause, OperationalError) or (
+    is_away = isinstance(cause, OperationalError) or (
         isinstance(cause, DBAPIError) and bool(cause.connection_invalidated)
     )
+    return is_away and not is_read_only(error)
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return whether an SQLite file was asked to be written that belongs to another user."""
+    cause = _cause(error)
+    code = getattr(cause.orig, "sqlite_errorcode", 0) if isinstance(cause, DBAPIError) else 0
+    return code & 0xFF == sqlite3.SQLITE_READONLY  # the lower byte; the others say why
 
 
 def _cause(error: BaseException) -> BaseException | None:

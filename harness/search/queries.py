@@ -79,6 +79,14 @@ class DirectStorage(RDBStorage):
             rows = session.execute(_unfinished_query(), {"study_id": study_id, "key": key})
             return Survey(count, [self._standing(row) for row in rows])
 
+    def get_attrs(self, study_id: int, key: str) -> dict[int, Any]:
+        """Return one user attribute of every trial of a study that has it, by trial id."""
+        trials, attrs = _models().TrialModel, _models().TrialUserAttributeModel
+        query = sa.select(attrs.trial_id, attrs.value_json).join(trials, trials.trial_id == attrs.trial_id)
+        with _create_scoped_session(self.scoped_session) as session:
+            rows = session.execute(query.where(trials.study_id == study_id, attrs.key == key))
+            return {trial_id: json.loads(value) for trial_id, value in rows}
+
     def create_taken_trial(self, study_id: int, attrs: Mapping[str, Any]) -> Standing:
         """Create a trial that somebody works on: it never exists without its attributes and a heartbeat."""
         models = _models()

@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
@@ -68,7 +69,7 @@ def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = Fals
         if not database_exists(url):
             _create_file(Path(str(make_url(url).database)))
         return _connect(url, lease_seconds, trusted)
-    except (SQLAlchemyError, RuntimeError, ImportError) as error:
+    except (SQLAlchemyError, StorageInternalError, OSError, RuntimeError, ImportError) as error:
         raise SweepError(_cannot_open(url, error)) from error
 
 

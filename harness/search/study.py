@@ -27,6 +27,7 @@ from harness.tracking.moved import found_path
 
 # User attributes of a trial, each written once by the process that knows it.
 OVERRIDES, MAX_EPOCHS, RUN_ID = "overrides", "max_epochs", "run_id"
+SEED = "seed"  # that it trains with; see replicates.py
 CHECKPOINT, BEST_EPOCH, SECONDS = "checkpoint", "best_epoch", "seconds"
 REASON = "reason"  # why it failed
 INFEASIBLE = "infeasible"  # why it can have no score: an answer, not an accident
@@ -57,6 +58,7 @@ class TrialRow:
     attempt: int = 0  # how often it was begun
     owner: str | None = None  # who works on it, see claims.Owner; None: nobody
     costs: Mapping[str, float] = field(default_factory=dict)  # by name, see harness.config.objectives.Cost
+    seed: int | None = None  # that it trains with; None: not begun, or by a program that gave all the same
 
     @property
     def has_ended(self) -> bool:
@@ -164,6 +166,7 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
         attempt=known.get(ATTEMPT, 0),
         owner=known.get(OWNER),
         costs=known.get(COSTS, {}),
+        seed=known.get(SEED),
     )
 
 

@@ -36,6 +36,7 @@ from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
 from harness.search.outcomes import RESUMABLE_ERRORS, InfeasibleError, is_lost_worker, is_out_of_memory, judge
 from harness.search.patience import PATIENCE_S, is_outage
 from harness.search.pruners import build_pruner, report_score, should_prune
+from harness.search.replicates import choose_seed
 from harness.search.space import suggest, trial_overrides
 from harness.search.spec import StopFlag, TrialSpec, pin_devices
 from harness.search.storage import database_exists, open_storage
@@ -183,8 +184,9 @@ class _Attempt:
         overrides = trial_overrides(self.plan, suggest(self.trial, self.plan.sweep.space))
         config = self.plan.compose_trial(overrides)
         remember_auto(config.data, self.spec.data_kind)
-        self._note({studies.OVERRIDES: overrides, studies.MAX_EPOCHS: config.trainer.max_epochs})
-        return config
+        seed = choose_seed(self.study, self.spec.trial_id, overrides, config.seed)
+        self._note({studies.MAX_EPOCHS: config.trainer.max_epochs})
+        return config.model_copy(update={"seed": seed})
 
     def _open_run(self, config: RunConfig, stop_requested: Callable[[], bool]) -> Tracker:
         """Open the trial's run; a store that is away for a while is waited for."""

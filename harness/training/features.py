@@ -143,22 +143,25 @@ class _Plan:
             Interrupted: it was asked to stop; what was computed stays.
         """
         for half in (True, False):
-            opened = self._open(depth, half=half)
-            if opened is None:
-                return None
-            entry, boundaries = opened
-            log.info("features: %d views of each image, in %s", self.num_views, entry.folder)
             started = time.perf_counter()
             try:
+                opened = self._open(depth, half=half)
+                if opened is None:
+                    return None
+                entry, boundaries = opened
+                log.info("features: %d views of each image, in %s", self.num_views, entry.folder)
                 if not entry.complete([_array_name(depth)], self._computer(boundaries), stop_requested):
                     raise Interrupted
             except HalfOverflowError:
                 log.info("features: some are beyond float16, so that all are kept in float32")
                 continue
+            except PermissionError as error:
+                self.reason = f"{error.filename} is another user's; set data.cache_dir"
+                return None
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
-                self.reason = f"the disk is full ({entry.folder})"
+                self.reason = f"the disk is full ({self.config.data.cache_dir})"
                 return None
             log.info("features: ready after %.1f s", time.perf_counter() - started)
             boundary = next(boundary for boundary in boundaries if boundary.depth == depth)

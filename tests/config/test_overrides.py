@@ -208,3 +208,14 @@ def test_conditions_that_can_hold_are_kept() -> None:
     seed = "sweep.space.seed={type: int, low: 0, high: 9, when: {optim: [sgd, adamw], data.batch_size: 64}}"
     plan = compose_sweep([OPTIMS, seed])
     assert plan.sweep.space["seed"].when == {"optim": ["sgd", "adamw"], "data.batch_size": 64}
+
+
+def test_a_point_that_contradicts_what_is_fixed_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    points = "[{optim.lr: 0.002, finetune: full}, {optim.lr: 0.003, finetune: partial}, {finetune: full}]"
+    plan = compose_sweep([f"sweep.enqueue={points}", "finetune=full"])
+
+    assert plan.sweep.enqueue == [{"optim.lr": 0.002}]
+    assert [record.getMessage() for record in caplog.records] == [
+        "enqueue: no trial begins at optim.lr=0.003, finetune=partial, as finetune=full is fixed",
+        "enqueue: no trial begins at finetune=full, as finetune=full is fixed",
+    ]

@@ -24,6 +24,7 @@ from harness.search import trial
 from harness.search.executors import LOG, Placement
 from harness.search.slots import Slots, find_slots
 from harness.search.throughput import measured_slots
+from harness.sockets import keep_sockets_short
 
 PRELOADED = [
     "harness.training.train",  # torch, Lightning, timm
@@ -136,6 +137,7 @@ class LocalExecutor:
 
     def start_server(self) -> None:
         """Start the server of forks if it does not run; returns without waiting for its imports."""
+        keep_sockets_short()
         with _environment(SERVER_ENVIRONMENT), held_back():
             forkserver.ensure_running()
 
