@@ -18,7 +18,7 @@ def add_sweep_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_worker_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("sweep", nargs="?", help="its name; default: the newest")
+    command.add_argument("sweep", nargs="?", help="its name; default: the one called last")
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what differs here: data.dir=…")
     command.add_argument("--config-dir", type=Path, help="another folder of config groups")
     _add_places(command)

@@ -13,7 +13,6 @@ from harness.config.overrides import SPACE
 from harness.config.space import SearchSpace, as_yaml, check_conditions, holds
 from harness.errors import ConfigError, did_you_mean
 
-
 log = logging.getLogger(__name__)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -152,6 +153,7 @@ def open_study(home: SweepHome, *, enqueue: bool = True) -> optuna.Study:
     found = existing_study(home) or _create_study(home)
     check_code(found, allow_changes=home.plan.sweep.allow_changed_code)
     found.set_user_attr(record.PLAN, record.plan_facts(home.plan))
+    found.set_user_attr(record.CALLED, time.time())
     if enqueue:
         with home.database.exclusive(home.name):
             home.database.patiently(lambda: enqueue_points(found, home.plan.sweep))

@@ -29,6 +29,7 @@ from harness.tracking.moved import recorded_path
 from harness.tracking.tracker import RunStatus
 
 PARENT_RUN_ID, QUESTION, TEST, CLOSED = "parent_run_id", "question", "test", "closed"
+CALLED = "called"  # when a command last ran it, in seconds since 1970
 IDENTITY = "identity"  # tells a sweep from another one of its name, whose database is gone
 PLAN = "plan"  # see plan_facts
 SLOTS = "slots"  # trials at a time and their threads, and what was measured to choose them

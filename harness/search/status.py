@@ -72,12 +72,13 @@ def open_sweeps(url: str) -> PatientStorage:
 
 
 def find_sweep(storage: PatientStorage, name: str | None, file: str | None = None) -> optuna.Study:
-    """Return the sweep of that name, else the newest; of one file's where it has any.
+    """Return the sweep of that name, else the one that was called last; of one file's where it has any.
 
     Raises:
         SweepError: there is none.
     """
-    names = [study.study_name for study in storage.get_all_studies()]
+    studies = sorted(storage.get_all_studies(), key=lambda study: study.user_attrs.get(record.CALLED, 0.0))
+    names = [study.study_name for study in studies]
     if not names:
         raise SweepError(f"no sweep has been run yet in {shown(storage.url)}")
     of_file = [known for known in names if file is not None and known.startswith(f"{file}-")]

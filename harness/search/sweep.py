@@ -201,13 +201,14 @@ def _run(
 
 
 def _note_call(home: SweepHome, study: optuna.Study) -> None:
-    """Let the next `make compare` and `make export` mean the sweep whose result is shown now."""
+    """Let the next `make compare`, `make export` and `--status` mean the sweep whose result is shown now."""
     run_id = study.user_attrs.get(record.PARENT_RUN_ID)
     try:
+        study.set_user_attr(record.CALLED, time.time())
         if run_id is not None:
             _open_store(home).note(run_id, record.activity(is_new_call=True))
-    except TrackingError as error:
-        logger.warning("MLflow does not note that this sweep was called last: %s", error)
+    except (StorageError, TrackingError) as error:
+        logger.warning("it is not noted that this sweep was called last: %s", error)
 
 
 def _open_store(home: SweepHome) -> RunStore:

@@ -48,7 +48,7 @@ def run_worker(
     """Work on a sweep that was begun elsewhere, until it is complete or we are asked to leave.
 
     Args:
-        name: the sweep; the newest of the database by default.
+        name: the sweep; the one that was called last by default.
         url: of the database.
         overrides: what is different on this machine, such as `data.dir`, `sweep.slots` or `tracking.dir`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,16 @@ def test_status_says_how_far_a_sweep_is(small_sweep: SmallSweep, capsys: pytest.
     assert line in capsys.readouterr().out
     assert main(["sweep", "list", "--mlruns", str(small_sweep.runs)]) == 0
     assert "complete" in capsys.readouterr().out
+
+
+def test_a_look_means_the_sweep_that_was_called_last(
+    small_sweep: SmallSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second", "first"):
+        replace(small_sweep, name=name).run("sweep.num_trials=1")
+
+    assert main(["sweep", "--status", "--mlruns", str(small_sweep.runs)]) == 0
+    assert "sweep first: complete" in capsys.readouterr().out
 
 
 def test_a_look_where_no_sweep_was_creates_nothing(
