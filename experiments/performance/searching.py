@@ -24,10 +24,10 @@ from harness.config.compose import compose_run, compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.data import load_splits
 from harness.errors import DivergedError
-from harness.search import trial
 from harness.search.executors.local import LocalExecutor, LocalPlacement, RunTrial
-from harness.search.study import TrialRow
+from harness.search.study.trials import TrialRow
 from harness.search.sweep import run_sweep
+from harness.search.trial import run as trial
 from harness.tracking.environment import available_cores
 from harness.tracking.store import open_store
 from harness.training.callbacks import EpochRecorder
@@ -154,9 +154,9 @@ def _pss(process: psutil.Process) -> int:
 
 def recording_seconds(overrides: list[str], epochs: int) -> tuple[float, float]:
     """Return the median seconds of recording an epoch in MLflow, and of reporting it to Optuna."""
-    from harness.search import pruners
-    from harness.search import study as studies
-    from harness.search.storage import open_storage, storage_url
+    from harness.search.study import trials as studies
+    from harness.search.study.storage import open_storage, storage_url
+    from harness.search.suggest import pruners
 
     plan = compose_sweep([*overrides, "sweep=default"])
     tracker = open_store(plan.base.tracking).start_run("bench", "bench", {})

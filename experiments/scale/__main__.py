@@ -27,8 +27,8 @@ from experiments.scale.postgres import NoPostgresError, running_postgres
 from experiments.scale.simulation import Crew, Simulated, prepare, simulate
 from experiments.scale.worker import Job
 from harness.config.compose import SweepPlan, compose_sweep
-from harness.search.storage import DATABASE, open_storage
-from harness.search.study import create_study
+from harness.search.study.storage import DATABASE, open_storage
+from harness.search.study.trials import create_study
 from harness.tracking.environment import capture_environment
 
 HOME = Path(__file__).parent

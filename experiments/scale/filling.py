@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 
-from harness.search.storage import PatientStorage
+from harness.search.study.storage import PatientStorage
 
 PARTS = (
     models.TrialParamModel,

@@ -15,11 +15,11 @@ import psutil
 from experiments.scale.simulation import prepare
 from experiments.scale.worker import Job
 from harness.config.compose import SweepPlan
-from harness.search.claims import ATTEMPT, OWNER
-from harness.search.pruners import build_pruner, report_score, should_prune
-from harness.search.space import suggest
-from harness.search.storage import open_storage
-from harness.search.study import find_study, known_trial, load_study_for_trial, read_rows, storage_of
+from harness.search.study import keys
+from harness.search.study.storage import open_storage
+from harness.search.study.trials import find_study, known_trial, load_study_for_trial, read_rows, storage_of
+from harness.search.suggest.pruners import build_pruner, report_score, should_prune
+from harness.search.suggest.space import suggest
 
 Costs = dict[str, float]  # what -> seconds of processor time; `memory_gb` apart
 REPEATS = 3
@@ -44,9 +44,9 @@ def measure(job: Job) -> Costs:
         storage = open_storage(job.url, plan.sweep.lease_seconds)
     found = find_study(storage, job.name)
     assert found is not None
-    number = storage.get_survey(found._study_id, OWNER).num_trials
+    number = storage.get_survey(found._study_id, keys.OWNER).num_trials
     study = load_study_for_trial(storage, job.name, plan.sweep, number)
-    claimed = storage.create_taken_trial(study._study_id, {ATTEMPT: 1})
+    claimed = storage.create_taken_trial(study._study_id, {keys.ATTEMPT: 1})
     before = psutil.Process().memory_info().rss
     with _timed(costs, "load"):
         study.get_trials(deepcopy=False)

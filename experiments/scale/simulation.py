@@ -19,8 +19,8 @@ from optuna.trial import TrialState
 
 from experiments.scale.sampling import Meter, Usage
 from experiments.scale.worker import DONE, PRELOAD, Job, Times, work
-from harness.search.storage import PatientStorage, is_server, open_storage
-from harness.search.study import find_study
+from harness.search.study.storage import PatientStorage, is_server, open_storage
+from harness.search.study.trials import find_study
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from optuna.storages._rdb import models as _models  # noqa: F401 - its tables, c
 from sqlalchemy.orm import configure_mappers
 
 from harness.config.compose import SweepPlan
-from harness.search import trial
-from harness.search.claims import Claim, Claims
-from harness.search.patience import PatientStorage
-from harness.search.spec import TrialSpec
-from harness.search.storage import open_storage
-from harness.search.study import find_study
+from harness.search.ownership.claims import Claim, Claims
+from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.storage import open_storage
+from harness.search.study.trials import find_study
+from harness.search.trial import run as trial
+from harness.search.trial.spec import TrialSpec
 from harness.training.result import EpochReport, RunResult
 
 PRELOAD = [

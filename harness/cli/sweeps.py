@@ -30,7 +30,7 @@ def _add_places(command: argparse.ArgumentParser) -> None:
 
 
 def _database(options: argparse.Namespace) -> str:
-    from harness.search.storage import storage_url
+    from harness.search.study.storage import storage_url
 
     return storage_url(tracking_config(options).dir, options.storage)
 
@@ -58,9 +58,9 @@ def run_sweep(options: argparse.Namespace) -> int:
 
 
 def _look_at_sweeps(options: argparse.Namespace) -> int:
-    from harness.search import status
-    from harness.search.messages import build_console, say
-    from harness.search.stop import request_stop
+    from harness.search.coordinator.stop import request_stop
+    from harness.search.report import status
+    from harness.search.report.messages import build_console, say
 
     console, storage = build_console(), status.open_sweeps(_database(options))
     if options.overrides == ["list"]:

@@ -18,12 +18,23 @@ from rich.console import Console
 
 from harness.config.compose import SweepPlan
 from harness.errors import StorageError, TrackingError
-from harness.search import record
-from harness.search.executors import Executor
+from harness.search.coordinator.completion import has_ended
+from harness.search.coordinator.evaluate_best import describe_readings, evaluate_best
+from harness.search.coordinator.follow import FOLLOWING, follow
+from harness.search.coordinator.measure_slots import is_measured
+from harness.search.coordinator.scheduler import Outcome
+from harness.search.coordinator.scheduling import build_scheduler, disk_keeper
+from harness.search.coordinator.signals import StopSignals
+from harness.search.coordinator.slots import find_slots
+from harness.search.executors.base import Executor
 from harness.search.executors.build import build_executor
-from harness.search.extend import extend_sweep
-from harness.search.final import describe_readings, evaluate_best
-from harness.search.home import (
+from harness.search.report import parent_run as record
+from harness.search.report.messages import build_console, greet, say, show_result
+from harness.search.report.parent_run import SweepRecord
+from harness.search.report.progress import build_progress, view_of
+from harness.search.study import keys
+from harness.search.study.extend import extend_sweep
+from harness.search.study.locate import (
     SweepHome,
     coordinating,
     existing_study,
@@ -31,20 +42,10 @@ from harness.search.home import (
     is_closed,
     open_study,
 )
-from harness.search.locks import LockedError, LostLockError
-from harness.search.messages import build_console, greet, say, show_result
-from harness.search.progress import build_progress, view_of
-from harness.search.record import SweepRecord
-from harness.search.scheduler import Outcome
-from harness.search.scheduling import build_scheduler, disk_keeper
-from harness.search.signals import StopSignals
-from harness.search.slots import find_slots
-from harness.search.space import check_space, describe_dimension
-from harness.search.standby import FOLLOWING, follow
-from harness.search.stopping import has_ended
-from harness.search.study import TrialRow, best_row, read_rows
-from harness.search.throughput import is_measured
-from harness.search.trial import EXIT_STOPPED
+from harness.search.study.locks import LockedError, LostLockError
+from harness.search.study.trials import TrialRow, best_row, read_rows
+from harness.search.suggest.space import check_space, describe_dimension
+from harness.search.trial.run import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -178,7 +179,7 @@ def _run(
     slots = executor.prepare(home.plan)
     study = open_study(home)
     home = home.of(study)
-    study.set_user_attr(record.SLOTS, asdict(slots))
+    study.set_user_attr(keys.SLOTS, asdict(slots))
     with StopSignals() as signals, _sweep_record(home, study, store) as sweep_record:
         scheduler = build_scheduler(home, study, store, executor, slots, started, keep_place)
         greet(console, home, read_rows(study), slots)
@@ -202,9 +203,9 @@ def _run(
 
 def _note_call(home: SweepHome, study: optuna.Study) -> None:
     """Let the next `make compare`, `make export` and `--status` mean the sweep whose result is shown now."""
-    run_id = study.user_attrs.get(record.PARENT_RUN_ID)
+    run_id = study.user_attrs.get(keys.PARENT_RUN_ID)
     try:
-        study.set_user_attr(record.CALLED, time.time())
+        study.set_user_attr(keys.CALLED, time.time())
         if run_id is not None:
             _open_store(home).note(run_id, record.activity(is_new_call=True))
     except (StorageError, TrackingError) as error:
@@ -223,8 +224,8 @@ def _sweep_record(home: SweepHome, study: optuna.Study, store: RunStore) -> Iter
     from harness.tracking import names
     from harness.tracking.views import sweep_view
 
-    identity = {names.STUDY: study.user_attrs.get(record.IDENTITY, home.name)}
-    known = study.user_attrs.get(record.PARENT_RUN_ID)
+    identity = {names.STUDY: study.user_attrs.get(keys.IDENTITY, home.name)}
+    known = study.user_attrs.get(keys.PARENT_RUN_ID)
     run_id = known or store.find_run(home.experiment, identity)  # opened by a call that could not note it
     sweep = home.plan.sweep
     space = ",".join(sweep.space)
@@ -232,7 +233,7 @@ def _sweep_record(home: SweepHome, study: optuna.Study, store: RunStore) -> Iter
     tags = {names.KIND: "sweep", names.SWEEP: home.name, **identity, **question}
     tracker = store.start_run(home.name, home.experiment, tags, run_id=run_id)
     if known is None:
-        study.set_user_attr(record.PARENT_RUN_ID, tracker.run_id)
+        study.set_user_attr(keys.PARENT_RUN_ID, tracker.run_id)
     store.keep_view(home.experiment, sweep_view(tracker.run_id, tags, list(sweep.space)))
     sweep_record = SweepRecord(home.plan, study, tracker, home.directory, home.command)
     sweep_record.open()
@@ -257,7 +258,7 @@ def _result(home: SweepHome, study: optuna.Study, outcome: Outcome, exit_code: i
         exit_code=exit_code if outcome == "interrupted" else 0,
         rows=rows,
         best=best_row(rows, home.plan.sweep.direction),
-        test_metrics=study.user_attrs.get(record.TEST, {}).get("metrics"),
+        test_metrics=study.user_attrs.get(keys.TEST, {}).get("metrics"),
         test_readings=describe_readings(home, study),
-        parent_run_id=study.user_attrs.get(record.PARENT_RUN_ID),
+        parent_run_id=study.user_attrs.get(keys.PARENT_RUN_ID),
     )

@@ -18,19 +18,19 @@ from rich.console import Console
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.overrides import path_of
 from harness.errors import SweepError, TrackingError
-from harness.search import record
-from harness.search.executors import Executor
+from harness.search.coordinator.scheduler import Outcome
+from harness.search.coordinator.scheduling import build_scheduler
+from harness.search.coordinator.signals import StopSignals
+from harness.search.executors.base import Executor
 from harness.search.executors.build import build_executor
-from harness.search.home import SweepHome, find_home, open_study
-from harness.search.messages import build_console, say
-from harness.search.progress import build_progress, view_of
-from harness.search.scheduler import Outcome
-from harness.search.scheduling import build_scheduler
-from harness.search.signals import StopSignals
-from harness.search.space import check_space
-from harness.search.status import find_sweep, open_sweeps
-from harness.search.study import TrialRow, read_rows
-from harness.search.trial import EXIT_STOPPED
+from harness.search.report.messages import build_console, say
+from harness.search.report.progress import build_progress, view_of
+from harness.search.report.status import find_sweep, open_sweeps
+from harness.search.study import keys
+from harness.search.study.locate import SweepHome, find_home, open_study
+from harness.search.study.trials import TrialRow, read_rows
+from harness.search.suggest.space import check_space
+from harness.search.trial.run import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -83,8 +83,8 @@ def _join(
     name: str | None, url: str, overrides: Sequence[str], config_dir: Path
 ) -> tuple[SweepHome, optuna.Study]:
     known = find_sweep(open_sweeps(url), name)
-    plan = known.user_attrs.get(record.PLAN)
-    if plan is None or known.user_attrs.get(record.PARENT_RUN_ID) is None:
+    plan = known.user_attrs.get(keys.PLAN)
+    if plan is None or known.user_attrs.get(keys.PARENT_RUN_ID) is None:
         raise SweepError(f"sweep {known.study_name!r} has not begun: start it with `harness sweep` first")
     asked = [text for text in plan["overrides"] if not path_of(text).startswith("sweep.executor")]
     there = [*asked, *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
@@ -97,7 +97,7 @@ def _store_with_parent(home: SweepHome, study: optuna.Study) -> RunStore:
     from harness.tracking.store import open_store
 
     store = open_store(home.plan.base.tracking)
-    if not store.has_run(study.user_attrs[record.PARENT_RUN_ID]):
+    if not store.has_run(study.user_attrs[keys.PARENT_RUN_ID]):
         raise TrackingError(
             f"{store.uri} does not hold the runs of sweep {home.name!r}: set MLFLOW_TRACKING_URI, or "
             "tracking.dir, to the run store that the sweep was started with"

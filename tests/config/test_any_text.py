@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep
 from harness.errors import HarnessError
-from harness.search.space import check_space
+from harness.search.suggest.space import check_space
 
 VALID = [
     "model=lenet", "finetune=full", "optim=sgd", "optim.lr=3e-4", "data.batch_size=64", "recipe=speedrun",

@@ -21,7 +21,7 @@ from harness.config.compose import (
 from harness.config.provenance import annotate
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError
-from harness.search.space import trial_overrides
+from harness.search.suggest.space import trial_overrides
 
 
 def test_groups_and_values_are_overridden() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from harness.config.compose import compose_run, compose_sweep
 from harness.errors import ConfigError
-from harness.search.question import sweep_question
-from harness.search.space import check_space, suggest, trial_overrides
+from harness.search.study.identity import sweep_question
+from harness.search.suggest.space import check_space, suggest, trial_overrides
 
 OPTIMS = "sweep.space.optim={type: choice, values: [sgd, adamw]}"
 

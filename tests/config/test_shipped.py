@@ -40,7 +40,7 @@ def test_a_recipe_wins_over_the_root_file_and_the_command_line_over_it() -> None
 
 @pytest.mark.parametrize("name", SWEEP_FILES)
 def test_a_sweep_file_is_valid_in_every_corner(name: str) -> None:
-    from harness.search.space import check_space
+    from harness.search.suggest.space import check_space
 
     check_space(compose_sweep([f"sweep={name}"]))
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.config.compose import SweepPlan, compose_sweep
 from harness.config.executor import RayExecutorConfig, SlurmExecutorConfig
-from harness.search.executors import Executor, Placement
+from harness.search.executors.base import Executor, Placement
 from tests.contracts import scripted_trial
 from tests.services import require
 

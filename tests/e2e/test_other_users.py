@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness.config.sweep import SweepConfig
-from harness.search.storage import open_storage, storage_url
-from harness.search.study import create_study
+from harness.search.study.storage import open_storage, storage_url
+from harness.search.study.trials import create_study
 
 DROPPED = "-dac_override,-dac_read_search,-fowner"  # what lets root into everybody's files
 SWEEP = SweepConfig.model_validate({"space": {"optim.lr": {"type": "float", "low": 0.1, "high": 0.2}}})

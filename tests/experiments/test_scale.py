@@ -16,9 +16,10 @@ from experiments.scale.__main__ import Database, job_of, main, plan_of
 from experiments.scale.filling import fill
 from experiments.scale.postgres import ABSENT, NoPostgresError, Server, find_programs
 from experiments.scale.simulation import Simulated, find_mistakes, simulate
-from harness.search.claims import ATTEMPT, Claims
-from harness.search.storage import PatientStorage, open_storage
-from harness.search.study import create_study, find_study
+from harness.search.ownership.claims import Claims
+from harness.search.study import keys
+from harness.search.study.storage import PatientStorage, open_storage
+from harness.search.study.trials import create_study, find_study
 
 NAME = "sweep"
 
@@ -121,13 +122,13 @@ def test_a_claim_on_a_server_is_made_wholly_or_not_at_all(postgres: Server) -> N
     storage, study_id = _study(postgres, "whole")
 
     def begin_and_fail() -> None:
-        storage.create_taken_trial(study_id, {ATTEMPT: 1})
-        assert storage.get_survey(study_id, ATTEMPT).num_trials == 1
+        storage.create_taken_trial(study_id, {keys.ATTEMPT: 1})
+        assert storage.get_survey(study_id, keys.ATTEMPT).num_trials == 1
         raise ValueError("killed, say")
 
     with pytest.raises(ValueError, match="killed"):
         storage.transact("whole", begin_and_fail)
-    assert storage.get_survey(study_id, ATTEMPT).num_trials == 0
+    assert storage.get_survey(study_id, keys.ATTEMPT).num_trials == 0
 
 
 def test_a_claim_is_made_anew_when_the_connection_is_lost_and_with_it_the_lock(postgres: Server) -> None:
@@ -136,10 +137,10 @@ def test_a_claim_is_made_anew_when_the_connection_is_lost_and_with_it_the_lock(p
 
     def begin() -> int:
         calls.append(1)
-        trial = storage.create_taken_trial(study_id, {ATTEMPT: 1})
+        trial = storage.create_taken_trial(study_id, {keys.ATTEMPT: 1})
         if len(calls) == 1:
             _end_other_connections(postgres)
-        storage.get_standing(trial.trial_id, ATTEMPT)
+        storage.get_standing(trial.trial_id, keys.ATTEMPT)
         return trial.number
 
     assert storage.transact("lost", begin) == 0

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import mlflow.store.db.utils
 
-from harness.search import storage, trial
+from harness.search.study import storage
+from harness.search.trial import run as trial
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from rich.console import Console
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.search.executors.local import LocalExecutor
-from harness.search.patience import PatientStorage
-from harness.search.storage import open_storage, storage_url
-from harness.search.study import TrialRow, find_study, read_rows
+from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.storage import open_storage, storage_url
+from harness.search.study.trials import TrialRow, find_study, read_rows
 from harness.search.sweep import SweepResult, run_sweep
 from harness.tracking.store import open_store
 from tests.search import fake_training

@@ -18,8 +18,9 @@ from harness.config.executor import (
 )
 from harness.errors import HarnessError
 from harness.logs import show_messages
-from harness.search import scheduler, standby
-from harness.search.executors import Executor
+from harness.search.coordinator import follow as standby
+from harness.search.coordinator import scheduler
+from harness.search.executors.base import Executor
 from harness.search.executors.local import LocalExecutor, RunTrial
 from harness.search.sweep import run_sweep
 from tests.search.behaviour import Behaviour

@@ -17,8 +17,8 @@ from typing import Any
 
 from harness.config.schema import RunConfig
 from harness.errors import DataError, DivergedError
-from harness.search import trial
-from harness.search.study import RUN_ID
+from harness.search.study import keys
+from harness.search.trial import run as trial
 from harness.tracking import Tracker, names
 from harness.training.result import EpochReport, RunResult
 from tests.search.behaviour import Behaviour, account, note
@@ -48,7 +48,7 @@ def run_trial(spec_path: str) -> int:
 
 def _die_before_noting_the_run(folder: Path) -> None:
     def die(attempt: object, notes: Mapping[str, object]) -> None:
-        if RUN_ID in notes:
+        if keys.RUN_ID in notes:
             note(folder, "opened")
             os.kill(os.getpid(), signal.SIGKILL)
 

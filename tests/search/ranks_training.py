@@ -18,9 +18,9 @@ from typing import Any
 
 from harness.config.compose import compose_sweep
 from harness.config.schema import RunConfig
-from harness.search import trial
 from harness.search.executors.local import LocalExecutor
 from harness.search.sweep import run_sweep
+from harness.search.trial import run as trial
 from harness.training.distributed import current_ranks
 from harness.training.ranks import stop_requested
 from harness.training.result import EpochReport, RunResult

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.schema import RunConfig
-from harness.search import trial
+from harness.search.trial import run as trial
 from harness.training.result import EpochReport, RunResult
 from tests.search.behaviour import Behaviour, account, note
 

@@ -19,12 +19,13 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.config.sweep import SweepConfig
-from harness.search import claims as claims_module
-from harness.search.claims import ATTEMPT, OWNER, Claim, Claims, Lease
-from harness.search.owner import Owner, birth_of
-from harness.search.queries import Standing
-from harness.search.storage import open_storage, storage_url
-from harness.search.study import create_study, find_study
+from harness.search.ownership import claims as claims_module
+from harness.search.ownership.claims import Claim, Claims, Lease
+from harness.search.ownership.process_id import Owner, birth_of
+from harness.search.study import keys
+from harness.search.study.optuna_private import Standing
+from harness.search.study.storage import open_storage, storage_url
+from harness.search.study.trials import create_study, find_study
 from tests.search.calls import is_alive, wait_for
 
 SWEEP = SweepConfig.model_validate({"space": {"seed": {"type": "int", "low": 0, "high": 9}}})
@@ -65,7 +66,7 @@ def taken(claims: Claims, num_trials: int = 3) -> Claim:
 def set_owner(claims: Claims, claim: Claim, **changes: object) -> None:
     """Pretend that another process has the trial."""
     owner = replace(Owner.current(trains=True), **changes)  # type: ignore[arg-type]
-    claims._storage.set_trial_user_attr(claim.trial_id, OWNER, owner.to_json())
+    claims._storage.set_trial_user_attr(claim.trial_id, keys.OWNER, owner.to_json())
 
 
 def move_clock(tmp_path: Path, change: str) -> None:
@@ -240,7 +241,7 @@ def test_a_lease_beats_and_hears_that_it_was_lost(ours: Claims, theirs: Claims, 
         wait_for(lambda: theirs.stale() == set())
         assert lease.is_held()
         assert not left.is_set()
-        theirs._storage.set_trial_user_attr(claim.trial_id, ATTEMPT, 2)
+        theirs._storage.set_trial_user_attr(claim.trial_id, keys.ATTEMPT, 2)
 
         assert left.wait(60)
         assert not lease.is_held()
@@ -262,7 +263,7 @@ def test_who_has_slept_looks_before_writing(
     monkeypatch.setattr(claims_module, "_clock", lambda: now)
     claim = taken(ours)
     lease = lease_of(ours, claim, left)
-    theirs._storage.set_trial_user_attr(claim.trial_id, ATTEMPT, 2)
+    theirs._storage.set_trial_user_attr(claim.trial_id, keys.ATTEMPT, 2)
 
     now += LEASE_S / 3
     lease.check_after_sleep()

@@ -13,10 +13,10 @@ from harness.config.compose import compose_sweep
 from harness.config.executor import LocalExecutorConfig, RayExecutorConfig, SlurmExecutorConfig
 from harness.errors import ConfigError
 from harness.search.executors.build import build_executor
+from harness.search.executors.child_process import trial_environment
 from harness.search.executors.cluster import Node, Share, share_cluster
 from harness.search.executors.local import LocalExecutor
-from harness.search.executors.process import trial_environment
-from harness.search.home import find_home
+from harness.search.study.locate import find_home
 
 BOX = Node(cores=32, num_gpus=8)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 from harness.config.compose import compose_sweep
-from harness.search.description import NUM_SHOWN, describe_in_markdown
-from harness.search.study import TrialRow
+from harness.search.report.description import NUM_SHOWN, describe_in_markdown
+from harness.search.study.trials import TrialRow
 
 PLAN = compose_sweep(["data=digits", "model=lenet", "finetune=full", "augment=none", "sweep.num_trials=30"])
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from harness.config.schema import TrackingConfig
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError, TrackingError
-from harness.search import disk
-from harness.search.disk import DiskKeeper, spare_checkpoints, was_removed
-from harness.search.leaderboard import leaderboard_csv, ranked
-from harness.search.scheduling import kept_first
-from harness.search.study import ENDED, TrialRow
+from harness.search.coordinator import checkpoint_cleanup as disk
+from harness.search.coordinator.checkpoint_cleanup import DiskKeeper, spare_checkpoints, was_removed
+from harness.search.coordinator.scheduling import kept_first
+from harness.search.report.leaderboard import leaderboard_csv, ranked
+from harness.search.study.trials import ENDED, TrialRow
 from harness.tracking.choice import choose
 from tests.search.conftest import SmallSweep
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.sweep import SweepConfig
-from harness.search import study as studies
-from harness.search.enqueue import enqueue_points
-from harness.search.space import suggest
+from harness.search.study import trials as studies
+from harness.search.suggest.space import suggest
+from harness.search.suggest.starting_points import enqueue_points
 from tests.search.conftest import SMALL, SmallSweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

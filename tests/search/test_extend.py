@@ -13,12 +13,12 @@ import pytest
 from harness.cli import parse
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
-from harness.search import question
-from harness.search import study as studies
-from harness.search.constraints import tell_costs
-from harness.search.extend import redeclare_trials
-from harness.search.space import suggest
-from harness.search.storage import open_storage, storage_url
+from harness.search.study import identity as question
+from harness.search.study import trials as studies
+from harness.search.study.extend import redeclare_trials
+from harness.search.study.storage import open_storage, storage_url
+from harness.search.suggest.constraints import tell_costs
+from harness.search.suggest.space import suggest
 from tests.search.conftest import SmallSweep
 from tests.search.test_samplers import sweep_of
 

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from harness.errors import SweepError
-from harness.search import code, record
-from harness.search.claims import OWNER
-from harness.search.owner import Owner
-from harness.search.study import storage_of
+from harness.search.ownership.process_id import Owner
+from harness.search.study import code, keys
+from harness.search.study.trials import storage_of
 from tests.search.calls import Call, calls_of, check_promises, is_alive, is_stopped, kill, pid_of, wait_for
 from tests.search.conftest import SMALL, SmallSweep
 from tests.search.real_training import run_real_trial
@@ -115,9 +114,9 @@ def test_a_late_writer_from_another_machine_writes_nothing(small_sweep: SmallSwe
 def move_to_another_machine(sweep: SmallSweep) -> None:
     study = sweep.study()
     for trial in study.get_trials():
-        if trial.user_attrs.get(OWNER) is not None:
-            owner = replace(Owner.from_json(trial.user_attrs[OWNER]), host="elsewhere")
-            storage_of(study).set_trial_user_attr(trial._trial_id, OWNER, owner.to_json())
+        if trial.user_attrs.get(keys.OWNER) is not None:
+            owner = replace(Owner.from_json(trial.user_attrs[keys.OWNER]), host="elsewhere")
+            storage_of(study).set_trial_user_attr(trial._trial_id, keys.OWNER, owner.to_json())
 
 
 @pytest.mark.slow
@@ -191,7 +190,7 @@ def test_a_coordinator_killed_at_any_note_it_makes_leaves_a_sweep_that_goes_on(
     small_sweep: SmallSweep,
 ) -> None:
     """Between what it does and what the study knows of it, a run could be left open, or made twice."""
-    notes = (record.IDENTITY, record.QUESTION, code.CODE, record.PLAN, record.PARENT_RUN_ID, record.CLOSED)
+    notes = (keys.IDENTITY, keys.QUESTION, keys.CODE, keys.PLAN, keys.PARENT_RUN_ID, keys.CLOSED)
     with calls_of(small_sweep) as calls:
         for note in notes:
             small_sweep.behave(die_noting=note)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.search.study import TrialRow, find_study, read_rows
+from harness.search.study.trials import TrialRow, find_study, read_rows
 from tests.search.calls import Call, Calls, calls_of, check_promises, kill, wait_for
 from tests.search.conftest import SmallSweep
 from tests.search.real_training import run_real_trial

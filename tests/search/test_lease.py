@@ -8,8 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from harness.search.claims import Claims, Lease
-from harness.search.storage import open_storage
+from harness.search.ownership.claims import Claims, Lease
+from harness.search.study.storage import open_storage
 
 BEAT_S = 0.02
 

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from harness.config.objectives import parse_constraint
 from harness.config.sweep import SweepConfig
-from harness.search import study as studies
-from harness.search.constraints import tell_costs
-from harness.search.leaderboard import importance_figure, leaderboard_table
-from harness.search.pareto import pareto_figure, pareto_front
-from harness.search.pruners import report_score
-from harness.search.space import suggest
-from harness.search.study import TrialRow
+from harness.search.report.leaderboard import importance_figure, leaderboard_table
+from harness.search.report.pareto import pareto_figure, pareto_front
+from harness.search.study import trials as studies
+from harness.search.study.trials import TrialRow
+from harness.search.suggest.constraints import tell_costs
+from harness.search.suggest.pruners import report_score
+from harness.search.suggest.space import suggest
 from tests.search.conftest import SmallSweep
 from tests.search.test_progress import row
 from tests.search.test_samplers import RANGES, new_study, run_trial, sweep_of

@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 from harness.config.compose import compose_run
 from harness.errors import DataError, DivergedError, ImageSizeError
 from harness.models import build_model
-from harness.search import study as studies
-from harness.search.footprint import OUT_OF_MEMORY, footprint, why_it_cannot_fit
-from harness.search.outcomes import judge
+from harness.search.study import keys
+from harness.search.study import trials as studies
+from harness.search.trial.memory_limit import footprint, why_it_cannot_fit
+from harness.search.trial.outcomes import judge
 from tests.search.conftest import SmallSweep
 from tests.search.test_samplers import RANGES, new_study, sweep_of
 
@@ -75,7 +76,7 @@ def test_what_did_not_fit_is_refused_with_as_much_or_more() -> None:
         return footprint(compose_run(["data=digits", "trainer.device=cpu", *overrides]))
 
     study = new_study(sweep_of("tpe", RANGES))
-    study.ask().set_user_attr(OUT_OF_MEMORY, needed("data.batch_size=128"))
+    study.ask().set_user_attr(keys.OUT_OF_MEMORY, needed("data.batch_size=128"))
 
     reason = "out of memory, as trial 0 at batch size 128"
     assert why_it_cannot_fit(study, needed("data.batch_size=128", "optim.lr=0.5")) == reason

@@ -21,9 +21,10 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.errors import StorageError
-from harness.search import patience, trial
-from harness.search.patience import CREATES, PatientStorage
-from harness.search.storage import open_storage
+from harness.search.study import retrying_storage as patience
+from harness.search.study.retrying_storage import CREATES, PatientStorage
+from harness.search.study.storage import open_storage
+from harness.search.trial import run as trial
 
 # Of Optuna's cache, with their arguments: `s` is the study's id, `t` that of a running trial.
 QUESTIONS: dict[str, Callable[[Any, int, int], Any]] = {

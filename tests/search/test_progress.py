@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from harness.config.sweep import SweepConfig
-from harness.search.leaderboard import history_figure, leaderboard_csv, leaderboard_table, ranked
-from harness.search.messages import build_console
-from harness.search.progress import (
+from harness.search.report.leaderboard import history_figure, leaderboard_csv, leaderboard_table, ranked
+from harness.search.report.messages import build_console
+from harness.search.report.progress import (
     LiveProgress,
     PlainProgress,
     SweepView,
@@ -25,7 +25,7 @@ from harness.search.progress import (
     seconds_left,
     view_of,
 )
-from harness.search.study import TrialRow
+from harness.search.study.trials import TrialRow
 
 SWEEP = SweepConfig.model_validate(
     {"space": {"optim.lr": {"type": "float", "low": 0.1, "high": 1}}, "num_trials": 4}

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from harness.config.sampling import PrunerConfig
-from harness.search.pruners import build_pruner, report_score, should_prune
+from harness.search.suggest.pruners import build_pruner, report_score, should_prune
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

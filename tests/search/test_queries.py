@@ -16,11 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
-from harness.search.claims import ATTEMPT, OWNER, Claims
-from harness.search.owner import Owner
-from harness.search.patience import PatientStorage
-from harness.search.queries import UtcNow
-from harness.search.storage import open_storage
+from harness.search.ownership.claims import Claims
+from harness.search.ownership.process_id import Owner
+from harness.search.study import keys
+from harness.search.study.optuna_private import UtcNow
+from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.storage import open_storage
 
 
 @pytest.fixture
@@ -81,8 +82,8 @@ def test_a_survey_counts_all_trials_and_names_the_unfinished(
     storage: PatientStorage, study: optuna.Study
 ) -> None:
     _end_some(study, 8)
-    storage.set_trial_user_attr(4, OWNER, "me")
-    survey = storage.get_survey(study._study_id, OWNER)
+    storage.set_trial_user_attr(4, keys.OWNER, "me")
+    survey = storage.get_survey(study._study_id, keys.OWNER)
     assert survey.num_trials == 9
     assert [(trial.number, trial.state, trial.attr) for trial in survey.unfinished] == [
         (3, TrialState.RUNNING, "me"),
@@ -96,11 +97,11 @@ def test_a_taken_trial_is_never_seen_without_its_owner(storage: PatientStorage, 
     claim = Claims(study, storage).take(num_trials=5)  # trial 0 has no owner: it is free
     assert claim is not None
     assert claim.number == 0
-    created = storage.create_taken_trial(study._study_id, {OWNER: "me", ATTEMPT: 1})
+    created = storage.create_taken_trial(study._study_id, {keys.OWNER: "me", keys.ATTEMPT: 1})
     assert created.number == 1
     trial = storage.get_trial(created.trial_id)
     assert trial.state == TrialState.RUNNING
-    assert trial.user_attrs == {OWNER: "me", ATTEMPT: 1}
+    assert trial.user_attrs == {keys.OWNER: "me", keys.ATTEMPT: 1}
     assert study.ask().number == 2
 
 
@@ -163,7 +164,7 @@ def _counted(storage: PatientStorage) -> Iterator[list[str]]:
 def test_the_owner_of_a_claim_is_this_process(storage: PatientStorage, study: optuna.Study) -> None:
     claim = Claims(study, storage).take(1)
     assert claim is not None
-    text = storage.get_standing(claim.trial_id, OWNER).attr
+    text = storage.get_standing(claim.trial_id, keys.OWNER).attr
     assert Owner.from_json(text) == Owner.current()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.config.compose import compose_sweep, flatten
 from harness.errors import SweepError
-from harness.search.question import (
+from harness.search.study.identity import (
     check_same_question,
     differences,
     fingerprint,

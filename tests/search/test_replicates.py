@@ -12,10 +12,11 @@ import optuna
 import pytest
 
 from harness.config.sweep import SweepConfig
-from harness.search.leaderboard import leaderboard_csv
-from harness.search.replicates import choose_seed, describe_replicates, replicated, warn_of_replicates
-from harness.search.storage import open_storage, storage_url
-from harness.search.study import OVERRIDES, create_study, find_study
+from harness.search.report.leaderboard import leaderboard_csv
+from harness.search.study import keys
+from harness.search.study.storage import open_storage, storage_url
+from harness.search.study.trials import create_study, find_study
+from harness.search.trial.replicates import choose_seed, describe_replicates, replicated, warn_of_replicates
 from tests.search.conftest import SmallSweep
 from tests.search.test_disk import row
 
@@ -76,7 +77,7 @@ def test_a_trial_that_goes_on_keeps_its_seed(folder: Path) -> None:
 def test_a_trial_of_an_earlier_program_keeps_the_runs_seed(folder: Path) -> None:
     study = open_again(folder)
     for _ in range(2):
-        study.ask().set_user_attr(OVERRIDES, ["a=1"])
+        study.ask().set_user_attr(keys.OVERRIDES, ["a=1"])
     second = study.get_trials()[1]
 
     assert choose_seed(study, second._trial_id, ["a=1"], 5) == 5

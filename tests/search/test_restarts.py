@@ -12,10 +12,10 @@ import pytest
 
 from experiments.scale.postgres import Server
 from harness.config.compose import compose_sweep
-from harness.search.claims import Claims
-from harness.search.home import coordinator_lock
-from harness.search.locks import LockedError, LostLockError
-from harness.search.study import create_study, find_study
+from harness.search.ownership.claims import Claims
+from harness.search.study.locate import coordinator_lock
+from harness.search.study.locks import LockedError, LostLockError
+from harness.search.study.trials import create_study, find_study
 from tests.search.calls import calls_of, check_promises, wait_for
 from tests.search.conftest import SmallSweep
 from tests.search.test_kill_points import Killer

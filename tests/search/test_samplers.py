@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from harness.config.sweep import SweepConfig
-from harness.search import study as studies
-from harness.search.space import suggest
+from harness.search.study import trials as studies
+from harness.search.suggest.space import suggest
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

@@ -72,7 +72,7 @@ def test_a_servers_password_is_written_nowhere(
 def test_what_a_batch_job_is_given_of_the_environment_is_for_its_owner_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.search.executors.process import save_environment
+    from harness.search.executors.child_process import save_environment
 
     monkeypatch.setenv("PGPASSWORD", "s3cretWord")
     path = Path(save_environment(tmp_path / "spec-1.json"))

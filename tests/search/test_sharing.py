@@ -10,11 +10,12 @@ import optuna
 import pytest
 
 from harness.config.sweep import SweepConfig
-from harness.search.claims import ATTEMPT, Claims, Lease
-from harness.search.locks import LockedError
-from harness.search.patience import PatientStorage
-from harness.search.storage import open_storage, storage_url
-from harness.search.study import create_study, find_study
+from harness.search.ownership.claims import Claims, Lease
+from harness.search.study import keys
+from harness.search.study.locks import LockedError
+from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.storage import open_storage, storage_url
+from harness.search.study.trials import create_study, find_study
 from tests.search.calls import CONTEXT, PRELOAD
 
 SWEEP = SweepConfig.model_validate({"space": {"seed": {"type": "int", "low": 0, "high": 9}}})
@@ -74,7 +75,7 @@ def check_all_done(url: str, num_trials: int) -> None:
     trials = study.get_trials()
     assert [trial.number for trial in trials] == list(range(num_trials))
     assert [trial.value for trial in trials] == list(range(num_trials))
-    assert {trial.user_attrs[ATTEMPT] for trial in trials} == {1}
+    assert {trial.user_attrs[keys.ATTEMPT] for trial in trials} == {1}
 
 
 def test_many_threads_share_a_budget_exactly(url: str) -> None:

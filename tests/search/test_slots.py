@@ -10,9 +10,9 @@ import pytest
 from harness.config.schema import RunConfig, TrainerConfig
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
-from harness.search import trial
-from harness.search.slots import count_gpus, resolve_slots
-from harness.search.spec import pin_devices
+from harness.search.coordinator.slots import count_gpus, resolve_slots
+from harness.search.trial import run as trial
+from harness.search.trial.spec import pin_devices
 from harness.training import machine
 
 SPACE = {"seed": {"type": "int", "low": 0, "high": 9}}

@@ -14,7 +14,7 @@ import pytest
 from harness.config.compose import SweepPlan, compose_sweep
 from harness.config.executor import SlurmExecutorConfig
 from harness.errors import ConfigError, SweepError
-from harness.search.executors import Executor, Placement
+from harness.search.executors.base import Executor, Placement
 from tests.services import require, wait_until
 
 pytestmark = pytest.mark.integration

@@ -14,7 +14,7 @@ from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.space import Choice, FloatRange, IntRange
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
-from harness.search.space import (
+from harness.search.suggest.space import (
     as_override_value,
     check_space,
     corners,

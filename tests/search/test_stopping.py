@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from harness.config.sweep import SweepConfig
-from harness.search.stopping import reason_to_stop
-from harness.search.study import TrialRow
+from harness.search.coordinator.completion import reason_to_stop
+from harness.search.study.trials import TrialRow
 from tests.search.conftest import SmallSweep
 from tests.search.test_progress import row
 

@@ -18,8 +18,8 @@ import pytest
 from harness.config.compose import compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.errors import ConfigError, SweepError
-from harness.search.claims import TO_FAIL
-from harness.search.record import SweepRecord
+from harness.search.report.parent_run import SweepRecord
+from harness.search.study import keys
 from harness.tracking import names
 from harness.tracking.memory import RecordingTracker
 from harness.tracking.readings import count_readings
@@ -234,10 +234,13 @@ def test_a_trial_that_took_too_long_is_not_begun_again(
     """Whoever had decided so was killed before it could end the trial."""
     small_sweep.behave(slow=[0])
     with monkeypatch.context() as patch:
-        patch.setattr("harness.search.stop.StopRequest.is_new", lambda _: "epoch 0" in small_sweep.account(0))
+        patch.setattr(
+            "harness.search.coordinator.stop.StopRequest.is_new",
+            lambda _: "epoch 0" in small_sweep.account(0),
+        )
         small_sweep.run("sweep.num_trials=1")
     row = small_sweep.rows()[0]
-    small_sweep.storage().set_trial_user_attr(row.trial_id, TO_FAIL, "longer than it may")
+    small_sweep.storage().set_trial_user_attr(row.trial_id, keys.TO_FAIL, "longer than it may")
     small_sweep.behave()
     result = small_sweep.run("sweep.num_trials=2")
 
@@ -272,7 +275,7 @@ def test_a_sweep_that_is_stopped_from_elsewhere_says_so_everywhere(
 ) -> None:
     small_sweep.behave(slow=[1])
     has_begun = lambda request: "epoch 0" in small_sweep.account(1)  # noqa: E731
-    monkeypatch.setattr("harness.search.stop.StopRequest.is_new", has_begun)
+    monkeypatch.setattr("harness.search.coordinator.stop.StopRequest.is_new", has_begun)
     stopped = small_sweep.run()
 
     assert (stopped.outcome, stopped.exit_code) == ("interrupted", 143)

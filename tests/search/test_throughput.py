@@ -16,11 +16,8 @@ from hypothesis import strategies as st
 
 from harness.config.compose import SweepPlan, compose_sweep
 from harness.config.schema import RunConfig
-from harness.search import throughput
-from harness.search.executors.local import LocalExecutor
-from harness.search.slots import Measurement, Slots, find_slots
-from harness.search.sweep import describe_sweep
-from harness.search.throughput import (
+from harness.search.coordinator import measure_slots as throughput
+from harness.search.coordinator.measure_slots import (
     BUDGET_S,
     MEMORY_PER_TRIAL,
     Candidate,
@@ -33,6 +30,9 @@ from harness.search.throughput import (
     measure_together,
     measured_slots,
 )
+from harness.search.coordinator.slots import Measurement, Slots, find_slots
+from harness.search.executors.local import LocalExecutor
+from harness.search.sweep import describe_sweep
 from tests.search import fake_training
 from tests.search.conftest import SmallSweep
 

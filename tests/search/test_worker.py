@@ -11,10 +11,10 @@ import pytest
 
 from harness.cli import main
 from harness.errors import SweepError, TrackingError
+from harness.search.coordinator.stop import request_stop
 from harness.search.executors.local import LocalExecutor
-from harness.search.status import find_sweep, open_sweeps, read_status, status_line
-from harness.search.stop import request_stop
-from harness.search.storage import storage_url
+from harness.search.report.status import find_sweep, open_sweeps, read_status, status_line
+from harness.search.study.storage import storage_url
 from harness.search.worker import run_worker
 from tests.search import fake_training
 from tests.search.conftest import SmallSweep

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from harness.data import load_splits
 from harness.errors import BatchSizeError, CheckpointError, ConfigError, DivergedError, HarnessError
-from harness.search.outcomes import judge
+from harness.search.trial.outcomes import judge
 from harness.tracking.memory import RecordingTracker
 from harness.training.checkpoint import load_checkpoint, load_section, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint

@@ -9,7 +9,7 @@ from harness.config.executor import (
     SlurmExecutorConfig,
 )
 from harness.errors import ConfigError
-from harness.search.executors import Executor
+from harness.search.executors.base import Executor
 
 
 def build_executor(config: ExecutorConfig) -> Executor:

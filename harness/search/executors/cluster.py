@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.config.compose import SweepPlan
-from harness.search.slots import Slots, resolve_slots
+from harness.search.coordinator.slots import Slots, resolve_slots
 
 
 @dataclass(frozen=True)

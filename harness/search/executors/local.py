@@ -20,10 +20,10 @@ from pathlib import Path
 
 from harness.config.compose import SweepPlan
 from harness.interrupts import held_back, leave_to_parent
-from harness.search import trial
-from harness.search.executors import LOG, Placement
-from harness.search.slots import Slots, find_slots
-from harness.search.throughput import measured_slots
+from harness.search.coordinator.measure_slots import measured_slots
+from harness.search.coordinator.slots import Slots, find_slots
+from harness.search.executors.base import LOG, Placement
+from harness.search.trial import run as trial
 from harness.sockets import keep_sockets_short
 
 PRELOADED = [
@@ -37,7 +37,7 @@ PRELOADED = [
     "alembic.config",
     "sqlalchemy.dialects.sqlite",
     "matplotlib.backends.backend_agg",
-    "harness.search.executors.warm",
+    "harness.search.executors.preload",
 ]
 SERVER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # no thread pool before the fork; a trial sets its own number of threads

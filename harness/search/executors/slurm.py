@@ -24,11 +24,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from harness.config.compose import SweepPlan
 from harness.config.executor import SlurmExecutorConfig
 from harness.errors import ConfigError, SweepError
-from harness.search.executors import LOG, TRIAL_MODULE, Placement
+from harness.search.coordinator.slots import Slots
+from harness.search.executors.base import LOG, TRIAL_MODULE, Placement
+from harness.search.executors.child_process import run_in_job, save_environment
 from harness.search.executors.cluster import Node, Share, share_cluster
-from harness.search.executors.process import run_in_job, save_environment
-from harness.search.slots import Slots
-from harness.search.trial import EXIT_STOPPED
+from harness.search.trial.run import EXIT_STOPPED
 
 EXIT_LOST = -signal.SIGKILL  # the job is gone from the queue and left no exit code
 NOT_STARTED = ("PENDING", "CONFIGURING")

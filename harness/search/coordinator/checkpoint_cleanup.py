@@ -1,0 +1,166 @@
+"""What a sweep keeps on disk: whose checkpoints go when they are too many, and when there is no room left.
+
+A trial that has ended never reads the checkpoint it would resume from again: that goes at once. The best
+epoch's stays, until all of them together exceed `sweep.checkpoint_gb`.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.config.sweep import SweepConfig
+from harness.errors import SweepError
+from harness.search.study.trials import TrialRow
+
+log = logging.getLogger(__name__)
+
+GB = 1e9  # bytes
+BEST, NOTE = "best.ckpt", "checkpoint-removed.txt"  # in a trial's folder
+
+
+def spare_checkpoints(
+    ranking: Sequence[TrialRow], sizes: Mapping[int, int], limit: float, keep: int
+) -> list[int]:
+    """Return the trials whose checkpoints have to go so that all of them fit into the limit, worst first.
+
+    Those that run or will be resumed, and the best ones, are never among them, even if they alone exceed it.
+
+    Args:
+        ranking: the trials, best first.
+        sizes: bytes of each trial's checkpoints; trials without any may be absent.
+        limit: bytes.
+        keep: how many of the best keep theirs.
+    """
+    scored = [row.number for row in ranking if row.state in ("complete", "pruned")]
+    spare = [row.number for row in ranking if row.has_ended and row.number not in scored[:keep]]
+    excess, found = sum(sizes.values()) - limit, []
+    for number in reversed(spare):
+        if excess <= 0:
+            break
+        if sizes.get(number, 0) > 0:
+            found.append(number)
+            excess -= sizes[number]
+    return found
+
+
+@dataclass
+class DiskKeeper:
+    """Keeps a sweep's folder within its bounds.
+
+    Any number of coordinators may do so at once, and each may be killed at any time: to remove is to remove,
+    and what was removed says so in the trial's own folder, since Optuna lets nobody change an ended trial.
+
+    Args:
+        folder_of: a trial's folder by its number.
+        rank: trials -> the same, best first.
+        forget: told of a trial whose checkpoint is gone, so that its record says so.
+        copies: of the best checkpoint; 2 where MLflow keeps one too.
+    """
+
+    sweep: SweepConfig
+    folder_of: Callable[[int], Path]
+    rank: Callable[[Sequence[TrialRow]], Sequence[TrialRow]]
+    forget: Callable[[TrialRow], None]
+    copies: int = 1
+    _sizes: dict[int, int] = field(default_factory=dict)  # bytes, of trials that have ended: final
+
+    def check_room(self, rows: Sequence[TrialRow]) -> None:
+        """Make room where it can be made, before the sweep starts.
+
+        Raises:
+            SweepError: there is still too little.
+        """
+        if shortage := self.tick(rows):
+            raise SweepError(
+                f"{shortage}: free some space, choose another tracking.dir (MLRUNS_DIR), lower "
+                "sweep.min_free_gb, or let sweep.checkpoint_gb remove checkpoints"
+            )
+
+    def tick(self, rows: Sequence[TrialRow]) -> str | None:
+        """Remove what is not needed any more.
+
+        Returns:
+            Why no trial may go on; None while there is room, or nothing left to do.
+        """
+        has_news = False
+        for row in rows:
+            if row.has_ended and row.number not in self._sizes:
+                has_news = True
+                self._sizes[row.number] = self._settle(row)
+        if has_news and self.sweep.checkpoint_gb is not None:
+            self._keep_limit(rows, self.sweep.checkpoint_gb * GB)
+        if sum(row.has_ended for row in rows) >= self.sweep.num_trials:
+            return None
+        free = free_bytes(self.folder_of(0)) / GB
+        if free >= self.sweep.min_free_gb:
+            return None
+        return (
+            f"only {free:.2g} GB are free on the disk of runs (sweep.min_free_gb={self.sweep.min_free_gb:g})"
+        )
+
+    def _settle(self, row: TrialRow) -> int:
+        """Remove an ended trial's resume state; return the bytes of what stays."""
+        folder = self.folder_of(row.number)
+        if row.state != "failed":  # what that would have gone on from may show why it failed
+            _remove(file for file in checkpoint_files(folder) if not _is_best(file))
+        return self._size(folder)
+
+    def _keep_limit(self, rows: Sequence[TrialRow], limit: float) -> None:
+        running = {row.number: self._size(self.folder_of(row.number)) for row in rows if not row.has_ended}
+        sizes = {**self._sizes, **running}
+        for number in spare_checkpoints(self.rank(rows), sizes, limit, self.sweep.keep_checkpoints):
+            self._remove_checkpoints(next(row for row in rows if row.number == number))
+
+    def _remove_checkpoints(self, row: TrialRow) -> None:
+        folder = self.folder_of(row.number)
+        # First the note: whoever finds no checkpoint must find out why, even if we are killed in between.
+        (folder / NOTE).write_text(
+            f"trial {row.number} is not among the best {self.sweep.keep_checkpoints}: its checkpoints were "
+            f"removed to keep within sweep.checkpoint_gb={self.sweep.checkpoint_gb:g}\n",
+            encoding="utf-8",
+        )
+        _remove(checkpoint_files(folder))
+        self._sizes[row.number] = 0  # also where a file would not go: it was said, and won't be tried again
+        self.forget(row)
+
+    def _size(self, folder: Path) -> int:
+        return sum(_bytes(file) * (self.copies if _is_best(file) else 1) for file in checkpoint_files(folder))
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return every file of a trial's folder that is a checkpoint, part of one, or beside one."""
+    return sorted(file for file in folder.glob("*") if ".ckpt" in file.name) if folder.is_dir() else []
+
+
+def was_removed(checkpoint: Path) -> bool:
+    """Whether a trial's checkpoint had to go for `sweep.checkpoint_gb`."""
+    return not checkpoint.is_file() and checkpoint.with_name(NOTE).is_file()
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what is free on a folder's disk, whether the folder exists yet or not."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _is_best(file: Path) -> bool:
+    return file.name == BEST
+
+
+def _bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # renamed meanwhile, as a running trial's are
+        return 0
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:  # the sweep matters more
+            log.warning("%s cannot be removed (%s)", file, error.strerror)

@@ -1,0 +1,92 @@
+"""The end of a sweep: the model that was chosen meets the test split, and how often that happens is kept."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import optuna
+from rich.console import Console
+
+from harness.errors import TrackingError
+from harness.search.coordinator.signals import StopSignals
+from harness.search.report.messages import say
+from harness.search.report.parent_run import SweepRecord
+from harness.search.study import keys
+from harness.search.study.locate import SweepHome, needs_test
+from harness.search.study.trials import best_row, read_rows
+
+if TYPE_CHECKING:
+    from harness.tracking.store import RunStore
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_best(
+    home: SweepHome,
+    study: optuna.Study,
+    store: RunStore,
+    sweep_record: SweepRecord,
+    console: Console,
+    signals: StopSignals,
+) -> None:
+    """Read the test split for the model that was chosen of all trials, and remember it.
+
+    A repeated command does not look again. A sweep that is given more trials afterwards may choose another
+    model, which is then another reading.
+
+    Raises:
+        KeyboardInterrupt: we were asked to stop.
+    """
+    best = best_row(read_rows(study, home.runs), home.plan.sweep.direction)
+    if best is None or best.checkpoint is None or not needs_test(study, home.plan, best):
+        return
+    from harness.tracking import names
+    from harness.training.evaluate import evaluate_checkpoint
+    from harness.training.machine import prepare_process
+
+    say(console, f"evaluating trial {best.number}'s checkpoint on the test split …")
+    prepare_process(None, home.plan.base.trainer.keep_memory)
+    number = _note_reading(store, sweep_record.tracker.run_id, best.run_id or "", home.command)
+    with signals.raising():
+        metrics = evaluate_checkpoint(best.checkpoint, split="test", tracker=sweep_record.tracker)
+    sweep_record.tracker.set_tags({names.TESTED_RUN: best.run_id or ""})
+    study.set_user_attr(keys.TEST, {"trial": best.number, "metrics": metrics, "reading": number})
+
+
+def _note_reading(store: RunStore, parent_run_id: str, run_id: str, command: str) -> int | None:
+    """Note that the test split is read now.
+
+    Returns:
+        Which reading of the sweep it is; None if that cannot be told.
+    """
+    from harness.tracking.readings import next_reading
+
+    try:
+        tags = store.tags_of(parent_run_id)
+    except TrackingError as error:
+        logger.warning("how often the test split was read before is not known: %s", error)
+        tags = None
+    reading = next_reading(tags, run_id, command)
+    for noted in filter(None, (parent_run_id, run_id)):
+        store.note(noted, reading.to_tag())
+    return None if reading.before is None else reading.before + 1
+
+
+def describe_readings(home: SweepHome, study: optuna.Study) -> str | None:
+    """Return how often the test split was read for the sweep, in words; None if it was not, or is unknown."""
+    from harness.tracking.readings import count_readings, describe_reading
+    from harness.tracking.store import open_store
+
+    number, parent = (
+        study.user_attrs.get(keys.TEST, {}).get("reading"),
+        study.user_attrs.get(keys.PARENT_RUN_ID),
+    )
+    if number is None or parent is None:
+        return None
+    try:
+        tags = open_store(home.plan.base.tracking).tags_of(parent)
+        return describe_reading(number, count_readings(tags), "sweep")
+    except TrackingError as error:
+        logger.warning("how often the test split was read is not known: %s", error)
+        return None

@@ -1,0 +1,42 @@
+"""A second call of a sweep that is being run: it follows, and is there when the first one ends early."""
+
+from __future__ import annotations
+
+import time
+
+import optuna
+from rich.console import Console
+
+from harness.search.coordinator.signals import StopSignals
+from harness.search.report.progress import build_progress, view_of
+from harness.search.study.locate import SweepHome, coordinator_lock
+from harness.search.study.locks import LockedError
+from harness.search.study.trials import read_rows, storage_of
+
+LOOK_S = 2.0
+FOLLOWING = "sweep {name} is being run by another process: following it, and taking over if it ends early"
+
+
+def follow(home: SweepHome, study: optuna.Study, console: Console, started: float) -> int:
+    """Show the sweep's progress until nobody coordinates it any more.
+
+    Returns:
+        The exit code if we were asked to leave before, otherwise 0.
+    """
+    sweep = home.plan.sweep
+    with StopSignals() as signals, build_progress(console, sweep.metric) as progress:
+        while not signals.count:
+            if not is_coordinated(study):
+                return 0
+            progress.update(view_of(read_rows(study), sweep, started, 1))
+            time.sleep(LOOK_S)
+    return signals.exit_code
+
+
+def is_coordinated(study: optuna.Study) -> bool:
+    """Return whether some process runs the sweep."""
+    try:
+        with coordinator_lock(storage_of(study), study.study_name):
+            return False
+    except LockedError:
+        return True

@@ -1,0 +1,277 @@
+"""How many trials train at a time on a CPU: the slots × threads with the most images a second in all.
+
+Which is best depends on the model and the machine, so it is measured: as many processes as there would be
+trials take training steps of the sweep's heaviest run at the same time. What was found is kept for the next
+sweep that asks the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from harness.config.compose import SweepPlan
+from harness.config.schema import RunConfig
+from harness.config.space import Scalar
+from harness.data import load_splits
+from harness.interrupts import leave_to_parent
+from harness.search.coordinator.slots import Measurement, Slots
+from harness.search.report.parent_run import write_json
+from harness.search.suggest.space import MAX_CORNERS, corners, trial_overrides
+from harness.tracking.environment import available_cores, available_memory, package_versions
+
+log = logging.getLogger(__name__)
+
+MEMORY_PER_TRIAL = 1.5e9  # bytes, as long as nothing is measured
+TRIAL_OVERHEAD = 0.3e9  # bytes that a trial needs beside its training step: Lightning, MLflow, validation
+BUDGET_S = 10.0  # after it no further candidate is measured, once there are two
+MEASURE_S = 1.5  # of steps, per candidate
+READY_S = 60.0  # for a model to be built and to take its first steps
+CLEARLY_WORSE = 0.9  # of the best so far: fewer slots still would be worse again
+AS_GOOD = 0.95  # of the best; then more slots win, as what is not measured of a trial takes one core
+QUIET = 0.85  # of the cores' time: with less, somebody else was at work, and the next call measures again
+SHAPING = ("model", "finetune", "augment")  # sections that decide what a step costs
+COST = {"linear_probe": 0, "partial": 1, "full": 2}  # how the policies compare
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Trials at a time, and the threads of each."""
+
+    slots: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Practice:
+    """What a process has to know to take training steps."""
+
+    run: RunConfig
+    image_size: tuple[int, int]
+    num_classes: int
+
+
+def candidates(cores: int, num_trials: int, memory: float) -> list[Candidate]:
+    """Return what can be: powers of two and as many as fit, most slots first; together they use the cores."""
+    limit = max(1, min(cores, num_trials, int(memory / MEMORY_PER_TRIAL)))
+    powers = itertools.takewhile(lambda count: count < limit, (2**power for power in itertools.count()))
+    most = {cores // count: count for count in (*powers, limit)}  # of equal threads, the more slots
+    return [Candidate(slots, threads) for threads, slots in sorted(most.items())]
+
+
+def explore(
+    found: Sequence[Candidate],
+    measure: Callable[[Candidate], Measurement | None],
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Measurement]:
+    """Measure from the most slots down, until it gets clearly worse or takes too long.
+
+    Args:
+        measure: None for a candidate that cannot be, such as one that is out of memory.
+    """
+    started, measured = clock(), list[Measurement]()
+    for candidate in found:
+        if len(measured) > 1 and clock() - started > BUDGET_S:
+            break
+        result = measure(candidate)
+        if result is None:
+            continue
+        measured.append(result)
+        if result.images_per_second < CLEARLY_WORSE * max(m.images_per_second for m in measured):
+            break
+    return measured
+
+
+def choose(measured: Sequence[Measurement], memory: float) -> Measurement | None:
+    """Return the most slots of those that are as good as the best and fit into the memory."""
+    fitting = [m for m in measured if m.slots * (m.memory + TRIAL_OVERHEAD) <= memory]
+    if not fitting:
+        return min(measured, key=lambda m: m.slots, default=None)
+    best = max(m.images_per_second for m in fitting)
+    return max((m for m in fitting if m.images_per_second >= AS_GOOD * best), key=lambda m: m.slots)
+
+
+def is_measured(plan: SweepPlan) -> bool:
+    """Whether slots × threads are left to a measurement: on this machine's CPU, neither of them fixed."""
+    from harness.training.machine import resolve_machine
+
+    sweep, trainer = plan.sweep, plan.base.trainer
+    is_free = sweep.slots == sweep.threads_per_trial == "auto" and trainer.threads is None
+    is_here = sweep.executor.kind == "local" and sweep.devices_per_trial == 1
+    return is_free and is_here and resolve_machine(trainer).device.type == "cpu"
+
+
+def measured_slots(plan: SweepPlan, by_rule: Slots) -> Slots:
+    """Return the best slots of this machine for a sweep, measured now unless they are known.
+
+    Args:
+        by_rule: what holds where there is nothing to measure, or no way to.
+    """
+    if not is_measured(plan):
+        return by_rule
+    memory = available_memory()
+    found = candidates(available_cores(), plan.sweep.num_trials, memory)
+    if len(found) == 1:
+        return replace(by_rule, count=found[0].slots, threads=found[0].threads)
+    measured = _known_or_measured(plan, found)
+    best = choose(measured, memory)
+    if best is None:
+        return by_rule
+    return replace(by_rule, count=best.slots, threads=best.threads, measured=tuple(measured))
+
+
+def heaviest_run(plan: SweepPlan) -> RunConfig:
+    """Return the base run with what of the space shapes a trial's steps, where they are most expensive."""
+
+    def weight(chosen: dict[str, Scalar]) -> tuple[float, ...]:
+        sizes = (chosen.get(name) or 0 for name in ("finetune.trainable_groups", "model.image_size"))
+        return (COST.get(str(chosen.get("finetune")), 0), *map(float, sizes))
+
+    heaviest = max(itertools.islice(corners(plan.sweep), MAX_CORNERS), key=weight)
+    shaping = {path: value for path, value in heaviest.items() if path.partition(".")[0] in SHAPING}
+    return plan.compose_trial(trial_overrides(plan, shaping)) if shaping else plan.base
+
+
+def describe(slots: Slots) -> str:
+    """Return what was measured in one line, what was chosen first."""
+    others = [m for m in slots.measured if m.slots != slots.count]
+    chosen = next(m for m in slots.measured if m.slots == slots.count)
+    rest = "; ".join(f"{m.slots} × {m.threads}: {m.images_per_second:,.0f}" for m in others)
+    threads = f"{chosen.threads} thread{'s' if chosen.threads > 1 else ''}"
+    return f"slots: {chosen.slots} × {threads} ({chosen.images_per_second:,.0f} images/s in all" + (
+        f"; {rest})" if rest else ")"
+    )
+
+
+# ── what is known already ─────────────────────────────────────────────────────────────────────────
+
+
+def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Measurement]:
+    run = heaviest_run(plan)
+    splits = load_splits(run.data)
+    height, width = splits.train.images.shape[1:3]
+    practice = Practice(run, (height, width), len(splits.class_names))
+    facts = _facts(practice, found)
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    file = Path(plan.base.tracking.dir).expanduser().resolve() / "throughput" / f"{key}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # two at once would slow each other down
+        if known := read_measurements(file):
+            return known
+        log.info("measuring how many trials to train at a time (once for this model and machine) …")
+        measured = explore(found, lambda candidate: measure_together(practice, candidate))
+        if any(m.cpu_share < QUIET for m in measured):
+            log.info("note: other processes used the cores meanwhile; the next call measures again")
+        elif measured:
+            write_json(file, {"facts": facts, "measured": [asdict(m) for m in measured]})
+        return measured
+
+
+def _facts(practice: Practice, found: Sequence[Candidate]) -> dict[str, Any]:
+    """Return everything that the speed depends on, but for what else the machine does meanwhile."""
+    from harness.training.machine import resolve_machine
+
+    run, machine = practice.run, resolve_machine(practice.run.trainer)
+    return {
+        **{name: getattr(run, name).model_dump(mode="json") for name in SHAPING},
+        "optimizer": run.optim.kind,
+        "batch_size": run.data.batch_size,
+        "image_size": list(practice.image_size),
+        "classes": practice.num_classes,
+        "keep_memory": run.trainer.keep_memory,
+        "cpu": machine.describe()["device_name"],
+        "precision": machine.precision,
+        "torch": package_versions().get("torch"),
+        "cores": available_cores(),
+        "candidates": [[candidate.slots, candidate.threads] for candidate in found],
+    }
+
+
+def read_measurements(file: Path) -> list[Measurement]:
+    """Return what an earlier call has measured; nothing where it cannot be read."""
+    try:
+        return [Measurement(**m) for m in json.loads(file.read_text(encoding="utf-8"))["measured"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+# ── the measurement itself ────────────────────────────────────────────────────────────────────────
+
+
+def _practise(practice: Practice, threads: int, end: Connection) -> None:
+    """Say what memory a trial takes, wait for the others, say how fast it was."""
+    from harness.training.machine import prepare_process
+    from harness.training.practice import PracticeRun
+
+    leave_to_parent()
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    prepare_process(threads, practice.run.trainer.keep_memory)
+    run = PracticeRun(practice.run, practice.image_size, practice.num_classes)
+    end.send(run.memory)
+    end.recv()
+    end.send(run.time_steps(MEASURE_S))
+
+
+Work = Callable[[Practice, int, Connection], None]
+
+
+def measure_together(practice: Practice, candidate: Candidate, work: Work = _practise) -> Measurement | None:
+    """Let as many processes train at the same time; None if one of them cannot.
+
+    Args:
+        work: what each of them does, and says about it.
+    """
+    with _processes(practice, candidate, work) as ends:
+        try:
+            memory = max(_receive(end) for end in ends)
+            for end in ends:
+                end.send("go")
+            rates, shares = zip(*map(_receive, ends), strict=True)
+        except (EOFError, OSError):  # it died (out of memory), or took too long
+            return None
+    rate, share = round(sum(rates), 1), round(sum(shares) / len(shares), 2)
+    return Measurement(candidate.slots, candidate.threads, rate, memory, share)
+
+
+def _receive(end: Connection) -> Any:
+    if not end.poll(READY_S):
+        raise TimeoutError
+    return end.recv()
+
+
+@contextlib.contextmanager
+def _processes(practice: Practice, candidate: Candidate, work: Work) -> Iterator[list[Connection]]:
+    """Fork processes from the server that trials are forked from, and end them whatever happens."""
+    context = multiprocessing.get_context("forkserver")
+    processes: list[BaseProcess] = []
+    ends: list[Connection] = []
+    try:
+        for _ in range(candidate.slots):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(practice, candidate.threads, theirs))
+            process.start()
+            theirs.close()
+            processes.append(process)
+            ends.append(ours)
+        yield ends
+    finally:
+        for started, end in zip(processes, ends, strict=True):
+            end.close()
+            started.kill()
+            started.join()

@@ -1,0 +1,120 @@
+"""A trial's command line as a child process, for executors that have a process of theirs in between.
+
+Ray's actor and Slurm's job both import this file on their machine, so it knows the standard library alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from harness.search.executors.base import LOG, TRIAL_MODULE
+
+# What of the coordinator's environment shapes a trial; the rest is the other machine's own.
+PASSED_ON = ("DATA_DIR", "CACHE_DIR", "MLRUNS_DIR", "MLFLOW_", "HARNESS_", "PG")
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
+
+
+class TrialProcess:
+    """`python -m harness.search.trial SPEC` as a child, in a process group of its own.
+
+    Args:
+        spec_path: absolute; the output is appended to `trial.log` beside it.
+        cwd: where relative paths of the configuration begin.
+        environment: set on top of this process's own.
+        orphan_signal: what the child gets if this process dies (on Linux).
+    """
+
+    def __init__(
+        self,
+        spec_path: str,
+        cwd: str,
+        environment: Mapping[str, str],
+        module: str = TRIAL_MODULE,
+        orphan_signal: int = signal.SIGTERM,
+    ) -> None:
+        self._command = [sys.executable, "-m", module, spec_path]
+        self._log = Path(spec_path).with_name(LOG)
+        self._cwd, self._environment = cwd, {**os.environ, **environment}
+        self._orphan_signal = orphan_signal
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked_to_stop = False
+
+    def run(self) -> int:
+        """Return the exit code of the trial, once it has ended (negative: by that signal)."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._cwd,
+                env=self._environment,
+                start_new_session=True,
+                preexec_fn=_dying_with_parent(self._orphan_signal),  # noqa: PLW1509 - see there
+            )
+        if self._asked_to_stop:  # before there was a process to tell
+            self.stop()
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """Ask the trial to stop at the end of its batch."""
+        self._asked_to_stop = True
+        if self._process is not None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End the trial and its children at once."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def trial_environment() -> dict[str, str]:
+    """Return what a trial on another machine needs of this process's environment."""
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    return passed_on | {"HARNESS_OFFLINE": "1"}  # the coordinator has the data by now: no trial downloads
+
+
+def save_environment(spec_path: Path) -> str:
+    """Keep what a trial needs of this process's environment beside its spec, for us alone to read.
+
+    It may hold passwords (PGPASSWORD, MLFLOW_TRACKING_URI), and what a batch system is given lies in files.
+    """
+    path = spec_path.with_suffix(".environment.json")
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(trial_environment()), encoding="utf-8")
+    return str(path)
+
+
+def run_in_job(spec_path: str, cwd: str, environment_path: str, module: str = TRIAL_MODULE) -> int:
+    """Run a trial within a batch job; its SIGTERM is the trial's, and whatever ends the job ends the trial.
+
+    Returns:
+        The trial's exit code.
+    """
+    environment = json.loads(Path(environment_path).read_text(encoding="utf-8"))
+    process = TrialProcess(spec_path, cwd, environment, module, orphan_signal=signal.SIGKILL)
+    signal.signal(signal.SIGTERM, lambda number, frame: process.stop())
+    return process.run()
+
+
+def _dying_with_parent(number: int) -> Callable[[], None] | None:
+    """Return what lets Linux send a signal to a child whose parent dies, however it dies."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def before_exec() -> None:
+        # Two system calls and nothing else: another thread's lock may have been copied while it was held.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a Ray worker has some blocked
+        prctl(PR_SET_PDEATHSIG, number)
+
+    return before_exec

@@ -1,0 +1,54 @@
+"""A sweep's description on its page in MLflow, in Markdown: the question, the best trials, how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.config.compose import SweepPlan
+from harness.search.report.leaderboard import ranked, searched_paths
+from harness.search.report.progress import format_score, format_value
+from harness.search.study.trials import TrialRow, best_row
+from harness.search.suggest.space import describe_dimension
+
+NUM_SHOWN = 10  # trials
+
+
+def describe_in_markdown(plan: SweepPlan, rows: Sequence[TrialRow], command: str, run_id: str | None) -> str:
+    """Return the description.
+
+    The page folds it after about 100 pixels, so the answer comes first.
+
+    Args:
+        command: what continues the sweep.
+        run_id: of the parent run, whose picture `history.png` is shown; None while it has none.
+    """
+    sweep = plan.sweep
+    ended = [row for row in rows if row.has_ended]
+    best = best_row(list(rows), sweep.direction)
+    answer = f"**{sweep.direction.capitalize()} {sweep.metric}**: "
+    answer += f"{len(ended)} of {sweep.num_trials} trials have ended"
+    if best is not None:
+        settings = ", ".join(f"`{path}={format_value(value)}`" for path, value in best.params.items())
+        answer += f"; the best is trial {best.number} with **{format_score(best.score)}** ({settings})"
+    elif ended:
+        answer += "; none has a score, so there is no best"
+    lines = [answer]
+    if ended:
+        lines += ["", *_table(ended, plan)]
+    lines += ["", "Searched:", *(f"- `{path}`: {describe_dimension(d)}" for path, d in sweep.space.items())]
+    lines += ["", f"To go on: `{command}`"]
+    if ended and run_id is not None:
+        lines += ["", f"![Scores of the trials](get-artifact?path=history.png&run_uuid={run_id})"]
+    return "\n".join(lines)
+
+
+def _table(ended: Sequence[TrialRow], plan: SweepPlan) -> list[str]:
+    """Return the best trials as a Markdown table."""
+    paths = searched_paths(ended)
+    lines = [["trial", "state", plan.sweep.metric, *paths], ["---"] * (3 + len(paths))]
+    for row in ranked(ended, plan.sweep.direction)[:NUM_SHOWN]:
+        values = [format_value(row.params[path]) if path in row.params else "" for path in paths]
+        lines.append([str(row.number), row.state, format_score(row.score), *values])
+    more = len(ended) - NUM_SHOWN
+    note = [f"and {more} more, in `leaderboard.csv`"] if more > 0 else []
+    return [f"| {' | '.join(cells)} |" for cells in lines] + note

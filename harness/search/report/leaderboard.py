@@ -1,0 +1,160 @@
+"""A sweep's trials side by side: the table, its CSV, and two pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+from matplotlib.figure import Figure
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from harness.config.objectives import COSTS
+from harness.config.sweep import SweepConfig
+from harness.search.coordinator.checkpoint_cleanup import was_removed
+from harness.search.report.pareto import pareto_front
+from harness.search.report.progress import format_score, format_value
+from harness.search.study.trials import TrialRow
+from harness.search.trial.replicates import replicated
+from harness.tracking import names
+
+FRONT_MARK = "*"
+MIN_TRIALS_FOR_IMPORTANCE = 5  # complete; below that it would be noise with a name
+ORDER = {"complete": 0, "pruned": 1, "running": 2, "infeasible": 3, "failed": 4, "waiting": 5}
+
+
+def ranked(rows: Sequence[TrialRow], direction: str) -> list[TrialRow]:
+    """Return the trials best first; pruned ones saw fewer epochs, so they follow the complete ones."""
+    sign = 1.0 if direction == "minimize" else -1.0
+
+    def key(row: TrialRow) -> tuple[int, bool, float, int]:
+        return ORDER[row.state], row.score is None, sign * (row.score or 0.0), row.number
+
+    return sorted(rows, key=key)
+
+
+def searched_paths(rows: Sequence[TrialRow]) -> list[str]:
+    """Return every path that some trial has a value for, in the order of the space."""
+    return list(dict.fromkeys(path for row in rows for path in row.params))
+
+
+def leaderboard_table(rows: Sequence[TrialRow], sweep: SweepConfig, limit: int = 20) -> Table:
+    """Return the leaderboard for a terminal, with the costs that the sweep asks about."""
+    paths, costs = searched_paths(rows), asked_costs(sweep)
+    front = {row.number for row in pareto_front(rows, sweep)}
+    notes = [_hidden(len(rows) - limit), f"{FRONT_MARK} on the Pareto front" if front else ""]
+    caption = "; ".join(filter(None, notes)) or None
+    table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold", caption=caption)
+    settings = [_short_name(path, paths) for path in paths]
+    titles = ["trial", "state", sweep.metric, *costs, "best epoch", *settings, "minutes"]
+    for title in titles:  # titles over several lines: the table fits a terminal of 80 columns
+        table.add_column(re.sub(r"[ _/]", "\n", title), justify="left" if title == "state" else "right")
+    for rank, row in enumerate(ranked(rows, sweep.direction)[:limit], start=1):
+        table.add_row(
+            f"{row.number}{FRONT_MARK if row.number in front else ''}",
+            row.state,
+            format_score(row.score),
+            *(format_value(row.costs[cost]) if cost in row.costs else "–" for cost in costs),
+            "–" if row.best_epoch is None else str(row.best_epoch + 1),
+            *(format_value(row.params[path]) if path in row.params else "" for path in paths),
+            "–" if row.seconds is None else f"{row.seconds / 60:.1f}",
+            style="bold green" if rank == 1 and row.state == "complete" else None,
+        )
+    return table
+
+
+def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
+    """Return the leaderboard as CSV, unrounded, with what identifies each trial's record."""
+    paths, front = searched_paths(rows), {row.number for row in pareto_front(rows, sweep)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    first = replicated(rows)
+    titles = ["rank", "trial", "state", sweep.metric, *COSTS, "on_front", "best_epoch", *paths]
+    writer.writerow([*titles, "seconds", "run_id", "checkpoint", "reason", "training_seed", "replicate_of"])
+    for rank, row in enumerate(ranked(rows, sweep.direction), start=1):
+        writer.writerow(
+            [rank, row.number, row.state, row.score]
+            + [row.costs.get(cost) for cost in COSTS]
+            + [row.number in front, row.best_epoch]
+            + [row.params.get(path) for path in paths]
+            + [row.seconds, row.run_id, _checkpoint(row), row.reason]
+            + [row.seed, first.get(row.number)]
+        )
+    return text.getvalue()
+
+
+def _checkpoint(row: TrialRow) -> str | None:
+    if row.checkpoint is None:
+        return None
+    return names.CHECKPOINT_REMOVED if was_removed(row.checkpoint) else str(row.checkpoint)
+
+
+def asked_costs(sweep: SweepConfig) -> list[str]:
+    """Return the costs that the sweep optimises or bounds."""
+    second = [sweep.second_objective.metric] if sweep.second_objective else []
+    return list(dict.fromkeys([*second, *(constraint.cost for constraint in sweep.parsed_constraints())]))
+
+
+def history_figure(rows: Sequence[TrialRow], direction: str, metric: str) -> Figure:
+    """Return each trial's score in the order of their numbers, with the best so far as a step line."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for state, marker in (("complete", "o"), ("pruned", "x")):
+        shown = _scores(rows, state)
+        axes.scatter(list(shown), list(shown.values()), marker=marker, label=state)
+    if complete := _scores(rows, "complete"):
+        best = np.minimum if direction == "minimize" else np.maximum
+        so_far = best.accumulate(list(complete.values()))
+        axes.step(list(complete), so_far, where="post", label="best so far")
+    axes.set(xlabel="trial", ylabel=metric, title="Scores of the trials")
+    axes.legend()
+    return figure
+
+
+def _scores(rows: Sequence[TrialRow], state: str) -> dict[int, float]:
+    return {row.number: row.score for row in rows if row.state == state and row.score is not None}
+
+
+def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
+    """Return how much each path mattered (PED-ANOVA); None where there is too little to say.
+
+    Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
+    Subspaces", IJCAI 2023, as implemented in Optuna.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < MIN_TRIALS_FOR_IMPORTANCE:
+        return None
+    sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that low is taken for good
+            importances = optuna.importance.get_param_importances(
+                study, target=lambda trial: sign * trial.values[0]
+            )
+    except (RuntimeError, ValueError):  # every score equal, or no path that all trials share
+        return None
+    if not importances:
+        return None
+    figure = Figure(figsize=(7, 1.2 + 0.4 * len(importances)), layout="constrained")
+    axes = figure.add_subplot()
+    names, values = list(importances)[::-1], list(importances.values())[::-1]
+    bars = axes.barh(names, values)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set(xlabel="importance", xlim=(0, 1.1 * max(values) or 1.0), title=f"What mattered for {metric}")
+    return figure
+
+
+def _short_name(path: str, paths: Sequence[str]) -> str:
+    """Return the last part of a path where no other path ends the same."""
+    last = path.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in paths) == 1 else path
+
+
+def _hidden(count: int) -> str | None:
+    return f"and {count} more, see leaderboard.csv" if count > 0 else None

@@ -1,0 +1,120 @@
+"""What a sweep says before and after its trials: what it finds, what came out, how to go on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from harness.search.coordinator.completion import reason_to_stop
+from harness.search.coordinator.measure_slots import describe as describe_slots
+from harness.search.coordinator.slots import Slots
+from harness.search.report.leaderboard import leaderboard_table
+from harness.search.report.progress import format_score
+from harness.search.study.locate import SweepHome
+from harness.search.study.trials import TrialRow
+from harness.search.trial.replicates import describe_replicates, warn_of_replicates
+
+if TYPE_CHECKING:
+    from harness.search.sweep import SweepResult
+
+PLAIN_WIDTH = 120  # columns, of output into a file or a pipe
+WHY_STOPPED = {
+    "out_of_time": "the time budget (sweep.max_minutes) is up",
+    "out_of_space": "the disk of runs is nearly full (sweep.min_free_gb): free some space",
+}
+NEXT_COMMANDS = "next: make ui (browse) · make compare (table of the runs)"
+EXPORT_COMMAND = " · make export (the best model)"
+
+
+class PatientConsole(Console):
+    """A console whose reader may leave (`| head -2`): that ends the show, not the work."""
+
+    def on_broken_pipe(self) -> None:
+        """Say once that nothing more is shown; rich would end the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        print("nobody reads the output any more: the work goes on without it", file=sys.stderr)
+
+
+def build_console() -> Console:
+    """Return a console as wide as the terminal; where there is none, of plain lines, whatever FORCE_COLOR."""
+    is_terminal = sys.stdout.isatty()
+    return PatientConsole(force_terminal=is_terminal, width=None if is_terminal else PLAIN_WIDTH)
+
+
+def greet(console: Console, home: SweepHome, rows: Sequence[TrialRow], slots: Slots) -> None:
+    """Say what is about to run, where, and what was found of earlier calls."""
+    ended = sum(row.has_ended for row in rows)
+    resumed = sum(row.state == "running" for row in rows)
+    before = f"; {ended} have ended before" if ended else ""
+    before += f"; {resumed} interrupted to go on" if resumed else ""
+    where = f"{slots.num_gpus} GPU(s)" if slots.num_gpus else f"{slots.threads} CPU thread(s) each"
+    num_trials = home.plan.sweep.num_trials
+    say(console, f"sweep {home.name}: {num_trials} trials, {slots.count} at a time on {where}{before}")
+    if home.directory.name != home.name:
+        say(console, f"note: its folder is {home.directory}, as another sweep of this name has left one")
+    if warning := warn_of_replicates(home.plan.sweep):
+        say(console, warning)
+    if slots.measured:
+        say(console, describe_slots(slots))
+    if slots.warning:
+        say(console, f"note: {slots.warning}")
+
+
+def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
+    """Print the leaderboard, the best trial, and the next commands to type."""
+    sweep = home.plan.sweep
+    if any(row.has_ended for row in result.rows):
+        console.print(leaderboard_table(result.rows, sweep))
+    if result.best is not None:
+        say(console, f"best: trial {result.best.number}, {sweep.metric} {format_score(result.best.score)}")
+    elif result.outcome == "complete":
+        say(console, f"no best trial: {_states(result.rows)}")
+    if repeated := describe_replicates(result.rows):
+        say(console, repeated)
+    if result.test_metrics is not None and result.outcome != "interrupted":
+        readings = f" ({result.test_readings})" if result.test_readings else ""
+        accuracy = f"accuracy {result.test_metrics['test/accuracy']:.4f}"
+        say(console, f"its checkpoint on the test split: {accuracy}{readings}")
+    if result.outcome == "complete":
+        if (reason := reason_to_stop(result.rows, sweep)) is not None:
+            say(console, f"no more trials: {reason}")
+        say(console, NEXT_COMMANDS + ("" if result.best is None else EXPORT_COMMAND))
+        return
+    for line in stopped_lines(result, sweep.num_trials, home.command):
+        say(console, line)
+
+
+def _states(rows: Sequence[TrialRow]) -> str:
+    counts = Counter(row.state for row in rows)
+    return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def stopped_lines(result: SweepResult, num_trials: int, command: str) -> list[str]:
+    """Return what a person wants to know about a sweep that is not complete."""
+    why = WHY_STOPPED.get(result.outcome, "stopped")
+    ended = sum(row.has_ended for row in result.rows)
+    return [
+        f"{why}: {ended} of {num_trials} trials have ended{_resumable(result.rows)}",
+        f"repeat the command to go on ({command})",
+    ]
+
+
+def _resumable(rows: Sequence[TrialRow]) -> str:
+    parts = [
+        f"trial {row.number} goes on "
+        + (f"after epoch {row.epochs_done}" if row.epochs_done else "from its start")
+        for row in rows
+        if row.state == "running"
+    ]
+    return "; " + ", ".join(parts) if parts else ""
+
+
+def say(console: Console, text: str) -> None:
+    """Print a plain line: no markup in users' names, no wrapping of commands."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,177 @@
+"""A sweep's own record: its parent run, and `sweep.json` beside its trials.
+
+The study's user attributes hold what a later call must know; `sweep.json` mirrors it for people and for
+commands that look for the newest sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from harness.config.compose import SweepPlan
+from harness.data import load_splits
+from harness.search.report.description import describe_in_markdown
+from harness.search.report.leaderboard import history_figure, importance_figure, leaderboard_csv
+from harness.search.report.pareto import pareto_figure, pareto_front
+from harness.search.study import keys
+from harness.search.study.trials import TrialRow, best_row, read_rows
+from harness.tracking import Tracker, names
+from harness.tracking.environment import capture_environment, record_environment
+from harness.tracking.moved import recorded_path
+from harness.tracking.tracker import RunStatus
+
+SWEEP_FILE = "sweep.json"
+
+
+@dataclass
+class SweepRecord:
+    """Where a sweep is recorded while it runs."""
+
+    plan: SweepPlan
+    study: optuna.Study
+    tracker: Tracker
+    directory: Path
+    command: str  # that continues it
+    status: RunStatus = "FINISHED"  # to be set before it closes
+    _num_ended: int = -1
+
+    @property
+    def best_metric(self) -> str:
+        return names.BEST + self.plan.sweep.metric
+
+    def open(self) -> None:
+        """Record what the sweep is, and what it runs on."""
+        from harness.training.record import (
+            record_data,
+        )  # imports Lightning and timm, which trials' server has
+
+        record_environment(self.tracker, capture_environment())
+        record_data(self.tracker, load_splits(self.plan.base.data))
+        # Without the database's address: it may hold a password.
+        sweep = self.plan.sweep.model_dump(mode="json", exclude={"storage"})
+        values = {"sweep": sweep, **self.plan.base.to_dict()}
+        self.tracker.log_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "sweep.yaml")
+        self.tracker.log_params(self.plan.base.to_dict())
+        if measured := self.study.user_attrs.get(keys.SLOTS, {}).get("measured"):
+            self.tracker.log_text(_as_csv(measured), "slots.csv")
+        self._describe(read_rows(self.study))
+        self.tracker.set_tags(activity(is_new_call=True))
+        self._write_file("running", None)
+
+    def follow(self, rows: Sequence[TrialRow]) -> None:
+        """Record the best score so far whenever a trial has ended: the parent's own curve."""
+        num_ended = sum(row.has_ended for row in rows)
+        if num_ended == self._num_ended:
+            return
+        self._num_ended = num_ended
+        self.tracker.set_tags(activity())
+        best = best_row(list(rows), self.plan.sweep.direction)
+        if best is None or best.score is None:
+            return
+        self.tracker.log_epoch(num_ended, {self.best_metric: best.score})
+
+    def close(self, status: RunStatus) -> None:
+        """Record how far the sweep is: leaderboard, pictures, the best trial's identity; close the run."""
+        rows, sweep = read_rows(self.study, self.directory.parents[1]), self.plan.sweep
+        best = best_row(rows, sweep.direction)
+        self.tracker.log_text(leaderboard_csv(rows, sweep), "leaderboard.csv")
+        self.tracker.log_figure(history_figure(rows, sweep.direction, sweep.metric), "history.png")
+        importance = importance_figure(self.study, sweep.metric)
+        if importance is not None:
+            self.tracker.log_figure(importance, "importance.png")
+        front = pareto_figure(rows, sweep)
+        if front is not None:
+            self.tracker.log_figure(front, "pareto.png")
+        self._record_best(best)
+        self._describe(rows)
+        self.tracker.set_tags(activity())
+        self._write_file(status, best, pareto_front(rows, sweep))
+        self.tracker.finish(status)
+        # Last: from here on, a repeated command has nothing to do.
+        self.study.set_user_attr(keys.CLOSED, closing_state(rows, best))
+
+    def _describe(self, rows: Sequence[TrialRow]) -> None:
+        note = describe_in_markdown(self.plan, rows, self.command, self.tracker.run_id)
+        self.tracker.set_tags({names.NOTE: note})
+
+    def _record_best(self, best: TrialRow | None) -> None:
+        """Say which trial is best; nothing of an earlier best stays, whose settings may be others."""
+        params = {} if best is None else {path: str(value) for path, value in best.params.items()}
+        tags: dict[str, str | None] = {f"best.{path}": params.get(path) for path in self.plan.sweep.space}
+        path = None if best is None else best.checkpoint
+        tags |= {
+            "harness.best_trial": None if best is None else str(best.number),
+            names.BEST_RUN: None if best is None else best.run_id,
+            names.CHECKPOINT: None if path is None else recorded_path(path, self.directory.parents[1]),
+        }
+        self.tracker.set_tags(tags)
+
+    def _write_file(self, status: str, best: TrialRow | None, front: Sequence[TrialRow] = ()) -> None:
+        known = self.study.user_attrs
+        content: dict[str, Any] = {
+            "name": self.study.study_name,
+            "status": status,
+            "parent_run_id": known.get(keys.PARENT_RUN_ID),
+            "overrides": self.plan.public_overrides,
+            "num_trials": self.plan.sweep.num_trials,
+            "best": None if best is None else _best_facts(best),
+            "front": [_front_facts(row) for row in front],
+            "test": known.get(keys.TEST),
+            "slots": known.get(keys.SLOTS),
+            "question": known.get(keys.QUESTION),
+            "extensions": known.get(keys.EXTENSIONS, []),
+        }
+        write_json(self.directory / SWEEP_FILE, content)
+
+
+def plan_facts(plan: SweepPlan) -> dict[str, Any]:
+    """Return what workers compose the same plan from, and what a look from outside shows."""
+    sweep = plan.sweep
+    return {"overrides": plan.public_overrides, "num_trials": sweep.num_trials, "metric": sweep.metric}
+
+
+def activity(*, is_new_call: bool = False) -> dict[str, str]:
+    """Return the tags by which the sweep that ran last is known."""
+    now = f"{time.time():.3f}"
+    return {names.ACTIVE_AT: now} | ({names.CALLED_AT: now} if is_new_call else {})
+
+
+def _front_facts(row: TrialRow) -> dict[str, Any]:
+    return {"trial": row.number, "score": row.score, **row.costs}
+
+
+def _best_facts(best: TrialRow) -> dict[str, Any]:
+    checkpoint = str(best.checkpoint) if best.checkpoint else None
+    return {
+        "trial": best.number,
+        "score": best.score,
+        "run_id": best.run_id,
+        "checkpoint": checkpoint,
+        "params": best.params,
+    }
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [list(rows[0]), *(row.values() for row in rows)]
+    return "".join(",".join(map(str, line)) + "\n" for line in lines)
+
+
+def closing_state(rows: Sequence[TrialRow], best: TrialRow | None) -> list[int]:
+    """Return what a closed record covers: how many trials had ended, and which was best."""
+    return [sum(row.has_ended for row in rows), -1 if best is None else best.number]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file so that a reader sees the old one or the new one."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,145 @@
+"""Sweeps seen from outside: any terminal, any machine that reaches their database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import optuna
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from harness.credentials import shown
+from harness.errors import SweepError, did_you_mean
+from harness.search.ownership.claims import Claims
+from harness.search.ownership.process_id import Owner
+from harness.search.report.progress import format_score, short_params
+from harness.search.study import keys
+from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.storage import database_exists, open_storage
+from harness.search.study.trials import TrialRow, best_row, find_study, read_rows, storage_of
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """How far a sweep is, and who works on it."""
+
+    name: str
+    num_trials: int | None  # the budget; None: written by an older program
+    metric: str
+    direction: str
+    rows: list[TrialRow]
+    silent: frozenset[int]  # ids of the trials of which nothing was heard for longer than their lease
+
+    @property
+    def num_ended(self) -> int:
+        return sum(row.has_ended for row in self.rows)
+
+    @property
+    def at_work(self) -> list[TrialRow]:
+        """The trials that some process works on."""
+        return [
+            row
+            for row in self.rows
+            if row.state == "running" and row.trial_id not in self.silent and is_owned(row)
+        ]
+
+    @property
+    def state(self) -> str:
+        if self.num_trials is not None and self.num_ended >= self.num_trials:
+            return "complete"
+        return "running" if self.at_work else "stopped"
+
+    @property
+    def best(self) -> TrialRow | None:
+        return best_row(self.rows, self.direction)
+
+
+def is_owned(row: TrialRow) -> bool:
+    """Return whether a process works on the trial, as far as can be told from here."""
+    owner = None if row.owner is None else Owner.from_json(row.owner)
+    return owner is not None and (not owner.is_here or owner.process() is not None)
+
+
+def open_sweeps(url: str) -> PatientStorage:
+    """Open the database of sweeps without creating one.
+
+    Raises:
+        SweepError: there is none.
+    """
+    if not database_exists(url):
+        raise SweepError(f"no sweep has been run yet: {shown(url)} does not exist")
+    return open_storage(url)
+
+
+def find_sweep(storage: PatientStorage, name: str | None, file: str | None = None) -> optuna.Study:
+    """Return the sweep of that name, else the one that was called last; of one file's where it has any.
+
+    Raises:
+        SweepError: there is none.
+    """
+    studies = sorted(storage.get_all_studies(), key=lambda study: study.user_attrs.get(keys.CALLED, 0.0))
+    names = [study.study_name for study in studies]
+    if not names:
+        raise SweepError(f"no sweep has been run yet in {shown(storage.url)}")
+    of_file = [known for known in names if file is not None and known.startswith(f"{file}-")]
+    found = find_study(storage, (of_file or names)[-1] if name is None else name)
+    if found is None:
+        raise SweepError(f"no sweep {name!r}{did_you_mean(str(name), names)}")
+    return found
+
+
+def read_status(study: optuna.Study) -> SweepStatus:
+    """Return how far the sweep is."""
+    plan = study.user_attrs.get(keys.PLAN, {})
+    return SweepStatus(
+        name=study.study_name,
+        num_trials=plan.get("num_trials"),
+        metric=plan.get("metric", "score"),
+        direction=study.directions[0].name.lower(),
+        rows=read_rows(study),
+        silent=frozenset(Claims(study, storage_of(study)).stale()),
+    )
+
+
+def sweeps_table(storage: PatientStorage) -> Table:
+    """Return every sweep of the database, the newest last."""
+    table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold")
+    for title in ("sweep", "state", "trials", "running", "best", "metric"):
+        table.add_column(title, justify="right" if title in ("trials", "running", "best") else "left")
+    for known in storage.get_all_studies():
+        status = read_status(find_sweep(storage, known.study_name))
+        best = format_score(status.best.score) if status.best else "–"
+        trials = f"{status.num_ended}/{status.num_trials or '?'}"
+        table.add_row(status.name, status.state, trials, str(len(status.at_work)), best, status.metric)
+    return table
+
+
+def status_table(status: SweepStatus) -> Table:
+    """Return the trials that have begun and not ended, and who works on them."""
+    table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold")
+    for title in ("trial", "epoch", status.metric, "by", "parameters"):
+        table.add_column(title)
+    for row in status.rows:
+        if row.state == "running":
+            epoch = f"{row.epochs_done}/{row.max_epochs or '?'}"
+            score, by = format_score(row.last_score), _by(row, status)
+            table.add_row(str(row.number), epoch, score, by, short_params(row.params))
+    return table
+
+
+def _by(row: TrialRow, status: SweepStatus) -> str:
+    if row.owner is None:
+        return "nobody: interrupted"
+    owner = Owner.from_json(row.owner)
+    name = f"{owner.host.partition('/')[0]}, process {owner.pid}"
+    if row.trial_id in status.silent:
+        return f"{name}: not heard of for longer than its lease"
+    return name if is_owned(row) else f"{name}: dead"
+
+
+def status_line(status: SweepStatus) -> str:
+    """Return how far a sweep is, in one line."""
+    best = status.best
+    score = f", best {status.metric} {format_score(best.score)} (trial {best.number})" if best else ""
+    budget = f" of {status.num_trials}" if status.num_trials is not None else ""
+    return f"sweep {status.name}: {status.state}, {status.num_ended}{budget} trials have ended{score}"

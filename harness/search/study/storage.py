@@ -1,0 +1,125 @@
+"""The database of sweeps: where it is, and how it is opened."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
+
+from harness.credentials import shown
+from harness.errors import ConfigError, SweepError, first_line
+from harness.search.study.retrying_storage import PATIENCE_S, PatientStorage, is_server
+
+DATABASE = "optuna.db"
+BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
+BEATS_PER_LEASE = 6
+DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # ours, where none is named
+LIBPQ = ("postgresql+psycopg", "postgresql+psycopg2", "postgresql")
+# A peer that is gone without a word is noticed within a minute, not after hours; seconds, seconds, times, ms.
+KEPT_ALIVE = {
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 60_000,
+}
+
+
+def storage_url(tracking_dir: str, storage: str | None = None) -> str:
+    """Return the address of the sweeps' database: a server's, or a file beside everything recorded.
+
+    Raises:
+        ConfigError: text that is no address.
+    """
+    if storage is not None:
+        try:
+            url = make_url(storage)
+        except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
+            raise ConfigError(
+                f"sweep.storage={shown(storage)}: write postgresql://user@host/database"
+            ) from error
+        named = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
+        return named.render_as_string(hide_password=False)
+    return f"sqlite:///{Path(tracking_dir).expanduser().resolve().as_posix()}/{DATABASE}"
+
+
+def database_exists(url: str) -> bool:
+    """Return whether anything can have been written yet; SQLite would create the file just by being asked."""
+    return is_server(url) or Path(str(make_url(url).database)).is_file()
+
+
+def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = False) -> PatientStorage:
+    """Open the database; the first caller creates its tables, which must be a coordinator.
+
+    Args:
+        lease_seconds: after how long without a heartbeat a trial counts as abandoned.
+        trusted: the tables are there and of this Optuna's version; whoever placed a trial has seen to it.
+
+    Raises:
+        SweepError: it cannot be opened, or is no database.
+    """
+    quiet_optuna()
+    try:
+        if not database_exists(url):
+            _create_file(Path(str(make_url(url).database)))
+        return _connect(url, lease_seconds, trusted)
+    except (SQLAlchemyError, StorageInternalError, OSError, RuntimeError, ImportError) as error:
+        raise SweepError(_cannot_open(url, error)) from error
+
+
+def _connect(url: str, lease_seconds: float, trusted: bool) -> PatientStorage:
+    def connect() -> PatientStorage:
+        return PatientStorage(
+            url,
+            engine_kwargs=_engine_options(url),
+            skip_table_creation=trusted,
+            skip_compatibility_check=trusted,
+            heartbeat_interval=max(1, round(lease_seconds / BEATS_PER_LEASE)),
+            grace_period=max(1, round(lease_seconds)),
+        )
+
+    try:
+        return connect()
+    except (ProgrammingError, IntegrityError):
+        return connect()  # another machine made the server's tables at the same moment
+
+
+def _create_file(database: Path) -> None:
+    """Make the tables under another name first: nobody may open, nor a kill leave, half of them."""
+    with FileLock(f"{database}.create.lock", timeout=PATIENCE_S):
+        if database.exists():
+            return
+        unfinished = database.with_name(f"{database.name}.creating")
+        for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+            leftover.unlink(missing_ok=True)
+        RDBStorage(f"sqlite:///{unfinished.as_posix()}").engine.dispose()
+        unfinished.replace(database)
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    if not is_server(url):
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    # One connection a process while it rests: a server has a hundred by default.
+    options: dict[str, Any] = {"pool_size": 1, "max_overflow": 4}
+    if make_url(url).drivername in LIBPQ:
+        options["connect_args"] = KEPT_ALIVE
+    return options
+
+
+def _cannot_open(url: str, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"{shown(url)} needs a driver: install the Python package of your database"
+    return f"the database of sweeps {shown(url)} cannot be opened: {first_line(error)}"
+
+
+def quiet_optuna() -> None:
+    """Keep Optuna's own progress and its notes on long-used "experimental" parts quiet."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")

@@ -1,0 +1,140 @@
+"""Who proposes a trial's values. Every trial's process builds its own sampler.
+
+What a sampler has learned stands in the database, so a fresh one goes on where another process's left off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    PartialFixedSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.trial import FrozenTrial
+
+from harness.config.space import Choice, Dimension, FloatRange, grid_points
+from harness.config.sweep import SweepConfig
+from harness.search.study import keys
+
+NSGAII_POPULATION = 20  # Optuna's own 50 is more than most sweeps have trials
+
+
+def build_sampler(sweep: SweepConfig, study: optuna.Study, number: int) -> BaseSampler:  # noqa: PLR0911 - one for each kind
+    """Return the sampler of one trial, seeded from the sweep's seed and the trial's number.
+
+    Two processes with one seed would draw the same start-up trials; one generator can't be shared. What goes
+    through a fixed order instead (qmc, grid) takes its place in it from the trial's number, so that no two
+    trials can get the same one.
+    """
+    config = sweep.sampler
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+    match config.kind:
+        case "random":
+            return RandomSampler(seed=seed)
+        case "tpe":
+            return TPESampler(
+                n_startup_trials=config.startup_trials,
+                multivariate=True,
+                group=True,  # conditional paths are modelled together, within their arm
+                constant_liar=True,  # trials that still run keep others away from the same place
+                seed=seed,
+            )
+        case "gp":
+            return GPSampler(
+                n_startup_trials=config.startup_trials, seed=seed, warn_independent_sampling=False
+            )
+        case "cmaes":
+            return _CmaEs(sweep, seed)
+        case "nsgaii":
+            return NSGAIISampler(population_size=config.population_size or NSGAII_POPULATION, seed=seed)
+        case "qmc":
+            return _Qmc(sweep, _position(study, number))
+        case "grid":
+            return _build_grid(sweep, study, number, seed)
+
+
+def distribution_of(dimension: Dimension) -> BaseDistribution:
+    """Return a dimension in Optuna's words."""
+    if isinstance(dimension, Choice):
+        return CategoricalDistribution(dimension.values)
+    kind = FloatDistribution if isinstance(dimension, FloatRange) else IntDistribution
+    return kind(dimension.low, dimension.high, log=dimension.log)  # type: ignore[arg-type]
+
+
+def _position(study: optuna.Study, number: int) -> int:
+    """Return how many trials before this one took a place in the order: all that were not enqueued."""
+    trials = study.get_trials(deepcopy=False)[:number]
+    return sum(not trial.system_attrs.get(keys.FIXED_PARAMS) for trial in trials)
+
+
+class _CmaEs(CmaEsSampler):
+    """CMA-ES over the ranges that every trial has.
+
+    Optuna takes these from the first trials; were there a conditional path among them, it would find later
+    that the number of dimensions has changed, and be random from then on.
+    """
+
+    def __init__(self, sweep: SweepConfig, seed: int) -> None:
+        super().__init__(
+            n_startup_trials=sweep.sampler.startup_trials,
+            popsize=sweep.sampler.population_size,
+            warn_independent_sampling=False,
+            seed=seed,
+            # With these pruners most trials never complete (and with others, Optuna advises against it).
+            consider_pruned_trials=sweep.pruner.kind in ("hyperband", "successive_halving"),
+        )
+        self._ranges = {path: distribution_of(range_) for path, range_ in sweep.common_ranges().items()}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._ranges
+
+
+class _Qmc(QMCSampler):
+    """A scrambled Sobol sequence over all paths, conditional ones included: what is not asked for is unused.
+
+    Optuna counts in the database how far the sequence is, which two processes may read at once.
+    """
+
+    def __init__(self, sweep: SweepConfig, position: int) -> None:
+        super().__init__(scramble=True, seed=sweep.sampler.seed)  # one sequence, so one seed
+        self._space_of_all = {path: distribution_of(dimension) for path, dimension in sweep.space.items()}
+        self._place = position
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return self._space_of_all
+
+    def _find_sample_id(self, study: optuna.Study, search_space: Mapping[str, Any]) -> int:
+        return self._place
+
+
+def _build_grid(sweep: SweepConfig, study: optuna.Study, number: int, seed: int) -> BaseSampler:
+    """Return a sampler that knows one answer: the grid's point for this trial, in a shuffled order.
+
+    Optuna's own grid knows no conditions, and its brute force gives one point to two processes at a time.
+    """
+    random = RandomSampler(seed=seed)
+    if study.get_trials(deepcopy=False)[number].system_attrs.get(keys.FIXED_PARAMS):
+        return random  # an enqueued point, which need not lie on the grid
+    points = grid_points(sweep.space)
+    order = np.random.default_rng(sweep.sampler.seed).permutation(len(points))
+    return PartialFixedSampler(points[order[_position(study, number)]], random)

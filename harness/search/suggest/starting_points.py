@@ -1,0 +1,57 @@
+"""Trials that a sweep begins with, because somebody wants to see them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from harness.config.space import FloatRange, Scalar
+from harness.config.sweep import SweepConfig
+from harness.search.study import keys
+
+logger = logging.getLogger(__name__)
+
+
+def enqueue_points(study: optuna.Study, sweep: SweepConfig) -> None:
+    """Let the trials that have not begun be those of `sweep.enqueue`, in their order.
+
+    A repeated command changes nothing. A point that has left the configuration gives its place to one that is
+    new there, or leaves its trial to the sampler; one that is added comes last, as far as the budget
+    (`sweep.num_trials`) has room for it. What has begun goes on as it is, and is named.
+    """
+    trials = study.get_trials(deepcopy=False)
+    wanted = [{path: _exact(sweep, path, value) for path, value in point.items()} for point in sweep.enqueue]
+    unwanted: list[FrozenTrial] = []
+    for trial in trials:
+        point = trial.system_attrs.get(keys.FIXED_PARAMS)
+        if point in wanted:
+            wanted.remove(point)  # a point may be there twice, to see how far a result can be relied on
+        elif point and not trial.state.is_finished():
+            unwanted.append(trial)
+    for trial in unwanted:
+        before = _shown(trial.system_attrs[keys.FIXED_PARAMS])
+        if trial.state != TrialState.WAITING:
+            logger.info("trial %d began at %s, which enqueue has no more: it goes on", trial.number, before)
+            continue
+        point = wanted.pop(0) if wanted else {}
+        study._storage.set_trial_system_attr(trial._trial_id, keys.FIXED_PARAMS, point)
+        now = _shown(point) if point else "what the sampler proposes"
+        logger.info("trial %d begins at %s, no more at %s", trial.number, now, before)
+    room = max(0, sweep.num_trials - len(trials))
+    for point in wanted[:room]:
+        study.enqueue_trial(point)
+    for point in wanted[room:]:
+        logger.warning("no trial is left to begin at %s: raise sweep.num_trials", _shown(point))
+
+
+def _shown(point: Mapping[str, Scalar]) -> str:
+    return ", ".join(f"{path}={value}" for path, value in point.items()) or "any place"
+
+
+def _exact(sweep: SweepConfig, path: str, value: Scalar) -> Scalar:
+    if isinstance(sweep.space[path], FloatRange) and isinstance(value, int | float):
+        return float(value)
+    return value

@@ -1,0 +1,8 @@
+"""`python -m harness.search.trial SPEC.json`: how an executor starts a trial's process."""
+
+import sys
+
+from harness.search.trial.run import run
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1]))

@@ -1,0 +1,88 @@
+"""Replicates: a configuration that is drawn again is trained again, with a seed of its own.
+
+With the same seed it would end with the same digits, and be counted as evidence that it is not. The sampler
+of a small space draws one configuration often; so does `sweep.enqueue`, on purpose.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import optuna
+
+from harness.config.space import grid_points
+from harness.config.sweep import SweepConfig
+from harness.search.study import keys
+from harness.search.study.trials import TrialRow, storage_of
+
+MAX_SEED = 2**32
+MAX_NAMED = 8  # replicates in one line
+
+
+def choose_seed(study: optuna.Study, trial_id: int, overrides: Sequence[str], seed: int) -> int:
+    """Return the seed that a trial trains with, and note it at the trial, with what makes its configuration.
+
+    It is the run's own, or the next one that no trial of this configuration has. Two processes that draw the
+    same configuration at the same time get different ones, as they choose under the sweep's lock.
+
+    Args:
+        overrides: what the trial's configuration is made of.
+        seed: the run's own.
+    """
+    storage = storage_of(study)
+
+    def choose() -> int:
+        known = storage.get_attrs(study._study_id, keys.OVERRIDES)
+        seeds = storage.get_attrs(study._study_id, keys.SEED)
+        if trial_id in known:  # it was begun before; without a seed, by a program that gave all the same
+            return int(seeds.get(trial_id, seed))
+        same = [other for other, texts in known.items() if _without_seed(texts) == _without_seed(overrides)]
+        taken = {seeds.get(other, seed) for other in same}
+        chosen = next(free for free in itertools.count(seed) if free % MAX_SEED not in taken) % MAX_SEED
+        storage.set_trial_user_attrs(trial_id, {keys.OVERRIDES: list(overrides), keys.SEED: chosen})
+        return chosen
+
+    return storage.transact(study.study_name, choose)
+
+
+def _without_seed(overrides: Sequence[str]) -> list[str]:
+    return [text for text in overrides if not text.startswith("seed=")]
+
+
+def replicated(rows: Sequence[TrialRow]) -> dict[int, int]:
+    """Return the trials that repeat the configuration of an earlier one: number -> number of the first."""
+    first: dict[frozenset[tuple[str, str]], int] = {}
+    pairs = {}
+    for row in rows:
+        configuration = frozenset((path, repr(value)) for path, value in row.params.items() if path != "seed")
+        if row.params and (earlier := first.setdefault(configuration, row.number)) != row.number:
+            pairs[row.number] = earlier
+    return pairs
+
+
+def describe_replicates(rows: Sequence[TrialRow]) -> str | None:
+    """Return which trials are replicates of which, and with which seed; None if there are none."""
+    seeds = {row.number: row.seed for row in rows}
+    named = []
+    for number, first in replicated(rows).items():
+        seed = "same seed" if seeds[number] is None else f"seed {seeds[number]}"
+        named.append(f"trial {number} of {first} ({seed})")
+    if not named:
+        return None
+    more = f" and {len(named) - MAX_NAMED} more, see leaderboard.csv" if len(named) > MAX_NAMED else ""
+    return f"replicates, one configuration trained again: {', '.join(named[:MAX_NAMED])}{more}"
+
+
+def warn_of_replicates(sweep: SweepConfig) -> str | None:
+    """Return that a sweep has more trials than its space has configurations; None if it has not."""
+    try:
+        num_configurations = len(grid_points(sweep.space))
+    except ValueError:  # a range of numbers, or too many to count
+        return None
+    if num_configurations >= sweep.num_trials:
+        return None
+    return (
+        f"note: the space has {num_configurations} configuration{'s' * (num_configurations != 1)}, the sweep "
+        f"{sweep.num_trials} trials: what is drawn again is trained with another seed, as a replicate"
+    )
