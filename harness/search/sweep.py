@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -18,14 +18,14 @@ from rich.console import Console
 
 from harness.config.compose import SweepPlan
 from harness.errors import StorageError, TrackingError
+from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
 from harness.search.coordinator.completion import has_ended
 from harness.search.coordinator.evaluate_best import describe_readings, evaluate_best
 from harness.search.coordinator.follow import FOLLOWING, follow
 from harness.search.coordinator.measure_slots import is_measured
-from harness.search.coordinator.scheduler import Outcome
-from harness.search.coordinator.scheduling import build_scheduler, disk_keeper
-from harness.search.coordinator.signals import StopSignals
+from harness.search.coordinator.scheduler import Outcome, Scheduler
 from harness.search.coordinator.slots import find_slots
+from harness.search.coordinator.stop import StopSignals
 from harness.search.executors.base import Executor
 from harness.search.executors.build import build_executor
 from harness.search.report import parent_run as record
@@ -45,7 +45,7 @@ from harness.search.study.locate import (
 from harness.search.study.locks import LockedError, LostLockError
 from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.search.suggest.space import check_space, describe_dimension
-from harness.search.trial.run import EXIT_STOPPED
+from harness.search.trial.exit_codes import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -102,10 +102,13 @@ def run_sweep(
         result = _result(home, study, "complete", 0)
     else:
         check_space(plan)
+        store = _open_store(home)
         known = home if study is None else home.of(study)
-        disk_keeper(known, lambda: _open_store(home)).check_room([] if study is None else read_rows(study))
+        CheckpointCleanup.of(known, store).check_room([] if study is None else read_rows(study))
         with closing(executor or build_executor(plan.sweep.executor)) as used:
-            result = _take_turn(home, used, console, started)
+            result = None
+            while result is None:
+                result = _coordinate(home, store, used, console, started) or _follow(home, console, started)
     show_result(console, home, result)
     return result
 
@@ -142,63 +145,54 @@ def _describe_slots(plan: SweepPlan) -> str:
     return f"{slots.count} at a time, {slots.threads} CPU threads each"
 
 
-def _take_turn(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult:
-    """Run the sweep; if another process does, follow it, and take over should it end early.
+def _coordinate(
+    home: SweepHome, store: RunStore, executor: Executor, console: Console, started: float
+) -> SweepResult | None:
+    """Run the sweep's trials and record what comes out; None where another process coordinates the sweep.
 
-    Another may do so even after we began: while the database was away, nobody held the lock.
+    Another process may do so from the beginning, or by now: a database that was away has forgotten our lock.
     """
-    if (result := _coordinate(home, executor, console, started)) is not None:
-        return result
+    sweep = home.plan.sweep
+    with ExitStack() as stack:
+        try:
+            keep_place = stack.enter_context(coordinating(home))
+        except LockedError:
+            return None
+        slots = executor.prepare(home.plan)
+        study = open_study(home)
+        home = home.of(study)
+        study.set_user_attr(keys.SLOTS, asdict(slots))
+        try:
+            with StopSignals() as signals, _sweep_record(home, study, store) as sweep_record:
+                scheduler = Scheduler(home, study, store, executor, slots, started, keep_place)
+                greet(console, home, read_rows(study), slots)
+                with build_progress(console, sweep.metric) as progress:
+
+                    def on_tick(rows: list[TrialRow]) -> None:
+                        sweep_record.follow(rows)
+                        progress.update(view_of(rows, sweep, started, slots.count))
+
+                    outcome = scheduler.run(signals, on_tick)
+                if outcome == "interrupted" and has_ended(read_rows(study), sweep):
+                    outcome = "complete"  # we were asked to stop as it ended
+                if outcome != "interrupted" and has_ended(read_rows(study), sweep):
+                    try:
+                        evaluate_best(home, study, store, sweep_record, console, signals)
+                    except KeyboardInterrupt:
+                        outcome = "interrupted"
+                sweep_record.status = "FINISHED" if outcome == "complete" else "KILLED"
+        except LostLockError:
+            return None
+        return _result(home, study, outcome, signals.exit_code or EXIT_STOPPED)
+
+
+def _follow(home: SweepHome, console: Console, started: float) -> SweepResult | None:
+    """Show a sweep that another process coordinates; None where that process leaves and work is left."""
     say(console, FOLLOWING.format(name=home.name))
     study = open_study(home)
     if exit_code := follow(home, study, console, started):
         return _result(home, study, "interrupted", exit_code)
-    if is_closed(study, home.plan):
-        return _result(home, study, "complete", 0)
-    return _take_turn(home, executor, console, started)
-
-
-def _coordinate(home: SweepHome, executor: Executor, console: Console, started: float) -> SweepResult | None:
-    """Run the sweep; None where another process does, from the beginning or by now."""
-    with ExitStack() as turn:
-        try:
-            keep_place = turn.enter_context(coordinating(home))
-        except LockedError:
-            return None
-        try:
-            return _run(home, executor, console, started, keep_place)
-        except LostLockError:
-            return None
-
-
-def _run(
-    home: SweepHome, executor: Executor, console: Console, started: float, keep_place: Callable[[], None]
-) -> SweepResult:
-    sweep = home.plan.sweep
-    store = _open_store(home)  # first, as it may be refused, and finding the slots takes minutes
-    slots = executor.prepare(home.plan)
-    study = open_study(home)
-    home = home.of(study)
-    study.set_user_attr(keys.SLOTS, asdict(slots))
-    with StopSignals() as signals, _sweep_record(home, study, store) as sweep_record:
-        scheduler = build_scheduler(home, study, store, executor, slots, started, keep_place)
-        greet(console, home, read_rows(study), slots)
-        with build_progress(console, sweep.metric) as progress:
-
-            def on_tick(rows: list[TrialRow]) -> None:
-                sweep_record.follow(rows)
-                progress.update(view_of(rows, sweep, started, slots.count))
-
-            outcome = scheduler.run(signals, on_tick)
-        if outcome == "interrupted" and has_ended(read_rows(study), sweep):
-            outcome = "complete"  # we were asked to stop as it ended
-        if outcome != "interrupted" and has_ended(read_rows(study), sweep):
-            try:
-                evaluate_best(home, study, store, sweep_record, console, signals)
-            except KeyboardInterrupt:
-                outcome = "interrupted"
-        sweep_record.status = "FINISHED" if outcome == "complete" else "KILLED"
-    return _result(home, study, outcome, signals.exit_code or EXIT_STOPPED)
+    return _result(home, study, "complete", 0) if is_closed(study, home.plan) else None
 
 
 def _note_call(home: SweepHome, study: optuna.Study) -> None:

@@ -18,9 +18,8 @@ from rich.console import Console
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.overrides import path_of
 from harness.errors import SweepError, TrackingError
-from harness.search.coordinator.scheduler import Outcome
-from harness.search.coordinator.scheduling import build_scheduler
-from harness.search.coordinator.signals import StopSignals
+from harness.search.coordinator.scheduler import Outcome, Scheduler
+from harness.search.coordinator.stop import StopSignals
 from harness.search.executors.base import Executor
 from harness.search.executors.build import build_executor
 from harness.search.report.messages import build_console, say
@@ -30,7 +29,7 @@ from harness.search.study import keys
 from harness.search.study.locate import SweepHome, find_home, open_study
 from harness.search.study.trials import TrialRow, read_rows
 from harness.search.suggest.space import check_space
-from harness.search.trial.run import EXIT_STOPPED
+from harness.search.trial.exit_codes import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -67,7 +66,7 @@ def run_worker(
     store = _store_with_parent(home, study)
     with closing(executor or build_executor(home.plan.sweep.executor)) as used:
         slots = used.prepare(home.plan)
-        scheduler = build_scheduler(home, study, store, used, slots, started)
+        scheduler = Scheduler(home, study, store, used, slots, started)
         say(console, f"joined sweep {home.name}: {slots.count} at a time, {slots.threads} CPU thread(s) each")
         with StopSignals() as signals, build_progress(console, home.plan.sweep.metric) as progress:
 

@@ -20,7 +20,8 @@ from sqlalchemy.exc import OperationalError
 
 from harness.config.sweep import SweepConfig
 from harness.search.ownership import claims as claims_module
-from harness.search.ownership.claims import Claim, Claims, Lease
+from harness.search.ownership.claims import Claim, Claims
+from harness.search.ownership.lease import Lease
 from harness.search.ownership.process_id import Owner, birth_of
 from harness.search.study import keys
 from harness.search.study.optuna_private import Standing

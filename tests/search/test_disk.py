@@ -16,8 +16,12 @@ from harness.config.schema import TrackingConfig
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError, TrackingError
 from harness.search.coordinator import checkpoint_cleanup as disk
-from harness.search.coordinator.checkpoint_cleanup import DiskKeeper, spare_checkpoints, was_removed
-from harness.search.coordinator.scheduling import kept_first
+from harness.search.coordinator.checkpoint_cleanup import (
+    CheckpointCleanup,
+    kept_first,
+    spare_checkpoints,
+    was_removed,
+)
 from harness.search.report.leaderboard import leaderboard_csv, ranked
 from harness.search.study.trials import ENDED, TrialRow
 from harness.tracking.choice import choose
@@ -30,10 +34,9 @@ RESUME_STATE = ("last.ckpt", "last.previous.ckpt", "best.previous.ckpt", ".last.
 
 
 def row(number: int, state: Any = "complete", score: float | None = None, **known: Any) -> TrialRow:
-    empty: dict[str, Any] = dict.fromkeys(
-        ["last_score", "best_epoch", "max_epochs", "seconds", "run_id", "checkpoint", "reason"]
-    )
-    values = {"trial_id": number + 100, "epochs_done": 0, "params": {}, "deaths": 0, **empty, **known}
+    absent = ["last_score", "best_epoch", "max_epochs", "seconds", "checkpoint", "reason"]
+    values: dict[str, Any] = {"trial_id": number + 100, "run_id": str(number), **dict.fromkeys(absent)}
+    values |= {"epochs_done": 0, "params": {}, "deaths": 0, **known}
     return TrialRow(number=number, state=state, score=score, **values)
 
 
@@ -125,17 +128,23 @@ def test_whatever_the_sweep(found: list[tuple[Any, float | None, int]], limit: i
 # ── the keeper, on real files ─────────────────────────────────────────────────────────────────────
 
 
-class Keeper(DiskKeeper):
-    """A keeper of a folder, that notes what it is told to forget."""
+class Forgotten(list[int]):
+    """In place of a run store: the numbers of the trials whose checkpoint it was told to forget."""
+
+    def forget_checkpoint(self, run_id: str) -> None:
+        self.append(int(run_id))
+
+
+class Keeper(CheckpointCleanup):
+    """The cleanup of a folder, with what its store was told."""
 
     def __init__(self, root: Path, copies: int = 1, **sweep: Any) -> None:
-        self.forgotten: list[int] = []
+        self.forgotten = Forgotten()
         config = SweepConfig.model_validate({"space": SPACE, "min_free_gb": 0, **sweep})
         super().__init__(
             sweep=config,
             folder_of=lambda number: root / f"trial-{number:04d}",
-            rank=best_first,
-            forget=lambda r: self.forgotten.append(r.number),
+            store=self.forgotten,  # type: ignore[arg-type]
             copies=copies,
         )
 

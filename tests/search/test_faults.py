@@ -14,7 +14,8 @@ import pytest
 
 from harness.errors import SweepError
 from harness.search.ownership.process_id import Owner
-from harness.search.study import code, keys
+from harness.search.study import identity as code
+from harness.search.study import keys
 from harness.search.study.trials import storage_of
 from tests.search.calls import Call, calls_of, check_promises, is_alive, is_stopped, kill, pid_of, wait_for
 from tests.search.conftest import SMALL, SmallSweep

@@ -8,7 +8,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from harness.search.ownership.claims import Claims, Lease
+from harness.search.ownership.claims import Claims
+from harness.search.ownership.lease import Lease
 from harness.search.study.storage import open_storage
 
 BEAT_S = 0.02

@@ -10,7 +10,8 @@ import optuna
 import pytest
 
 from harness.config.sweep import SweepConfig
-from harness.search.ownership.claims import Claims, Lease
+from harness.search.ownership.claims import Claims
+from harness.search.ownership.lease import Lease
 from harness.search.study import keys
 from harness.search.study.locks import LockedError
 from harness.search.study.retrying_storage import PatientStorage

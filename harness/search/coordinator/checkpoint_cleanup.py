@@ -1,7 +1,8 @@
-"""What a sweep keeps on disk: whose checkpoints go when they are too many, and when there is no room left.
+"""Removes checkpoints that a sweep no longer needs, and says when the disk has no room to go on.
 
 A trial that has ended never reads the checkpoint it would resume from again: that goes at once. The best
-epoch's stays, until all of them together exceed `sweep.checkpoint_gb`.
+epoch's stays, until all of them together exceed `sweep.checkpoint_gb`. The scheduler calls `tick` whenever it
+looks at the trials; `sweep.py` asks for room before it starts.
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
+from harness.search.report.leaderboard import ranked
+from harness.search.report.pareto import pareto_front
+from harness.search.study.locate import SweepHome
 from harness.search.study.trials import TrialRow
+
+if TYPE_CHECKING:
+    from harness.tracking.store import RunStore
 
 log = logging.getLogger(__name__)
 
@@ -48,25 +56,30 @@ def spare_checkpoints(
 
 
 @dataclass
-class DiskKeeper:
-    """Keeps a sweep's folder within its bounds.
+class CheckpointCleanup:
+    """Keeps a sweep's checkpoints within their budget.
 
-    Any number of coordinators may do so at once, and each may be killed at any time: to remove is to remove,
-    and what was removed says so in the trial's own folder, since Optuna lets nobody change an ended trial.
+    Several coordinators may clean up at once, and each may be killed at any time: a removal that is repeated
+    does no harm. Each removal leaves a note in the trial's own folder, since Optuna lets nobody change an
+    ended trial.
 
     Args:
         folder_of: a trial's folder by its number.
-        rank: trials -> the same, best first.
-        forget: told of a trial whose checkpoint is gone, so that its record says so.
+        store: its record of a trial says when the checkpoint is gone.
         copies: of the best checkpoint; 2 where MLflow keeps one too.
     """
 
     sweep: SweepConfig
     folder_of: Callable[[int], Path]
-    rank: Callable[[Sequence[TrialRow]], Sequence[TrialRow]]
-    forget: Callable[[TrialRow], None]
+    store: RunStore
     copies: int = 1
     _sizes: dict[int, int] = field(default_factory=dict)  # bytes, of trials that have ended: final
+
+    @classmethod
+    def of(cls, home: SweepHome, store: RunStore) -> CheckpointCleanup:
+        """Return the cleanup of a sweep's own folder."""
+        copies = 2 if home.plan.base.tracking.log_model else 1
+        return cls(home.plan.sweep, home.trial_directory, store, copies)
 
     def check_room(self, rows: Sequence[TrialRow]) -> None:
         """Make room where it can be made, before the sweep starts.
@@ -112,7 +125,9 @@ class DiskKeeper:
     def _keep_limit(self, rows: Sequence[TrialRow], limit: float) -> None:
         running = {row.number: self._size(self.folder_of(row.number)) for row in rows if not row.has_ended}
         sizes = {**self._sizes, **running}
-        for number in spare_checkpoints(self.rank(rows), sizes, limit, self.sweep.keep_checkpoints):
+        for number in spare_checkpoints(
+            kept_first(rows, self.sweep), sizes, limit, self.sweep.keep_checkpoints
+        ):
             self._remove_checkpoints(next(row for row in rows if row.number == number))
 
     def _remove_checkpoints(self, row: TrialRow) -> None:
@@ -125,10 +140,20 @@ class DiskKeeper:
         )
         _remove(checkpoint_files(folder))
         self._sizes[row.number] = 0  # also where a file would not go: it was said, and won't be tried again
-        self.forget(row)
+        if row.run_id is not None:
+            self.store.forget_checkpoint(row.run_id)
 
     def _size(self, folder: Path) -> int:
         return sum(_bytes(file) * (self.copies if _is_best(file) else 1) for file in checkpoint_files(folder))
+
+
+def kept_first(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[TrialRow]:
+    """Return the trials in the order in which their checkpoints are worth keeping.
+
+    What a sweep with two objectives answers is its Pareto front, which so comes before everything else.
+    """
+    front = pareto_front(rows, sweep)
+    return [*front, *(row for row in ranked(rows, sweep.direction) if row not in front)]
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import optuna
 from rich.console import Console
 
 from harness.errors import TrackingError
-from harness.search.coordinator.signals import StopSignals
+from harness.search.coordinator.stop import StopSignals
 from harness.search.report.messages import say
 from harness.search.report.parent_run import SweepRecord
 from harness.search.study import keys

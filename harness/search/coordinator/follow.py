@@ -7,7 +7,7 @@ import time
 import optuna
 from rich.console import Console
 
-from harness.search.coordinator.signals import StopSignals
+from harness.search.coordinator.stop import StopSignals
 from harness.search.report.progress import build_progress, view_of
 from harness.search.study.locate import SweepHome, coordinator_lock
 from harness.search.study.locks import LockedError

@@ -1,4 +1,9 @@
-"""Keeps the slots full until the budget has ended, the time is up, or somebody asks to stop."""
+"""The loop of a coordinator or worker: it keeps this machine's slots full of trials.
+
+`sweep.py` and `worker.py` build a scheduler and run it until the budget has ended, the time is up, or
+somebody asks to stop. Read `ownership/claims.py` next, which decides who may work on which trial, and
+`executors/base.py`, which places a trial's process.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,27 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import optuna
 
 from harness.config.sweep import SweepConfig
+from harness.data import resolve_auto
 from harness.errors import SweepError
+from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
 from harness.search.coordinator.completion import reason_to_stop
-from harness.search.coordinator.signals import StopSignals
+from harness.search.coordinator.slots import Slots
+from harness.search.coordinator.stop import StopRequest, StopSignals
 from harness.search.executors.base import Executor, Placement
 from harness.search.ownership.claims import Claim, Claims
 from harness.search.study import keys
-from harness.search.study.trials import TrialRow, read_rows
-from harness.search.trial.run import EXIT_AWAY, EXIT_STOPPED
+from harness.search.study.locate import SweepHome
+from harness.search.study.trials import TrialRow, read_rows, storage_of
+from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
+from harness.search.trial.spec import TrialSpec
+
+if TYPE_CHECKING:
+    from harness.tracking.store import RunStore
 
 START_S = 300.0  # for a trial's process to come to its work: until then, nothing is heard of it
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
@@ -49,32 +62,34 @@ class Scheduler:
     """One machine's part in a sweep; it decides from the database alone, so any call can take over any sweep.
 
     Args:
-        write_spec: (claim, slot) -> path of the spec that an executor can place.
-        abandon: called with a trial whose process is gone for good, and what its run's status is.
-        tend_disk: rows -> why nothing may go on for want of space, or None.
-        deadline: on the clock of `time.monotonic`; None = no limit.
-        stop_requested: whether somebody elsewhere has asked the whole sweep to stop.
+        store: where the runs of trials are closed whose process is gone.
+        started: when this call began, on the clock of `time.monotonic`; `sweep.max_minutes` counts from it.
         keep_place: makes sure that this place is ours still; raises LostLockError if it is not.
     """
 
-    sweep: SweepConfig
+    home: SweepHome
     study: optuna.Study
-    claims: Claims
+    store: RunStore
     executor: Executor
-    num_slots: int
-    write_spec: Callable[[Claim, int], Path]
-    abandon: Callable[[TrialRow, Literal["FAILED", "KILLED"]], None]
-    tend_disk: Callable[[list[TrialRow]], str | None] = lambda rows: None
-    deadline: float | None = None
-    stop_requested: Callable[[], bool] = lambda: False
+    slots: Slots
+    started: float
     keep_place: Callable[[], None] = lambda: None
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
     _unbegun: set[int] = field(default_factory=set)  # numbers of trials whose process has not come so far
-    _away: list[int] = field(default_factory=list)  # trials that could not go on, in a row
+    _unavailable: list[int] = field(default_factory=list)  # trials that could not go on, in a row
     _stopping: Outcome | None = None
     _is_answered: bool = False  # before the budget is spent
     _fault: str | None = None  # why no further trial makes sense; running ones may end
+
+    def __post_init__(self) -> None:
+        self.claims = Claims(self.study, storage_of(self.study))
+        self._cleanup = CheckpointCleanup.of(self.home, self.store)
+        self._stop_request = StopRequest(self.study)
+
+    @property
+    def sweep(self) -> SweepConfig:
+        return self.home.plan.sweep
 
     def run(self, signals: StopSignals, on_tick: Callable[[list[TrialRow]], None]) -> Outcome:
         """Return why there is nothing left to wait for.
@@ -85,7 +100,11 @@ class Scheduler:
             LostLockError: another process has taken our place; our trials have been let go.
         """
         try:
-            self._work(signals, on_tick)
+            while self._tick(signals, on_tick):
+                if self._placed:
+                    self.executor.wait([placed.placement for placed in self._placed.values()], POLL_S)
+                else:
+                    time.sleep(POLL_S)  # others still run the last trials, and may fail to end them
         except BaseException:
             self._leave()
             raise
@@ -93,37 +112,27 @@ class Scheduler:
             raise SweepError(f"{self._fault}; mend the cause and repeat the command")
         return self._stopping or "complete"
 
-    def _work(self, signals: StopSignals, on_tick: Callable[[list[TrialRow]], None]) -> None:
-        while True:
-            if signals.count > 1:
-                self._kill_all()
-            if not signals.count:
-                self.keep_place()
-            self._settle_ended()
-            rows = read_rows(self.study)
-            self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
-            self._stop_if_asked(signals, rows)
-            self._end_overdue()
-            if not self._is_ending:
-                self._fill()
-            on_tick(rows)
-            if not self._placed and (self._is_ending or not self.claims.has_more(self.sweep.num_trials)):
-                return
-            self._wait()
-
-    @property
-    def _is_ending(self) -> bool:
-        return self._stopping is not None or self._is_answered or self._fault is not None
-
-    def _wait(self) -> None:
-        if self._placed:
-            self.executor.wait([placed.placement for placed in self._placed.values()], POLL_S)
-        else:
-            time.sleep(POLL_S)  # others still run the last trials, and may fail to end them
+    def _tick(self, signals: StopSignals, on_tick: Callable[[list[TrialRow]], None]) -> bool:
+        """Look at everything once and do what is due; return whether there is more to wait for."""
+        if signals.count > 1:
+            self._kill_all()
+        if not signals.count:
+            self.keep_place()
+        self._settle_ended()
+        rows = read_rows(self.study)
+        # A trial whose owner is this process has been claimed, and its own process has not begun its work.
+        self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
+        self._stop_if_asked(signals, rows)
+        self._end_overdue()
+        is_ending = self._stopping is not None or self._is_answered or self._fault is not None
+        if not is_ending:
+            self._fill()
+        on_tick(rows)
+        return bool(self._placed) or not (is_ending or not self.claims.has_more(self.sweep.num_trials))
 
     def _fill(self) -> None:
         used = {placed.slot for placed in self._placed.values()}
-        for slot in range(self.num_slots):
+        for slot in range(self.slots.count):
             if slot in used:
                 continue
             claim = self.claims.take(self.sweep.num_trials, unsettled=self._placed)
@@ -132,8 +141,35 @@ class Scheduler:
             if claim.to_fail is not None:
                 self._fail(read_rows(self.study)[claim.number], claim, claim.to_fail)
                 continue
-            placement = self.executor.place(self.write_spec(claim, slot))
+            placement = self.executor.place(self._write_spec(claim, slot))
             self._placed[claim.number] = Placed(claim, placement, slot, time.monotonic())
+
+    def _write_spec(self, claim: Claim, slot: int) -> Path:
+        """Write what the trial's process is given to a file that an executor can place."""
+        home, together = self.home, self.sweep.devices_per_trial
+        spec = TrialSpec(
+            sweep_name=home.name,
+            storage=home.storage,
+            number=claim.number,
+            trial_id=claim.trial_id,
+            attempt=claim.attempt,
+            plan=home.plan.to_dict(),
+            data_kind=resolve_auto(home.plan.base.data).kind,
+            experiment=home.experiment,
+            parent_run_id=self.study.user_attrs[keys.PARENT_RUN_ID],
+            threads=max(1, self.slots.threads // together),
+            device_indices=self.slots.device_indices(slot, together),
+            command=home.command,
+        )
+        # A file for each attempt: a process that is late must not take the next one's for its own.
+        path = home.trial_directory(claim.number) / f"spec-{claim.attempt}.json"
+        spec.save(path)
+        return path
+
+    def _close_run(self, row: TrialRow, status: Literal["FAILED", "KILLED"]) -> None:
+        """Close the MLflow run of a trial whose process is dead and can no longer do it."""
+        if row.run_id is not None:
+            self.store.close_run(row.run_id, status)
 
     # ── trials whose process has ended ────────────────────────────────────────────────────────────
 
@@ -145,7 +181,7 @@ class Scheduler:
             del self._placed[placed.claim.number]
             row = rows[placed.claim.number]
             if row.has_ended:
-                self._away.clear()
+                self._unavailable.clear()
                 self._count_failures(row)
             elif row.attempt == placed.claim.attempt:  # else somebody has taken it over
                 self._settle_unfinished(row, placed)
@@ -156,8 +192,8 @@ class Scheduler:
             self._fail(row, placed.claim, placed.reason)
         elif exit_code == EXIT_STOPPED or placed.asked_to_stop is not None:
             self.claims.release(placed.claim)
-        elif exit_code == EXIT_AWAY:
-            self._settle_away(placed.claim)
+        elif exit_code == EXIT_UNAVAILABLE:
+            self._settle_unavailable(placed.claim)
         else:
             self._settle_death(row, placed.claim, exit_code)
 
@@ -170,20 +206,23 @@ class Scheduler:
         else:
             self._fail(row, claim, f"its process died {deaths} times ({_describe(exit_code)})")
 
-    def _settle_away(self, claim: Claim) -> None:
-        """Let a trial be resumed that has waited for a database in vain; after some, wait no more."""
+    def _settle_unavailable(self, claim: Claim) -> None:
+        """Release a trial that gave up because a database or the disk was unavailable.
+
+        After more than `max_retries` of them in a row, no further trial is started.
+        """
         self.claims.release(claim)
-        self._away.append(claim.number)
-        if len(self._away) > self.sweep.max_retries:
+        self._unavailable.append(claim.number)
+        if (times := len(self._unavailable)) > self.sweep.max_retries:
             self._fault = (
-                f"{len(self._away)} times in a row a trial could not go on for want of a database, space or "
-                f"a process (see trial-{claim.number:04d}/trial.log)"
+                f"{times} times in a row a trial could not go on for want of a database, space or a process "
+                f"(see trial-{claim.number:04d}/trial.log)"
             )
 
     def _fail(self, row: TrialRow, claim: Claim, reason: str) -> None:
         if not self.claims.holds(claim):
             return
-        self.abandon(row, "FAILED")  # first: nobody looks at the run of a trial that has ended
+        self._close_run(row, "FAILED")  # first: nobody looks at the run of a trial that has ended
         self.claims.fail(claim, {keys.REASON: reason})
         self._count_failures(read_rows(self.study)[row.number])
 
@@ -203,11 +242,12 @@ class Scheduler:
     def _stop_if_asked(self, signals: StopSignals, rows: list[TrialRow]) -> None:
         if self._stopping is not None:
             return
-        if signals.count or self.stop_requested():
+        max_minutes = self.sweep.max_minutes
+        if signals.count or self._stop_request.is_new():
             self._stopping = "interrupted"
-        elif self.tend_disk(rows) is not None:
+        elif self._cleanup.tick(rows) is not None:
             self._stopping = "out_of_space"
-        elif self.deadline is not None and time.monotonic() > self.deadline:
+        elif max_minutes is not None and time.monotonic() > self.started + 60 * max_minutes:
             self._stopping = "out_of_time"
         else:
             if reason_to_stop(rows, self.sweep) is not None:
@@ -259,7 +299,7 @@ class Scheduler:
             row = rows[placed.claim.number]
             if not row.has_ended:
                 self.claims.release(placed.claim)
-                self.abandon(row, "KILLED")
+                self._close_run(row, "KILLED")
         self._placed.clear()
 
 

@@ -24,6 +24,7 @@ from harness.search.coordinator.measure_slots import measured_slots
 from harness.search.coordinator.slots import Slots, find_slots
 from harness.search.executors.base import LOG, Placement
 from harness.search.trial import run as trial
+from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.sockets import keep_sockets_short
 
 PRELOADED = [
@@ -74,7 +75,7 @@ class LocalPlacement:
         return self.process.exitcode if self.has_begun else None
 
     def stop(self) -> None:
-        if not self._is_withdrawn(trial.EXIT_STOPPED) and self.process.is_alive():
+        if not self._is_withdrawn(EXIT_STOPPED) and self.process.is_alive():
             self.process.terminate()
 
     def kill(self) -> None:
@@ -94,7 +95,7 @@ class LocalPlacement:
         except (EOFError, OSError) as error:
             with self._log.open("a", encoding="utf-8") as log:
                 print(f"no process could be started: the server of forks has ended ({error!r})", file=log)
-            self._is_withdrawn(trial.EXIT_AWAY)
+            self._is_withdrawn(EXIT_UNAVAILABLE)
             return
         with self._state:
             self.has_begun = self._end is None

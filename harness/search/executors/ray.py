@@ -36,9 +36,9 @@ from harness.search.coordinator.slots import Slots  # noqa: E402
 from harness.search.executors.base import LOG, TRIAL_MODULE, Placement  # noqa: E402
 from harness.search.executors.child_process import TrialProcess, trial_environment  # noqa: E402
 from harness.search.executors.cluster import Node, Share, share_cluster  # noqa: E402
-from harness.search.trial.run import EXIT_STOPPED  # noqa: E402
+from harness.search.trial.exit_codes import EXIT_STOPPED  # noqa: E402
 
-EXIT_LOST = -signal.SIGKILL  # the node is gone, or Ray ended the actor for want of memory
+EXIT_VANISHED = -signal.SIGKILL  # the node is gone, or Ray ended the actor for want of memory
 OBJECT_STORE_BYTES = 80 * 2**20  # of a local cluster; nothing but exit codes goes through it
 CALL_TIMEOUT_S = 5.0
 
@@ -82,7 +82,7 @@ class RayPlacement:
         except RayError as error:
             with self._log.open("a", encoding="utf-8") as log:
                 log.write(f"Ray: {error}\n")
-            return EXIT_LOST
+            return EXIT_VANISHED
 
 
 class RayExecutor:

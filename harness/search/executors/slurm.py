@@ -28,9 +28,9 @@ from harness.search.coordinator.slots import Slots
 from harness.search.executors.base import LOG, TRIAL_MODULE, Placement
 from harness.search.executors.child_process import run_in_job, save_environment
 from harness.search.executors.cluster import Node, Share, share_cluster
-from harness.search.trial.run import EXIT_STOPPED
+from harness.search.trial.exit_codes import EXIT_STOPPED
 
-EXIT_LOST = -signal.SIGKILL  # the job is gone from the queue and left no exit code
+EXIT_VANISHED = -signal.SIGKILL  # the job is gone from the queue and left no exit code
 NOT_STARTED = ("PENDING", "CONFIGURING")
 QUEUE_EVERY_S = 5.0  # how often Slurm's controller is asked, whatever the number of jobs
 LOOK_EVERY_S = 0.2
@@ -64,7 +64,7 @@ class SlurmPlacement:
         self._end(EXIT_STOPPED, signal.SIGTERM)
 
     def kill(self) -> None:
-        self._end(EXIT_LOST, signal.SIGKILL)
+        self._end(EXIT_VANISHED, signal.SIGKILL)
 
     def see(self, state: str | None) -> None:
         """Take note of what the queue says."""
@@ -95,7 +95,7 @@ class SlurmPlacement:
         if time.monotonic() - self._gone_since < LOST_AFTER_S:
             return None
         self._note(f"Slurm's job {self.job.job_id} ended without an exit code: see {self.job.paths.stderr}")
-        return EXIT_LOST
+        return EXIT_VANISHED
 
     def _read_exit_code(self) -> int:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.search.ownership.claims import Lease
+from harness.search.ownership.lease import Lease
 
 if TYPE_CHECKING:
     from harness.tracking import Tracker

@@ -1,6 +1,7 @@
-"""What a sweep asks, and whether a namesake asks the same.
+"""What makes a sweep the same sweep: the question that it asks, and the code that its trials were run with.
 
-A sweep may be continued, with a larger budget too, only as the very question that its trials answered.
+A sweep may be continued, with a larger budget too, only as the very question that its trials answered, and
+with the same code: an answer must not come from two programs unnoticed. `locate.py` asks both.
 """
 
 from __future__ import annotations
@@ -8,10 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import optuna
+
+import harness
 from harness.config.compose import SweepPlan, flatten
 from harness.errors import SweepError
+from harness.search.study import keys
 
 # Neither where things lie nor how fast they are computed is part of the question.
 ELSEWHERE = ("tracking.", "data.dir", "data.cache_dir", "data.download", "evaluate_test")
@@ -34,7 +41,7 @@ BUDGET = {
     "allow_changed_code",
     "checkpoint_gb", "keep_checkpoints", "min_free_gb",
 }  # fmt: skip
-SHOWN_DIFFERENCES = 4
+SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"
 
 
@@ -115,3 +122,36 @@ def shorten(changes: Sequence[str]) -> str:
 def _short(value: Any) -> str:
     text = value[:12] if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else text[:39] + "…"
+
+
+# ── the code ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@cache
+def code_digests() -> dict[str, str]:
+    """Return a digest of every source file of this package by its path in it."""
+    root = Path(harness.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        for path in files
+    }
+
+
+def check_code(study: optuna.Study, *, allow_changes: bool) -> None:
+    """Refuse to go on with other code than the sweep began with; note the code where there is none yet.
+
+    Raises:
+        SweepError: files have changed, and nobody said that this is meant.
+    """
+    before, now = study.user_attrs.get(keys.CODE), code_digests()
+    if before is not None and before != now and not allow_changes:
+        changed = sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
+        more = f" and {len(changed) - SHOWN_FILES} more" if len(changed) > SHOWN_FILES else ""
+        raise SweepError(
+            f"the code has changed since sweep {study.study_name!r} began "
+            f"({', '.join(changed[:SHOWN_FILES])}{more}): put it back, give a new sweep.name, or add "
+            "sweep.allow_changed_code=true if the change cannot matter"
+        )
+    if before != now:
+        study.set_user_attr(keys.CODE, now)

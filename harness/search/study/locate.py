@@ -25,7 +25,7 @@ from harness.search.report import parent_run as record
 from harness.search.study import identity as question
 from harness.search.study import keys, storage
 from harness.search.study import trials as study
-from harness.search.study.code import check_code
+from harness.search.study.identity import check_code
 from harness.search.study.retrying_storage import PatientStorage
 from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.search.suggest.starting_points import enqueue_points

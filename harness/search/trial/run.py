@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -28,8 +26,8 @@ from harness.credentials import shown
 from harness.data import remember_auto
 from harness.errors import HarnessError, NoSuchRunError, StorageError, TrackingError, first_line
 from harness.logs import show_messages
-from harness.search.ownership.claims import Lease, beat_interval
 from harness.search.ownership.guarded_tracker import fenced
+from harness.search.ownership.lease import Lease, beat_interval
 from harness.search.study import keys
 from harness.search.study import trials as studies
 from harness.search.study.retrying_storage import PATIENCE_S, is_outage
@@ -37,6 +35,7 @@ from harness.search.study.storage import database_exists, open_storage
 from harness.search.suggest.constraints import broken_constraints, tell_costs
 from harness.search.suggest.pruners import build_pruner, report_score, should_prune
 from harness.search.suggest.space import suggest, trial_overrides
+from harness.search.trial.exit_codes import EXIT_RESTART, EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.search.trial.memory_limit import footprint, why_it_cannot_fit
 from harness.search.trial.outcomes import (
     RESUMABLE_ERRORS,
@@ -53,9 +52,6 @@ if TYPE_CHECKING:
     from harness.training.result import EpochReport, RunResult
 
 TrainFunction = Callable[..., "RunResult"]  # harness.training.train.train
-EXIT_STOPPED = 128 + signal.SIGTERM
-EXIT_AWAY = os.EX_TEMPFAIL  # a database is away, or the disk full; the trial can be resumed
-EXIT_LOST = os.EX_OSERR  # something beneath the trial died; it is to be started again
 
 
 def run(spec_path: str, train: TrainFunction | None = None) -> int:
@@ -75,47 +71,51 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
     stop_requested = StopFlag()
     if spec.device_indices is not None:
         pin_devices(spec.device_indices)
+    num_devices = spec.plan["sweep"]["devices_per_trial"]
     try:
-        return _run_on_devices(spec, path.parent, stop_requested, train)
+        if num_devices == 1:
+            return _run_attempt(spec, path.parent, stop_requested, train)
+        from harness.search.trial.multi_device import run_over_ranks
+
+        return run_over_ranks(
+            functools.partial(_run_attempt, spec, path.parent),
+            train or _real_train(),
+            num_devices,
+            path.parent,
+            threads=spec.threads,
+            grace_s=spec.plan["sweep"]["grace_seconds"],
+        )
     except RESUMABLE_ERRORS as error:
         print(error, file=sys.stderr)
-        return EXIT_AWAY
+        return EXIT_UNAVAILABLE
 
 
-def _run_on_devices(
+def _run_attempt(
     spec: TrialSpec, folder: Path, stop_requested: Callable[[], bool], train: TrainFunction | None
 ) -> int:
-    """Run the trial here, or in as many processes as `sweep.devices_per_trial` says."""
-    num_devices = spec.plan["sweep"]["devices_per_trial"]
-    if num_devices == 1:
-        return _run(spec, folder, stop_requested, train)
-    from harness.search.trial.multi_device import run_over_ranks
-
-    return run_over_ranks(
-        functools.partial(_run, spec, folder),
-        train or _real_train(),
-        num_devices,
-        folder,
-        threads=spec.threads,
-        grace_s=spec.plan["sweep"]["grace_seconds"],
-    )
-
-
-def _run(
-    spec: TrialSpec, folder: Path, stop_requested: Callable[[], bool], train: TrainFunction | None
-) -> int:
+    """Train the trial in this process, and tell the study how it ended; return the exit code."""
     plan = SweepPlan.from_dict(spec.plan)
     if not database_exists(spec.storage):
         raise StorageError(f"the database of sweeps {shown(spec.storage)} is gone")
     storage = open_storage(spec.storage, plan.sweep.lease_seconds, trusted=True)
     lease = Lease(storage, spec.trial_id, spec.attempt, beat_interval(plan.sweep.lease_seconds))
     if not lease.is_held():
-        return 0  # somebody has taken it over, or ended it
+        return 0  # another process has taken the trial over, or ended it
     study = studies.load_study_for_trial(storage, spec.sweep_name, plan.sweep, spec.number)
     with lease:
         trial = optuna.trial.Trial(study, spec.trial_id)
         reported = frozenset(studies.known_trial(trial).intermediate_values)
-        exit_code = _Attempt(spec, plan, study, trial, folder, lease, reported).run(stop_requested, train)
+        attempt = _Attempt(spec, plan, study, trial, folder, lease, reported)
+        try:
+            result = attempt.train(stop_requested, train)
+        except RESUMABLE_ERRORS:
+            raise
+        except Exception as error:
+            if is_outage(error):  # of a question that is not repeated
+                cause = first_line(error.__cause__ or error)
+                raise StorageError(f"the database of sweeps does not answer: {cause}") from error
+            return attempt.settle(error)
+        exit_code = attempt.tell(result)
         if exit_code == EXIT_STOPPED:
             lease.let_go()
         return exit_code
@@ -134,29 +134,17 @@ class _Attempt:
     reported: frozenset[int]  # steps that an earlier attempt has reported
     _opened: list[Tracker] = field(default_factory=list)  # its run, once there is one
 
-    def run(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> int:
-        try:
-            result = self._train(stop_requested, train)
-        except RESUMABLE_ERRORS:
-            raise
-        except Exception as error:
-            if is_outage(error):  # of a question that is not repeated
-                cause = first_line(error.__cause__ or error)
-                raise StorageError(f"the database of sweeps does not answer: {cause}") from error
-            return self._settle(error)
-        return self._tell(result)
-
-    def _settle(self, error: Exception) -> int:
+    def settle(self, error: Exception) -> int:
         """End the trial as the error says, or leave it to be started again."""
         if not isinstance(error, HarnessError):
             print(shown(traceback.format_exc()), file=sys.stderr)
         verdict, reason = judge(error)
         if verdict == "lost":
             print(f"the trial is to be started again: {reason}", file=sys.stderr)
-            return EXIT_LOST
+            return EXIT_RESTART
         return self._tell_infeasible(reason) if verdict == "infeasible" else self._tell_failed(reason)
 
-    def _train(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> RunResult:
+    def train(self, stop_requested: Callable[[], bool], train: TrainFunction | None) -> RunResult:
         def stop() -> bool:
             self.lease.check_after_sleep()
             return stop_requested()
@@ -238,7 +226,7 @@ class _Attempt:
         pruner = build_pruner(self.plan.sweep.pruner, self.plan.base.trainer.max_epochs)
         return "prune" if should_prune(self.study, self.spec.trial_id, pruner) else "continue"
 
-    def _tell(self, result: RunResult) -> int:
+    def tell(self, result: RunResult) -> int:
         self.lease.check_last()
         seconds = self.trial.user_attrs.get(keys.SECONDS, 0.0) + result.seconds
         if result.status == "interrupted":
