@@ -1,4 +1,9 @@
-"""Batches for Lightning: gathered from memory maps, augmented on the device, the same after a resume."""
+"""Batches of images for Lightning: gathered from memory maps, augmented on the device, repeatable.
+
+`ImageDataModule` is what `harness.training.train` hands to the Trainer; `BatchLoader` is its DataLoader. The
+same seed gives the same batches after a resume and on any number of ranks, because each draw comes from a
+generator seeded with its epoch and batch. `features/datamodule.py` does the same for cached activations.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +16,21 @@ import torch
 from torch import Tensor
 
 from harness.config.schema import AugmentConfig, DataConfig
-from harness.data.mixing import BatchMix
-from harness.data.shares import ALONE, Seat, Share
+from harness.data.augment.mixing import BatchMix
+from harness.data.augment.transforms import BatchAugment, check_fits
+from harness.data.sharding import SINGLE_PROCESS, RankInfo, Shard
 from harness.data.splits import ImageSplits
-from harness.data.transforms import BatchAugment, check_fits
 
-SMALLEST_EVAL_BATCH = 128  # without gradients more fits; far larger ones leave a CPU's caches
-ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM, MIX_STREAM, VIEW_STREAM = range(5)  # kept apart in one seed
+# Evaluation has no gradients to hold, so larger batches fit; much larger ones would leave a CPU's caches.
+MIN_EVAL_BATCH = 128
+# Each kind of draw has a random stream of its own, so that switching one on does not change the others.
+ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM, MIX_STREAM, VIEW_STREAM = range(5)
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
 
 
 class Arrays(Protocol):
-    """What batches are made of: images, or what stands in for them."""
+    """The rows of one split that batches are made of: images, or cached activations of images."""
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -31,15 +38,16 @@ class Arrays(Protocol):
     def __len__(self) -> int: ...
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the rows of each batch, maps in (B, H, W, C) order."""
+        """Yield the rows of each batch of positions; images and feature maps are (B, H, W, C)."""
         ...
 
 
 class BatchLoader:
-    """An iterable of batches in the order that `order` gives at the start of each pass.
+    """An iterable of batches; `order` is asked for their order at the start of each pass.
 
-    It replaces a DataLoader with workers: gathering decoded rows takes microseconds. Images that would not
-    fit in memory come from one in the same order, as the same bytes (`ImageFiles.stream`).
+    It stands in for a DataLoader with workers, because gathering decoded rows takes microseconds. Only images
+    that do not fit in memory come from worker processes (`ImageFiles.stream`), in the same order and with
+    the same pixels.
     """
 
     def __init__(
@@ -49,24 +57,26 @@ class BatchLoader:
         order: Callable[[], np.ndarray] | None = None,
         *,
         pin: bool = False,
-        seat: Seat = ALONE,
-        takes_shares: bool = True,
+        rank_info: RankInfo = SINGLE_PROCESS,
+        is_sharded: bool = True,
     ) -> None:
-        """Prepare a pass.
+        """Set up the loader; nothing is read yet.
 
         Args:
-            order: Returns positions in `arrays`; None for their own order, every image included. With an
-                order, i.e. in training, a last batch of a single image is left out: batch norm has no
-                variance to take from it.
-            seat: In training, what this process takes of each batch; otherwise, of all images.
-            takes_shares: False yields whole training batches, for whoever takes the share later.
+            arrays: The split.
+            batch_size: Images in a batch, over all ranks together.
+            order: Given in training only: returns positions in `arrays`, int64 (N,). None means evaluation:
+                every image once, in its own order.
+            pin: Whether batches are copied into pinned memory.
+            rank_info: Decides this rank's shard: of each batch in training, of all images in evaluation.
+            is_sharded: False yields whole training batches; the caller takes the shard later.
         """
         self.arrays = arrays
         self.batch_size = batch_size
         self._order = order
         self._pin = pin
-        self._seat = seat
-        self._takes_shares = takes_shares
+        self._rank_info = rank_info
+        self._is_sharded = is_sharded
 
     def __len__(self) -> int:
         return len(self._starts())
@@ -76,31 +86,32 @@ class BatchLoader:
         for positions, rows in zip(batches, self.arrays.stream(batches), strict=True):
             yield self._batch(positions, rows)
 
-    def share(self, index: int) -> Share:
-        """Return what this process takes of a training batch."""
+    def shard(self, index: int) -> Shard:
+        """Return this rank's shard of a training batch, by the batch's index in the epoch."""
         start = self._starts()[index]
-        return self._seat.share(min(self.batch_size, len(self.arrays) - start))
+        return self._rank_info.shard(min(self.batch_size, len(self.arrays) - start))
 
     @property
-    def eval_share(self) -> Share:
-        """What this process takes of all images, in their order."""
-        return self._seat.share(len(self.arrays))
+    def eval_shard(self) -> Shard:
+        """This rank's shard of all images, for evaluation."""
+        return self._rank_info.shard(len(self.arrays))
 
     def _positions(self) -> list[np.ndarray]:
         if self._order is None:
-            order = np.arange(len(self.arrays))[self.eval_share.rows]
+            order = np.arange(len(self.arrays))[self.eval_shard.rows]
             return [order[start : start + self.batch_size] for start in self._starts()]
         order = self._order()
         batches = [order[start : start + self.batch_size] for start in self._starts()]
-        if not self._takes_shares:
+        if not self._is_sharded:
             return batches
-        return [batch[self.share(index).rows] for index, batch in enumerate(batches)]
+        return [batch[self.shard(index).rows] for index, batch in enumerate(batches)]
 
     def _starts(self) -> range:
         if self._order is None:
-            share = self.eval_share
-            return range(0, share.stop - share.start, self.batch_size)
+            shard = self.eval_shard
+            return range(0, shard.stop - shard.start, self.batch_size)
         count = len(self.arrays)
+        # A last training batch of a single image is left out: batch norm cannot take a variance from it.
         is_single_left = self.batch_size > 1 and count % self.batch_size == 1
         return range(0, count - 1 if is_single_left and count > 1 else count, self.batch_size)
 
@@ -113,25 +124,36 @@ class BatchLoader:
 
 
 def eval_batches(
-    arrays: Arrays, batch_size: int, *, pin_memory: bool = False, seat: Seat = ALONE
+    arrays: Arrays, batch_size: int, *, pin_memory: bool = False, rank_info: RankInfo = SINGLE_PROCESS
 ) -> BatchLoader:
-    """Return every image of a split once, in its own order, for any evaluation without gradients."""
-    return BatchLoader(arrays, max(batch_size, SMALLEST_EVAL_BATCH), pin=pin_memory, seat=seat)
+    """Return a loader of every image of a split once, in its own order, for evaluation without gradients."""
+    return BatchLoader(arrays, max(batch_size, MIN_EVAL_BATCH), pin=pin_memory, rank_info=rank_info)
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of an epoch, int64 (count,)."""
+    """Return the order in which an epoch visits `count` images, int64 (count,)."""
     return np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(count)
 
 
 def stream_seed(seed: int, *place: int) -> int:
-    """Mix a seed and a place in the run into a new seed, so that nothing depends on what was drawn before."""
+    """Return a seed for one place in the run, such as (stream, epoch, batch); below 2^63.
+
+    No draw depends on an earlier one, so a resumed run continues as if it had never stopped.
+    """
     mixed = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0]
     return int(mixed) & (2**63 - 1)
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Feeds a run's splits to Lightning; order and augmentation depend on (seed, epoch, batch) alone.
+    """Feeds a run's splits to Lightning; order and augmentation depend on (seed, epoch, batch) only.
+
+    Args:
+        splits: The training and validation images.
+        data: Says the batch size.
+        augment: The augmentation of training batches.
+        seed: Of the order and of every draw.
+        pin_memory: Whether batches are copied into pinned memory.
+        rank_info: Which of the ranks this process is.
 
     Raises:
         ConfigError: If the augmentation does not fit the images.
@@ -145,7 +167,7 @@ class ImageDataModule(pl.LightningDataModule):
         seed: int,
         *,
         pin_memory: bool = False,
-        seat: Seat = ALONE,
+        rank_info: RankInfo = SINGLE_PROCESS,
     ) -> None:
         super().__init__()
         check_fits(augment, *splits.train.images.shape[1:3])
@@ -153,43 +175,56 @@ class ImageDataModule(pl.LightningDataModule):
         self.batch_size = data.batch_size
         self.seed = seed
         self.pin_memory = pin_memory
-        self.seat = seat
+        self.rank_info = rank_info
         self._augment = BatchAugment(augment)
         self._mix = BatchMix(augment, len(splits.class_names))
         self._alternates = augment.flip == "alternating"
-        self._flips_in_order = (-1, np.empty(0, dtype=bool))  # of which epoch, and what
+        # The alternating flips of the latest epoch, in its order: (epoch, bool (N,)).
+        self._flips_in_order = (-1, np.empty(0, dtype=bool))
 
     # ── without a Trainer ─────────────────────────────────────────────────────────────────────────
 
     def train_batches(self, epoch: Callable[[], int]) -> BatchLoader:
-        """Return a loader of the training split; `epoch` is asked at the start of each pass."""
+        """Return a loader of the training split; `epoch()` is called at the start of each pass."""
         return BatchLoader(
             self.splits.train,
             self.batch_size,
             lambda: self.order(epoch()),
             pin=self.pin_memory,
-            seat=self.seat,
-            takes_shares=not self._mix.is_on,  # an image may be mixed with any other of its batch
+            rank_info=self.rank_info,
+            # Mixing may take any image of the batch as a partner, so every rank needs the whole batch.
+            is_sharded=not self._mix.is_on,
         )
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the order in which an epoch visits the training split."""
         return shuffled(len(self.splits.train), self.seed, epoch)
 
-    def augment(self, images: Tensor, epoch: int, batch_index: int, share: Share | None = None) -> Tensor:
-        """Augment a training batch, or a share of it, with the draws that belong to its place in the run."""
-        share = share or Share.whole(len(images))
+    def augment(self, images: Tensor, epoch: int, batch_index: int, shard: Shard | None = None) -> Tensor:
+        """Return a training batch, or a shard of it, augmented.
+
+        Args:
+            images: uint8 (B, 3, H, W), on any device.
+            epoch: With `batch_index`, decides all draws.
+            batch_index: Within the epoch.
+            shard: Which part of the batch `images` is; None for the whole batch.
+        """
+        shard = shard or Shard.whole(len(images))
         generator = self._generator(images.device, epoch, batch_index)
         if not self._alternates:
-            return self._augment(images, generator, share=share)
-        if self._flips_in_order[0] != epoch:  # once an epoch, not for every batch
+            return self._augment(images, generator, shard=shard)
+        if self._flips_in_order[0] != epoch:  # computed once per epoch rather than for every batch
             self._flips_in_order = epoch, self.alternating_flips(epoch)[self.order(epoch)]
         start = batch_index * self.batch_size
-        flips = torch.from_numpy(self._flips_in_order[1][start + share.start : start + share.stop])
-        return self._augment(images, generator, flips.to(images.device), share)
+        flips = torch.from_numpy(self._flips_in_order[1][start + shard.start : start + shard.stop])
+        return self._augment(images, generator, flips.to(images.device), shard)
 
     def flips(self, epoch: int, device: torch.device) -> np.ndarray:
-        """Return which images `augment` mirrors on a device, bool (N,), in the order of the epoch."""
+        """Return which images `augment` mirrors in an epoch, bool (N,), in the order of the epoch.
+
+        Cached features need this: for a flip, the activations of both views are kept. The device matters
+        because the same seed draws other numbers on a GPU than on a CPU.
+        """
         if self._alternates:
             return self.alternating_flips(epoch)[self.order(epoch)]
         count = len(self.splits.train)
@@ -205,7 +240,9 @@ class ImageDataModule(pl.LightningDataModule):
         return generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
 
     def alternating_flips(self, epoch: int) -> np.ndarray:
-        """Return which training images an epoch mirrors, bool (N,): half at random, then the others, in turn.
+        """Return which training images an epoch mirrors, bool (N,), in the order of the split.
+
+        A random half is mirrored in even epochs, the other half in odd ones.
 
         Source: K. Jordan, https://arxiv.org/abs/2404.00498, section 3.6.
         """
@@ -222,23 +259,26 @@ class ImageDataModule(pl.LightningDataModule):
         return self.train_batches(lambda: self._trainer().current_epoch)
 
     def val_dataloader(self) -> BatchLoader:
-        return eval_batches(self.splits.val, self.batch_size, pin_memory=self.pin_memory, seat=self.seat)
+        return eval_batches(
+            self.splits.val, self.batch_size, pin_memory=self.pin_memory, rank_info=self.rank_info
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         trainer = self._trainer()
         if not trainer.training:
             return batch
         images, labels = batch
-        # Lightning moves a batch just before it counts it, so what is "ready" is this batch's index.
+        # Lightning gives this hook no batch index. It raises `ready` only after this hook, so `ready` still
+        # holds the number of batches before this one, which is this one's index.
         batch_index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         loader = trainer.train_dataloader
         assert isinstance(loader, BatchLoader)
-        share = loader.share(batch_index)
+        shard = loader.shard(batch_index)
         if not self._mix.is_on:
-            return self.augment(images, trainer.current_epoch, batch_index, share), labels
+            return self.augment(images, trainer.current_epoch, batch_index, shard), labels
         images = self.augment(images, trainer.current_epoch, batch_index)
         images, labels = self.mix(images, labels, trainer.current_epoch, batch_index)
-        return images[share.rows], labels[share.rows]
+        return images[shard.rows], labels[shard.rows]
 
     def _trainer(self) -> pl.Trainer:
         assert self.trainer is not None, "the Trainer attaches itself before it calls a hook"

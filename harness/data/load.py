@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from harness.config.schema import AutoData, Cifar10Data, DataConfig, DigitsData, FolderData
-from harness.data.cache import DecodedSet
-from harness.data.copies import describe_copies
-from harness.data.notices import tell
+from harness.data.decoded_cache import DecodedSet
+from harness.data.duplicates import describe_duplicates
+from harness.data.messages import warn_once
 from harness.data.splits import ImageSplits, build_splits
 from harness.errors import DownloadError
 
@@ -40,7 +40,7 @@ def load_splits(config: DataConfig) -> ImageSplits:
     splits = build_splits(decoded, named, held_out_fraction(named), is_fallback)
     if splits.digest not in _seen:  # comparing takes time
         _seen.add(splits.digest)
-        tell([f"{splits.name}: {line}" for line in describe_copies(decoded)], of=splits.digest)
+        warn_once([f"{splits.name}: {line}" for line in describe_duplicates(decoded)], of=splits.digest)
     return splits
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from harness.config.schema import BaseData
-from harness.data.cache import BROKEN, DecodedSet, Part, PartName, content_digest
-from harness.data.copies import first_of_each, without_copies
-from harness.data.files import ImageFiles
-from harness.data.sources.pixels import PixelRange
+from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName, content_digest
+from harness.data.decoding.image_files import ImageFiles
+from harness.data.decoding.pixels import PixelRange
+from harness.data.duplicates import first_of_duplicates, without_duplicates_of
 from harness.errors import ConfigError, DataError
 
 TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
@@ -158,7 +158,7 @@ def _own_rows(decoded: DecodedSet, name: PartName) -> np.ndarray:
     for other in KEEPS_ITS_IMAGES[name]:
         if other in decoded.parts:
             held = decoded.parts[other]
-            rows = without_copies(part, rows, held, np.flatnonzero(held.labels != BROKEN))
+            rows = without_duplicates_of(part, rows, held, np.flatnonzero(held.labels != BROKEN))
     if len(rows) == 0:
         raise DataError(f"each of the images for {name} is a copy of a test image; replace them")
     if name == "train":
@@ -197,7 +197,7 @@ def _set_aside(
     part: Part, rows: np.ndarray, fraction: float, seed: int, names: tuple[str, ...]
 ) -> np.ndarray:
     """Pick `fraction` of the different images, of every class at least one and never all; copies go along."""
-    different, first = first_of_each(part, rows)
+    different, first = first_of_duplicates(part, rows)
     labels = part.labels[different]
     sizes = np.bincount(labels, minlength=len(names))
     if sizes.min() < 2:

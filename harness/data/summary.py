@@ -12,14 +12,13 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from harness.config.schema import AugmentConfig, DataConfig
-from harness.data.cache import DecodedSet, Description
-from harness.data.copies import describe_copies, look_alikes
 from harness.data.datamodule import ImageDataModule
-from harness.data.feature_cache import clear_features, list_features
+from harness.data.decoded_cache import DecodedSet, Description
+from harness.data.duplicates import describe_duplicates, near_duplicates
+from harness.data.features.cache import clear_features, list_features
 from harness.data.held_out import load_test
 from harness.data.load import load_decoded, load_splits, resolve_auto
-from harness.data.names import count, printable
-from harness.data.notices import untold
+from harness.data.messages import counted, muted_warnings, printable
 from harness.data.splits import ImageArrays, ImageSplits
 
 SAMPLES_PER_CLASS = 8
@@ -40,7 +39,7 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
         DataError: If the images are missing, damaged or unusable.
     """
     config = resolve_auto(config)
-    with untold():
+    with muted_warnings():
         splits, test, decoded = load_splits(config), load_test(config), load_decoded(config)
     output_dir.mkdir(parents=True, exist_ok=True)
     positions = _sample_positions(splits)
@@ -123,7 +122,7 @@ def _notices(decoded: DecodedSet, splits: ImageSplits, test: ImageArrays) -> lis
         "val": (val_part, splits.val.indices),
         "test": (test_part, test.indices),
     }
-    lines = [*decoded.about.notices, *describe_copies(decoded), *look_alikes(sides)]
+    lines = [*decoded.about.notices, *describe_duplicates(decoded), *near_duplicates(sides)]
     return ["", *(f"note       {line}" for line in lines)] if lines else []
 
 
@@ -136,7 +135,7 @@ def _listed(one: str, many: str, names: tuple[str, ...]) -> list[str]:
     if not names:
         return []
     more = [f"  and {len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []
-    return ["", f"{count(len(names), one, many)}:", *(f"  {name}" for name in names[:NAMES_SHOWN]), *more]
+    return ["", f"{counted(len(names), one, many)}:", *(f"  {name}" for name in names[:NAMES_SHOWN]), *more]
 
 
 def _pictures(splits: ImageSplits, paths: list[Path]) -> list[str]:

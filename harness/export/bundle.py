@@ -30,7 +30,7 @@ from harness.export.weights import restore, save_weights
 from harness.models import ImageClassifier
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 
-DECODE_RULE = (  # of harness.data.sources.decode, in words
+DECODE_RULE = (  # of harness.data.decoding.decode, in words
     "a file's image is turned upright (EXIF), laid on white where transparent, scaled to 8 bits if deeper"
     "{ranges}, its shorter side resized to {size} pixels (Pillow, bicubic), its centre cropped"
 )

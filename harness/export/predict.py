@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.names import printable
-from harness.data.sources.decode import decode_image
-from harness.data.sources.layout import tell_passed_over
-from harness.data.sources.pixels import PixelRange
+from harness.data.decoding.decode import decode_image
+from harness.data.decoding.pixels import PixelRange
+from harness.data.messages import printable
+from harness.data.sources.layout import describe_passed_over
 from harness.data.sources.scan import PassedOver, scan
 from harness.errors import DataError, ExportError
 from harness.export.checksums import verify_checksums
@@ -60,7 +60,7 @@ class Predictions(list[Prediction]):
         names = [printable(str(prediction.file)) for prediction in self]
         width = max(map(len, names), default=0)
         lines = [f"{name:<{width}}  {prediction}" for name, prediction in zip(names, self, strict=True)]
-        unused = [f"not used: {tell_passed_over(self.passed_over)}"] if self.passed_over else []
+        unused = [f"not used: {describe_passed_over(self.passed_over)}"] if self.passed_over else []
         return "\n".join([*lines, *unused])
 
 
@@ -110,7 +110,7 @@ def _images_below(folder: Path) -> tuple[list[Path], tuple[PassedOver, ...]]:
     found = [folder / path for path in top.all_images()]
     here = tuple(PassedOver(str(folder / one.path), one.why) for one in passed_over)
     if not found:
-        seen = f"; seen: {tell_passed_over(here)}" if here else ""
+        seen = f"; seen: {describe_passed_over(here)}" if here else ""
         raise DataError(f"there are no images in {printable(str(folder))}{seen}")
     return found, here
 

@@ -53,7 +53,7 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
     together = current_ranks()
     threads = config.trainer.threads
     if threads is None and not together.is_alone:
-        threads = max(1, torch.get_num_threads() // together.world)
+        threads = max(1, torch.get_num_threads() // together.world_size)
     prepare_process(threads, config.trainer.keep_memory)
     found = resolve_auto(config.data).kind if together.is_zero else ""
     remember_auto(config.data, together.broadcast(found))

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.data.shares import Seat
+from harness.data.sharding import RankInfo
 from harness.errors import HarnessError
 
 Value = TypeVar("Value")
@@ -24,7 +24,7 @@ class PeerLost(SystemExit):
         super().__init__(1)
 
 
-class Ranks(Seat):
+class Ranks(RankInfo):
     """The processes that train together, seen from one of them. Each method but `rank` is called by all."""
 
     @property
@@ -34,7 +34,7 @@ class Ranks(Seat):
 
     @property
     def is_alone(self) -> bool:
-        return self.world == 1
+        return self.world_size == 1
 
     def broadcast(self, value: Value) -> Value:
         """Return rank 0's value, any plain object."""
@@ -82,7 +82,7 @@ class Ranks(Seat):
         """Return the tensors of all ranks, in their order and on the CPU, to rank 0; to the others none."""
         if self.is_alone:
             return rows
-        found: list[Any] | None = [None] * self.world if self.is_zero else None
+        found: list[Any] | None = [None] * self.world_size if self.is_zero else None
         with lost_peers_end_us():
             dist.gather_object([part.cpu() for part in rows], found)
         return [part for parts in found or [] for part in parts]
@@ -94,7 +94,7 @@ class Ranks(Seat):
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with lost_peers_end_us():
             dist.all_reduce(flat)
-        parts = (flat / self.world).split([tensor.numel() for tensor in tensors])
+        parts = (flat / self.world_size).split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 

@@ -1,7 +1,7 @@
 """A frozen backbone is run once per image and view; after that only what trains runs.
 
-What the frozen part computes is kept on disk (`harness.data.features`) and entered into the network where
-the first trainable module starts (`harness.models.trunk`). When that is done: `harness.training.views`.
+What the frozen part computes is kept on disk (`harness.data.features`) and entered into the network where the
+first trainable module starts (`harness.models.trunk`). When that is done: `harness.training.views`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from harness.config.schema import LinearProbe, Partial, RunConfig
+from harness.data.augment.transforms import BatchAugment
 from harness.data.datamodule import VIEW_STREAM, ImageDataModule, stream_seed
-from harness.data.feature_cache import feature_key, open_features
-from harness.data.feature_module import FeatureArrays, FeatureDataModule
-from harness.data.features import FeatureEntry, HalfOverflowError, Layout
+from harness.data.features.cache import feature_key, open_features
+from harness.data.features.datamodule import FeatureArrays, FeatureDataModule
+from harness.data.features.entry import EntryLayout, FeatureEntry, HalfOverflowError
 from harness.data.splits import ImageSplits
-from harness.data.transforms import BatchAugment
 from harness.errors import NO_SPACE
 from harness.models import ImageClassifier
 from harness.models.trunk import Boundary, find_boundaries, trunk_activations, trunk_digest
@@ -104,7 +104,7 @@ def _own_data(
                 config.seed,
                 views=_flips(images, machine) if is_flip_alone(config.augment) and num_views == 2 else None,
                 pin_memory=images.pin_memory,
-                seat=images.seat,
+                rank_info=images.rank_info,
             )
         reason = plan.reason
     is_asked_for = finetune.feature_views is not None and not is_exhaustive(config.augment)
@@ -201,14 +201,14 @@ class _Plan:
             "libraries": {name: version(name) for name in LIBRARIES},
         }
 
-    def _describe(self, depths: Sequence[int], wanted: int, *, half: bool) -> Layout | None:
+    def _describe(self, depths: Sequence[int], wanted: int, *, half: bool) -> EntryLayout | None:
         images = self._images(0, PROBED_IMAGES)
         found = find_boundaries(self.classifier, images, depths)
         if wanted not in found:
             self.reason = f"{self.config.model.kind} cannot be entered at the wanted depth"
             return None
         activations = trunk_activations(self.classifier, images, list(found.values()))
-        return Layout(
+        return EntryLayout(
             num_rows=self.num_rows,
             arrays={
                 _array_name(depth): (tuple(_to_rows(rows).shape[1:]), _dtype(rows) if half else "float32")

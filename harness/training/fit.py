@@ -99,7 +99,7 @@ def _together(ranks: Ranks, checkpoint_io: AtomicCheckpointIO) -> dict[str, Any]
     if ranks.is_alone:
         return {"devices": 1, "plugins": [checkpoint_io, LightningEnvironment()]}  # in a Slurm job too
     return {
-        "devices": ranks.world,
+        "devices": ranks.world_size,
         # The module puts the ranks' batch norms together itself, once an epoch instead of every step.
         "strategy": DDPStrategy(forward_sync_buffers=False),
         "plugins": [checkpoint_io, TorchElasticEnvironment()],  # not Slurm's, which may be around us

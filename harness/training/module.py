@@ -88,10 +88,10 @@ class ClassifierModule(pl.LightningModule):
         if self.ranks.is_alone:
             self.train_means.update(loss, logits, labels)
             return loss
-        share = self.trainer.train_dataloader.share(batch_idx)  # type: ignore[union-attr]
-        if share.counts:
+        shard = self.trainer.train_dataloader.shard(batch_idx)  # type: ignore[union-attr]
+        if shard.counts:
             self.train_means.update(loss, logits, labels)
-        return loss * share.weight
+        return loss * shard.weight
 
     def _training_logits(self, images: Tensor) -> Tensor:
         try:
@@ -105,7 +105,7 @@ class ClassifierModule(pl.LightningModule):
             ) from error
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        if not (self.ranks.is_alone or self.trainer.val_dataloaders.eval_share.counts):  # type: ignore[union-attr]
+        if not (self.ranks.is_alone or self.trainer.val_dataloaders.eval_shard.counts):  # type: ignore[union-attr]
             return
         images, labels = batch
         logits, _ = predict_logits(self.classifier, images, self.config.evaluation.tta)

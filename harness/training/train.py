@@ -14,7 +14,7 @@ from harness.config.schema import RunConfig
 from harness.credentials import shown
 from harness.data import as_loaded, load_splits
 from harness.data.datamodule import ImageDataModule
-from harness.data.feature_module import FeatureDataModule
+from harness.data.features.datamodule import FeatureDataModule
 from harness.data.splits import ImageArrays, ImageSplits
 from harness.models import FreezeReport, ImageClassifier, apply_freezing, build_model
 from harness.models.convolutions import speed_up_convolutions
@@ -148,7 +148,7 @@ def choose_data(
     """
     pin_memory = machine.device.type == "cuda"
     images = ImageDataModule(
-        splits, config.data, config.augment, config.seed, pin_memory=pin_memory, seat=current_ranks()
+        splits, config.data, config.augment, config.seed, pin_memory=pin_memory, rank_info=current_ranks()
     )
     features = cached_data(classifier, images, config, machine, stop_requested)
     return images if features is None else features

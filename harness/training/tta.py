@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.data.transforms import crop_and_flip
+from harness.data.augment.transforms import crop_and_flip
 
 Tta = Literal["none", "flip", "flip_shift"]
 SHIFTS = (-1, 1)  # pixels, up and left or down and right

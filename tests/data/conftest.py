@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from harness.data.cache import content_digest, hash_images
+from harness.data.decoded_cache import content_digest, hash_images
 from harness.data.sources import cifar10
 from harness.data.splits import ImageArrays, ImageSplits
 

@@ -15,7 +15,7 @@ import requests
 
 from harness.config.schema import AutoData, Cifar10Data
 from harness.data import load_splits, remember_auto, resolve_auto
-from harness.data.cache import DecodedSet
+from harness.data.decoded_cache import DecodedSet
 from harness.data.held_out import load_test
 from harness.data.sources import cifar10, cifar10_download, cifar10_files
 from harness.errors import DataError, DownloadError

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data import features
-from harness.data.feature_cache import clear_features, list_features, open_features
-from harness.data.features import FeatureEntry, HalfOverflowError, Layout
+from harness.data.features import entry as features
+from harness.data.features.cache import clear_features, list_features, open_features
+from harness.data.features.entry import EntryLayout, FeatureEntry, HalfOverflowError
 
 ROWS = 50
-LAYOUT = Layout(ROWS, {"deep": ((4,), "float16"), "wide": ((2, 2, 3), "float32")}, {"model": "mine"})
+LAYOUT = EntryLayout(ROWS, {"deep": ((4,), "float16"), "wide": ((2, 2, 3), "float32")}, {"model": "mine"})
 GB = 1e9
 
 
@@ -155,7 +155,7 @@ def test_an_error_in_the_backbone_leaves_no_mark(entry: Callable[[], FeatureEntr
 
 
 def test_an_entry_of_another_length_is_not_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shorter = Layout(ROWS - 1, LAYOUT.arrays, {})
+    shorter = EntryLayout(ROWS - 1, LAYOUT.arrays, {})
     open_features(tmp_path, "key", ROWS - 1, lambda: shorter, GB)
 
     opened = open_features(tmp_path, "key", ROWS, lambda: LAYOUT, GB)
@@ -167,7 +167,7 @@ def test_an_entry_of_another_length_is_not_opened(tmp_path: Path, caplog: pytest
 
 @pytest.mark.parametrize("value", [65_519.0, -65_519.0])  # rounds to float16's largest
 def test_the_largest_half_is_kept(tmp_path: Path, value: float) -> None:
-    layout = Layout(ROWS, {"deep": ((4,), "float16")}, {})
+    layout = EntryLayout(ROWS, {"deep": ((4,), "float16")}, {})
     opened = open_features(tmp_path, "key", ROWS, lambda: layout, GB)
     assert opened is not None
 
@@ -176,7 +176,7 @@ def test_the_largest_half_is_kept(tmp_path: Path, value: float) -> None:
 
 def test_what_is_beyond_a_half_is_never_kept_as_infinite(tmp_path: Path) -> None:
     """In whichever chunk it is: each is looked at after the cast."""
-    layout = Layout(ROWS, {"deep": ((4,), "float16")}, {})
+    layout = EntryLayout(ROWS, {"deep": ((4,), "float16")}, {})
 
     def rows(start: int, stop: int) -> Mapping[str, np.ndarray]:
         return {"deep": np.where(np.arange(start, stop)[:, None] == 33, 7e4, np.ones(4))}
@@ -257,7 +257,7 @@ def test_a_file_system_that_cannot_allocate_is_written_in_full(
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(os, "posix_fallocate", unsupported)
-    large = Layout(300, {"deep": ((1000,), "float32")}, {})
+    large = EntryLayout(300, {"deep": ((1000,), "float32")}, {})
     opened = open_features(tmp_path, "key", 300, lambda: large, GB)
 
     assert opened is not None
@@ -273,7 +273,7 @@ def test_an_entry_takes_its_space_when_it_is_made(entry: Callable[[], FeatureEnt
 
 def test_two_entries_on_a_small_disk_end_in_no_signal(small_disk: Path) -> None:
     """Once both were made sparse, and filling the second one ended the process by SIGBUS."""
-    layout = Layout(3000, {"deep": ((250,), "float32")}, {})  # 3 of the disk's 5 MB
+    layout = EntryLayout(3000, {"deep": ((250,), "float32")}, {})  # 3 of the disk's 5 MB
     first = open_features(small_disk, "first", 3000, lambda: layout, GB)
     assert first is not None
 

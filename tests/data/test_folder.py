@@ -14,9 +14,10 @@ from PIL import Image
 
 from harness.config.schema import FolderData
 from harness.data import load_splits
+from harness.data.decoding import decode
+from harness.data.decoding.decode import decode_image
 from harness.data.held_out import load_test
-from harness.data.sources import decode, folder
-from harness.data.sources.decode import decode_image
+from harness.data.sources import folder
 from harness.data.sources.layout import read_layout
 from harness.errors import DataError, HarnessError
 

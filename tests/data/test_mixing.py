@@ -11,8 +11,8 @@ from torchvision.transforms import v2
 
 from harness.config.compose import compose_run
 from harness.config.schema import AugmentConfig
-from harness.data.mixing import BatchMix, MixDraws, blend_images, draw_mix, mix_labels, paste_boxes
-from harness.data.transforms import box_mask
+from harness.data.augment.mixing import BatchMix, MixDraws, blend_images, draw_mix, mix_labels, paste_boxes
+from harness.data.augment.transforms import box_mask
 
 UNLIKELY = 1e-5  # the seeds are fixed: a fair draw that fails here fails for ever
 BATCH, HEIGHT, WIDTH, CLASSES = 16, 12, 10, 5

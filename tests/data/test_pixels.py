@@ -17,9 +17,9 @@ from PIL import Image, TiffImagePlugin
 
 from harness.config.schema import FolderData
 from harness.data import as_loaded, load_splits
+from harness.data.decoding.decode import decode_image, inspect_image
+from harness.data.decoding.pixels import measure
 from harness.data.held_out import load_test
-from harness.data.sources.decode import decode_image, look_at
-from harness.data.sources.pixels import measure
 from harness.errors import ConfigError, DataError
 
 SIDE = 16
@@ -160,7 +160,7 @@ def test_8_bits_are_what_pillow_shows_them_as(tmp_path: Path, mode: str) -> None
         picture.save(path)
     except (OSError, KeyError):
         pytest.skip(f"Pillow writes no {mode}")
-    assert look_at(path).extent is None
+    assert inspect_image(path).value_range is None
     np.testing.assert_array_equal(decode_image(path, SIDE), np.asarray(picture.convert("RGB")))
 
 
@@ -262,7 +262,7 @@ def check_any_deep_image(values: np.ndarray) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = tiff(values, Path(folder) / "any.tif")
         decoded = decode_image(path, 8)[..., 0]
-        extent = look_at(path).extent
+        extent = inspect_image(path).value_range
     assert extent is not None
     finite = np.isfinite(values)
     low, high = measure([extent])[extent.type]

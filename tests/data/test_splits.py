@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 
 from harness.config.schema import DigitsData
 from harness.data import ImageSplits, load_splits
-from harness.data.cache import DecodedSet, Description, Part, content_digest, hash_images, thumbnails
+from harness.data.decoded_cache import DecodedSet, Description, Part, content_digest, hash_images, thumbnails
 from harness.data.held_out import load_test
 from harness.data.splits import allocate, build_splits, pick_stratified
 from harness.errors import ConfigError, DataError

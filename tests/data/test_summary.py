@@ -10,8 +10,8 @@ from PIL import Image
 
 from harness.config.schema import AugmentConfig, DigitsData, FolderData
 from harness.data import load_splits
-from harness.data.feature_cache import open_features
-from harness.data.features import Layout
+from harness.data.features.cache import open_features
+from harness.data.features.entry import EntryLayout
 from harness.data.summary import SAMPLES_PER_CLASS, summarise, summarise_features
 
 
@@ -59,7 +59,9 @@ def test_augmented_samples_and_broken_files(tmp_path: Path, image_tree: Callable
 
 def test_cached_features_are_listed_and_removed(tmp_path: Path) -> None:
     about = {"model": "resnet18", "image_size": 64, "data": "digits", "views": 2}
-    open_features(tmp_path, "key", 1000, lambda: Layout(1000, {"depth0": ((500,), "float16")}, about), 1e9)
+    open_features(
+        tmp_path, "key", 1000, lambda: EntryLayout(1000, {"depth0": ((500,), "float16")}, about), 1e9
+    )
     config = DigitsData(cache_dir=str(tmp_path))
 
     listed = summarise_features(config, clear=False)

@@ -12,8 +12,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from harness.config.schema import AugmentConfig
-from harness.data import auto_augment, operations, transforms
-from harness.data.transforms import BatchAugment
+from harness.data.augment import auto_augment, ops, transforms
+from harness.data.augment.transforms import BatchAugment
 from harness.errors import ConfigError
 
 UNLIKELY = 1e-5  # the seeds are fixed: a fair draw that fails here fails for ever
@@ -111,7 +111,7 @@ def by_torchvision(name: str) -> Callable[[Tensor, float], Tensor]:
 @pytest.mark.parametrize("name", v2.TrivialAugmentWide._AUGMENTATION_SPACE)
 def test_operations_equal_torchvision_per_image(name: str, photos: Tensor) -> None:
     position = list(v2.TrivialAugmentWide._AUGMENTATION_SPACE).index(name)
-    choice = auto_augment.trivial_choices()[position]
+    choice = auto_augment.trivial_augment_ops()[position]
     signs = torch.tensor([1.0, -1.0]).repeat(8) if choice.is_signed else torch.ones(16)
     magnitudes = torch.linspace(choice.weakest, choice.strongest, 16) * signs
     if name == "Posterize":
@@ -131,7 +131,9 @@ def test_operations_equal_torchvision_per_image(name: str, photos: Tensor) -> No
 @pytest.mark.parametrize("policy", ["trivial", "rand"])
 def test_magnitude_spaces_are_torchvisions(policy: str) -> None:
     theirs = (v2.TrivialAugmentWide if policy == "trivial" else v2.RandAugment)._AUGMENTATION_SPACE
-    ours = auto_augment.trivial_choices() if policy == "trivial" else auto_augment.rand_choices(20, 24)
+    ours = (
+        auto_augment.trivial_augment_ops() if policy == "trivial" else auto_augment.rand_augment_ops(20, 24)
+    )
     bins = torch.arange(31)
     for index, (name, (space, is_signed)) in enumerate(theirs.items()):
         expected = space(31, 20, 24)
@@ -153,7 +155,7 @@ def test_each_image_draws_its_own_operation_and_sign() -> None:
 
 
 def test_images_are_grouped_without_being_mixed_up(photos: Tensor) -> None:
-    choices = auto_augment.trivial_choices()
+    choices = auto_augment.trivial_augment_ops()
     drawn = torch.arange(16) % len(choices)
     bins, signs = torch.arange(16) * 2, torch.ones(16)
     magnitudes = auto_augment.magnitudes_of(choices, drawn, bins, signs)
@@ -178,7 +180,7 @@ def test_rand_augment_applies_several_operations(photos: Tensor, monkeypatch: py
 def test_a_translation_of_a_known_image() -> None:
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     images[:, :, 2, 3] = 200
-    moved = operations.translate_x(images, torch.tensor([2.7, -3.0]))
+    moved = ops.translate_x(images, torch.tensor([2.7, -3.0]))
     assert moved[0, 0].nonzero().tolist() == [[2, 5]]
     assert moved[1, 0].nonzero().tolist() == [[2, 0]]
 

@@ -107,7 +107,7 @@ def test_processes_meet_where_the_folder_of_temporary_files_has_a_long_path(tmp_
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
     code = (
-        "from harness.data.files import _context\n"
+        "from harness.data.decoding.image_files import _context\n"
         "process = _context().Process(target=print, args=('forked',))\n"
         "process.start(); process.join()\n"
     )

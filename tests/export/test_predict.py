@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.data.sources.decode import decode_image
+from harness.data.decoding.decode import decode_image
 from harness.errors import DataError, ExportError
 from harness.export import load_bundle, predict_files
 from harness.export.checksums import write_checksums

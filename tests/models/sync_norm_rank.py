@@ -43,13 +43,13 @@ def start_ranks(path: Path, synchronised: bool) -> None:
 
 def _step(path: Path, synchronised: bool) -> int:
     torch.set_num_threads(1)
-    seat, model, (images, labels) = current_ranks(), network(), batch()
-    share = seat.share(BATCH)
+    ranks, model, (images, labels) = current_ranks(), network(), batch()
+    shard = ranks.shard(BATCH)
     if synchronised:
         synchronise_norms(model, torch.device("cpu"))
     together = DistributedDataParallel(model, forward_sync_buffers=False)
-    loss = F.cross_entropy(together(images[share.rows]), labels[share.rows])
-    (loss * share.weight).backward()
-    if seat.is_zero:
+    loss = F.cross_entropy(together(images[shard.rows]), labels[shard.rows])
+    (loss * shard.weight).backward()
+    if ranks.is_zero:
         path.write_bytes(pickle.dumps(tensors_after_a_step(model)))
     return 0

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from harness.config.schema import AdamW, Full, RunConfig, ScheduleConfig, ScratchModel, Sgd, TrainerConfig
-from harness.data import auto_augment, mixing, transforms
+from harness.data.augment import auto_augment, mixing, transforms
 from harness.models import build_model
 from harness.models.preprocess import Preprocess
 from harness.training import machine
@@ -62,7 +62,7 @@ def test_mixed_devices_are_noticed(photos: Tensor) -> None:
         lambda images: mixing.paste_boxes(images, draws()),
         lambda images: mixing.mix_labels(whole(BATCH), draws(), 10, 1024),
         lambda images: auto_augment.magnitudes_of(
-            auto_augment.trivial_choices(), whole(BATCH), whole(BATCH), real(BATCH)
+            auto_augment.trivial_augment_ops(), whole(BATCH), whole(BATCH), real(BATCH)
         ),
         *(
             lambda images, side=side: Preprocess(side, (0.5,) * 3, (0.2,) * 3).to(CUDA)(images)
@@ -80,9 +80,11 @@ def draws() -> mixing.MixDraws:
     return mixing.MixDraws(whole(BATCH), real(BATCH), whole(BATCH, 4))
 
 
-@pytest.mark.parametrize("choice", auto_augment.trivial_choices(), ids=lambda choice: choice.apply.__name__)
+@pytest.mark.parametrize(
+    "choice", auto_augment.trivial_augment_ops(), ids=lambda choice: choice.apply.__name__
+)
 def test_every_operation_of_the_policies_stays_on_the_device(
-    choice: auto_augment.Choice, photos: Tensor
+    choice: auto_augment.PolicyOp, photos: Tensor
 ) -> None:
     result = choice.apply(photos, real(BATCH))
     assert (result.device.type, result.dtype) == ("cuda", torch.uint8)

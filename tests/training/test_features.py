@@ -14,9 +14,9 @@ import torch
 from harness.config.schema import AugmentConfig, RunConfig
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
-from harness.data.feature_cache import list_features
-from harness.data.feature_module import FeatureArrays, FeatureDataModule
-from harness.data.features import FeatureEntry
+from harness.data.features.cache import list_features
+from harness.data.features.datamodule import FeatureArrays, FeatureDataModule
+from harness.data.features.entry import FeatureEntry
 from harness.data.splits import ImageArrays
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.tracking.memory import RecordingTracker

@@ -111,16 +111,16 @@ def _start_ranks(config: RunConfig, folder: Path, behaviour: Behaviour) -> None:
 def run_rank(config: RunConfig, folder: Path, behaviour: Behaviour) -> int:
     """Train as one of the ranks, and leave rank 0's result in the folder."""
     torch.set_num_threads(1)
-    seat = current_ranks()
-    tracker = RecordingTracker() if seat.is_zero else SilentTracker()
+    ranks = current_ranks()
+    tracker = RecordingTracker() if ranks.is_zero else SilentTracker()
     result = train(
         config,
         tracker=tracker,
         checkpoint_dir=folder,
-        on_epoch=_decider(behaviour) if seat.is_zero else None,
-        stop_requested=_actor(behaviour, seat.rank, folder),
+        on_epoch=_decider(behaviour) if ranks.is_zero else None,
+        stop_requested=_actor(behaviour, ranks.rank, folder),
     )
-    if seat.is_zero:
+    if ranks.is_zero:
         (folder / "result.pickle").write_bytes(pickle.dumps((result, tracker)))
     return ranks.EXIT_STOPPED if result.status == "interrupted" else 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from harness.data.cache import (
+from harness.data.decoded_cache import (
     DecodedSet,
     Description,
     PartName,

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from harness.data.cache import PartName
+from harness.data.decoded_cache import PartName
 from harness.errors import DataError
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from harness.data.cache import DecodedSet, Description, create_images, finish_part, load_or_build
+from harness.data.decoded_cache import DecodedSet, Description, create_images, finish_part, load_or_build
 
 IMAGE_SIZE = 32  # pixels, from 8
 INK_LEVELS = 16

@@ -22,7 +22,7 @@ import psutil
 from PIL import Image
 
 from harness.config.schema import FolderData
-from harness.data.cache import (
+from harness.data.decoded_cache import (
     BROKEN,
     DecodedSet,
     Description,
@@ -32,19 +32,18 @@ from harness.data.cache import (
     pixel_facts,
     write_index,
 )
-from harness.data.files import ImageFiles
-from harness.data.names import count, printable, some
-from harness.data.notices import tell
-from harness.data.sources.decode import Look, decode_image, look_at
-from harness.data.sources.layout import Layout, read_layout, tell_passed_over
-from harness.data.sources.pixels import PixelRange, is_squeezed, measure
+from harness.data.decoding.decode import Inspection, decode_image, inspect_image
+from harness.data.decoding.image_files import ImageFiles
+from harness.data.decoding.pixels import PixelRange, is_squeezed, measure
+from harness.data.messages import counted, first_few, printable, warn_once
+from harness.data.sources.layout import Layout, describe_passed_over, read_layout
 from harness.data.sources.scan import HIDDEN, PassedOver
 
 DECODE_THREADS = 4  # PIL lets go of the interpreter lock while it decodes
-CHUNK = 512  # images decoded between two looks at their pixels
+CHUNK = 512  # images decoded between two inspections at their pixels
 log = logging.getLogger(__name__)
 
-Looks = Mapping[str, Look | None]  # of each path; None: it cannot be read
+Inspections = Mapping[str, Inspection | None]  # of each path; None: it cannot be read
 
 
 @dataclass(frozen=True)
@@ -147,9 +146,13 @@ def _build(staging: Path, sources: Sources, chosen: PixelRange, keeps_pixels: bo
     with warnings.catch_warnings(), ThreadPoolExecutor(DECODE_THREADS) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such files are refused instead
         paths = [file.path for file in layout.files]
-        looks = dict(zip(paths, pool.map(functools.partial(_look, layout.root), paths), strict=True))
-        extents = [look.extent for look in looks.values() if look is not None and look.extent is not None]
-        pixel_range = {**measure(extents), **chosen}
+        inspections = dict(zip(paths, pool.map(functools.partial(_inspect, layout.root), paths), strict=True))
+        ranges = [
+            inspection.value_range
+            for inspection in inspections.values()
+            if inspection is not None and inspection.value_range is not None
+        ]
+        pixel_range = {**measure(ranges), **chosen}
         for part, files in sources.files(pixel_range).items():
             labels = sources.labels(part)
             _decode_part(staging, part, files, labels, keeps_pixels, pool.map)
@@ -157,16 +160,16 @@ def _build(staging: Path, sources: Sources, chosen: PixelRange, keeps_pixels: bo
     return Description(
         printable(layout.root.name),
         layout.class_names,
-        f"{count(len(paths), 'image file')} under {printable(str(layout.root))}",
+        f"{counted(len(paths), 'image file')} under {printable(str(layout.root))}",
         tuple(broken),
         pixel_range,
-        tuple(_notices(looks, pixel_range)),
+        tuple(_notices(inspections, pixel_range)),
     )
 
 
-def _look(root: Path, path: str) -> Look | None:
+def _inspect(root: Path, path: str) -> Inspection | None:
     try:
-        return look_at(root / path)
+        return inspect_image(root / path)
     except MemoryError:
         raise
     except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
@@ -174,30 +177,41 @@ def _look(root: Path, path: str) -> Look | None:
         return None
 
 
-def _notices(looks: Looks, pixel_range: PixelRange) -> Iterable[str]:
+def _notices(inspections: Inspections, pixel_range: PixelRange) -> Iterable[str]:
     """Say what the rule made of images that 8 bits do not hold, and what it left out."""
-    deep = {path: look.extent for path, look in looks.items() if look is not None and look.extent is not None}
+    deep = {
+        path: inspection.value_range
+        for path, inspection in inspections.items()
+        if inspection is not None and inspection.value_range is not None
+    }
     for kind, (low, high) in pixel_range.items():
-        extents = {path: extent for path, extent in deep.items() if extent.type == kind}
-        if not extents:
+        ranges = {path: value_range for path, value_range in deep.items() if value_range.type == kind}
+        if not ranges:
             continue
         yield (
-            f"{count(len(extents), 'image')} of {kind} pixels: {low:g} … {high:g} becomes 0 … 255 "
+            f"{counted(len(ranges), 'image')} of {kind} pixels: {low:g} … {high:g} becomes 0 … 255 "
             f"(data.pixel_range.{kind})"
         )
-        squeezed = [printable(path) for path, extent in extents.items() if is_squeezed(extent, low, high)]
+        squeezed = [
+            printable(path) for path, value_range in ranges.items() if is_squeezed(value_range, low, high)
+        ]
         if squeezed:
             yield (
-                f"{count(len(squeezed), 'image')} of {kind} pixels lose most of their levels so, and look "
-                f"flat, black or white ({some(squeezed)}); set data.pixel_range.{kind}=[low,high]"
+                f"{counted(len(squeezed), 'image')} of {kind} pixels lose most of their levels so, and look "
+                f"flat, black or white ({first_few(squeezed)}); set data.pixel_range.{kind}=[low,high]"
             )
-    odd = [printable(path) for path, extent in deep.items() if extent.num_odd]
+    odd = [printable(path) for path, value_range in deep.items() if value_range.num_odd]
     if odd:
-        found = count(len(odd), "image")
-        yield f"{found} with pixels that are NaN or infinite, shown as the range's ends ({some(odd)})"
-    framed = [printable(path) for path, look in looks.items() if look is not None and look.has_frames]
+        found = counted(len(odd), "image")
+        yield f"{found} with pixels that are NaN or infinite, shown as the range's ends ({first_few(odd)})"
+    framed = [
+        printable(path)
+        for path, inspection in inspections.items()
+        if inspection is not None and inspection.has_frames
+    ]
     if framed:
-        yield f"{count(len(framed), 'file')} of several frames or pages: the first is taken ({some(framed)})"
+        found = counted(len(framed), "file")
+        yield f"{found} of several frames or pages: the first is taken ({first_few(framed)})"
 
 
 def _decode_part(
@@ -242,11 +256,13 @@ def _tell(root: str, about: Description, total: int) -> None:
     lines = [f"{root}: {notice}" for notice in about.notices]
     if about.broken_files:
         broken = list(about.broken_files)
-        lines.append(f"{len(broken):,} of {total:,} image files in {root} cannot be read: {some(broken)}")
+        lines.append(
+            f"{len(broken):,} of {total:,} image files in {root} cannot be read: {first_few(broken)}"
+        )
     unused = [PassedOver(path, why) for path, why in about.passed_over if why != HIDDEN]
     if unused:
-        lines.append(f"{root}: not used: {tell_passed_over(unused)}")
-    tell(lines, of=root)
+        lines.append(f"{root}: not used: {describe_passed_over(unused)}")
+    warn_once(lines, of=root)
 
 
 def _tell_of_size(root: str, num_bytes: int, share: float) -> None:
@@ -254,4 +270,4 @@ def _tell_of_size(root: str, num_bytes: int, share: float) -> None:
         f"the images of {root} take {num_bytes / 1e9:.1f} GB decoded, more than "
         f"data.max_memory_share={share:g} of the memory: they are read from their files in every epoch"
     )
-    tell([line], of=root)
+    warn_once([line], of=root)

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data.cache import PartName
-from harness.data.names import count, printable, some
+from harness.data.decoded_cache import PartName
+from harness.data.messages import counted, first_few, printable
 from harness.data.sources.scan import EXCLUDED, NO_CLASS, Folder, PassedOver, scan
 from harness.errors import DataError, did_you_mean
 
@@ -89,12 +89,12 @@ def read_layout(root: Path, include: Sequence[str] = (), exclude: Sequence[str] 
     )
 
 
-def tell_passed_over(passed_over: Sequence[PassedOver]) -> str:
+def describe_passed_over(passed_over: Sequence[PassedOver]) -> str:
     """Return how many files and folders are not used, why, and the first of each kind, on one line."""
     kinds: dict[str, list[str]] = {}
     for one in passed_over:
         kinds.setdefault(one.why, []).append(printable(one.path))
-    return "; ".join(f"{len(paths):,} {why} ({some(paths, 3)})" for why, paths in sorted(kinds.items()))
+    return "; ".join(f"{len(paths):,} {why} ({first_few(paths, 3)})" for why, paths in sorted(kinds.items()))
 
 
 def part_named(name: str) -> PartName | None:
@@ -185,14 +185,14 @@ class _Reader:
             )
         if not found["train"].filled:
             raise DataError(
-                f"{self._here(found['train'])} holds {count(len(found['train'].images), 'image')} but no "
+                f"{self._here(found['train'])} holds {counted(len(found['train'].images), 'image')} but no "
                 "class folders; expected train/cat/1.png"
             )
         for part, one in splits:
             if (part, one) not in with_classes:
                 self.notices.append(
-                    f"{_shown(one)} holds {count(len(one.images), 'image')} in no class folder: they have no "
-                    f"label and are passed over; {LONG_NAMES[part]} images are set aside from training"
+                    f"{_shown(one)} holds {counted(len(one.images), 'image')} in no class folder: they have "
+                    f"no label and are passed over; {LONG_NAMES[part]} images are set aside from training"
                 )
         for one in folder.folders:
             if (empty := part_named(one.name)) is not None and empty not in found:
@@ -223,7 +223,7 @@ class _Reader:
         for name, spellings in spelled.items():
             if len(spellings) > 1:
                 self.notices.append(
-                    f"{count(len(spellings), 'folder')} of {self._here(folder)} are one class, {name!r}, "
+                    f"{counted(len(spellings), 'folder')} of {self._here(folder)} are one class, {name!r}, "
                     f"spelled in different Unicode forms ({', '.join(spellings)})"
                 )
         return files
@@ -233,8 +233,8 @@ class _Reader:
 
     def _seen(self, folder: Folder) -> str:
         if folder.images:
-            return f"; seen: {count(len(folder.images), 'image')} in no class folder"
-        return f"; seen: {told}" if (told := tell_passed_over(self.passed_over)) else ""
+            return f"; seen: {counted(len(folder.images), 'image')} in no class folder"
+        return f"; seen: {told}" if (told := describe_passed_over(self.passed_over)) else ""
 
 
 def _unwrap(folder: Folder) -> Folder:
@@ -258,7 +258,7 @@ def _shown(folder: Folder) -> str:
 
 
 def _names(folders: Iterable[Folder]) -> str:
-    return some([f"{printable(folder.name)}/" for folder in folders])
+    return first_few([f"{printable(folder.name)}/" for folder in folders])
 
 
 def _class_names(root: Path, files: list[ImageFile]) -> tuple[str, ...]:
@@ -292,6 +292,7 @@ def _masks(files: list[ImageFile]) -> list[str]:
         return []
     ending = named[0][len(MASK.fullmatch(named[0])[1]) :]  # type: ignore[index]  # it matches
     return [
-        f"{count(len(named), 'image')} look like masks of others ({some(list(map(printable, named)), 2)}) "
-        f"and count as images; leave them out by data.exclude='*{ending}*'"
+        f"{counted(len(named), 'image')} look like masks of others "
+        f"({first_few(list(map(printable, named)), 2)}) and count as images; "
+        f"leave them out by data.exclude='*{ending}*'"
     ]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness.data.names import printable
-from harness.data.sources.decode import is_image
+from harness.data.decoding.decode import is_image
+from harness.data.messages import printable
 from harness.errors import DataError
 
 SYSTEM_NAMES = frozenset({"__MACOSX", "__pycache__", "lost+found", "Thumbs.db", "desktop.ini"})

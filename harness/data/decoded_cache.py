@@ -22,7 +22,7 @@ from filelock import FileLock
 from numpy.lib.format import open_memmap
 
 from harness.config.schema import PixelType
-from harness.data.files import ImageFiles
+from harness.data.decoding.image_files import ImageFiles
 from harness.errors import DataError
 
 FORMAT = 2  # raise it when the files below, or the rules by which images become pixels, change

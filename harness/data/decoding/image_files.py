@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from harness.data.names import printable
-from harness.data.sources.decode import NO_RANGE, decode_image
-from harness.data.sources.pixels import PixelRange
+from harness.data.decoding.decode import NO_RANGE, decode_image
+from harness.data.decoding.pixels import PixelRange
+from harness.data.messages import printable
 from harness.errors import DataError
 from harness.interrupts import held_back, leave_to_parent
 from harness.sockets import keep_sockets_short

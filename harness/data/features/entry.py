@@ -1,10 +1,12 @@
-"""Activations of frozen backbones on disk: computed once, together, and memory-mapped by every process.
+"""One entry of the feature cache: the activations of a frozen backbone for all images of a run, on disk.
 
-An entry is a folder: `about.json`, one plain `.npy` file for each array, and `done/` with a mark for each
-chunk of rows. A mark holds checksums, so a chunk counts only while its rows are what was written: one that
-a kill tore or a disk damaged is simply computed again. Processes that want the same entry share the work,
-chunk by chunk, and none waits while there is a chunk to do. Files take their whole space when they are made,
-and are written by calls rather than through memory: a full disk is an error to answer, never a SIGBUS.
+    about.json       the layout: rows, shapes, dtypes, and plain values for people
+    NAME.npy         one array of activations, a row for each image and view
+    done/START.json  checksums of the chunk of rows that begins at START: the chunk is complete
+
+`harness.training.features` computes entries and reads them; `cache.py` makes, finds and evicts them.
+A chunk whose checksum does not match (a process was killed while writing, or the disk is damaged) is computed
+again. Several processes that need the same entry compute different chunks of it at the same time.
 """
 
 from __future__ import annotations
@@ -24,26 +26,28 @@ from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
 
 CHUNK_ROWS = 1024
-WAIT_S = 0.05  # between looks at chunks that other processes compute
+WAIT_S = 0.05  # between two checks of the chunks that other processes are computing
 
 ABOUT = "about.json"
-OVERFLOW = "overflow"  # in an entry's folder: something in it is beyond float16
+OVERFLOW = "overflow"  # a marker file in an entry's folder: a value in it was beyond float16
 
-Compute = Callable[[int, int], Mapping[str, np.ndarray]]  # first and last row → rows of each array
+Compute = Callable[
+    [int, int], Mapping[str, np.ndarray]
+]  # (first row, one past the last) → rows of each array
 
 
 class HalfOverflowError(Exception):
-    """Activations are beyond what float16 holds: they have to be kept in float32."""
+    """An activation is beyond the range of float16; the caller makes an entry of float32 instead."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What an entry holds.
+class EntryLayout:
+    """The arrays that an entry holds.
 
     Args:
-        num_rows: of each array.
-        arrays: shape of a row and dtype ("float16" or "float32"), by the array's name.
-        about: plain values for whoever opens the entry.
+        num_rows: Rows of each array.
+        arrays: Shape of a row and dtype ("float16" or "float32"), by the array's name.
+        about: Plain values that describe the entry to people, such as the model's name.
     """
 
     num_rows: int
@@ -59,37 +63,37 @@ class Layout:
         return json.dumps({"num_rows": self.num_rows, "arrays": self.arrays, "about": self.about}, indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> Layout:
+    def from_json(cls, text: str) -> EntryLayout:
         read = json.loads(text)
         arrays = {name: (tuple(shape), dtype) for name, (shape, dtype) in read["arrays"].items()}
         return cls(read["num_rows"], arrays, read["about"])
 
 
 class FeatureEntry:
-    """One entry of the cache, open for reading and for filling."""
+    """An entry that exists on disk: its arrays can be read, and missing chunks of them computed."""
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, folder: Path, layout: EntryLayout) -> None:
         self.folder = folder
         self.layout = layout
 
     def read(self, name: str) -> np.memmap:
-        """Return a read-only memory map of an array, complete or not."""
+        """Return a read-only memory map of an array; rows of chunks that are not done yet are zeros."""
         return open_memmap(self._path(name), mode="r")
 
     def complete(self, names: Sequence[str], compute: Compute, stop_requested: Callable[[], bool]) -> bool:
-        """Have every chunk that is missing or damaged computed, by this process or by another.
+        """Wait until every chunk is complete, computing those that no other process computes.
 
         Args:
-            names: the arrays that must be right; the others are not read.
-            compute: given the first row and the one past the last; returns all arrays' rows.
-            stop_requested: asked between chunks.
+            names: The arrays whose checksums are compared; the others are not read.
+            compute: Given the first row and the one past the last; returns those rows of every array.
+            stop_requested: Asked between chunks.
 
         Returns:
-            False where it was asked to stop before the end; what was computed stays.
+            False if `stop_requested` said so before the end; chunks computed so far stay.
 
         Raises:
-            HalfOverflowError: the entry has halves, and they cannot hold the activations.
-            OSError: there is no space left after all.
+            HalfOverflowError: The entry is float16, and an activation does not fit.
+            OSError: The disk is full although the space was allocated.
         """
         if (self.folder / OVERFLOW).exists():
             raise HalfOverflowError
@@ -100,11 +104,13 @@ class FeatureEntry:
             for start in list(missing):
                 if stop_requested():
                     return False
+                # A locked chunk is being computed by another process: go on with the next one.
                 with contextlib.suppress(Timeout), self._lock(start):
+                    # Another process may have completed it since `missing` was listed.
                     if not self._is_done(start, arrays, names):
                         self._fill(start, arrays, compute)
                     missing.remove(start)
-            if len(missing) == before:
+            if len(missing) == before:  # all that is missing is locked by others
                 time.sleep(WAIT_S)
         return not missing
 
@@ -116,10 +122,13 @@ class FeatureEntry:
         sums = {}
         for name, rows in compute(start, stop).items():
             kept = self._cast(rows, arrays[name].dtype)
+            # Written by a call, not through the memory map: a full disk then raises OSError, where a write
+            # to mapped memory would end the process by SIGBUS.
             with self._path(name).open("r+b") as file:
                 file.seek(arrays[name].offset + start * arrays[name].strides[0])
                 file.write(kept.data)
             sums[name] = _checksum(kept)
+        # The mark comes last and appears whole (rename): a kill before it leaves a chunk that is not done.
         mark = self._mark(start)
         partial = mark.with_suffix(".partial")
         partial.write_text(json.dumps(sums), encoding="utf-8")
@@ -142,7 +151,7 @@ class FeatureEntry:
         return all(sums.get(name) == _checksum(arrays[name][start : start + CHUNK_ROWS]) for name in names)
 
     def touch(self) -> None:
-        """Note that the entry is in use."""
+        """Mark the entry as used now; the least recently used entries are evicted first."""
         (self.folder / ABOUT).touch()
 
     def _lock(self, start: int) -> FileLock:
@@ -156,4 +165,4 @@ class FeatureEntry:
 
 
 def _checksum(rows: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(rows).data)  # 3 GB a second; it is accidents that are looked for
+    return zlib.crc32(np.ascontiguousarray(rows).data)  # at 3 GB/s; it detects accidents, not attacks

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.metrics import per_class_table
-from harness.data.names import printable, some
+from harness.data.messages import first_few, printable
 
 NAMES = st.text(min_size=1, max_size=20) | st.binary(min_size=1, max_size=20).map(os.fsdecode)
 
@@ -37,8 +37,8 @@ def test_names_as_they_are_shown(name: str, shown: str) -> None:
 
 
 def test_long_lists_say_how_many_more() -> None:
-    assert some(["a", "b"]) == "a, b"
-    assert some(list("abcdefg")) == "a, b, c, d, e and 2 more"
+    assert first_few(["a", "b"]) == "a, b"
+    assert first_few(list("abcdefg")) == "a, b, c, d, e and 2 more"
 
 
 def check_any_name(name: str) -> None:

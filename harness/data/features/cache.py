@@ -1,4 +1,9 @@
-"""The folder of all feature entries: opening one, making room for one, and what there is."""
+"""The feature cache: all entries below `data.cache_dir`/features, kept under `data.feature_cache_gb`.
+
+`open_features` finds or makes an entry, for `harness.training.features`; `harness data --features` lists or
+clears them. The name of an entry is a hash of everything that shapes its activations, so that an entry
+is never stale: with another backbone, other images or another size, the name is another one.
+"""
 
 from __future__ import annotations
 
@@ -19,34 +24,36 @@ import numpy as np
 from filelock import FileLock
 from numpy.lib.format import open_memmap
 
-from harness.data.features import ABOUT, FeatureEntry, Layout
+from harness.data.features.entry import ABOUT, EntryLayout, FeatureEntry
 from harness.errors import NO_SPACE
 
-FORMAT = 2  # raise it when an entry's files change their meaning
-RECENT_S = 600.0  # an entry used this recently is not evicted: a running sweep may need it
+FORMAT = 2  # part of every entry's name; raise it when the meaning of an entry's files changes
+RECENT_S = 600.0  # an entry used within this time is not evicted: a running sweep may need it
 BLOCK = bytes(1 << 20)
 
 log = logging.getLogger(__name__)
 
 
 def feature_key(shaped_by: Mapping[str, Any]) -> str:
-    """Return the name of the entry that everything in `shaped_by` (plain values) shapes."""
+    """Return the name of an entry, 24 hex digits: a hash of all that shapes its activations."""
     text = json.dumps({"format": FORMAT, **shaped_by}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def open_features(
-    cache_dir: Path, key: str, num_rows: int, describe: Callable[[], Layout | None], limit_bytes: float
+    cache_dir: Path, key: str, num_rows: int, describe: Callable[[], EntryLayout | None], limit_bytes: float
 ) -> FeatureEntry | None:
-    """Open an entry, or make an empty one; safe for processes that start together.
+    """Open an entry, or make an empty one; safe for processes that start at the same time.
 
     Args:
-        num_rows: how many it must have.
-        describe: says what a new entry is to hold; None if it cannot be had.
-        limit_bytes: of all entries together; the least recently used ones make room.
+        cache_dir: The run's `data.cache_dir`.
+        key: As of `feature_key`.
+        num_rows: How many rows the entry must have.
+        describe: Called only if there is no entry: returns what a new one is to hold, or None to make none.
+        limit_bytes: Of all entries together; the least recently used ones are evicted to stay below it.
 
     Returns:
-        None where `describe` gave None, or where there is no room.
+        None if `describe` returned None, or if the entry does not fit.
     """
     root = features_root(cache_dir)
     root.mkdir(parents=True, exist_ok=True)
@@ -54,6 +61,7 @@ def open_features(
     with FileLock(root / f".{key}.lock"):
         entry = _open_entry(folder, num_rows)
         if entry is None and (layout := describe()) is not None:
+            # One lock for the whole cache: two processes must not both count on the same free space.
             with FileLock(root / ".room.lock"):
                 entry = _create_where_there_is_room(folder, layout, limit_bytes)
     if entry is not None:
@@ -67,11 +75,11 @@ def features_root(cache_dir: Path) -> Path:
 
 
 def _open_entry(folder: Path, num_rows: int) -> FeatureEntry | None:
-    """Return an entry whose files have the right form; remove one whose files do not."""
+    """Return the entry in a folder; remove it and return None where its files are damaged or misshapen."""
     if not folder.is_dir():
         return None
     try:
-        entry = FeatureEntry(folder, Layout.from_json((folder / ABOUT).read_text(encoding="utf-8")))
+        entry = FeatureEntry(folder, EntryLayout.from_json((folder / ABOUT).read_text(encoding="utf-8")))
         for name, (shape, dtype) in entry.layout.arrays.items():
             array = entry.read(name)
             if array.shape != (num_rows, *shape) or array.dtype != np.dtype(dtype):
@@ -83,9 +91,9 @@ def _open_entry(folder: Path, num_rows: int) -> FeatureEntry | None:
     return entry
 
 
-def _create_entry(folder: Path, layout: Layout) -> FeatureEntry:
+def _create_entry(folder: Path, layout: EntryLayout) -> FeatureEntry:
     staging = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # a killed attempt's; the caller holds the lock
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed process; the caller holds the lock
     (staging / "done").mkdir(parents=True)
     try:
         for name, (shape, dtype) in layout.arrays.items():
@@ -101,10 +109,10 @@ def _create_entry(folder: Path, layout: Layout) -> FeatureEntry:
 
 
 def _allocate(path: Path, start: int, num_bytes: int) -> None:
-    """Give a file the space that it will need.
+    """Allocate a file's blocks on disk now, so that filling it later cannot run out of space.
 
     Raises:
-        OSError: there is too little.
+        OSError: The disk has too little space.
     """
     with path.open("r+b") as file:
         try:
@@ -126,7 +134,7 @@ def _allocate(path: Path, start: int, num_bytes: int) -> None:
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """An entry as seen from outside."""
+    """An entry in a listing."""
 
     folder: Path
     num_bytes: int
@@ -135,27 +143,33 @@ class StoredFeatures:
 
 
 def list_features(cache_dir: Path) -> list[StoredFeatures]:
-    """Return all entries, the least recently used one first."""
+    """Return all readable entries, the least recently used first."""
     found = []
     for about in features_root(cache_dir).glob(f"*/{ABOUT}"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # being removed, or damaged
-            layout = Layout.from_json(about.read_text(encoding="utf-8"))
+            layout = EntryLayout.from_json(about.read_text(encoding="utf-8"))
             found.append(StoredFeatures(about.parent, layout.num_bytes, about.stat().st_mtime, layout.about))
     return sorted(found, key=lambda stored: stored.used)
 
 
 def clear_features(cache_dir: Path) -> int:
-    """Remove all entries and return how many bytes they held; running trials keep what they have mapped."""
+    """Remove all entries and return their bytes; running trials keep the files that they have mapped."""
     freed = sum(stored.num_bytes for stored in list_features(cache_dir))
     shutil.rmtree(features_root(cache_dir), ignore_errors=True)
     return freed
 
 
-def _create_where_there_is_room(folder: Path, layout: Layout, limit_bytes: float) -> FeatureEntry | None:
-    """Make an entry, evicting others until it fits below the limit and on the disk; None where it cannot."""
+def _create_where_there_is_room(folder: Path, layout: EntryLayout, limit_bytes: float) -> FeatureEntry | None:
+    """Make an entry, evicting others until it fits below the limit and on the disk.
+
+    Returns:
+        None if it does not fit even with all idle entries evicted.
+    """
     stored = list_features(folder.parent.parent)
     idle = [entry for entry in stored if time.time() - entry.used > RECENT_S]
     held = sum(entry.num_bytes for entry in stored)
+    # Each round either makes the entry, evicts one, or gives up. An entry that is larger than the limit is
+    # never tried, so that it evicts nothing in vain.
     while layout.num_bytes <= limit_bytes:
         if held + layout.num_bytes <= limit_bytes:
             try:

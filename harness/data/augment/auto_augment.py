@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.data import operations as ops
-from harness.data.shares import Share
+from harness.data.augment import ops
+from harness.data.sharding import Shard
 
 NUM_BINS = 31  # magnitudes 0 to 30
 
@@ -21,7 +21,7 @@ Operation = Callable[[Tensor, Tensor], Tensor]  # uint8 (N, 3, H, W), float (N,)
 
 
 @dataclass(frozen=True)
-class Choice:
+class PolicyOp:
     """One operation a policy may draw.
 
     Args:
@@ -42,13 +42,13 @@ class TrivialAugment:
     Source: Müller and Hutter, arXiv:2103.10158 (the "wide" space).
     """
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
-        """Augment uint8 images, which are a share of a batch; `generator` is on their device."""
-        choices, share = trivial_choices(), share or Share.whole(len(images_BCHW))
-        drawn, signs = draw_ops(share.total, len(choices), generator)
-        bins = torch.randint(NUM_BINS, (share.total,), generator=generator, device=generator.device)
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator, shard: Shard | None = None) -> Tensor:
+        """Augment uint8 images, which are a shard of a batch; `generator` is on their device."""
+        choices, shard = trivial_augment_ops(), shard or Shard.whole(len(images_BCHW))
+        drawn, signs = draw_ops(shard.total, len(choices), generator)
+        bins = torch.randint(NUM_BINS, (shard.total,), generator=generator, device=generator.device)
         magnitudes = magnitudes_of(choices, drawn, bins, signs)
-        return apply_ops(images_BCHW, choices, share.of(drawn), share.of(magnitudes))
+        return apply_ops(images_BCHW, choices, shard.select(drawn), shard.select(magnitudes))
 
 
 class RandAugment:
@@ -61,13 +61,13 @@ class RandAugment:
         self.num_ops = num_ops
         self.magnitude = magnitude
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
-        """Augment uint8 images, which are a share of a batch; `generator` is on their device."""
-        choices, share = rand_choices(*images_BCHW.shape[-2:]), share or Share.whole(len(images_BCHW))
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator, shard: Shard | None = None) -> Tensor:
+        """Augment uint8 images, which are a shard of a batch; `generator` is on their device."""
+        choices, shard = rand_augment_ops(*images_BCHW.shape[-2:]), shard or Shard.whole(len(images_BCHW))
         for _ in range(self.num_ops):
-            drawn, signs = draw_ops(share.total, len(choices), generator)
+            drawn, signs = draw_ops(shard.total, len(choices), generator)
             magnitudes = magnitudes_of(choices, drawn, torch.full_like(drawn, self.magnitude), signs)
-            images_BCHW = apply_ops(images_BCHW, choices, share.of(drawn), share.of(magnitudes))
+            images_BCHW = apply_ops(images_BCHW, choices, shard.select(drawn), shard.select(magnitudes))
         return images_BCHW
 
 
@@ -81,7 +81,7 @@ def draw_ops(batch: int, num_choices: int, generator: torch.Generator) -> tuple[
     return drawn, signs
 
 
-def magnitudes_of(choices: tuple[Choice, ...], ops_B: Tensor, bins_B: Tensor, signs_B: Tensor) -> Tensor:
+def magnitudes_of(choices: tuple[PolicyOp, ...], ops_B: Tensor, bins_B: Tensor, signs_B: Tensor) -> Tensor:
     """Turn drawn bins into the magnitudes that the drawn operations understand, float (B,)."""
     table = torch.tensor([(c.weakest, c.strongest, c.is_signed) for c in choices], device=ops_B.device)
     weakest, strongest, is_signed = table[ops_B].unbind(dim=1)
@@ -90,7 +90,7 @@ def magnitudes_of(choices: tuple[Choice, ...], ops_B: Tensor, bins_B: Tensor, si
 
 
 def apply_ops(
-    images_BCHW: Tensor, choices: tuple[Choice, ...], ops_B: Tensor, magnitudes_B: Tensor
+    images_BCHW: Tensor, choices: tuple[PolicyOp, ...], ops_B: Tensor, magnitudes_B: Tensor
 ) -> Tensor:
     """Apply to each image the operation drawn for it."""
     result = images_BCHW.clone(memory_format=torch.preserve_format)
@@ -101,13 +101,13 @@ def apply_ops(
     return result
 
 
-def trivial_choices() -> tuple[Choice, ...]:
+def trivial_augment_ops() -> tuple[PolicyOp, ...]:
     """Return TrivialAugment's wide space."""
     geometric = (0.99, 32.0, 32.0, 135.0)
     return _choices(geometric, enhance=0.99, fewest_bits=2)
 
 
-def rand_choices(height: int, width: int) -> tuple[Choice, ...]:
+def rand_augment_ops(height: int, width: int) -> tuple[PolicyOp, ...]:
     """Return RandAugment's space for images of a size."""
     geometric = (0.3, 150.0 / 331.0 * width, 150.0 / 331.0 * height, 30.0)
     return _choices(geometric, enhance=0.9, fewest_bits=4)
@@ -115,21 +115,21 @@ def rand_choices(height: int, width: int) -> tuple[Choice, ...]:
 
 def _choices(
     geometric: tuple[float, float, float, float], enhance: float, fewest_bits: int
-) -> tuple[Choice, ...]:
+) -> tuple[PolicyOp, ...]:
     shear, translate_x, translate_y, rotate = geometric
     return (
-        Choice(ops.keep),
-        Choice(ops.shear_x, 0.0, shear, is_signed=True),
-        Choice(ops.shear_y, 0.0, shear, is_signed=True),
-        Choice(ops.translate_x, 0.0, translate_x, is_signed=True),
-        Choice(ops.translate_y, 0.0, translate_y, is_signed=True),
-        Choice(ops.rotate, 0.0, rotate, is_signed=True),
-        Choice(ops.change_brightness, 0.0, enhance, is_signed=True),
-        Choice(ops.change_saturation, 0.0, enhance, is_signed=True),
-        Choice(ops.change_contrast, 0.0, enhance, is_signed=True),
-        Choice(ops.change_sharpness, 0.0, enhance, is_signed=True),
-        Choice(ops.posterize, 8.0, fewest_bits),
-        Choice(ops.solarize, 255.0, 0.0),
-        Choice(ops.stretch_contrast),
-        Choice(ops.equalize),
+        PolicyOp(ops.keep),
+        PolicyOp(ops.shear_x, 0.0, shear, is_signed=True),
+        PolicyOp(ops.shear_y, 0.0, shear, is_signed=True),
+        PolicyOp(ops.translate_x, 0.0, translate_x, is_signed=True),
+        PolicyOp(ops.translate_y, 0.0, translate_y, is_signed=True),
+        PolicyOp(ops.rotate, 0.0, rotate, is_signed=True),
+        PolicyOp(ops.change_brightness, 0.0, enhance, is_signed=True),
+        PolicyOp(ops.change_saturation, 0.0, enhance, is_signed=True),
+        PolicyOp(ops.change_contrast, 0.0, enhance, is_signed=True),
+        PolicyOp(ops.change_sharpness, 0.0, enhance, is_signed=True),
+        PolicyOp(ops.posterize, 8.0, fewest_bits),
+        PolicyOp(ops.solarize, 255.0, 0.0),
+        PolicyOp(ops.stretch_contrast),
+        PolicyOp(ops.equalize),
     )

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from harness.data.cache import BROKEN, DecodedSet, Part, PartName
-from harness.data.names import count, some
+from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName
+from harness.data.messages import counted, first_few
 
 ALIKE = 0.99  # correlation of two thumbnails, from which on they are called look-alikes
 PLAIN = 2.0  # deviation of a thumbnail's grey levels, below which it looks like any other plain image
@@ -20,13 +20,13 @@ PARTS: tuple[PartName, ...] = ("train", "val", "test")
 BLOCK = 4096  # thumbnails compared at a time
 
 
-def first_of_each(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def first_of_duplicates(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows whose image has not come before, and for each row the first row of its image."""
     _, first, which = np.unique(_keys(part, rows), return_index=True, return_inverse=True)
     return rows[np.sort(first)], rows[first][which]
 
 
-def without_copies(part: Part, rows: np.ndarray, other: Part, other_rows: np.ndarray) -> np.ndarray:
+def without_duplicates_of(part: Part, rows: np.ndarray, other: Part, other_rows: np.ndarray) -> np.ndarray:
     """Return the rows whose image is none of the other ones'."""
     return rows[~np.isin(_keys(part, rows), _keys(other, other_rows))]
 
@@ -36,7 +36,7 @@ def _keys(part: Part, rows: np.ndarray) -> np.ndarray:
     return hashes.view(f"S{hashes.shape[1]}").ravel()
 
 
-def describe_copies(decoded: DecodedSet) -> list[str]:
+def describe_duplicates(decoded: DecodedSet) -> list[str]:
     """Say what copies a source holds and what becomes of them, a line each."""
     known: dict[PartName, Part] = {name: decoded.parts[name] for name in PARTS if name in decoded.parts}
     parts = {name: (part, np.flatnonzero(part.labels != BROKEN)) for name, part in known.items()}
@@ -75,10 +75,10 @@ def _across(
             lost[part] += part != keeper
     told = " and ".join(f"{number:,} of {part}" for part, number in lost.items() if number)
     examples = [" = ".join(names[row] for row in group[[0, -1]]) for group in crossing]
-    found = count(sum(lost.values()), "image is an exact copy", "images are exact copies")
+    found = counted(sum(lost.values()), "image is an exact copy", "images are exact copies")
     return [
         f"{found} of images of another split ({told}): left out, so that no score is of images that were "
-        f"trained on: {some(examples, 3)}"
+        f"trained on: {first_few(examples, 3)}"
     ]
 
 
@@ -87,8 +87,8 @@ def _conflicts(groups: list[np.ndarray], labels: np.ndarray, names: list[str]) -
     if not torn:
         return []
     examples = [" = ".join(names[row] for row in group[:3]) for group in torn]
-    found = count(len(torn), "image stands", "images stand")
-    return [f"{found} under more than one class: {some(examples, 3)}; correct their labels"]
+    found = counted(len(torn), "image stands", "images stand")
+    return [f"{found} under more than one class: {first_few(examples, 3)}; correct their labels"]
 
 
 def _within(groups: list[np.ndarray], where: np.ndarray, names: list[str]) -> list[str]:
@@ -97,14 +97,14 @@ def _within(groups: list[np.ndarray], where: np.ndarray, names: list[str]) -> li
         return []
     copies = sum(len(group) - len(set(where[group])) for group in inside)
     examples = [" = ".join(names[row] for row in group[:2]) for group in inside]
-    found = count(copies, "exact copy", "exact copies")
-    return [f"{found} of other images, kept on one side of any split: {some(examples, 3)}"]
+    found = counted(copies, "exact copy", "exact copies")
+    return [f"{found} of other images, kept on one side of any split: {first_few(examples, 3)}"]
 
 
 # ── look-alikes ───────────────────────────────────────────────────────────────────────────────────
 
 
-def look_alikes(sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
+def near_duplicates(sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
     """Count validation and test images that look like a training image, a line for each split.
 
     Two images look alike where their grey thumbnails of 8 x 8 pixels correlate by `ALIKE`: cheap, blind to
@@ -124,8 +124,8 @@ def look_alikes(sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
             examples = [
                 f"{_name(part, own_rows[row])} ~ {_name(train_part, known_rows[at[row]])}" for row in alike
             ]
-            found = count(len(alike), f"{name} image")
-            lines.append(f"{found} of {len(rows):,} look like a training image: {some(examples, 3)}")
+            found = counted(len(alike), f"{name} image")
+            lines.append(f"{found} of {len(rows):,} look like a training image: {first_few(examples, 3)}")
     return lines
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from harness.config.schema import AugmentConfig
-from harness.data.auto_augment import RandAugment, TrivialAugment
-from harness.data.colour import adjust_hue, blend, grey_levels
-from harness.data.shares import Share
+from harness.data.augment.auto_augment import RandAugment, TrivialAugment
+from harness.data.augment.colour import adjust_hue, blend, grey_levels
+from harness.data.sharding import Shard
 from harness.errors import ConfigError
 
 MID_GREY = 128 / 255  # close to the mean of photographs, which is what cutout's paper fills with
@@ -36,7 +36,7 @@ class BatchAugment:
         images_BCHW: Tensor,
         generator: torch.Generator,
         flips_B: Tensor | None = None,
-        share: Share | None = None,
+        shard: Shard | None = None,
     ) -> Tensor:
         """Augment a batch.
 
@@ -44,29 +44,29 @@ class BatchAugment:
             images_BCHW: uint8, three channels.
             generator: On the images' device.
             flips_B: Which of these images are mirrored, bool; None to draw.
-            share: What part of a batch the images are: all draws are made for the whole. None: all of it.
+            shard: What part of a batch the images are: all draws are made for the whole. None: all of it.
 
         Returns:
             uint8, or float in [0, 1] where colours are jittered, in channels_last; the input itself where
             nothing is on.
         """
         config, images = self.config, images_BCHW
-        share = share or Share.whole(len(images))
-        whole = share.whole_like(images)
+        shard = shard or Shard.whole(len(images))
+        whole = shard.whole_like(images)
         if config.flip or config.crop_padding:
-            offsets_B2, drawn_B = self.draw_windows(share.total, generator)
-            flips_B = share.of(drawn_B) if flips_B is None else flips_B
-            images = crop_and_flip(images, share.of(offsets_B2), flips_B)
+            offsets_B2, drawn_B = self.draw_windows(shard.total, generator)
+            flips_B = shard.select(drawn_B) if flips_B is None else flips_B
+            images = crop_and_flip(images, shard.select(offsets_B2), flips_B)
         if self._policy is not None:
-            images = self._policy(images, generator, share)
+            images = self._policy(images, generator, shard)
         if config.brightness or config.contrast or config.saturation or config.hue:
-            factors = share.of(draw_jitter(whole, config, generator), dim=1)
+            factors = shard.select(draw_jitter(whole, config, generator), dim=1)
             images = jitter_colours(tv.to_dtype(images, torch.float32, scale=True), factors)
         if config.cutout_size:
-            images = cut_out(images, share.of(draw_centres(whole, generator)), config.cutout_size)
+            images = cut_out(images, shard.select(draw_centres(whole, generator)), config.cutout_size)
         if config.erasing_probability:
             boxes = draw_boxes(whole, config.erasing_probability, generator)
-            images = erase(images, boxes, generator, share)
+            images = erase(images, boxes, generator, shard)
         if images is images_BCHW:
             return images
         return images.contiguous(memory_format=torch.channels_last)
@@ -204,20 +204,20 @@ def draw_boxes(images_BCHW: Tensor, probability: float, generator: torch.Generat
 
 
 def erase(
-    images_BCHW: Tensor, boxes_B4: Tensor, generator: torch.Generator, share: Share | None = None
+    images_BCHW: Tensor, boxes_B4: Tensor, generator: torch.Generator, shard: Shard | None = None
 ) -> Tensor:
     """Fill each image's box with uniform noise of its own.
 
     Args:
-        boxes_B4: of the whole batch, of which the images are a share.
+        boxes_B4: of the whole batch, of which the images are a shard.
 
     Source: Zhong et al., arXiv:1708.04896 (the RE-R variant).
     """
-    share = share or Share.whole(len(images_BCHW))
+    shard = shard or Shard.whole(len(images_BCHW))
     chosen = (boxes_B4[:, 2] > boxes_B4[:, 0]).nonzero().squeeze(1)
     noise = torch.rand(len(chosen), *images_BCHW.shape[1:], generator=generator, device=generator.device)
-    is_here = (chosen >= share.start) & (chosen < share.stop)
-    boxes_B4, chosen, noise = boxes_B4[chosen[is_here]], chosen[is_here] - share.start, noise[is_here]
+    is_here = (chosen >= shard.start) & (chosen < shard.stop)
+    boxes_B4, chosen, noise = boxes_B4[chosen[is_here]], chosen[is_here] - shard.start, noise[is_here]
     members = images_BCHW[chosen]
     if not images_BCHW.is_floating_point():
         noise = (noise * 256).to(images_BCHW.dtype)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.config.schema import AugmentConfig
-from harness.data.transforms import box_mask
+from harness.data.augment.transforms import box_mask
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"
 
 
 @dataclass(frozen=True)
-class Extent:
+class ValueRange:
     """Between which finite values the pixels of one type lie.
 
     Args:
@@ -60,7 +60,7 @@ class Extent:
     num_odd: int = 0
 
 
-class Deep(NamedTuple):
+class DeepPixels(NamedTuple):
     """What 8 bits do not hold: values (H, W) or (H, W, 3), and alpha of 16 bits."""
 
     type: PixelType
@@ -68,27 +68,27 @@ class Deep(NamedTuple):
     alpha: np.ndarray | None = None
 
 
-def extent_of(image: Image.Image) -> Extent | None:
+def value_range_of(image: Image.Image) -> ValueRange | None:
     """Return where an opened file's values lie; None where 8 bits hold them, so that nothing is to decide."""
     deep = _deep_pixels(image)
-    return None if deep is None else _extent(deep)
+    return None if deep is None else _value_range(deep)
 
 
-def _extent(deep: Deep) -> Extent:
+def _value_range(deep: DeepPixels) -> ValueRange:
     finite = deep.values[np.isfinite(deep.values)]
     num_odd = int(deep.values.size - finite.size)
     if not finite.size:
-        return Extent(deep.type, 0.0, 0.0, num_odd=num_odd)
+        return ValueRange(deep.type, 0.0, 0.0, num_odd=num_odd)
     steps = np.quantile(finite, np.linspace(0.0, 1.0, NUM_STEPS), method="nearest").astype(np.float64)
-    return Extent(deep.type, float(finite.min()), float(finite.max()), tuple(steps.tolist()), num_odd)
+    return ValueRange(deep.type, float(finite.min()), float(finite.max()), tuple(steps.tolist()), num_odd)
 
 
-def measure(extents: Iterable[Extent]) -> dict[PixelType, tuple[float, float]]:
-    """Return for each type the range that the rule gives a data set with these extents."""
+def measure(ranges: Iterable[ValueRange]) -> dict[PixelType, tuple[float, float]]:
+    """Return for each type the range that the rule gives a data set with these ranges."""
     widest: dict[PixelType, tuple[float, float]] = {}
-    for extent in extents:
-        low, high = widest.get(extent.type, (extent.low, extent.high))
-        widest[extent.type] = min(low, extent.low), max(high, extent.high)
+    for value_range in ranges:
+        low, high = widest.get(value_range.type, (value_range.low, value_range.high))
+        widest[value_range.type] = min(low, value_range.low), max(high, value_range.high)
     return {kind: _range_by_rule(kind, *widest[kind]) for kind in sorted(widest)}
 
 
@@ -105,9 +105,11 @@ def _range_by_rule(kind: PixelType, low: float, high: float) -> tuple[float, flo
     return 0.0, float(next(2**bits - 1 for bits in BIT_DEPTHS if high < 2**bits))
 
 
-def is_squeezed(extent: Extent, low: float, high: float) -> bool:
+def is_squeezed(value_range: ValueRange, low: float, high: float) -> bool:
     """Tell whether scaling this range makes one level of what differs: a dark, a white or a flat image."""
-    before, after = (len(set(values)) for values in (extent.steps, _scale(np.array(extent.steps), low, high)))
+    before, after = (
+        len(set(values)) for values in (value_range.steps, _scale(np.array(value_range.steps), low, high))
+    )
     return before > 1 and 3 * after <= before
 
 
@@ -121,7 +123,7 @@ def to_rgb(image: Image.Image, pixel_range: PixelRange) -> Image.Image:
     deep = _deep_pixels(image)
     if deep is None:
         return _on_white(image.convert("RGBA")) if image.has_transparency_data else image.convert("RGB")
-    low, high = pixel_range.get(deep.type) or measure([_extent(deep)])[deep.type]
+    low, high = pixel_range.get(deep.type) or measure([_value_range(deep)])[deep.type]
     scaled = _scale(deep.values, low, high)
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
         scaled = 255 - scaled
@@ -145,9 +147,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 # ── more than 8 bits ──────────────────────────────────────────────────────────────────────────────
 
 
-def _deep_pixels(image: Image.Image) -> Deep | None:
+def _deep_pixels(image: Image.Image) -> DeepPixels | None:
     if image.mode in ("I", "F"):
-        return Deep("int32" if image.mode == "I" else "float32", np.asarray(image))
+        return DeepPixels("int32" if image.mode == "I" else "float32", np.asarray(image))
     if DEEP_COLOUR.fullmatch(packed := _packing(image)):
         colours, alpha = _deep_colours(image, packed)
     elif image.mode.startswith("I;16"):
@@ -158,7 +160,7 @@ def _deep_pixels(image: Image.Image) -> Deep | None:
     if alpha is None and isinstance(clear, int | tuple):
         is_clear = (colours.reshape(*colours.shape[:2], -1) == np.array(clear)).all(axis=-1)
         alpha = np.where(is_clear, 0, TOP_16).astype(np.uint16)
-    return Deep("uint16", colours, alpha)
+    return DeepPixels("uint16", colours, alpha)
 
 
 def _packing(image: Image.Image) -> str:

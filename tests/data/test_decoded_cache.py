@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data import cache
-from harness.data.cache import DecodedSet, Description, create_images, finish_part, load_or_build
+from harness.data import decoded_cache
+from harness.data.decoded_cache import DecodedSet, Description, create_images, finish_part, load_or_build
 from harness.errors import DataError
 
 COUNT = 200
@@ -114,9 +114,9 @@ def test_a_build_that_fails_leaves_nothing(cache_dir: Path) -> None:
 
 
 def test_what_a_killed_build_left_is_swept_up(cache_dir: Path) -> None:
-    (cache_dir / f".some-v{cache.FORMAT}-killed" / "train").mkdir(parents=True)
+    (cache_dir / f".some-v{decoded_cache.FORMAT}-killed" / "train").mkdir(parents=True)
     load(cache_dir)
-    assert [path.name for path in cache_dir.iterdir() if path.is_dir()] == [f"some-v{cache.FORMAT}"]
+    assert [path.name for path in cache_dir.iterdir() if path.is_dir()] == [f"some-v{decoded_cache.FORMAT}"]
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_full_disk_is_noticed_before_it_is_mapped(cache_dir: Path, monkeypatch
     class Usage:
         free = 100
 
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(decoded_cache.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(DataError, match=r"set data\.cache_dir to a larger disk"):
         load(cache_dir)
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from harness.config.schema import AugmentConfig, DigitsData, FolderData
 from harness.data import ImageSplits, load_splits
-from harness.data.cache import DecodedSet, Description, Part, hash_images, pixel_facts
-from harness.data.copies import describe_copies
+from harness.data.decoded_cache import DecodedSet, Description, Part, hash_images, pixel_facts
+from harness.data.duplicates import describe_duplicates
 from harness.data.held_out import load_test
 from harness.data.splits import ImageArrays, build_splits, build_test
 from harness.data.summary import summarise
@@ -126,7 +126,7 @@ def check_any_copies(parts: dict[str, list[tuple[int, int]]]) -> None:
     everything = [content for rows in parts.values() for content, _ in rows]
     kept = set().union(*sides)
     assert len(kept) == len(set(everything)), "an image is left out only where its copy is kept"
-    assert bool(describe_copies(decoded)) == (len(set(everything)) < len(everything))
+    assert bool(describe_duplicates(decoded)) == (len(set(everything)) < len(everything))
 
 
 PARTS = st.fixed_dictionaries({"train": ROWS}, optional={"val": ROWS, "test": ROWS})

@@ -1,4 +1,8 @@
-"""Batches of cached activations, in the order in which their images would have come."""
+"""Batches of cached activations for Lightning, in the order in which their images would have come.
+
+`harness.training.features` fills `FeatureArrays` from a cache entry and hands `FeatureDataModule` to the
+Trainer in place of `ImageDataModule`; the network is then entered behind its frozen part.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +12,26 @@ import numpy as np
 import pytorch_lightning as pl
 
 from harness.data.datamodule import VIEW_STREAM, BatchLoader, eval_batches, shuffled
-from harness.data.shares import ALONE, Seat
+from harness.data.sharding import SINGLE_PROCESS, RankInfo
 
 
 class FeatureArrays:
-    """One split's activations, in place of :class:`ImageArrays`."""
+    """One split's activations, in place of :class:`harness.data.splits.ImageArrays`.
+
+    Args:
+        rows: float16 or float32 (V · N, …): view 0 of all N images, then view 1, and so on. Feature maps are
+            (H, W, C).
+        labels: int64 (N,).
+        num_views: V, the kept views of each image.
+    """
 
     def __init__(self, rows: np.ndarray, labels: np.ndarray, num_views: int = 1) -> None:
-        """Keep them.
-
-        Args:
-            rows: float16 or float32 (V · N, …), view after view of N images; maps are in (H, W, C) order.
-            labels: int64 (N,).
-            num_views: V, of each image.
-        """
         self.rows = rows
         self.labels = np.tile(labels, num_views)
         self.num_views = num_views
 
     def __len__(self) -> int:
-        """Return the number of images: a pass shows each in one view."""
+        """Return the number of images N; an epoch shows each image in one of its views."""
         return len(self.labels) // self.num_views
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -36,10 +40,17 @@ class FeatureArrays:
 
 
 class FeatureDataModule(pl.LightningDataModule):
-    """Feeds cached activations to Lightning. An image's view changes from one epoch to the next.
+    """Feeds cached activations to Lightning; an image's view changes from one epoch to the next.
 
     Args:
-        views: given an epoch, which view each image of its order shows, int (N,); None for all in turn.
+        train: The training split.
+        val: The validation split, in one view.
+        batch_size: Images in a batch, over all ranks together.
+        seed: Of the order and of the first view of each image.
+        views: Given an epoch, returns which view each image shows, int (N,), in the order of that epoch.
+            None shows all views in turn, beginning at a random one.
+        pin_memory: Whether batches are copied into pinned memory.
+        rank_info: Which of the ranks this process is.
     """
 
     def __init__(
@@ -51,7 +62,7 @@ class FeatureDataModule(pl.LightningDataModule):
         *,
         views: Callable[[int], np.ndarray] | None = None,
         pin_memory: bool = False,
-        seat: Seat = ALONE,
+        rank_info: RankInfo = SINGLE_PROCESS,
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
@@ -59,10 +70,10 @@ class FeatureDataModule(pl.LightningDataModule):
         self.seed = seed
         self.views = views
         self.pin_memory = pin_memory
-        self.seat = seat
+        self.rank_info = rank_info
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the rows that an epoch visits: the images in the uncached path's order, each in one view."""
+        """Return the rows that an epoch visits, int64 (N,): images as in the uncached run, one view each."""
         count, num_views = len(self.train), self.train.num_views
         images = shuffled(count, self.seed, epoch)
         if self.views is not None:
@@ -76,11 +87,11 @@ class FeatureDataModule(pl.LightningDataModule):
             self.batch_size,
             lambda: self.order(self._epoch()),
             pin=self.pin_memory,
-            seat=self.seat,
+            rank_info=self.rank_info,
         )
 
     def val_dataloader(self) -> BatchLoader:
-        return eval_batches(self.val, self.batch_size, pin_memory=self.pin_memory, seat=self.seat)
+        return eval_batches(self.val, self.batch_size, pin_memory=self.pin_memory, rank_info=self.rank_info)
 
     def _epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch

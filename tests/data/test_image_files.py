@@ -19,7 +19,7 @@ from PIL import Image
 from harness.config.schema import AugmentConfig, FolderData
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule, eval_batches
-from harness.data.files import ImageFiles
+from harness.data.decoding.image_files import ImageFiles
 from harness.data.held_out import load_test
 from harness.data.sources import folder
 from harness.errors import DataError
@@ -183,7 +183,7 @@ ENDLESS = """
 import sys
 import numpy as np
 from pathlib import Path
-from harness.data.files import ImageFiles
+from harness.data.decoding.image_files import ImageFiles
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from harness.data.colour import blend, grey_levels
+from harness.data.augment.colour import blend, grey_levels
 
 
 def keep(images: Tensor, magnitudes: Tensor) -> Tensor:

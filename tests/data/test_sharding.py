@@ -1,4 +1,4 @@
-"""Shares of a batch: together they are the batch, drawn and weighted as one process would."""
+"""Shards of a batch: together they are the batch, drawn and weighted as one process would."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from harness.config.schema import AugmentConfig, DigitsData
 from harness.data.datamodule import BatchLoader, ImageDataModule
-from harness.data.feature_module import FeatureArrays, FeatureDataModule
-from harness.data.shares import Seat, Share
+from harness.data.features.datamodule import FeatureArrays, FeatureDataModule
+from harness.data.sharding import RankInfo, Shard
 from harness.data.splits import ImageSplits
 
 AUGMENTATIONS = [
@@ -23,60 +23,60 @@ AUGMENTATIONS = [
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("total", [1, 3, 7, 10, 64])
-def test_shares_cover_a_batch_once_and_differ_by_one_image_at_most(world: int, total: int) -> None:
-    shares = [Seat(rank, world).share(total) for rank in range(world)]
-    counting = [np.arange(total)[share.rows] for share in shares if share.counts]
+def test_shards_cover_a_batch_once_and_differ_by_one_image_at_most(world: int, total: int) -> None:
+    shards = [RankInfo(rank, world).shard(total) for rank in range(world)]
+    counting = [np.arange(total)[shard.rows] for shard in shards if shard.counts]
     assert np.concatenate(counting).tolist() == list(range(total))
-    sizes = [share.stop - share.start for share in shares]
+    sizes = [shard.stop - shard.start for shard in shards]
     assert max(sizes) - min(sizes) <= 1
     assert min(sizes) >= min(2, total), "batch norm needs two images"
 
 
 @pytest.mark.parametrize("total", [2, 3, 7, 8])
 @pytest.mark.parametrize("world", [2, 3])
-def test_weighted_shares_average_to_the_gradient_of_the_whole_batch(total: int, world: int) -> None:
+def test_weighted_shards_average_to_the_gradient_of_the_whole_batch(total: int, world: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(total, 4, generator=generator), torch.arange(total) % 3
     weight = torch.randn(3, 4, generator=generator, requires_grad=True)
     (whole,) = torch.autograd.grad(F.cross_entropy(images @ weight.T, labels), weight)
     average = torch.zeros_like(weight)
     for rank in range(world):
-        share = Seat(rank, world).share(total)
-        loss = F.cross_entropy(images[share.rows] @ weight.T, labels[share.rows]) * share.weight
+        shard = RankInfo(rank, world).shard(total)
+        loss = F.cross_entropy(images[shard.rows] @ weight.T, labels[shard.rows]) * shard.weight
         average += torch.autograd.grad(loss, weight)[0] / world  # as DDP averages
     assert torch.allclose(average, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
 @pytest.mark.parametrize("world", [2, 3])
-def test_shares_of_an_augmented_batch_are_the_batchs_own_bits(
+def test_shards_of_an_augmented_batch_are_the_batchs_own_bits(
     splits: ImageSplits, augment: AugmentConfig, world: int
 ) -> None:
     module = ImageDataModule(splits, DigitsData(batch_size=11), augment, seed=0)
     for index, (images, _) in enumerate(module.train_batches(lambda: 3)):
         whole = module.augment(images, 3, index)
-        shares = [Seat(rank, world).share(len(images)) for rank in range(world)]
-        parts = [module.augment(images[share.rows], 3, index, share) for share in shares]
+        shards = [RankInfo(rank, world).shard(len(images)) for rank in range(world)]
+        parts = [module.augment(images[shard.rows], 3, index, shard) for shard in shards]
         assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_every_process_loads_its_share_of_each_batch(splits: ImageSplits, world: int, mixed: bool) -> None:
+def test_every_process_loads_its_shard_of_each_batch(splits: ImageSplits, world: int, mixed: bool) -> None:
     augment = AugmentConfig(mixup_alpha=1.0) if mixed else AugmentConfig()
     data = DigitsData(batch_size=9)
     alone = list(ImageDataModule(splits, data, augment, 0).train_batches(lambda: 2))
     loaders = [
-        ImageDataModule(splits, data, augment, 0, seat=Seat(rank, world)).train_batches(lambda: 2)
+        ImageDataModule(splits, data, augment, 0, rank_info=RankInfo(rank, world)).train_batches(lambda: 2)
         for rank in range(world)
     ]
     for index, (together, (images, labels)) in enumerate(zip(zip(*loaders, strict=True), alone, strict=True)):
-        shares = [loader.share(index) for loader in loaders]
-        parts = list(zip(together, shares, strict=True))
-        if mixed:  # whole batches, whose shares are taken after mixing
-            parts = [((part[0][share.rows], part[1][share.rows]), share) for part, share in parts]
-        assert torch.equal(torch.cat([part[0] for part, share in parts if share.counts]), images)
-        assert torch.equal(torch.cat([part[1] for part, share in parts if share.counts]), labels)
+        shards = [loader.shard(index) for loader in loaders]
+        parts = list(zip(together, shards, strict=True))
+        if mixed:  # whole batches, whose shards are taken after mixing
+            parts = [((part[0][shard.rows], part[1][shard.rows]), shard) for part, shard in parts]
+        assert torch.equal(torch.cat([part[0] for part, shard in parts if shard.counts]), images)
+        assert torch.equal(torch.cat([part[1] for part, shard in parts if shard.counts]), labels)
 
 
 @pytest.mark.parametrize("count", [3, 300])
@@ -84,15 +84,15 @@ def test_validation_is_split_in_order_without_duplicates(count: int) -> None:
     arrays = FeatureArrays(np.arange(count, dtype=np.float32)[:, None], np.zeros(count, dtype=np.int64))
     seen = []
     for rank in range(2):
-        module = FeatureDataModule(arrays, arrays, 16, seed=0, seat=Seat(rank, 2))
+        module = FeatureDataModule(arrays, arrays, 16, seed=0, rank_info=RankInfo(rank, 2))
         loader: BatchLoader = module.val_dataloader()
         rows = [int(row) for features, _ in loader for row in features[:, 0]]
         assert len(loader) == len(list(loader))
-        seen += rows if loader.eval_share.counts else []
+        seen += rows if loader.eval_shard.counts else []
     assert seen == list(range(count))
 
 
-def test_a_whole_batch_is_its_own_share() -> None:
+def test_a_whole_batch_is_its_own_shard() -> None:
     drawn = torch.arange(6)
-    assert Share.whole(6).of(drawn).data_ptr() == drawn.data_ptr()
-    assert Seat().share(6) == Share.whole(6)
+    assert Shard.whole(6).select(drawn).data_ptr() == drawn.data_ptr()
+    assert RankInfo().shard(6) == Shard.whole(6)

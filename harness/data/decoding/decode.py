@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from harness.data.sources.pixels import Extent, PixelRange, extent_of, to_rgb
+from harness.data.decoding.pixels import PixelRange, ValueRange, to_rgb, value_range_of
 
 # Of what Pillow knows, these hold no pixels that it can decode, or start another program (EPS).
 NO_IMAGES = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
@@ -22,10 +22,10 @@ NO_RANGE: PixelRange = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """What has to be known of a file before all of a data set can be decoded alike."""
 
-    extent: Extent | None  # None: 8 bits
+    value_range: ValueRange | None  # None: 8 bits
     has_frames: bool  # more than the one that is taken
 
 
@@ -51,7 +51,7 @@ def decode_image(path: Path, size: int, pixel_range: PixelRange = NO_RANGE) -> n
         return np.asarray(ImageOps.fit(shown, (size, size), Image.Resampling.BICUBIC))
 
 
-def look_at(path: Path) -> Look:
+def inspect_image(path: Path) -> Inspection:
     """Read a file's header, and where it is deeper than 8 bits its pixels.
 
     Raises:
@@ -59,7 +59,7 @@ def look_at(path: Path) -> Look:
     """
     with _open(path) as image:
         has_frames = image.format != "MPO" and bool(getattr(image, "is_animated", False))
-        return Look(extent_of(image), has_frames)
+        return Inspection(value_range_of(image), has_frames)
 
 
 @contextmanager
