@@ -102,7 +102,7 @@ def run_trial(job: Job, claim: Claim, times: Times) -> None:
         device_indices=None,
     )
     with patch.object(trial, "_Attempt", partial(TimedAttempt, times, job, time.perf_counter())):
-        exit_code = trial._run(spec, job.folder, lambda: False, None)
+        exit_code = trial._run_attempt(spec, job.folder, lambda: False, None)
     assert exit_code == 0
 
 
@@ -118,7 +118,7 @@ class TimedAttempt(trial._Attempt):
         object.__setattr__(self, "job", job)
         times["begin"].append(time.perf_counter() - placed)
 
-    def _train(self, stop_requested: Callable[[], bool], train: Any) -> RunResult:
+    def train(self, stop_requested: Callable[[], bool], train: Any) -> RunResult:
         with timed(self.times, "suggest"):
             self._suggest()
         metric, epochs = self.plan.sweep.metric, self.job.reports
@@ -131,9 +131,9 @@ class TimedAttempt(trial._Attempt):
         score = random.Random(self.spec.number).random()
         return RunResult("none", "finished", score, epochs - 1, {metric: score}, None, 0.1)
 
-    def _tell(self, result: RunResult) -> int:
+    def tell(self, result: RunResult) -> int:
         with timed(self.times, "tell"):
-            return super()._tell(result)
+            return super().tell(result)
 
 
 @contextmanager

@@ -106,9 +106,10 @@ def run_sweep(
         known = home if study is None else home.of(study)
         CheckpointCleanup.of(known, store).check_room([] if study is None else read_rows(study))
         with closing(executor or build_executor(plan.sweep.executor)) as used:
-            result = None
-            while result is None:
-                result = _coordinate(home, store, used, console, started) or _follow(home, console, started)
+            ended: SweepResult | None = None
+            while ended is None:
+                ended = _coordinate(home, store, used, console, started) or _follow(home, console, started)
+        result = ended
     show_result(console, home, result)
     return result
 
