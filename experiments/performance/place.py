@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from harness.config.compose import compose_run
-from harness.config.schema import SCRATCH_MODELS, LinearProbe
+from harness.config.schema import LinearProbe
 from harness.data import load_splits
 from harness.search.executors.local import PRELOADED, LocalExecutor
 from harness.tracking.store import open_store
@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 
 # Little validation, where it is only in the way: a part of the images, and how many times more there are.
 FEW_VAL, FEW_VAL_SCALE = "data.val_fraction=0.02", 0.1 / 0.02
-SPEED_MODEL = "speed_cnn" if "speed_cnn" in SCRATCH_MODELS else "wide_cnn"
+SPEED_MODEL = "speed_cnn"
 PRELOAD = [*PRELOADED, "experiments.performance.searching"]  # and with it the usual script's libraries
 HAS_FEATURE_CACHE = "cache_features" in LinearProbe.model_fields
 

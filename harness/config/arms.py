@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config import files
-from harness.config.fields import kinds_with
+from harness.config import yaml_files
+from harness.config.dotted_paths import kinds_with
 from harness.config.overrides import parse_overrides, path_of, values_of
 from harness.config.schema import RunConfig
 from harness.config.sweep import SweepConfig
@@ -24,7 +24,7 @@ def arm_values(sweep: SweepConfig, overrides: Sequence[str], config_dir: Path) -
     rules = [text for rule in sweep.rules for text in rule.overrides]
     chosen = {
         group: {*getattr(sweep.space.get(group), "values", ()), *_set_by(rules, group)}
-        for group in files.groups(config_dir)
+        for group in yaml_files.groups(config_dir)
         if group in RunConfig.model_fields
     }
     for path, value in values_of(parse_overrides(overrides)).items():
@@ -46,7 +46,7 @@ def _set_by(overrides: Sequence[str], group: str) -> set[Any]:
 
 def _kind_of(config_dir: Path, group: str, option: Any) -> Any:
     file = config_dir / group / f"{option}.yaml"
-    return files.read_yaml(file).get("kind") if file.is_file() else None
+    return yaml_files.read_yaml(file).get("kind") if file.is_file() else None
 
 
 def without_foreign(values: dict[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:

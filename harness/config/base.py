@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 
-class Frozen(BaseModel):
+class Section(BaseModel):
     """Base of every section: immutable, no unknown keys, no inf or NaN, and true is no 1."""
 
     model_config = ConfigDict(

@@ -5,39 +5,52 @@ Hydra composes (groups, defaults lists, override grammar); pydantic validates. N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import files
+from harness.config import yaml_files
 from harness.config.arms import arm_values, without_foreign
-from harness.config.hydra_door import as_tree, compose_open, defaults_list, resolved
+from harness.config.hydra_adapter import as_tree, compose_open, defaults_list, resolved
 from harness.config.monitor import BY_ACCURACY
-from harness.config.overrides import parse_overrides, path_of, values_of
-from harness.config.problems import validate
+from harness.config.overrides import as_override_value, as_setting, parse_overrides, path_of, values_of
 from harness.config.schema import RunConfig
-from harness.config.space import SearchSpace
-from harness.config.space_edits import edit_space, without_fixed
+from harness.config.space import Scalar, SearchSpace, holds
+from harness.config.space_overrides import edit_space, without_fixed
 from harness.config.sweep import SweepConfig
+from harness.config.validation import validate
 from harness.errors import ConfigError, did_you_mean
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+TRIAL_OVERRIDES = ("evaluate_test=false",)  # of every trial: selection sees the validation split only
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep as asked for: its configuration, the run it starts from, and the overrides that made both."""
+    """A sweep as asked for: its configuration, the run it starts from, and the overrides that made both.
+
+    An arm is one choice of config files (groups) with the rules that then hold. Hydra composes each arm once;
+    a trial is its arm with the trial's other values put in place, which spares it most of what Hydra costs.
+
+    Args:
+        sweep: The section `sweep`: space, rules, objective, budget.
+        base: The run that every trial starts from.
+        overrides: What the user gave on the command line.
+        config_dir: The folder of configuration files.
+        sweep_file: Name of the file in `configs/sweep/`.
+        arms: What Hydra composed for each arm, by the arm's overrides; interpolations are still open. Filled
+            by `with_arm_of`; an arm that is missing is composed whenever a trial needs it.
+    """
 
     sweep: SweepConfig
     base: RunConfig
     overrides: tuple[str, ...]
     config_dir: Path
     sweep_file: str
-    # What Hydra has composed for trials, by the overrides that it alone can apply; interpolations open.
-    arms: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def public_overrides(self) -> list[str]:
@@ -49,32 +62,66 @@ class SweepPlan:
         """What was given for keys of searched groups, see :func:`arm_values`."""
         return arm_values(self.sweep, self.overrides, self.config_dir)
 
-    def compose_trial(self, overrides: Sequence[str]) -> RunConfig:
-        """Return the run of one trial: the sweep's base with the trial's overrides on top.
+    def trial_overrides(self, chosen: Mapping[str, Scalar]) -> list[str]:
+        """Return a trial's overrides as text, for the record: its values, the rules that hold, what is fixed.
 
-        Hydra composes each arm once (groups chosen, rules that hold), for all processes that are handed this
-        plan. What else the space chose is put in place, which spares a trial most of what Hydra costs.
+        Args:
+            chosen: The trial's value for each searched path that applies to it.
         """
-        makes_arm, values = self.split_overrides(overrides)
-        arm = " ".join(makes_arm)
-        if arm not in self.arms:
-            lines = [*self.overrides, *makes_arm, f"trainer.devices={self.sweep.devices_per_trial}"]
-            composed = as_tree(compose_open("sweep", lines, self.config_dir))
-            composed.pop("sweep")
-            self.arms[arm] = without_foreign(composed, self.arm_values)
-        config = OmegaConf.create(self.arms[arm])
-        for override in parse_overrides(values):
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+        return [f"{path}={as_override_value(value)}" for path, value in chosen.items()] + self._added(chosen)
+
+    def arm_of(self, chosen: Mapping[str, Scalar]) -> list[str]:
+        """Return the overrides that make a trial's arm: its files, and what rules set beside the space."""
+        groups = yaml_files.groups(self.config_dir)
+        files = [f"{path}={as_override_value(value)}" for path, value in chosen.items() if path in groups]
+        return files + [text for text in self._added(chosen) if not self._is_searched_value(text, groups)]
+
+    def with_arm_of(self, chosen: Mapping[str, Scalar]) -> SweepPlan:
+        """Return this plan with the arm of a trial composed; the plan itself where the arm is known.
+
+        Raises:
+            ConfigError: a file or a key that does not exist.
+        """
+        arm = self.arm_of(chosen)
+        if " ".join(arm) in self.arms:
+            return self
+        return replace(self, arms={**self.arms, " ".join(arm): self._compose_arm(arm)})
+
+    def compose_trial(self, chosen: Mapping[str, Scalar]) -> RunConfig:
+        """Return the run of one trial.
+
+        Args:
+            chosen: The trial's value for each searched path that applies to it.
+
+        Raises:
+            ConfigError: a key that does not exist, or a value that a run may not have.
+        """
+        arm, groups = self.arm_of(chosen), yaml_files.groups(self.config_dir)
+        config = OmegaConf.create(dict(self.arms.get(" ".join(arm)) or self._compose_arm(arm)))
+        values = {path: as_setting(path, value) for path, value in chosen.items() if path not in groups}
+        # A rule may set a searched path: it comes after the value that was chosen, and wins.
+        of_rules = [text for text in self._added(chosen) if self._is_searched_value(text, groups)]
+        for path, value in [*values.items(), *values_of(parse_overrides(of_rules)).items()]:
+            OmegaConf.update(config, path, value, force_add=True)
         OmegaConf.update(config, "trainer.monitor", self.sweep.monitor.model_dump(), force_add=True)
         return validate(RunConfig, resolved(config))
 
-    def split_overrides(self, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Return the overrides that make a trial's arm, for Hydra, and those that just set a value."""
-        searched = set(self.sweep.space) - set(files.groups(self.config_dir))
-        return (
-            [text for text in overrides if path_of(text) not in searched],
-            [text for text in overrides if path_of(text) in searched],
-        )
+    def _compose_arm(self, arm: Sequence[str]) -> dict[str, Any]:
+        lines = [*self.overrides, *arm, f"trainer.devices={self.sweep.devices_per_trial}"]
+        composed = as_tree(compose_open("sweep", lines, self.config_dir))
+        composed.pop("sweep")
+        return without_foreign(composed, self.arm_values)
+
+    def _added(self, chosen: Mapping[str, Scalar]) -> list[str]:
+        """Return the overrides of rules that hold where the user fixed nothing, then the fixed ones."""
+        fixed = {path_of(text) for text in self.overrides}
+        rules = [rule for rule in self.sweep.rules if holds(rule.when, dict(chosen))]
+        texts = [text for rule in rules for text in rule.overrides]
+        return [*(text for text in texts if path_of(text) not in fixed), *TRIAL_OVERRIDES]
+
+    def _is_searched_value(self, override: str, groups: Container[str]) -> bool:
+        path = path_of(override)
+        return path in self.sweep.space and path not in groups
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: a trial's process need not compose the sweep again."""
@@ -84,20 +131,19 @@ class SweepPlan:
             "overrides": list(self.overrides),
             "config_dir": str(self.config_dir.resolve()),
             "sweep_file": self.sweep_file,
-            "arms": self.arms,
+            "arms": dict(self.arms),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SweepPlan:
-        plan = cls(
+        return cls(
             sweep=validate(SweepConfig, values["sweep"], prefix="sweep"),
             base=validate(RunConfig, values["base"]),
             overrides=tuple(values["overrides"]),
             config_dir=Path(values["config_dir"]),
             sweep_file=values["sweep_file"],
+            arms=values["arms"],
         )
-        plan.arms.update(values["arms"])
-        return plan
 
 
 def compose_run(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> RunConfig:
@@ -154,7 +200,7 @@ def _base_values(
     if not paths:
         return {}
     known = defaults_list("sweep", overrides, config_dir).overrides.known_choices
-    return {path: known[path] if path in known else flatten(values).get(path) for path in paths}
+    return {path: known[path] if path in known else leaves_by_path(values).get(path) for path in paths}
 
 
 def _settled(section: Any, given: Mapping[str, Any]) -> Any:
@@ -187,7 +233,7 @@ def trace_origins(root: str, overrides: Sequence[str], config_dir: Path = CONFIG
         assert isinstance(content, DictConfig)
         content.pop("defaults", None)
         prefix = f"{package}." if package and package != "_global_" else ""
-        for path in flatten(OmegaConf.to_container(content, resolve=False)):
+        for path in leaves_by_path(OmegaConf.to_container(content, resolve=False)):
             origins[prefix + path] = f"configs/{file}"
     return origins | {override.key_or_group: "command line" for override in parse_overrides(overrides)}
 
@@ -212,7 +258,7 @@ def _judged(base: RunConfig, sweep: SweepConfig) -> RunConfig:
 
 def _check_paths(sweep: SweepConfig, config_dir: Path) -> None:
     """A searched group's values must be files of it."""
-    known = files.groups(config_dir)
+    known = yaml_files.groups(config_dir)
     for path, dimension in sweep.space.items():
         if path in known and dimension.type != "choice":
             raise ConfigError(f"sweep.space.{path} is a config group: search it with type: choice")
@@ -230,11 +276,11 @@ def _files_in_order(root: str, overrides: Sequence[str], config_dir: Path) -> li
     return [(file, package) for file, package in named if (config_dir / file).is_file()]  # not Hydra's own
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def leaves_by_path(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return a nested mapping as dotted paths to leaves (lists and empty mappings are leaves)."""
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: tree} if prefix else {}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+        flat.update(leaves_by_path(value, f"{prefix}.{key}" if prefix else str(key)))
     return flat

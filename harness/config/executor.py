@@ -6,18 +6,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.config.base import Frozen
+from harness.config.base import Section
 from harness.config.schema import PositiveInt
 
 
-class LocalExecutorConfig(Frozen):
+class LocalExecutorConfig(Section):
     """Processes of this machine."""
 
     kind: Literal["local"] = "local"
     is_remote: ClassVar[bool] = False  # whether trials may run on machines that see no file of this one's
 
 
-class RayExecutorConfig(Frozen):
+class RayExecutorConfig(Section):
     """Tasks of Ray, one process per trial; needs the extra `[ray]`."""
 
     kind: Literal["ray"] = "ray"
@@ -29,7 +29,7 @@ class RayExecutorConfig(Frozen):
         return self.address is not None
 
 
-class SlurmExecutorConfig(Frozen):
+class SlurmExecutorConfig(Section):
     """Jobs of Slurm, as arrays; needs the extra `[slurm]`."""
 
     kind: Literal["slurm"] = "slurm"

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
-from harness.config.base import Frozen
+from harness.config.base import Section
 
 # All that is computed of the validation images after every epoch; the means run over the classes.
 Metric = Literal["val/accuracy", "val/loss", "val/f1", "val/auc", "val/precision", "val/recall"]
@@ -20,7 +20,7 @@ def direction_of(metric: str) -> Direction:
     return "minimize" if metric == "val/loss" else "maximize"
 
 
-class Judged(Frozen):
+class Judged(Section):
     """A section with a metric, whose direction follows from it and need not be given."""
 
     metric: Metric = "val/accuracy"

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from harness.config.base import Frozen
+from harness.config.base import Section
 from harness.errors import did_you_mean
 
 # Measured of every run (harness.training.costs): all parameters; one image at a time, on the run's device and
@@ -18,7 +18,7 @@ CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*", r
 SMALLEST_BOUND = 1e-9  # what an excess is measured against where the bound is 0
 
 
-class SecondObjective(Frozen):
+class SecondObjective(Section):
     """A cost to be weighed against the sweep's metric: the answer is then a Pareto front."""
 
     metric: Cost

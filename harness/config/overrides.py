@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from harness.config.fields import is_text
+from harness.config.dotted_paths import is_text
 from harness.errors import ConfigError, did_you_mean, one_line
 
 OPTIONAL_GROUPS = ("recipe",)  # the groups that a run can be without
@@ -77,11 +77,18 @@ def as_override_value(value: bool | int | float | str | None) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
+def as_setting(path: str, value: bool | int | float | str | None) -> bool | int | float | str | None:
+    """Return a value for a path as the command line would give it: for a path of text, a number is text."""
+    if isinstance(value, bool | int | float) and is_text(path):
+        return as_override_value(value)
+    return value
+
+
 def in_hydras_words(parsed: Sequence[Override], root: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the overrides as Hydra is given them: groups plainly, values with force.
 
     A plain `a.b=value` may so set a key that the YAML leaves out: the schema judges it. What is about the
-    space of a sweep is left out, see :mod:`harness.config.space_edits`.
+    space of a sweep is left out, see :mod:`harness.config.space_overrides`.
 
     Raises:
         ConfigError: a group that there is no such file of, or what has no meaning here.

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.config.base import Frozen
+from harness.config.base import Section
 from harness.config.schema import PositiveInt
 
 
-class SamplerConfig(Frozen):
+class SamplerConfig(Section):
     """Who proposes the trials.
 
     gp, cmaes and nsgaii learn only paths that every trial has, and draw conditional ones at random; cmaes
@@ -25,7 +25,7 @@ class SamplerConfig(Frozen):
     )
 
 
-class PrunerConfig(Frozen):
+class PrunerConfig(Section):
     """When a trial that is behind is ended early; compared epoch by epoch, by the sweep's metric."""
 
     kind: Literal["none", "median", "hyperband", "successive_halving"] = "median"

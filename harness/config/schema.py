@@ -10,11 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from harness.config.agreement import check_agreement
-from harness.config.base import Frozen
+from harness.config.base import Section
 from harness.config.monitor import MonitorConfig
-
-SCRATCH_MODELS = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn")
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -23,7 +20,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class BaseData(Frozen):
+class BaseData(Section):
     """What every data set has: where it lies, how it is split, how it is batched."""
 
     dir: str = "data"  # where the user's files are (DATA_DIR); never written to, except by a download
@@ -95,10 +92,13 @@ DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(d
 # ── model, fine-tuning, augmentation ──────────────────────────────────────────────────────────────
 
 
-class ScratchModel(Frozen):
+ScratchKind = Literal["lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn"]
+
+
+class ScratchModel(Section):
     """A from-scratch CNN, randomly initialised."""
 
-    kind: Literal["lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn"]
+    kind: ScratchKind
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32  # pixels
 
     @property
@@ -106,7 +106,7 @@ class ScratchModel(Frozen):
         return False
 
 
-class EfficientNetLite0(Frozen):
+class EfficientNetLite0(Section):
     """EfficientNet-Lite0 with ImageNet weights from the package index: needs no hub."""
 
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
@@ -118,7 +118,7 @@ class EfficientNetLite0(Frozen):
         return self.pretrained
 
 
-class TimmModel(Frozen):
+class TimmModel(Section):
     """Any model of timm by name; weights from the hub or from a local file."""
 
     kind: Literal["timm"] = "timm"
@@ -137,7 +137,7 @@ class TimmModel(Frozen):
 ModelConfig = Annotated[ScratchModel | EfficientNetLite0 | TimmModel, Field(discriminator="kind")]
 
 
-class FrozenBackbone(Frozen):
+class FrozenBackbone(Section):
     """What every policy has that freezes something: its frozen part need only run once."""
 
     # Keep what the frozen part computes, in data.cache_dir, where that changes nothing but time: without
@@ -162,7 +162,7 @@ class Partial(FrozenBackbone):
     backbone_lr_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # backbone's lr ÷ head's lr
 
 
-class Full(Frozen):
+class Full(Section):
     """Train every parameter."""
 
     kind: Literal["full"] = "full"
@@ -172,7 +172,7 @@ class Full(Frozen):
 FinetuneConfig = Annotated[LinearProbe | Partial | Full, Field(discriminator="kind")]
 
 
-class AugmentConfig(Frozen):
+class AugmentConfig(Section):
     """Training-time augmentation; every draw is independent per image. Zero or False switches a part off."""
 
     # horizontal, probability 0.5; alternating: of two epochs in a row, every image is mirrored in one
@@ -194,7 +194,7 @@ class AugmentConfig(Frozen):
 # ── optimiser, schedule, trainer, tracking ────────────────────────────────────────────────────────
 
 
-class ScheduleConfig(Frozen):
+class ScheduleConfig(Section):
     """The learning rate over the run, in optimiser steps, as a factor of `optim.lr`."""
 
     kind: Literal["constant", "cosine", "linear", "one_cycle", "step"] = "cosine"
@@ -204,7 +204,7 @@ class ScheduleConfig(Frozen):
     step_gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # ... the rate is multiplied by this
 
 
-class BaseOptim(Frozen):
+class BaseOptim(Section):
     """What every optimiser has. Weight decay is not applied to norms and biases."""
 
     lr: Annotated[float, Field(gt=0.0)]  # of the head; the backbone's is this × finetune.backbone_lr_scale
@@ -258,7 +258,7 @@ class MuonOptim(BaseOptim):
 OptimConfig = Annotated[Sgd | Adam | AdamW | MuonOptim, Field(discriminator="kind")]
 
 
-class TrainerConfig(Frozen):
+class TrainerConfig(Section):
     """How long and on what. `auto` is resolved once, by harness.training.machine, and recorded."""
 
     max_epochs: PositiveInt = 10
@@ -276,13 +276,13 @@ class TrainerConfig(Frozen):
     keep_memory: bool = True  # keep large blocks in the process (glibc): up to a third faster on CPUs
 
 
-class EvaluationConfig(Frozen):
+class EvaluationConfig(Section):
     """How every reported figure is computed, on validation and test alike."""
 
     tta: Literal["none", "flip", "flip_shift"] = "none"  # test-time augmentation: average over views
 
 
-class TrackingConfig(Frozen):
+class TrackingConfig(Section):
     """Where runs are recorded. MLFLOW_TRACKING_URI, where set, wins over `dir`'s database."""
 
     dir: str = "mlruns"
@@ -291,7 +291,7 @@ class TrackingConfig(Frozen):
     log_model: bool = True  # the best checkpoint, as an MLflow LoggedModel
 
 
-class RunConfig(Frozen):
+class RunConfig(Section):
     """One validated training run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -306,8 +306,30 @@ class RunConfig(Frozen):
     evaluate_test: bool = False  # read the test split after training, which is recorded
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
-        check_agreement(self)
+    def _sections_agree(self) -> Self:
+        """Refuse values that are valid by themselves but make no sense together, naming what to change."""
+        if self.finetune.kind != "full" and not self.model.is_pretrained:
+            raise ValueError(
+                f"finetune={self.finetune.kind} would freeze random weights of {self.model.kind}: "
+                "use finetune=full or a pretrained model"
+            )
+        warmup, epochs = self.optim.schedule.warmup_epochs, self.trainer.max_epochs
+        if warmup >= epochs:
+            raise ValueError(
+                f"optim.schedule.warmup_epochs={warmup:g} leaves nothing of trainer.max_epochs={epochs}: "
+                "lower it or train longer"
+            )
+        batch, samples = self.data.batch_size, self.data.max_train_samples
+        if samples is not None and batch > samples:
+            raise ValueError(
+                f"data.batch_size={batch} is larger than data.max_train_samples={samples}: "
+                "lower it or use more samples"
+            )
+        if batch % self.trainer.devices:
+            raise ValueError(
+                f"data.batch_size={batch} cannot be shared evenly by {self.trainer.devices} devices "
+                "(trainer.devices, in a sweep sweep.devices_per_trial): use a multiple of them"
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:

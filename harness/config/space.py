@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from harness.config.base import Frozen
+from harness.config.base import Section
 from harness.errors import did_you_mean
 
 Scalar = bool | int | float | str | None  # None where a setting may be off, such as optim.clip_grad_norm
@@ -31,7 +31,7 @@ def holds(condition: Condition, chosen: dict[str, Scalar]) -> bool:
     )
 
 
-class FloatRange(Frozen):
+class FloatRange(Section):
     type: Literal["float"] = "float"
     low: float
     high: float
@@ -43,7 +43,7 @@ class FloatRange(Frozen):
         return _check_range(self, self.low, self.high, self.log)
 
 
-class IntRange(Frozen):
+class IntRange(Section):
     type: Literal["int"] = "int"
     low: int
     high: int
@@ -55,7 +55,7 @@ class IntRange(Frozen):
         return _check_range(self, self.low, self.high, self.log)
 
 
-class Choice(Frozen):
+class Choice(Section):
     """One of several values; where the path is a config group, the values are its files."""
 
     type: Literal["choice"] = "choice"
@@ -149,14 +149,14 @@ def nearest(dimension: Dimension, value: Scalar) -> str:
     return f": it is {kind} from {dimension.low:g} to {dimension.high:g}"
 
 
-class Rule(Frozen):
+class Rule(Section):
     """Overrides that hold for the trials of one arm, such as a bound on an expensive one."""
 
     when: Condition  # empty = always
     overrides: Annotated[list[str], Field(min_length=1)]
 
 
-class SearchSpace(Frozen):
+class SearchSpace(Section):
     """The part of a sweep that a fixed value changes; empty: what is left of a space is one trial."""
 
     space: dict[str, Dimension]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from harness.config.base import Frozen
+from harness.config.base import Section
 from harness.config.schema import ModelConfig, PixelType
 from harness.errors import ExportError
 
@@ -26,7 +26,7 @@ CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 
 
-class GraphInput(Frozen):
+class GraphInput(Section):
     """What goes into `model.onnx`: raw pixels, with a batch of any size."""
 
     name: str = "images"
@@ -38,7 +38,7 @@ class GraphInput(Frozen):
     width: int  # pixels
 
 
-class GraphOutput(Frozen):
+class GraphOutput(Section):
     """What comes out: one logit per class, in the order of `classes`; no softmax is applied."""
 
     name: str = "logits"
@@ -47,7 +47,7 @@ class GraphOutput(Frozen):
     kind: Literal["logits"] = "logits"
 
 
-class Preprocessing(Frozen):
+class Preprocessing(Section):
     """How a file becomes the graph's input, and what the graph does with that input."""
 
     decode_size: int  # pixels: the training images' side; files are brought to it before the graph
@@ -61,7 +61,7 @@ class Preprocessing(Frozen):
     std: tuple[float, float, float]  # divided by, by the graph
 
 
-class DataFacts(Frozen):
+class DataFacts(Section):
     """Which images the model was trained and selected on."""
 
     name: str
@@ -69,7 +69,7 @@ class DataFacts(Frozen):
     num_val_images: int
 
 
-class RunFacts(Frozen):
+class RunFacts(Section):
     """What the run store knows of the exported run; whatever is unknown stays out of the card."""
 
     run_id: str | None = None
@@ -83,7 +83,7 @@ class RunFacts(Frozen):
     )  # val/… and, only if the run was evaluated on it, test/…
 
 
-class ParityFacts(Frozen):
+class ParityFacts(Section):
     """How closely ONNX Runtime and torch agreed when the bundle was written."""
 
     num_images: int  # real validation images
@@ -93,7 +93,7 @@ class ParityFacts(Frozen):
     top1_agreement: float  # fraction of images
 
 
-class BundleConfig(Frozen):
+class BundleConfig(Section):
     """The whole of `config.json`."""
 
     format: Literal["harness-bundle"] = FORMAT

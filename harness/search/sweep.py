@@ -93,7 +93,7 @@ def run_sweep(
     console = console or build_console()
     home = find_home(plan, command)
     if extend:
-        check_space(plan)
+        home = home.with_plan(check_space(home.plan).plan)
         with coordinating(home):
             say(console, extend_sweep(home))
     study = existing_study(home)
@@ -101,7 +101,7 @@ def run_sweep(
         _note_call(home, study)
         result = _result(home, study, "complete", 0)
     else:
-        check_space(plan)
+        home = home.with_plan(check_space(home.plan).plan)
         store = _open_store(home)
         known = home if study is None else home.of(study)
         CheckpointCleanup.of(known, store).check_room([] if study is None else read_rows(study))
@@ -130,7 +130,7 @@ def describe_sweep(plan: SweepPlan) -> str:
         f"slots:       {_describe_slots(plan)}",
         *(f"space:       {path}: {describe_dimension(d)}" for path, d in sweep.space.items()),
     ]
-    for arm, config in check_space(plan).items():
+    for arm, config in check_space(plan).runs.items():
         lines += ["", f"── {arm or 'every trial'}", describe_run(config)]
     return "\n".join(lines)
 

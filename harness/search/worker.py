@@ -61,7 +61,7 @@ def run_worker(
     """
     console = console or build_console()
     home, study = _join(name, url, overrides, config_dir)
-    check_space(home.plan)
+    home = home.with_plan(check_space(home.plan).plan)
     started = time.monotonic()
     store = _store_with_parent(home, study)
     with closing(executor or build_executor(home.plan.sweep.executor)) as used:

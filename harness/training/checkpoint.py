@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from harness.config.problems import validate
 from harness.config.schema import RunConfig
+from harness.config.validation import validate
 from harness.errors import CheckpointError
 from harness.models import ImageClassifier, build_model
 from harness.training.durable import damaged, verify_digest

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.config.overrides import parse_overrides
-from harness.config.problems import validate
 from harness.config.schema import RunConfig, TrackingConfig
+from harness.config.validation import validate
 from harness.errors import ConfigError, TrackingError, did_you_mean
 from harness.tracking import names
 from harness.tracking.runs import RunRecord, get_run, read_config

@@ -15,13 +15,12 @@ from harness.config.compose import (
     compose_run,
     compose_sweep,
     compose_values,
-    flatten,
+    leaves_by_path,
     trace_origins,
 )
 from harness.config.provenance import annotate
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError
-from harness.search.suggest.space import trial_overrides
 
 
 def test_groups_and_values_are_overridden() -> None:
@@ -130,7 +129,7 @@ def test_what_hangs_on_a_fixed_choice_is_settled() -> None:
 
 def test_a_trial_is_the_base_with_overrides_on_top() -> None:
     plan = compose_sweep(["trainer.max_epochs=3"])
-    trial = plan.compose_trial(["finetune=partial", "finetune.trainable_groups=2", "optim.lr=0.5"])
+    trial = plan.compose_trial({"finetune": "partial", "finetune.trainable_groups": 2, "optim.lr": 0.5})
     assert (trial.finetune.kind, trial.optim.lr, trial.trainer.max_epochs) == ("partial", 0.5, 3)
     assert trial.model == plan.base.model
 
@@ -154,10 +153,10 @@ def test_what_is_put_in_place_is_what_hydra_would_compose(own_configs: Path, fin
     groups = {"finetune.trainable_groups": 2} if finetune == "partial" else {}
     for lr in (0.001, 0.004):  # the second time, the arm is known
         chosen = {"finetune": finetune, **groups, "optim.lr": lr, "data.batch_size": 256}
-        overrides = trial_overrides(plan, chosen)
-        composed = compose_values("sweep", [*plan.overrides, *overrides], own_configs)
+        composed = compose_values("sweep", [*plan.overrides, *plan.trial_overrides(chosen)], own_configs)
         composed.pop("sweep")
-        trial = plan.compose_trial(overrides)
+        plan = plan.with_arm_of(chosen)
+        trial = plan.compose_trial(chosen)
         assert trial == RunConfig.model_validate(composed)
         assert trial.optim.weight_decay == trial.optim.lr == lr  # type: ignore[union-attr]
         assert trial.data.batch_size == (32 if finetune == "partial" else 256)
@@ -165,18 +164,20 @@ def test_what_is_put_in_place_is_what_hydra_would_compose(own_configs: Path, fin
 
 def test_a_trial_is_what_the_sweep_read_whatever_becomes_of_the_files(own_configs: Path) -> None:
     plan = compose_sweep(["sweep=own"], own_configs)
-    overrides = ["finetune=full", "optim.lr=0.002"]
-    before = plan.compose_trial(overrides)
+    chosen = {"finetune": "full", "optim.lr": 0.002}
+    before = plan.compose_trial(chosen)
+    plan = plan.with_arm_of(chosen)
     handed = SweepPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
     (own_configs / "finetune" / "full.yaml").write_text("kind: full\nbackbone_lr_scale: 0.123\n")
 
-    assert handed.compose_trial(overrides) == before
+    assert handed.compose_trial(chosen) == before
+    assert handed.arms == plan.arms != {}
 
 
 def test_every_value_has_its_origin() -> None:
     overrides = ["model=lenet", "optim.lr=0.5"]
     origins = trace_origins("run", overrides)
-    assert set(flatten(compose_values("run", overrides))) <= set(origins)
+    assert set(leaves_by_path(compose_values("run", overrides))) <= set(origins)
     assert origins["model.image_size"] == "configs/model/lenet.yaml"
     assert origins["optim.lr"] == "command line"
     assert origins["seed"] == "configs/run.yaml"

@@ -9,7 +9,7 @@ import pytest
 from harness.config.compose import compose_run, compose_sweep
 from harness.errors import ConfigError
 from harness.search.study.identity import sweep_question
-from harness.search.suggest.space import check_space, suggest, trial_overrides
+from harness.search.suggest.space import check_space, suggest
 
 OPTIMS = "sweep.space.optim={type: choice, values: [sgd, adamw]}"
 
@@ -132,7 +132,7 @@ def test_a_given_dimension_replaces_the_files_and_one_can_be_taken_out() -> None
 def test_a_setting_may_be_off_in_some_trials() -> None:
     plan = compose_sweep(["sweep.space.optim.clip_grad_norm={type: choice, values: [null, 1.0]}"])
     for value in (None, 1.0):
-        trial = plan.compose_trial(trial_overrides(plan, {"optim.clip_grad_norm": value}))
+        trial = plan.compose_trial({"optim.clip_grad_norm": value})
         assert trial.optim.clip_grad_norm == value
     check_space(plan)
 
@@ -142,7 +142,7 @@ def test_a_space_that_is_fixed_whole_is_one_trial() -> None:
     plan = compose_sweep(fixed)
     assert (plan.sweep.space, plan.sweep.num_trials) == ({}, 1)
     assert suggest(None, plan.sweep.space) == {}  # type: ignore[arg-type]
-    (arm,) = check_space(plan).values()
+    (arm,) = check_space(plan).runs.values()
     assert (arm.optim.lr, arm.finetune.kind, arm.data.batch_size) == (3e-3, "full", 64)
     assert compose_sweep([*fixed, "sweep.num_trials=3"]).sweep.num_trials == 3
 
@@ -153,7 +153,7 @@ def test_a_space_that_is_fixed_whole_is_one_trial() -> None:
 def test_a_key_that_one_arm_has_holds_for_that_arm() -> None:
     plan = compose_sweep(["finetune.trainable_groups=2"])
     assert "finetune.trainable_groups" not in plan.sweep.space
-    runs = [plan.compose_trial([f"finetune={kind}"]) for kind in ("linear_probe", "partial", "full")]
+    runs = [plan.compose_trial({"finetune": kind}) for kind in ("linear_probe", "partial", "full")]
     assert [getattr(run.finetune, "trainable_groups", None) for run in runs] == [None, 2, None]
     check_space(plan)
 
@@ -168,8 +168,8 @@ def test_a_key_of_some_arms_is_part_of_the_question() -> None:
         return sweep_question(compose_sweep([OPTIMS, f"optim.momentum={momentum}"]), "digest")
 
     runs = compose_sweep([OPTIMS, "optim.momentum=0.8"])
-    assert runs.compose_trial(["optim=sgd"]).optim.momentum == 0.8  # type: ignore[union-attr]
-    assert not hasattr(runs.compose_trial(["optim=adamw"]).optim, "momentum")
+    assert runs.compose_trial({"optim": "sgd"}).optim.momentum == 0.8  # type: ignore[union-attr]
+    assert not hasattr(runs.compose_trial({"optim": "adamw"}).optim, "momentum")
     assert asked(0.8) != asked(0.7)
 
 

@@ -6,8 +6,8 @@ from itertools import chain
 
 import pytest
 
-from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep, compose_values, flatten
-from harness.config.files import groups
+from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep, compose_values, leaves_by_path
+from harness.config.yaml_files import groups
 
 NEEDED = {("model", "timm"): ["model.name=resnet18"]}  # files that leave a value to the user
 RUN_FILES = [
@@ -28,8 +28,8 @@ def test_a_run_file_is_valid(group: str, name: str) -> None:
 def test_a_file_names_every_key_of_its_section(group: str, name: str) -> None:
     """`--print-config` can then say where each value came from, and a reader sees what can be set."""
     overrides = ["model=efficientnet_lite0", f"{group}={name}", *NEEDED.get((group, name), [])]
-    said = set(flatten(compose_values("run", overrides)[group]))
-    assert said == set(flatten(compose_run(overrides).to_dict()[group]))
+    said = set(leaves_by_path(compose_values("run", overrides)[group]))
+    assert said == set(leaves_by_path(compose_run(overrides).to_dict()[group]))
 
 
 def test_a_recipe_wins_over_the_root_file_and_the_command_line_over_it() -> None:

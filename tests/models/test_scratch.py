@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
-from harness.config.schema import SCRATCH_MODELS, ScratchModel
+from harness.config.schema import ScratchKind, ScratchModel
 from harness.errors import ModelError
 from harness.models import build_model
 from harness.models.scratch import SMALLEST_IMAGE_SIZES
@@ -24,14 +24,14 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("kind", SCRATCH_MODELS)
+@pytest.mark.parametrize("kind", get_args(ScratchKind))
 def test_parameter_count(kind: Any) -> None:
     with torch.device("meta"):
         classifier = build_model(ScratchModel(kind=kind), 10)
     assert sum(parameter.numel() for parameter in classifier.parameters()) == PARAMETERS[kind]
 
 
-@pytest.mark.parametrize("kind", SCRATCH_MODELS)
+@pytest.mark.parametrize("kind", get_args(ScratchKind))
 @pytest.mark.parametrize("image_size", [32, 45])
 def test_maps_images_to_logits(kind: Any, image_size: int) -> None:
     classifier = build_model(ScratchModel(kind=kind, image_size=image_size), 3).eval()
@@ -40,7 +40,7 @@ def test_maps_images_to_logits(kind: Any, image_size: int) -> None:
     assert logits_BK.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", SCRATCH_MODELS)
+@pytest.mark.parametrize("kind", get_args(ScratchKind))
 def test_the_smallest_image_size_works_and_one_less_is_refused(kind: Any) -> None:
     smallest = max(8, SMALLEST_IMAGE_SIZES[kind])  # the schema allows nothing below 8
     classifier = build_model(ScratchModel(kind=kind, image_size=smallest), 10).eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.config.compose import compose_sweep, flatten
+from harness.config.compose import compose_sweep, leaves_by_path
 from harness.errors import SweepError
 from harness.search.study.identity import (
     check_same_question,
@@ -77,7 +77,7 @@ def test_everything_else_of_the_schema_is_part_of_the_question() -> None:
     """A new key has to be put on one of the two sides on purpose."""
     plan = compose_sweep(BASE)
     asked = set(sweep_question(plan, "d1"))
-    base = set(flatten(plan.base.to_dict())) - asked - set(plan.sweep.space)
+    base = set(leaves_by_path(plan.base.to_dict())) - asked - set(plan.sweep.space)
     assert base == {
         "data.dir", "data.cache_dir", "data.feature_cache_gb", "trainer.device", "trainer.devices",
         "trainer.threads", "trainer.keep_memory", "trainer.compile", "evaluate_test",

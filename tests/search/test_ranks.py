@@ -81,7 +81,7 @@ def test_devices_are_set_for_the_sweep_not_for_its_runs(small_sweep: SmallSweep)
     with pytest.raises(ConfigError, match=r"in a sweep, set sweep.devices_per_trial"):
         compose_sweep(small_sweep.overrides("trainer.devices=2"), small_sweep.configs)
     plan = compose_sweep(small_sweep.overrides("sweep.devices_per_trial=2"), small_sweep.configs)
-    assert plan.compose_trial(["optim.lr=0.001"]).trainer.devices == 2
+    assert plan.compose_trial({"optim.lr": 0.001}).trainer.devices == 2
     with pytest.raises(ConfigError, match=r"the space reaches a run that cannot be.*evenly by 3 devices"):
         run(small_sweep, "sweep.devices_per_trial=3")
 

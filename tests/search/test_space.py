@@ -10,17 +10,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from harness.config.compose import CONFIG_DIR, compose_sweep
+from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep
 from harness.config.space import Choice, FloatRange, IntRange
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 from harness.search.suggest.space import (
-    as_override_value,
     check_space,
     corners,
     describe_dimension,
     suggest,
-    trial_overrides,
 )
 
 SPACE: dict[str, Any] = {
@@ -61,14 +59,26 @@ def test_a_conditional_path_is_asked_for_only_in_its_arm() -> None:
 
 @pytest.mark.parametrize("value", [True, 7, 1e-05, "plain", "1e-3", "true", "it's a\\b, {c}=$d", "图像"])
 def test_a_value_survives_the_override_grammar_with_its_type(value: Any) -> None:
-    plan = compose_sweep(["data=digits", "model=lenet", "finetune=full"])
     path = {bool: "trainer.compile", int: "seed", float: "optim.lr"}.get(type(value), "tracking.run_name")
-    tree: Any = plan.compose_trial([f"{path}={as_override_value(value)}"]).to_dict()
-    for part in path.split("."):
-        tree = tree[part]
+    fixed = ["data=digits", "model=lenet", "finetune=full"]
+    plan = compose_sweep([*fixed, f"sweep.space={{{path}: {{type: choice, values: [null]}}}}"])
+    text, *_ = plan.trial_overrides({path: value})
 
-    assert tree == value
-    assert type(tree) is type(value)
+    for config in (compose_run([*fixed, text]), plan.compose_trial({path: value})):
+        tree: Any = config.to_dict()
+        for part in path.split("."):
+            tree = tree[part]
+        assert tree == value
+        assert type(tree) is type(value)
+
+
+def test_a_number_for_a_path_of_text_is_text() -> None:
+    plan = compose_sweep(
+        ["data=digits", "sweep.space={tracking.run_name: {type: choice, values: [7, true]}}"]
+    )
+
+    names = [plan.compose_trial({"tracking.run_name": value}).tracking.run_name for value in (7, True)]
+    assert names == ["7", "true"]
 
 
 def test_a_rule_holds_for_its_arm_alone_and_never_against_the_user() -> None:
@@ -76,9 +86,9 @@ def test_a_rule_holds_for_its_arm_alone_and_never_against_the_user() -> None:
     plan = compose_sweep(["data=digits", rule])
     fixed = compose_sweep(["data=digits", "trainer.max_epochs=5", rule])
 
-    assert plan.compose_trial(trial_overrides(plan, {"finetune": "full"})).trainer.max_epochs == 1
-    assert plan.compose_trial(trial_overrides(plan, {"finetune": "partial"})).optim.weight_decay != 0.7
-    bounded = fixed.compose_trial(trial_overrides(fixed, {"finetune": "full"}))
+    assert plan.compose_trial({"finetune": "full"}).trainer.max_epochs == 1
+    assert plan.compose_trial({"finetune": "partial"}).optim.weight_decay != 0.7
+    bounded = fixed.compose_trial({"finetune": "full"})
     assert (bounded.trainer.max_epochs, bounded.optim.weight_decay) == (5, 0.7)
 
 
@@ -86,7 +96,7 @@ def test_no_trial_reads_the_test_split() -> None:
     plan = compose_sweep(["data=digits", "evaluate_test=true"])
 
     assert plan.base.evaluate_test
-    assert not plan.compose_trial(trial_overrides(plan, {"optim.lr": 0.001})).evaluate_test
+    assert not plan.compose_trial({"optim.lr": 0.001}).evaluate_test
 
 
 def test_corners_are_every_choice_with_both_ends_of_the_ranges() -> None:
@@ -99,10 +109,11 @@ def test_corners_are_every_choice_with_both_ends_of_the_ranges() -> None:
 
 
 def test_the_default_space_has_an_arm_for_each_way_to_freeze() -> None:
-    arms = check_space(compose_sweep(["data=digits"]))
+    checked = check_space(compose_sweep(["data=digits"]))
 
-    kinds = {config.finetune.kind for config in arms.values()}
+    kinds = {config.finetune.kind for config in checked.runs.values()}
     assert kinds == {"linear_probe", "partial", "full"}
+    assert len(checked.plan.arms) == 3
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_wrong_monitor_is_one_line(override: str, fault: str) -> None:
 
 def test_the_sweeps_metric_is_the_monitor_of_its_trials() -> None:
     plan = compose_sweep(["data=digits", "sweep.metric=val/f1"])
-    trial = plan.compose_trial(["optim.lr=0.001"])
+    trial = plan.compose_trial({"optim.lr": 0.001})
 
     assert trial.trainer.monitor == plan.base.trainer.monitor == MonitorConfig(metric="val/f1")
     for other in (

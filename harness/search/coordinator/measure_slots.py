@@ -31,7 +31,7 @@ from harness.data import load_splits
 from harness.interrupts import leave_to_parent
 from harness.search.coordinator.slots import Measurement, Slots
 from harness.search.report.parent_run import write_json
-from harness.search.suggest.space import MAX_CORNERS, corners, trial_overrides
+from harness.search.suggest.space import MAX_CORNERS, corners
 from harness.tracking.environment import available_cores, available_memory, package_versions
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def heaviest_run(plan: SweepPlan) -> RunConfig:
 
     heaviest = max(itertools.islice(corners(plan.sweep), MAX_CORNERS), key=weight)
     shaping = {path: value for path, value in heaviest.items() if path.partition(".")[0] in SHAPING}
-    return plan.compose_trial(trial_overrides(plan, shaping)) if shaping else plan.base
+    return plan.compose_trial(shaping) if shaping else plan.base
 
 
 def describe(slots: Slots) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 
 import harness
-from harness.config.compose import SweepPlan, flatten
+from harness.config.compose import SweepPlan, leaves_by_path
 from harness.errors import SweepError
 from harness.search.study import keys
 
@@ -50,10 +50,12 @@ def sweep_question(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
     searched = set(plan.sweep.space)
     base = {
         path: value
-        for path, value in flatten(plan.base.to_dict()).items()
+        for path, value in leaves_by_path(plan.base.to_dict()).items()
         if not path.startswith(ELSEWHERE + MACHINE + ONCE) and path not in searched
     }
-    sweep = {f"sweep.{k}": v for k, v in flatten(plan.sweep.model_dump(mode="json", exclude=BUDGET)).items()}
+    sweep = {
+        f"sweep.{k}": v for k, v in leaves_by_path(plan.sweep.model_dump(mode="json", exclude=BUDGET)).items()
+    }
     some_arms = {
         f"{path} (where it is)": value for path, value in plan.arm_values.items() if path not in base
     }

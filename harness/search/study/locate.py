@@ -63,6 +63,13 @@ class SweepHome:
     def trial_directory(self, number: int) -> Path:
         return self.directory / f"trial-{number:04d}"
 
+    def with_plan(self, plan: SweepPlan) -> SweepHome:
+        """Return the same home with the same plan in another state: its arms composed."""
+        home = replace(self, plan=plan)
+        if "database" in vars(self):
+            vars(home)["database"] = self.database  # which is opened once
+        return home
+
     def of(self, found: optuna.Study) -> SweepHome:
         """Return the home in a folder that is this very sweep's.
 

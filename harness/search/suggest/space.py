@@ -1,20 +1,21 @@
-"""From a space over dotted configuration paths to the overrides of one trial."""
+"""From a space over dotted configuration paths to one trial's values, and the check before a sweep starts.
+
+A trial's process calls `suggest`, then `SweepPlan.compose_trial`; `harness sweep` calls `check_space` first.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from harness.config.compose import SweepPlan
-from harness.config.overrides import as_override_value, path_of
+from harness.config.compose import TRIAL_OVERRIDES, SweepPlan
 from harness.config.schema import RunConfig
-from harness.config.space import Choice, Dimension, FloatRange, Rule, Scalar, as_yaml, holds
+from harness.config.space import Choice, Dimension, FloatRange, Scalar, as_yaml, holds
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 
 MAX_CORNERS = 64  # combinations of the space's extremes that are validated before anything starts
-FIXED_OVERRIDES = ("evaluate_test=false",)  # selection sees validation only
 
 
 class Suggester(Protocol):
@@ -40,46 +41,37 @@ def suggest(trial: Suggester, space: Mapping[str, Dimension]) -> dict[str, Scala
     return chosen
 
 
-def trial_overrides(plan: SweepPlan, chosen: Mapping[str, Scalar]) -> list[str]:
-    """Return a trial's overrides: what was chosen, then the rules that hold for it.
+class CheckedSpace(NamedTuple):
+    """A plan with its arms composed, and one run of every arm.
 
-    What the user fixed on the command line is not overruled by a rule.
+    Args:
+        runs: By what makes the arm, such as `finetune=partial`.
     """
-    fixed = {path_of(text) for text in plan.overrides}
-    return [
-        *(f"{path}={as_override_value(value)}" for path, value in chosen.items()),
-        *_rule_overrides(plan.sweep.rules, dict(chosen), fixed),
-        *FIXED_OVERRIDES,
-    ]
+
+    plan: SweepPlan
+    runs: dict[str, RunConfig]
 
 
-def _rule_overrides(rules: Sequence[Rule], chosen: dict[str, Scalar], fixed: set[str]) -> list[str]:
-    texts = [text for rule in rules if holds(rule.when, chosen) for text in rule.overrides]
-    return [text for text in texts if path_of(text) not in fixed]
-
-
-def check_space(plan: SweepPlan) -> dict[str, RunConfig]:
+def check_space(plan: SweepPlan) -> CheckedSpace:
     """Make sure that the corners of the space are valid runs, before anything is started.
 
-    Every arm (groups and rules) is composed on the way, and the plan keeps it for the trials.
-
     Returns:
-        One run of every arm by what makes the arm, such as `finetune=partial`.
+        The plan with every arm composed, to be handed to the trials: none of them then waits for Hydra.
 
     Raises:
         ConfigError: a path that no run has, or a value that no run may have.
     """
-    arms: dict[str, RunConfig] = {}
+    runs: dict[str, RunConfig] = {}
     for chosen in itertools.islice(corners(plan.sweep), MAX_CORNERS):
-        overrides = trial_overrides(plan, chosen)
-        makes_arm, _ = plan.split_overrides(overrides)
         try:
-            config = plan.compose_trial(overrides)
+            plan = plan.with_arm_of(chosen)
+            config = plan.compose_trial(chosen)
         except ConfigError as error:
             where = ", ".join(f"{path}={as_yaml(value)}" for path, value in chosen.items())
             raise ConfigError(f"the space reaches a run that cannot be ({where}): {error}") from error
-        arms.setdefault(" ".join(text for text in makes_arm if text not in FIXED_OVERRIDES), config)
-    return arms
+        arm = " ".join(text for text in plan.arm_of(chosen) if text not in TRIAL_OVERRIDES)
+        runs.setdefault(arm, config)
+    return CheckedSpace(plan, runs)
 
 
 def corners(sweep: SweepConfig) -> Iterator[dict[str, Scalar]]:

@@ -34,7 +34,7 @@ from harness.search.study.retrying_storage import PATIENCE_S, is_outage
 from harness.search.study.storage import database_exists, open_storage
 from harness.search.suggest.constraints import broken_constraints, tell_costs
 from harness.search.suggest.pruners import build_pruner, report_score, should_prune
-from harness.search.suggest.space import suggest, trial_overrides
+from harness.search.suggest.space import suggest
 from harness.search.trial.exit_codes import EXIT_RESTART, EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.search.trial.memory_limit import footprint, why_it_cannot_fit
 from harness.search.trial.outcomes import (
@@ -176,10 +176,10 @@ class _Attempt:
                 raise InfeasibleError(reason)
 
     def _suggest(self) -> RunConfig:
-        overrides = trial_overrides(self.plan, suggest(self.trial, self.plan.sweep.space))
-        config = self.plan.compose_trial(overrides)
+        chosen = suggest(self.trial, self.plan.sweep.space)
+        config = self.plan.compose_trial(chosen)
         remember_auto(config.data, self.spec.data_kind)
-        seed = choose_seed(self.study, self.spec.trial_id, overrides, config.seed)
+        seed = choose_seed(self.study, self.spec.trial_id, self.plan.trial_overrides(chosen), config.seed)
         self._note({keys.MAX_EPOCHS: config.trainer.max_epochs})
         return config.model_copy(update={"seed": seed})
 

@@ -14,9 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import files
+from harness.config import yaml_files
 from harness.config.overrides import in_hydras_words, parse_overrides, values_of
-from harness.config.problems import hydras_line
+from harness.config.validation import hydras_line
 from harness.errors import ConfigError, did_you_mean
 
 ROOT_FILES = ("run", "sweep")  # what `harness train` and `harness sweep` start from
@@ -57,11 +57,11 @@ def defaults_list(root: str, overrides: Sequence[str], config_dir: Path) -> Any:
 def _hydra(root: str, overrides: Sequence[str], config_dir: Path) -> Iterator[list[str]]:
     """Open Hydra on a folder, checked and with the overrides in its own words; its faults become ours."""
     parsed = parse_overrides(overrides)
-    lines = in_hydras_words(parsed, root, files.groups(config_dir))
+    lines = in_hydras_words(parsed, root, yaml_files.groups(config_dir))
     given = values_of(parsed)
-    for group in files.GLOBAL_GROUPS if root == "sweep" else ("recipe",):
+    for group in yaml_files.GLOBAL_GROUPS if root == "sweep" else ("recipe",):
         if option := given.get(group, "default" if group == "sweep" else None):
-            files.check_header(config_dir, group, str(option))
+            yaml_files.check_header(config_dir, group, str(option))
     used = [config_dir / f"{name}.yaml" for name in ROOT_FILES]
     used += [config_dir / group / f"{option}.yaml" for group, option in given.items() if "." not in group]
     with (
@@ -80,8 +80,8 @@ def _our_errors(config_dir: Path | None = None, used: Sequence[Path] = ()) -> It
         raise
     except Exception as error:
         is_about_text = config_dir is not None and isinstance(error, yaml.YAMLError | ValueError)
-        files_read = [*used, *(files.all_files(config_dir) if config_dir and is_about_text else ())]
-        fault = files.first_fault(file for file in files_read if file.is_file())
+        files_read = [*used, *(yaml_files.all_files(config_dir) if config_dir and is_about_text else ())]
+        fault = yaml_files.first_fault(file for file in files_read if file.is_file())
         raise fault or ConfigError(_missing_file(error, config_dir) or hydras_line(error)) from error
 
 
@@ -91,6 +91,6 @@ def _missing_file(error: Exception, config_dir: Path | None) -> str | None:
     if found is None or config_dir is None:
         return None
     group, option = found.groups()[1:]
-    known = files.groups(config_dir).get(group, [])
+    known = yaml_files.groups(config_dir).get(group, [])
     hint = did_you_mean(option, known)
     return f"no file configs/{group}/{option}.yaml, which a list of defaults names{hint}"
