@@ -1,4 +1,21 @@
-"""The schema of a run and of a sweep, and how `configs/` becomes one."""
+"""Configuration: what every key means, and how `configs/` and the command line become a checked object.
+
+compose.py          read this first: files and overrides to `RunConfig` or `SweepPlan`
+schema.py           every key of a run: type, unit, range, default
+sweep.py            every key of a sweep, with the sections below
+    space.py, sampling.py, objectives.py, executor.py
+monitor.py          the one metric that decides about a run
+base.py             `Section`, the base of every section: immutable, strict
+
+overrides.py        the grammar of the command line
+space_overrides.py  what the command line does to a sweep's space
+arms.py             keys that only some trials of a sweep have
+hydra_adapter.py    the only file that calls Hydra
+yaml_files.py       the config folder: its groups, and faults in a file, with their line
+validation.py       pydantic's report as one line that names the key and the nearest fix
+dotted_paths.py     what the schema allows at a path such as `optim.lr`
+provenance.py       the resolved configuration as YAML, with where each value came from
+"""
 
 from harness.config.schema import RunConfig
 from harness.config.sweep import SweepConfig

@@ -1,4 +1,8 @@
-"""What holds for some arms of a sweep alone: keys that not every kind of a searched section has."""
+"""Keys that only some arms of a sweep have, such as `optim.momentum` where the space searches sgd and adamw.
+
+An arm is one choice of config files (with the rules that then hold). `compose.py` calls this: such a key,
+given on the command line, holds in the arms whose section has it and is left out of the others.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,10 @@ from harness.errors import ConfigError
 
 
 def arm_values(sweep: SweepConfig, overrides: Sequence[str], config_dir: Path) -> dict[str, Any]:
-    """Return what was given for a key that not all arms of a searched group have; it holds for those that do.
+    """Return the values given for keys of searched groups that at least one arm has, by dotted path.
 
     Raises:
-        ConfigError: no arm has it.
+        ConfigError: `group.kind` was given, which would choose a file past the space.
     """
     held: dict[str, Any] = {}
     rules = [text for rule in sweep.rules for text in rule.overrides]
@@ -50,7 +54,7 @@ def _kind_of(config_dir: Path, group: str, option: Any) -> Any:
 
 
 def without_foreign(values: dict[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of an arm what was given for others."""
+    """Return an arm's values without the keys given for other arms; `values` itself is changed."""
     for path in held:
         group, _, key = path.partition(".")
         section = values.get(group)

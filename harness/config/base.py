@@ -1,4 +1,4 @@
-"""What every section of a configuration is."""
+"""The base class of every section of a configuration (and of the files that describe an exported model)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, no unknown keys, no inf or NaN, and true is no 1."""
+    """A set of keys: immutable, without unknown keys, inf or NaN; no type is converted (`true` is not 1)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()

@@ -1,4 +1,8 @@
-"""What the schema says of a dotted path, whichever of a section's kinds has it."""
+"""What the schema allows at a dotted path such as `optim.momentum`.
+
+A section can be of several kinds (`optim` is sgd, adam, …); a path counts where any of them has it. Used for
+error messages, and to know whether a value on the command line is meant as text.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The door to Hydra: what goes in is checked, its faults are said in one line, nothing stays open."""
+"""The only file that calls Hydra: overrides are checked before, its errors become one line, no state stays.
+
+Hydra keeps global state while it is open; each function here opens it and closes it again. `compose.py` calls
+them.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,7 @@ def as_tree(config: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
 
 
 def defaults_list(root: str, overrides: Sequence[str], config_dir: Path) -> Any:
-    """Return Hydra's account of the files that it merges, and of the option chosen for each group."""
+    """Return Hydra's list of the files that it merges, and the option chosen for each group."""
     with _hydra(root, overrides, config_dir) as lines:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -55,7 +59,7 @@ def defaults_list(root: str, overrides: Sequence[str], config_dir: Path) -> Any:
 
 @contextmanager
 def _hydra(root: str, overrides: Sequence[str], config_dir: Path) -> Iterator[list[str]]:
-    """Open Hydra on a folder, checked and with the overrides in its own words; its faults become ours."""
+    """Open Hydra on a folder, yield the overrides as it reads them, and turn its errors into ours."""
     parsed = parse_overrides(overrides)
     lines = in_hydras_words(parsed, root, yaml_files.groups(config_dir))
     given = values_of(parsed)
@@ -73,12 +77,16 @@ def _hydra(root: str, overrides: Sequence[str], config_dir: Path) -> Iterator[li
 
 @contextmanager
 def _our_errors(config_dir: Path | None = None, used: Sequence[Path] = ()) -> Iterator[None]:
-    """Say in one line what Hydra and OmegaConf raise, of any kind: within, they read what a user wrote."""
+    """Turn whatever Hydra or OmegaConf raises into a ConfigError of one line.
+
+    All exceptions are caught, since within the block both read only what a user wrote.
+    """
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:
+        # Hydra's message names no line. Where the text of a file may be at fault, look for that file first.
         is_about_text = config_dir is not None and isinstance(error, yaml.YAMLError | ValueError)
         files_read = [*used, *(yaml_files.all_files(config_dir) if config_dir and is_about_text else ())]
         fault = yaml_files.first_fault(file for file in files_read if file.is_file())
@@ -86,7 +94,7 @@ def _our_errors(config_dir: Path | None = None, used: Sequence[Path] = ()) -> It
 
 
 def _missing_file(error: Exception, config_dir: Path | None) -> str | None:
-    """A defaults list names a file that does not exist."""
+    """Return the message for a defaults list that names a missing file; None for other errors."""
     found = re.match(r"In '([^']*)': Could not (?:find|load) '([^'/]*)/([^']*)'", str(error))
     if found is None or config_dir is None:
         return None

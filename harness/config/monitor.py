@@ -1,4 +1,4 @@
-"""The one metric that decides about a run: the epoch it keeps, when it stops, what a sweep is told of it."""
+"""The one metric that decides about a run: the epoch kept, early stopping, what a sweep is told."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def direction_of(metric: str) -> Direction:
 
 
 class Judged(Section):
-    """A section with a metric, whose direction follows from it and need not be given."""
+    """A section with a metric; the direction follows from the metric and need not be given."""
 
     metric: Metric = "val/accuracy"
     direction: Direction = "maximize"

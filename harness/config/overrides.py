@@ -1,4 +1,8 @@
-"""The words of the command line: Hydra's override grammar, and what of it means something here."""
+"""The grammar of the command line: Hydra's overrides (`group=file`, `a.b=value`), parsed and checked.
+
+`compose.py` parses with it, `hydra_adapter.py` passes the result on to Hydra. Parts of Hydra's grammar that
+mean nothing here (lists of values to sweep over, packages, Hydra's own settings) are refused.
+"""
 
 from __future__ import annotations
 
@@ -85,13 +89,13 @@ def as_setting(path: str, value: bool | int | float | str | None) -> bool | int 
 
 
 def in_hydras_words(parsed: Sequence[Override], root: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the overrides as Hydra is given them: groups plainly, values with force.
+    """Return the overrides as Hydra is given them: groups as they are, values with `++`.
 
-    A plain `a.b=value` may so set a key that the YAML leaves out: the schema judges it. What is about the
-    space of a sweep is left out, see :mod:`harness.config.space_overrides`.
+    With `++`, a plain `a.b=value` may set a key that the YAML leaves out; the schema judges it. Overrides of
+    the sweep's space are left out, see :mod:`harness.config.space_overrides`.
 
     Raises:
-        ConfigError: a group that there is no such file of, or what has no meaning here.
+        ConfigError: a file that its group does not have, or an override that has no meaning here.
     """
     lines = []
     for override in parsed:

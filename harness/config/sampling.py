@@ -11,7 +11,7 @@ from harness.config.schema import PositiveInt
 
 
 class SamplerConfig(Section):
-    """Who proposes the trials.
+    """The sampler, which proposes a trial's values.
 
     gp, cmaes and nsgaii learn only paths that every trial has, and draw conditional ones at random; cmaes
     learns ranges only. grid takes every combination of choices and whole numbers once.
@@ -20,9 +20,8 @@ class SamplerConfig(Section):
     kind: Literal["tpe", "gp", "cmaes", "qmc", "nsgaii", "random", "grid"] = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
     startup_trials: PositiveInt = 5  # tpe, gp, cmaes: random trials before the model of the space is trusted
-    population_size: Annotated[int, Field(ge=5)] | None = (
-        None  # cmaes, nsgaii: None = Optuna's; 20 for nsgaii
-    )
+    # cmaes, nsgaii: None = Optuna's; 20 for nsgaii
+    population_size: Annotated[int, Field(ge=5)] | None = None
 
 
 class PrunerConfig(Section):

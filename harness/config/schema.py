@@ -1,7 +1,10 @@
 """One validated training run: what every key means, its unit, its range.
 
-Hydra composes YAML into an untyped tree; :class:`RunConfig` is that tree, checked once and frozen, and
-the only form of it that the rest of the program sees.
+Hydra composes YAML into an untyped tree (`compose.py`); :class:`RunConfig` is that tree, checked once and
+immutable. The rest of the program sees nothing else.
+
+Most keys have a default here and a value in `configs/`. The YAML wins, as its files set every key.
+The defaults here hold for a `RunConfig` that Python code builds, and for checkpoints that lack a newer key.
 """
 
 from __future__ import annotations
@@ -269,9 +272,8 @@ class TrainerConfig(Section):
     monitor: MonitorConfig = MonitorConfig()  # in a sweep: sweep.metric
     early_stopping_patience: PositiveInt | None = None  # epochs in which trainer.monitor gets no better
     select: Literal["best", "last"] = "best"  # the epoch to keep: by trainer.monitor, or the last one
-    devices: PositiveInt = (
-        1  # GPUs (or, on a CPU, processes) that train together; a batch is shared among them
-    )
+    # GPUs (or, on a CPU, processes) that train together; a batch is shared among them.
+    devices: PositiveInt = 1
     sync_batchnorm: bool = False  # statistics of the whole batch, not of each device's share
     keep_memory: bool = True  # keep large blocks in the process (glibc): up to a third faster on CPUs
 

@@ -1,4 +1,8 @@
-"""The space of a sweep: dimensions over dotted configuration paths, and what hangs on their values."""
+"""The space of a sweep: dimensions over dotted configuration paths, and conditions on their values.
+
+A dimension with `when` exists only in trials whose other values fulfil that condition; a rule adds overrides
+to such trials. `harness.search.suggest` draws from the space.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +117,7 @@ def _choices(path: str, dimension: Dimension, point: dict[str, Scalar]) -> list[
 
 
 def check_point(space: Mapping[str, Dimension], point: dict[str, Scalar]) -> None:
-    """Make sure that a trial could be asked for with these values; the paths left out are anybody's choice.
+    """Make sure that a trial could be asked for with these values; the sampler chooses the paths left out.
 
     Raises:
         ValueError: a path, a value or a combination that the space does not have.
@@ -168,10 +172,10 @@ class SearchSpace(Section):
 def check_conditions(
     space: Mapping[str, Dimension], rules: Sequence[Rule], fixed: Container[str] = ()
 ) -> None:
-    """Refuse a condition that can never hold: what hangs on it would be passed over in silence.
+    """Refuse a condition that can never hold: its dimension or rule would silently never apply.
 
     Args:
-        fixed: paths that have one value for all trials; what hangs on them is settled elsewhere.
+        fixed: paths that have one value for all trials; conditions on them are decided elsewhere.
 
     Raises:
         ValueError: a path that is not searched, or a value that it cannot take.
@@ -193,7 +197,7 @@ def check_conditions(
 
 
 def _check_can_hold(subject: str, when: Condition, space: Mapping[str, Dimension]) -> None:
-    """Follow a condition to those that it hangs on in turn, and see that their demands agree."""
+    """Check a condition together with the conditions of the dimensions that it names, and so on."""
     possible: dict[str, list[Scalar]] = {}
     for path, values in _demands(when, space):
         given = values if isinstance(values, list) else [values]

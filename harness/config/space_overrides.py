@@ -1,4 +1,8 @@
-"""What the command line does to a sweep's space: it edits dimensions, and what it fixes leaves the space."""
+"""What the command line does to a sweep's space; `compose_sweep` applies both functions.
+
+edit_space      sweep.space.optim.lr.high=0.1   changes, adds or removes a dimension
+without_fixed   optim.lr=0.001                  fixes a searched path, which then leaves the space
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,8 @@ def edit_space(section: Mapping[str, Any], parsed: Sequence[Override]) -> dict[s
     """Apply overrides of `sweep.space` to a sweep's section, in their order.
 
     A space that is given replaces the file's, a dimension that is given replaces that dimension, and
-    `sweep.space.optim.lr.high=…` sets one key: Hydra would merge the former and knows no key with dots.
+    `sweep.space.optim.lr.high=…` sets one key. Hydra is not asked, because it would merge a given space into
+    the file's, and reads the dots of `optim.lr` as nesting.
 
     Raises:
         ConfigError: a dimension that the space does not have.
@@ -62,7 +67,7 @@ def _edit_dimension(space: dict[str, Any], path: str, value: Any, is_delete: boo
 
 
 def _keys(key: str) -> list[str]:
-    """`when.optim.lr` is the key `optim.lr` of `when`."""
+    """Split what follows a dimension's name: `when.optim.lr` means the key `optim.lr` of `when`."""
     first, _, rest = key.partition(".")
     return [first, rest] if rest else [first]
 
@@ -84,7 +89,10 @@ def _remove(tree: dict[str, Any], keys: Sequence[str]) -> None:
 
 
 def without_fixed(asked: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Take what the user fixed out of a space, and settle what hangs on it: conditions, rules, points.
+    """Return a space, its rules and its points without the paths that the user fixed.
+
+    Conditions on a fixed path are decided now: they are dropped where they hold, and where they do not, their
+    dimension or rule is dropped.
 
     Raises:
         ValueError: a condition that can never hold, fixed or not.
@@ -101,7 +109,7 @@ def without_fixed(asked: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, Any
 
 
 def _settle_point(point: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Take what is fixed out of a point to begin with; None, and a line that says so, if none is left."""
+    """Return a point of `enqueue` without fixed paths; warn and return None if it can no longer be tried."""
     other = {path: value for path, value in point.items() if fixed.get(path, value) != value}
     left = {path: value for path, value in point.items() if path not in fixed}
     if not other and left:
@@ -113,7 +121,7 @@ def _settle_point(point: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[st
 
 
 def _settle(conditional: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Drop from `when` what is now certain; None if it can no longer hold."""
+    """Return a dimension or rule without conditions on fixed paths; None if one of them does not hold."""
     when = conditional.get("when", {})
     certain = {path: values for path, values in when.items() if path in fixed}
     if not holds(certain, dict(fixed)):

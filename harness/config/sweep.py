@@ -1,4 +1,4 @@
-"""What a sweep is: a space, an objective, a budget, and where its trials run."""
+"""Every key of the section `sweep`: space, objective, budget, and where trials run."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ class SweepConfig(SearchSpace, Judged):
     checkpoint_gb: Gigabytes | None = None  # 10^9 bytes; beyond it the worst trials' checkpoints are removed
     keep_checkpoints: PositiveInt = 3  # of the best trials, whatever checkpoint_gb is
     min_free_gb: Gigabytes = 1.0  # with less on the disk of runs nothing starts, and running trials stop
-    evaluate_test: bool = (
-        True  # the best trial's checkpoint, when the sweep has ended; each reading is recorded
-    )
+    # Read the test split with the best trial's checkpoint when the sweep has ended; each reading is recorded.
+    evaluate_test: bool = True
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     executor: ExecutorConfig = LocalExecutorConfig()

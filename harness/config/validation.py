@@ -1,4 +1,8 @@
-"""From a library's report to one line that names the key, what was expected, and the nearest fix."""
+"""Validation with one-line errors that name the key, what was expected, and the nearest fix.
+
+`validate` stands in for pydantic's `model_validate` wherever a user's values are read. pydantic reports every
+alternative of a union separately; here they become one line for the first wrong value.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +145,7 @@ def _words(quoted: str) -> list[str]:
 
 
 def _as_written(location: tuple[int | str, ...], values: Any, kind: str) -> list[str]:
-    """Leave out of pydantic's location the tags of unions, which no user wrote."""
+    """Return the location of a fault as the user wrote it: without the tags that pydantic adds for unions."""
     names = []
     for position, step in enumerate(location):
         is_last = position == len(location) - 1

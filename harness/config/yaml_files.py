@@ -1,4 +1,7 @@
-"""What can be wrong with a configuration file itself, said with its line: Hydra and YAML say it in many."""
+"""The folder of configuration files: its groups, and faults of a single file, reported with the line.
+
+Hydra and PyYAML report such faults in many lines and without a cure; `hydra_adapter.py` asks here instead.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from harness.config.schema import RunConfig
 from harness.errors import ConfigError, one_line
 
 HEADER = "# @package _global_"
-GLOBAL_GROUPS = ("sweep", "recipe")  # whose files set other sections than their own
+GLOBAL_GROUPS = ("sweep", "recipe")  # files of these groups set sections other than their own
 SECTIONS = {*RunConfig.model_fields, "sweep"}
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "UTF-8 with a byte order mark",
@@ -70,7 +73,7 @@ def _has_header(file: Path) -> bool:
 
 
 def first_fault(files: Iterable[Path]) -> ConfigError | None:
-    """Return what is wrong with the first file that cannot be read, if any cannot."""
+    """Return the error of the first file that cannot be read; None if all can."""
     for file in files:
         try:
             read_yaml(file)

@@ -1,7 +1,11 @@
 """Decoded images on disk: written once under a lock, memory-mapped by every process after that.
 
-A cache is a directory: one folder per part (``train``, perhaps ``val`` and ``test``) of plain ``.npy`` files,
-and a ``meta.json`` that says what they must look like. A cache that does not is thrown away and rebuilt.
+    meta.json            the format, what the source says of itself, shapes and checksums of the files below
+    PART/images.npy      uint8 (N, H, W, 3); PART is train, val or test
+    PART/labels.npy, hashes.npy, moments.npy, thumbnails.npy
+
+Each source in `sources/` calls `load_or_build` with a function that decodes its images. A cache whose files
+do not match its `meta.json` is removed and built again.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """The images that one source keeps together, with what is needed to never read them all again.
+    """One part of a source (train, val or test): its images, and facts computed from them once.
 
     Args:
         images: uint8 (N, H, W, 3), a read-only memory map, or the files where that would not fit.
@@ -95,8 +99,11 @@ def load_or_build(
     """Open the cache called `key`, or have `build` write it; safe for processes that start together.
 
     Args:
-        build: Fills the directory it is given by `create_images` and `finish_part`.
-        files: Of each part, as described, where the cache holds all but the pixels (`write_index` alone).
+        cache_dir: The run's `data.cache_dir`.
+        key: Name of the cache; it must differ for images that are decoded differently.
+        build: Fills the directory that it is given, by `create_images` and `finish_part`.
+        files: Given where the cache holds no pixels (`build` called `write_index` only): returns the files of
+            each part, which then stand in for its array.
 
     Raises:
         DataError: If the cache directory cannot be written, or whatever `build` raises.
@@ -108,6 +115,7 @@ def load_or_build(
         cache_dir.mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache_dir / f".{target.name}.lock")
         with lock:
+            # Whoever waited for the lock finds the cache that the process before it has built.
             return open_cache(target, files) or _build(target, build, files)
     except OSError as error:
         raise DataError(
@@ -118,13 +126,13 @@ def load_or_build(
 def _build(target: Path, build: Callable[[Path], Description], files: Files | None) -> DecodedSet:
     _remove_leftovers(target)
     staging = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-    staging.mkdir()  # as the umask says: others may use the cache too
+    staging.mkdir()  # with the umask's permissions, unlike tempfile's: other users may share the cache
     try:
         about = build(staging)
         _write_meta(staging, about)
         if target.exists():
             shutil.rmtree(target)
-        staging.replace(target)
+        staging.replace(target)  # atomic: no process ever sees a cache that is half built
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     built = open_cache(target, files)
@@ -144,7 +152,7 @@ def _remove_leftovers(target: Path) -> None:
 def create_images(directory: Path, part: PartName, shape: tuple[int, int, int, int]) -> np.memmap:
     """Create a part's image file to be filled row by row, so that it need not fit in memory."""
     size, free = math.prod(shape), shutil.disk_usage(directory).free
-    if size > free:  # a full disk under a memory map is a bus error, not an exception
+    if size > free:  # a full disk under a memory map is a SIGBUS, not an exception
         raise DataError(
             f"the decoded images need {size / 1e9:.1f} GB, {directory.parent} has {free / 1e9:.1f} GB left; "
             "set data.cache_dir to a larger disk"
@@ -181,7 +189,7 @@ def hash_images(images: np.ndarray) -> np.ndarray:
 
 
 def _moments(images: np.ndarray, chunk: int = 512) -> np.ndarray:
-    """Return sums and sums of squares per image and channel: exact, so that any subset's mean is too."""
+    """Return sums and sums of squares per image and channel, in exact integers: so is any subset's mean."""
     found = np.empty((len(images), 2, 3), dtype=np.int64)
     num_pixels = images.shape[1] * images.shape[2]
     ones = np.ones(num_pixels)  # summing by a product is five times faster than along a short last axis
@@ -230,7 +238,7 @@ def open_cache(directory: Path, files: Files | None = None) -> DecodedSet | None
     """Map a finished cache, or return None where there is none or it is damaged.
 
     Raises:
-        DataError: it is another user's, who lets nobody read it.
+        DataError: it belongs to another user and is not readable.
     """
     if not directory.is_dir():
         return None

@@ -1,8 +1,9 @@
-"""The same image more than once: exact copies stay on one side of a split, and look-alikes are counted.
+"""Duplicates: images with equal pixels stay on one side of a split; similar images are only counted.
 
-Copies are images whose decoded pixels are equal. Where the harness splits, the first of them is drawn and the
-others go where it goes. Where a tree gives the splits, test images are left as they are: copies of them are
-left out of training and validation, and copies of validation images out of training.
+`splits.py` uses the first two functions so that no image is both trained on and tested on. Where the harness
+splits, all copies of an image go to the same split. Where the folder tree gives the splits, test images stay
+as they are: their copies are left out of training and validation, and copies of validation images are left
+out of training.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ BLOCK = 4096  # thumbnails compared at a time
 
 
 def first_of_duplicates(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows whose image has not come before, and for each row the first row of its image."""
+    """Return the first row of each different image, and for every row the first row with the same image."""
     _, first, which = np.unique(_keys(part, rows), return_index=True, return_inverse=True)
     return rows[np.sort(first)], rows[first][which]
 
 
 def without_duplicates_of(part: Part, rows: np.ndarray, other: Part, other_rows: np.ndarray) -> np.ndarray:
-    """Return the rows whose image is none of the other ones'."""
+    """Return the rows whose image does not occur among the other rows."""
     return rows[~np.isin(_keys(part, rows), _keys(other, other_rows))]
 
 
@@ -37,7 +38,7 @@ def _keys(part: Part, rows: np.ndarray) -> np.ndarray:
 
 
 def describe_duplicates(decoded: DecodedSet) -> list[str]:
-    """Say what copies a source holds and what becomes of them, a line each."""
+    """Return lines for people: which copies a source holds and what becomes of them."""
     known: dict[PartName, Part] = {name: decoded.parts[name] for name in PARTS if name in decoded.parts}
     parts = {name: (part, np.flatnonzero(part.labels != BROKEN)) for name, part in known.items()}
     keys = np.concatenate([_keys(part, rows) for part, rows in parts.values()])

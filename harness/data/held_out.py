@@ -1,4 +1,4 @@
-"""The only door to the test split: imported by what evaluates a chosen model, never by `search`."""
+"""The only way to the test split; imported where a chosen model is evaluated, never by `search`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a data section of the configuration to decoded images: the one place that knows every source."""
+"""From the section `data` of a configuration to splits: the one file that knows every source.
+
+Training and search call `load_splits`. The test split is loaded by `held_out.py` only.
+"""
 
 from __future__ import annotations
 

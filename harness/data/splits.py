@@ -1,4 +1,9 @@
-"""How a data set's images become training, validation and test splits, and what identifies the result."""
+"""Training, validation and test splits of a decoded data set, and the digest that identifies them.
+
+`load.py` calls `build_splits`; only `held_out.py` calls `build_test`. Splits are rows of the source's arrays,
+never copies. Which images are held out for the test depends on nothing that can be configured for a run
+except the folder's `test_fraction`.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +22,8 @@ from harness.errors import ConfigError, DataError
 
 TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
 
-# Of an image that is in several given parts, training and then validation go without: no score is of an image
-# that was trained on.
-KEEPS_ITS_IMAGES: dict[PartName, tuple[PartName, ...]] = {
+# For each part, the parts whose images it must not contain. So no score is of an image that was trained on.
+YIELDS_TO: dict[PartName, tuple[PartName, ...]] = {
     "train": ("val", "test"),
     "val": ("test",),
     "test": (),
@@ -155,7 +159,7 @@ def _own_rows(decoded: DecodedSet, name: PartName) -> np.ndarray:
     """Return a part's readable images without copies of what the source gives for validation and test."""
     part, names = decoded.parts[name], decoded.about.class_names
     rows = readable_rows(part, names, name)
-    for other in KEEPS_ITS_IMAGES[name]:
+    for other in YIELDS_TO[name]:
         if other in decoded.parts:
             held = decoded.parts[other]
             rows = without_duplicates_of(part, rows, held, np.flatnonzero(held.labels != BROKEN))

@@ -22,9 +22,10 @@ Operation = Callable[[Tensor, Tensor], Tensor]  # uint8 (N, 3, H, W), float (N,)
 
 @dataclass(frozen=True)
 class PolicyOp:
-    """One operation a policy may draw.
+    """One operation that a policy may draw, and its range of magnitudes.
 
     Args:
+        apply: The operation, from `ops.py`.
         weakest: Its magnitude at bin 0.
         strongest: Its magnitude at bin 30; linear in between.
         is_signed: Whether the magnitude is negated half of the time.

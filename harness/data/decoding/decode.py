@@ -84,7 +84,7 @@ def is_image(path: Path) -> bool:
             return False
         with _open(path):
             return True
-    except Exception:  # what a format's reader raises at a file that is none is anybody's guess
+    except Exception:  # a file of another kind can make a reader raise anything
         return False
 
 

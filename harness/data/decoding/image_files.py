@@ -1,6 +1,7 @@
-"""Images that stay in their files, since decoded they would not fit in memory: read by worker processes.
+"""Images that stay in their files because, decoded, they would not fit in memory.
 
-Stands in for the decoded array: the same rows in the same order, with the same pixels.
+`ImageFiles` stands in for the decoded array: the same rows in the same order, with the same pixels. Worker
+processes decode ahead of training. The folder source makes it; `splits.ImageArrays` reads from it.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def decode_files(root: Path, paths: list[str], size: int, pixel_range: PixelRang
                 images[row] = decode_image(root / path, size, pixel_range)
             except MemoryError:
                 raise
-            except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
+            except Exception as error:  # a damaged file can make a decoder raise anything
                 raise DataError(
                     f"{printable(path)} can no longer be read ({type(error).__name__}); "
                     f"put it back into {printable(str(root))}, or start anew without it"

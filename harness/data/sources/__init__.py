@@ -1,1 +1,8 @@
-"""Where images come from: one module per data set, each with a `load` that returns a decoded set."""
+"""Where images come from: one module per data set, each with a `load` that returns a decoded set.
+
+    cifar10.py   verified by content; cifar10_files.py reads its formats, cifar10_download.py fetches it
+    digits.py    scikit-learn's digits
+    folder.py    any tree of class folders: scan.py lists it, layout.py says what it means
+
+`harness.data.load` picks the module; each writes and opens a `decoded_cache`.
+"""

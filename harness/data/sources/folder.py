@@ -1,4 +1,4 @@
-"""A tree of image files, read as `layout` understands it and decoded by the rule of `pixels`.
+"""The source `data=folder`: a tree of image files, understood by `layout.py`, decoded by `decoding/`.
 
 Files that cannot be read are listed, never fatal, as long as every class keeps some that can.
 """
@@ -172,7 +172,7 @@ def _inspect(root: Path, path: str) -> Inspection | None:
         return inspect_image(root / path)
     except MemoryError:
         raise
-    except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
+    except Exception as error:  # a damaged file can make a decoder raise anything
         log.debug("%s: %r", path, error)
         return None
 
@@ -243,7 +243,7 @@ def _decode_into(pixels: np.ndarray, files: ImageFiles, row: int, path: str) -> 
         pixels[row] = decode_image(files.root / path, files.size, files.pixel_range)
     except MemoryError:
         raise
-    except Exception as error:  # what a decoder raises at a damaged file is anybody's guess
+    except Exception as error:  # a damaged file can make a decoder raise anything
         log.debug("%s: %r", path, error)
         return False
     return True

@@ -1,4 +1,7 @@
-"""Every file below a folder, each once: an image, or passed over for a reason that is given."""
+"""Lists every file below a folder once: as an image, or as passed over with the reason.
+
+`layout.py` calls `scan` and decides what the tree of folders means.
+"""
 
 from __future__ import annotations
 
