@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 
-from harness.search.study.storage import PatientStorage
+from harness.search.study.storage import RetryingStorage
 
 PARTS = (
     models.TrialParamModel,
@@ -20,7 +20,7 @@ PARTS = (
 )
 
 
-def fill(storage: PatientStorage, study_id: int, num_trials: int) -> None:
+def fill(storage: RetryingStorage, study_id: int, num_trials: int) -> None:
     """Copy the trials of a study, all of which have ended, until it has as many."""
     trials = models.TrialModel.__table__
     with storage.engine.begin() as connection:

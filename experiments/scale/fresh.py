@@ -16,8 +16,9 @@ from experiments.scale.simulation import prepare
 from experiments.scale.worker import Job
 from harness.config.compose import SweepPlan
 from harness.search.study import keys
+from harness.search.study.optuna_private import add_to_cache
 from harness.search.study.storage import open_storage
-from harness.search.study.trials import find_study, known_trial, load_study_for_trial, read_rows, storage_of
+from harness.search.study.trials import find_study, load_study_for_trial, read_rows, storage_of
 from harness.search.suggest.pruners import build_pruner, report_score, should_prune
 from harness.search.suggest.space import suggest
 
@@ -44,7 +45,7 @@ def measure(job: Job) -> Costs:
         storage = open_storage(job.url, plan.sweep.lease_seconds)
     found = find_study(storage, job.name)
     assert found is not None
-    number = storage.get_survey(found._study_id, keys.OWNER).num_trials
+    number = storage.get_open_trials(found._study_id, keys.OWNER).num_trials
     study = load_study_for_trial(storage, job.name, plan.sweep, number)
     claimed = storage.create_taken_trial(study._study_id, {keys.ATTEMPT: 1})
     before = psutil.Process().memory_info().rss
@@ -52,7 +53,7 @@ def measure(job: Job) -> Costs:
         study.get_trials(deepcopy=False)
     costs["memory_gb"] = (psutil.Process().memory_info().rss - before) / 1e9
     trial = optuna.trial.Trial(study, claimed.trial_id)
-    known_trial(trial)
+    add_to_cache(trial)
     with _timed(costs, "suggest"):
         suggest(trial, plan.sweep.space)
     with _timed(costs, "report"):

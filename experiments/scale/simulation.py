@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from experiments.scale.sampling import Meter, Usage
 from experiments.scale.worker import DONE, PRELOAD, Job, Times, work
-from harness.search.study.storage import PatientStorage, is_server, open_storage
+from harness.search.study.storage import RetryingStorage, is_server, open_storage
 from harness.search.study.trials import find_study
 
 
@@ -147,7 +147,7 @@ def read_times(folder: Path, began: float) -> tuple[list[float], Times]:
     return [row["ended"] - began for row in rows], dict(times)
 
 
-def find_mistakes(storage: PatientStorage, job: Job) -> list[str]:
+def find_mistakes(storage: RetryingStorage, job: Job) -> list[str]:
     """Return what is wrong with the books after a simulation; nothing should be."""
     study = find_study(storage, job.name)
     assert study is not None
@@ -166,11 +166,11 @@ def find_mistakes(storage: PatientStorage, job: Job) -> list[str]:
     return [mistake for mistake, is_right in checks.items() if not is_right]
 
 
-def _num_trials(storage: PatientStorage, job: Job) -> int:
+def _num_trials(storage: RetryingStorage, job: Job) -> int:
     return storage.get_n_trials(storage.get_study_id_from_name(job.name))
 
 
-def _connection_counter(storage: PatientStorage) -> Callable[[], int]:
+def _connection_counter(storage: RetryingStorage) -> Callable[[], int]:
     """Return a function that counts a PostgreSQL server's connections but its own; a file has none."""
     if not is_server(storage.url):
         return lambda: 0

@@ -23,7 +23,7 @@ from sqlalchemy.orm import configure_mappers
 
 from harness.config.compose import SweepPlan
 from harness.search.ownership.claims import Claim, Claims
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.storage import open_storage
 from harness.search.study.trials import find_study
 from harness.search.trial import run as trial
@@ -137,7 +137,7 @@ class TimedAttempt(trial._Attempt):
 
 
 @contextmanager
-def _no_training(storage: PatientStorage) -> Iterator[None]:
+def _no_training(storage: RetryingStorage) -> Iterator[None]:
     """Let trials use the worker's connection, and compose no configuration: nobody trains one."""
     with ExitStack() as patches:
         patches.enter_context(patch.object(trial, "open_storage", lambda *_, **__: storage))

@@ -35,11 +35,11 @@ from harness.search.report.progress import build_progress, view_of
 from harness.search.study import keys
 from harness.search.study.extend import extend_sweep
 from harness.search.study.locate import (
-    SweepHome,
+    SweepContext,
     coordinating,
     existing_study,
-    find_home,
     is_closed,
+    locate_sweep,
     open_study,
 )
 from harness.search.study.locks import LockedError, LostLockError
@@ -91,7 +91,7 @@ def run_sweep(
     """
     started = time.monotonic()
     console = console or build_console()
-    home = find_home(plan, command)
+    home = locate_sweep(plan, command)
     if extend:
         home = home.with_plan(check_space(home.plan).plan)
         with coordinating(home):
@@ -147,7 +147,7 @@ def _describe_slots(plan: SweepPlan) -> str:
 
 
 def _coordinate(
-    home: SweepHome, store: RunStore, executor: Executor, console: Console, started: float
+    home: SweepContext, store: RunStore, executor: Executor, console: Console, started: float
 ) -> SweepResult | None:
     """Run the sweep's trials and record what comes out; None where another process coordinates the sweep.
 
@@ -187,7 +187,7 @@ def _coordinate(
         return _result(home, study, outcome, signals.exit_code or EXIT_STOPPED)
 
 
-def _follow(home: SweepHome, console: Console, started: float) -> SweepResult | None:
+def _follow(home: SweepContext, console: Console, started: float) -> SweepResult | None:
     """Show a sweep that another process coordinates; None where that process leaves and work is left."""
     say(console, FOLLOWING.format(name=home.name))
     study = open_study(home)
@@ -196,7 +196,7 @@ def _follow(home: SweepHome, console: Console, started: float) -> SweepResult | 
     return _result(home, study, "complete", 0) if is_closed(study, home.plan) else None
 
 
-def _note_call(home: SweepHome, study: optuna.Study) -> None:
+def _note_call(home: SweepContext, study: optuna.Study) -> None:
     """Let the next `make compare`, `make export` and `--status` mean the sweep whose result is shown now."""
     run_id = study.user_attrs.get(keys.PARENT_RUN_ID)
     try:
@@ -207,14 +207,14 @@ def _note_call(home: SweepHome, study: optuna.Study) -> None:
         logger.warning("it is not noted that this sweep was called last: %s", error)
 
 
-def _open_store(home: SweepHome) -> RunStore:
+def _open_store(home: SweepContext) -> RunStore:
     from harness.tracking.store import open_store
 
     return open_store(home.plan.base.tracking)
 
 
 @contextmanager
-def _sweep_record(home: SweepHome, study: optuna.Study, store: RunStore) -> Iterator[SweepRecord]:
+def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> Iterator[SweepRecord]:
     """Keep the parent run open within, and close it with what truly became of this call."""
     from harness.tracking import names
     from harness.tracking.views import sweep_view
@@ -245,7 +245,7 @@ def _sweep_record(home: SweepHome, study: optuna.Study, store: RunStore) -> Iter
     sweep_record.close(sweep_record.status)
 
 
-def _result(home: SweepHome, study: optuna.Study, outcome: Outcome, exit_code: int) -> SweepResult:
+def _result(home: SweepContext, study: optuna.Study, outcome: Outcome, exit_code: int) -> SweepResult:
     rows = read_rows(study, home.runs)
     return SweepResult(
         name=home.name,

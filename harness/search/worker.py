@@ -26,7 +26,7 @@ from harness.search.report.messages import build_console, say
 from harness.search.report.progress import build_progress, view_of
 from harness.search.report.status import find_sweep, open_sweeps
 from harness.search.study import keys
-from harness.search.study.locate import SweepHome, find_home, open_study
+from harness.search.study.locate import SweepContext, locate_sweep, open_study
 from harness.search.study.trials import TrialRow, read_rows
 from harness.search.suggest.space import check_space
 from harness.search.trial.exit_codes import EXIT_STOPPED
@@ -80,19 +80,19 @@ def run_worker(
 
 def _join(
     name: str | None, url: str, overrides: Sequence[str], config_dir: Path
-) -> tuple[SweepHome, optuna.Study]:
+) -> tuple[SweepContext, optuna.Study]:
     known = find_sweep(open_sweeps(url), name)
     plan = known.user_attrs.get(keys.PLAN)
     if plan is None or known.user_attrs.get(keys.PARENT_RUN_ID) is None:
         raise SweepError(f"sweep {known.study_name!r} has not begun: start it with `harness sweep` first")
     asked = [text for text in plan["overrides"] if not path_of(text).startswith("sweep.executor")]
     there = [*asked, *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
-    home = find_home(compose_sweep(there, config_dir))
+    home = locate_sweep(compose_sweep(there, config_dir))
     study = open_study(home, enqueue=False)
     return home.of(study), study
 
 
-def _store_with_parent(home: SweepHome, study: optuna.Study) -> RunStore:
+def _store_with_parent(home: SweepContext, study: optuna.Study) -> RunStore:
     from harness.tracking.store import open_store
 
     store = open_store(home.plan.base.tracking)

@@ -51,6 +51,8 @@ class MlflowTracker:
         self._recorded = dict(recorded)
         self._epochs = {step for key, step in recorded if key == names.EPOCH}
         self._keeps_status = keeps_status
+        # Called before anything is sent or spooled; a sweep's trial leaves here if it was taken over.
+        self.before_write: Callable[[], None] = lambda: None
         self._away: list[Lane] = []  # that the store did not take something of
 
     @property
@@ -142,6 +144,7 @@ class MlflowTracker:
 
     def _log_artifact(self, name: str, write: Callable[[Path], object]) -> None:
         """Write an artifact into the spool's folder, not $TMPDIR, which may be small, and record it."""
+        self.before_write()
         try:
             path = self._spool.new_file(PurePosixPath(name).name)
             write(path)
@@ -155,6 +158,7 @@ class MlflowTracker:
 
     def _record(self, operation: Operation) -> None:
         """Do it, after all that has to come before it; keep it for later if the store is away."""
+        self.before_write()
         lane = self._spool.lane_of(operation)
         is_record = lane is self._spool.records
         try:

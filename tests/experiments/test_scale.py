@@ -18,7 +18,7 @@ from experiments.scale.postgres import ABSENT, NoPostgresError, Server, find_pro
 from experiments.scale.simulation import Simulated, find_mistakes, simulate
 from harness.search.ownership.claims import Claims
 from harness.search.study import keys
-from harness.search.study.storage import PatientStorage, open_storage
+from harness.search.study.storage import RetryingStorage, open_storage
 from harness.search.study.trials import create_study, find_study
 
 NAME = "sweep"
@@ -113,7 +113,7 @@ def test_workers_end_exactly_the_budget_on_a_server(postgres: Server, tmp_path: 
     assert done.usage.server_cpu_s > 0
 
 
-def _study(postgres: Server, name: str) -> tuple[PatientStorage, int]:
+def _study(postgres: Server, name: str) -> tuple[RetryingStorage, int]:
     storage = open_storage(postgres.url)
     return storage, create_study(storage, name, plan_of("random", 10).sweep)._study_id
 
@@ -123,12 +123,12 @@ def test_a_claim_on_a_server_is_made_wholly_or_not_at_all(postgres: Server) -> N
 
     def begin_and_fail() -> None:
         storage.create_taken_trial(study_id, {keys.ATTEMPT: 1})
-        assert storage.get_survey(study_id, keys.ATTEMPT).num_trials == 1
+        assert storage.get_open_trials(study_id, keys.ATTEMPT).num_trials == 1
         raise ValueError("killed, say")
 
     with pytest.raises(ValueError, match="killed"):
         storage.transact("whole", begin_and_fail)
-    assert storage.get_survey(study_id, keys.ATTEMPT).num_trials == 0
+    assert storage.get_open_trials(study_id, keys.ATTEMPT).num_trials == 0
 
 
 def test_a_claim_is_made_anew_when_the_connection_is_lost_and_with_it_the_lock(postgres: Server) -> None:
@@ -140,7 +140,7 @@ def test_a_claim_is_made_anew_when_the_connection_is_lost_and_with_it_the_lock(p
         trial = storage.create_taken_trial(study_id, {keys.ATTEMPT: 1})
         if len(calls) == 1:
             _end_other_connections(postgres)
-        storage.get_standing(trial.trial_id, keys.ATTEMPT)
+        storage.get_trial_head(trial.trial_id, keys.ATTEMPT)
         return trial.number
 
     assert storage.transact("lost", begin) == 0

@@ -53,7 +53,7 @@ class Behaviour:
         if self.busy_s is not None:
             storage.BUSY_TIMEOUT_S = self.busy_s  # type: ignore[assignment]
         if self.patience_s is not None:
-            storage.PatientStorage.patience_s = trial.PATIENCE_S = self.patience_s
+            storage.RetryingStorage.patience_s = trial.PATIENCE_S = self.patience_s
             mlflow.store.db.utils.MAX_RETRY_COUNT = 2  # of its own, for minutes
 
 

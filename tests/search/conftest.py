@@ -17,7 +17,7 @@ from rich.console import Console
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.search.executors.local import LocalExecutor
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.storage import open_storage, storage_url
 from harness.search.study.trials import TrialRow, find_study, read_rows
 from harness.search.sweep import SweepResult, run_sweep
@@ -91,7 +91,7 @@ class SmallSweep:
             shutil.copy(database, runs)
         return replace(self, runs=runs)
 
-    def storage(self) -> PatientStorage:
+    def storage(self) -> RetryingStorage:
         return open_storage(storage_url(str(self.runs), self.database))
 
     def study(self) -> optuna.Study:

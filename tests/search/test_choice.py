@@ -10,8 +10,8 @@ import pytest
 from harness.analysis.compare import compare_command
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
-from harness.search.report.leaderboard import ranked
 from harness.search.report.parent_run import SweepRecord
+from harness.search.study.trials import ranked
 from harness.tracking.choice import choose, find_sweep, newest_sweep, read_sweep
 from tests.search.behaviour import account
 from tests.search.conftest import SmallSweep

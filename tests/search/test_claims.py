@@ -19,12 +19,12 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.config.sweep import SweepConfig
-from harness.search.ownership import claims as claims_module
+from harness.search.ownership import lease as lease_module
 from harness.search.ownership.claims import Claim, Claims
 from harness.search.ownership.lease import Lease
-from harness.search.ownership.process_id import Owner, birth_of
+from harness.search.ownership.process_id import ProcessId, start_time_of
 from harness.search.study import keys
-from harness.search.study.optuna_private import Standing
+from harness.search.study.optuna_tables import TrialHead
 from harness.search.study.storage import open_storage, storage_url
 from harness.search.study.trials import create_study, find_study
 from tests.search.calls import is_alive, wait_for
@@ -66,7 +66,7 @@ def taken(claims: Claims, num_trials: int = 3) -> Claim:
 
 def set_owner(claims: Claims, claim: Claim, **changes: object) -> None:
     """Pretend that another process has the trial."""
-    owner = replace(Owner.current(trains=True), **changes)  # type: ignore[arg-type]
+    owner = replace(ProcessId.current(trains=True), **changes)  # type: ignore[arg-type]
     claims._storage.set_trial_user_attr(claim.trial_id, keys.OWNER, owner.to_json())
 
 
@@ -126,7 +126,7 @@ def test_whoever_takes_a_trial_that_is_to_fail_ends_it(ours: Claims, theirs: Cla
     assert not theirs.fail(found, {})
 
 
-@pytest.mark.parametrize("change", [{"birth": "before"}, {"pid": 2**22 + 1}])
+@pytest.mark.parametrize("change", [{"start_time": "before"}, {"pid": 2**22 + 1}])
 def test_a_dead_process_of_this_machine_loses_its_trial_at_once(
     ours: Claims, theirs: Claims, change: dict[str, object]
 ) -> None:
@@ -136,7 +136,7 @@ def test_a_dead_process_of_this_machine_loses_its_trial_at_once(
 
 def test_whose_process_died_is_left_to_who_counts_its_deaths(ours: Claims) -> None:
     claim = taken(ours)
-    set_owner(ours, claim, birth="before")
+    set_owner(ours, claim, start_time="before")
 
     assert ours.take(1, unsettled={claim.number}) is None
     assert taken(ours, 1).attempt == 2
@@ -146,7 +146,7 @@ def test_a_machine_with_our_name_that_was_started_at_another_time_is_another_one
     ours: Claims, theirs: Claims
 ) -> None:
     """Cloned machines share all but that; this one before a restart is told apart from us by it too."""
-    host, number, boot = Owner.current().host.split("/")
+    host, number, boot = ProcessId.current().host.split("/")
     assert boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     clone = f"{host}/{number}/{boot[::-1]}"
     claim = taken(ours)
@@ -196,7 +196,7 @@ def test_a_silent_process_of_this_machine_is_ended_if_it_trains(
     ours: Claims, theirs: Claims, sleeper: subprocess.Popen[bytes], trains: bool
 ) -> None:
     """Not so the coordinator that was about to start the trial: others hang on it."""
-    set_owner(ours, taken(ours), pid=sleeper.pid, birth=birth_of(sleeper.pid), trains=trains)
+    set_owner(ours, taken(ours), pid=sleeper.pid, start_time=start_time_of(sleeper.pid), trains=trains)
     wait_for(lambda: theirs.take(1) is not None)
 
     if trains:
@@ -205,8 +205,8 @@ def test_a_silent_process_of_this_machine_is_ended_if_it_trains(
 
 
 def test_an_owner_is_recognised_after_a_journey_through_the_database() -> None:
-    owner = Owner.from_json(Owner.current(trains=True).to_json())
-    assert owner == Owner.current(trains=True)
+    owner = ProcessId.from_json(ProcessId.current(trains=True).to_json())
+    assert owner == ProcessId.current(trains=True)
     assert owner.process() is not None
     assert replace(owner, host="elsewhere").process() is None
 
@@ -217,7 +217,7 @@ def test_creating_a_trial_is_repeated_without_making_two(
     """The connection is lost after the database has done it, and before it could say so."""
     create, calls = ours._storage.create_taken_trial, []
 
-    def lose_answer(study_id: int, attrs: Mapping[str, object]) -> Standing:
+    def lose_answer(study_id: int, attrs: Mapping[str, object]) -> TrialHead:
         calls.append(create(study_id, attrs))
         raise StorageInternalError from OperationalError("INSERT", {}, Exception("connection lost"))
 
@@ -261,7 +261,7 @@ def test_who_has_slept_looks_before_writing(
     ours: Claims, theirs: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, left = 1000.0, threading.Event()
-    monkeypatch.setattr(claims_module, "_clock", lambda: now)
+    monkeypatch.setattr(lease_module, "_clock", lambda: now)
     claim = taken(ours)
     lease = lease_of(ours, claim, left)
     theirs._storage.set_trial_user_attr(claim.trial_id, keys.ATTEMPT, 2)
@@ -284,5 +284,5 @@ def test_who_leaves_for_good_takes_ranks_along(
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     Lease(None, 0, 1, 1.0)._leave()  # type: ignore[arg-type]
     assert left == [expected]
-    assert (Owner.current(trains=True).pid == os.getpid()) is not is_rank
-    assert Owner.current().pid == os.getpid()
+    assert (ProcessId.current(trains=True).pid == os.getpid()) is not is_rank
+    assert ProcessId.current().pid == os.getpid()

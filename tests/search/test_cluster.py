@@ -16,7 +16,7 @@ from harness.search.executors.build import build_executor
 from harness.search.executors.child_process import trial_environment
 from harness.search.executors.cluster import Node, Share, share_cluster
 from harness.search.executors.local import LocalExecutor
-from harness.search.study.locate import find_home
+from harness.search.study.locate import locate_sweep
 
 BOX = Node(cores=32, num_gpus=8)
 
@@ -98,8 +98,8 @@ def test_a_trial_elsewhere_gets_what_shapes_it_and_no_more(
 
 def test_the_command_that_goes_on_shows_no_password() -> None:
     typed = ["data=digits", "sweep.storage=postgresql://me:secret@host/sweeps", "sweep.slots=2"]
-    command = find_home(compose_sweep(typed)).command
+    command = locate_sweep(compose_sweep(typed)).command
     assert command == (
         "harness sweep data=digits sweep.slots=2 'sweep.storage=postgresql://me:***@host/sweeps'"
     )
-    assert find_home(compose_sweep(["data=digits"])).command == "harness sweep data=digits"
+    assert locate_sweep(compose_sweep(["data=digits"])).command == "harness sweep data=digits"

@@ -22,8 +22,8 @@ from harness.search.coordinator.checkpoint_cleanup import (
     spare_checkpoints,
     was_removed,
 )
-from harness.search.report.leaderboard import leaderboard_csv, ranked
-from harness.search.study.trials import ENDED, TrialRow
+from harness.search.report.leaderboard import leaderboard_csv
+from harness.search.study.trials import ENDED, TrialRow, ranked
 from harness.tracking.choice import choose
 from tests.search.conftest import SmallSweep
 

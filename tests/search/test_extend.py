@@ -15,7 +15,7 @@ from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 from harness.search.study import identity as question
 from harness.search.study import trials as studies
-from harness.search.study.extend import redeclare_trials
+from harness.search.study.extend import widen_trials
 from harness.search.study.storage import open_storage, storage_url
 from harness.search.suggest.constraints import tell_costs
 from harness.search.suggest.space import suggest
@@ -62,7 +62,7 @@ def test_the_trials_stay_and_every_sampler_enters_what_is_new(storage: Any, kind
     narrow, wide = (sweep_of(kind, space, sampler={"population_size": 5}) for space in (NARROW, WIDE))
     study = studies.create_study(storage, "mine", narrow)
     before = run_trials(study, narrow, 9)
-    redeclare_trials(storage, study._study_id, wide)
+    widen_trials(storage, study._study_id, wide)
     reopened = studies.find_study(storage, "mine")
     assert reopened is not None
     kept = [trial.params for trial in reopened.trials]
@@ -81,8 +81,8 @@ def test_earlier_trials_are_judged_by_a_new_constraint(storage: Any, kind: str) 
     bounded = sweep.model_copy(update={"constraints": ["latency_ms <= 1.5"]})
     study = studies.create_study(storage, "mine", sweep)
     run_trials(study, sweep, 6)
-    redeclare_trials(storage, study._study_id, bounded)
-    redeclare_trials(storage, study._study_id, bounded)  # as after a crash in between
+    widen_trials(storage, study._study_id, bounded)
+    widen_trials(storage, study._study_id, bounded)  # as after a crash in between
     reopened = studies.find_study(storage, "mine")
     assert reopened is not None
     run_trials(reopened, bounded, 2)  # the Gaussian process needs as many constraints of each trial

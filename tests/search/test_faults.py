@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import SweepError
-from harness.search.ownership.process_id import Owner
+from harness.search.ownership.process_id import ProcessId
 from harness.search.study import identity as code
 from harness.search.study import keys
 from harness.search.study.trials import storage_of
@@ -116,7 +116,7 @@ def move_to_another_machine(sweep: SmallSweep) -> None:
     study = sweep.study()
     for trial in study.get_trials():
         if trial.user_attrs.get(keys.OWNER) is not None:
-            owner = replace(Owner.from_json(trial.user_attrs[keys.OWNER]), host="elsewhere")
+            owner = replace(ProcessId.from_json(trial.user_attrs[keys.OWNER]), host="elsewhere")
             storage_of(study).set_trial_user_attr(trial._trial_id, keys.OWNER, owner.to_json())
 
 

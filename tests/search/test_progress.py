@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from harness.config.sweep import SweepConfig
-from harness.search.report.leaderboard import history_figure, leaderboard_csv, leaderboard_table, ranked
+from harness.search.report.leaderboard import history_figure, leaderboard_csv, leaderboard_table
 from harness.search.report.messages import build_console
 from harness.search.report.progress import (
     LiveProgress,
@@ -25,7 +25,7 @@ from harness.search.report.progress import (
     seconds_left,
     view_of,
 )
-from harness.search.study.trials import TrialRow
+from harness.search.study.trials import TrialRow, ranked
 
 SWEEP = SweepConfig.model_validate(
     {"space": {"optim.lr": {"type": "float", "low": 0.1, "high": 1}}, "num_trials": 4}

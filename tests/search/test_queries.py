@@ -17,20 +17,20 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from harness.search.ownership.claims import Claims
-from harness.search.ownership.process_id import Owner
+from harness.search.ownership.process_id import ProcessId
 from harness.search.study import keys
-from harness.search.study.optuna_private import UtcNow
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.optuna_tables import UtcNow
+from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.storage import open_storage
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> PatientStorage:
+def storage(tmp_path: Path) -> RetryingStorage:
     return open_storage(f"sqlite:///{tmp_path}/optuna.db", lease_seconds=60)
 
 
 @pytest.fixture
-def study(storage: PatientStorage) -> optuna.Study:
+def study(storage: RetryingStorage) -> optuna.Study:
     return optuna.create_study(storage=storage, study_name="a", direction="maximize")
 
 
@@ -55,7 +55,7 @@ def _end_some(study: optuna.Study, count: int) -> None:
 @pytest.mark.parametrize("states", [None, (TrialState.RUNNING, TrialState.WAITING)])
 @pytest.mark.parametrize(("included", "above"), [(set(), -1), ({1, 4}, 5), (set(), 5)])
 def test_trials_are_read_as_optuna_reads_them(
-    storage: PatientStorage,
+    storage: RetryingStorage,
     study: optuna.Study,
     states: tuple[TrialState, ...] | None,
     included: set[int],
@@ -73,17 +73,17 @@ def _comparable(trial: FrozenTrial) -> tuple[str, list[str]]:
     return repr(trial), list(trial.params)  # NaN is not itself, but is written as such
 
 
-def test_an_unknown_trial_is_a_key_error(storage: PatientStorage) -> None:
+def test_an_unknown_trial_is_a_key_error(storage: RetryingStorage) -> None:
     with pytest.raises(KeyError):
         storage.get_trial(7)
 
 
 def test_a_survey_counts_all_trials_and_names_the_unfinished(
-    storage: PatientStorage, study: optuna.Study
+    storage: RetryingStorage, study: optuna.Study
 ) -> None:
     _end_some(study, 8)
     storage.set_trial_user_attr(4, keys.OWNER, "me")
-    survey = storage.get_survey(study._study_id, keys.OWNER)
+    survey = storage.get_open_trials(study._study_id, keys.OWNER)
     assert survey.num_trials == 9
     assert [(trial.number, trial.state, trial.attr) for trial in survey.unfinished] == [
         (3, TrialState.RUNNING, "me"),
@@ -92,7 +92,7 @@ def test_a_survey_counts_all_trials_and_names_the_unfinished(
     ]
 
 
-def test_a_taken_trial_is_never_seen_without_its_owner(storage: PatientStorage, study: optuna.Study) -> None:
+def test_a_taken_trial_is_never_seen_without_its_owner(storage: RetryingStorage, study: optuna.Study) -> None:
     study.ask()
     claim = Claims(study, storage).take(num_trials=5)  # trial 0 has no owner: it is free
     assert claim is not None
@@ -106,7 +106,7 @@ def test_a_taken_trial_is_never_seen_without_its_owner(storage: PatientStorage, 
 
 
 def test_a_trial_is_stale_once_its_last_beat_is_older_than_the_lease(
-    storage: PatientStorage, study: optuna.Study
+    storage: RetryingStorage, study: optuna.Study
 ) -> None:
     claims = Claims(study, storage)
     claim = claims.take(num_trials=1)
@@ -121,7 +121,7 @@ def test_a_trial_is_stale_once_its_last_beat_is_older_than_the_lease(
 
 
 def test_several_attributes_are_set_at_once_or_not_at_all(
-    storage: PatientStorage, study: optuna.Study
+    storage: RetryingStorage, study: optuna.Study
 ) -> None:
     trial_id = study.ask()._trial_id
     with pytest.raises(TypeError):
@@ -132,7 +132,7 @@ def test_several_attributes_are_set_at_once_or_not_at_all(
 
 
 def test_taking_a_trial_asks_as_much_of_a_long_study_as_of_a_short_one(
-    storage: PatientStorage, study: optuna.Study
+    storage: RetryingStorage, study: optuna.Study
 ) -> None:
     claims = Claims(study, storage)
     assert claims.take(100) is not None  # whoever is asked first looks at the tables
@@ -147,7 +147,7 @@ def test_taking_a_trial_asks_as_much_of_a_long_study_as_of_a_short_one(
 
 
 @contextmanager
-def _counted(storage: PatientStorage) -> Iterator[list[str]]:
+def _counted(storage: RetryingStorage) -> Iterator[list[str]]:
     """Collect the statements that are sent within."""
     statements: list[str] = []
 
@@ -161,11 +161,11 @@ def _counted(storage: PatientStorage) -> Iterator[list[str]]:
         sa.event.remove(storage.engine, "before_cursor_execute", note)
 
 
-def test_the_owner_of_a_claim_is_this_process(storage: PatientStorage, study: optuna.Study) -> None:
+def test_the_owner_of_a_claim_is_this_process(storage: RetryingStorage, study: optuna.Study) -> None:
     claim = Claims(study, storage).take(1)
     assert claim is not None
-    text = storage.get_standing(claim.trial_id, keys.OWNER).attr
-    assert Owner.from_json(text) == Owner.current()
+    text = storage.get_trial_head(claim.trial_id, keys.OWNER).attr
+    assert ProcessId.from_json(text) == ProcessId.current()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from harness.search.ownership.claims import Claims
 from harness.search.ownership.lease import Lease
 from harness.search.study import keys
 from harness.search.study.locks import LockedError
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.storage import open_storage, storage_url
 from harness.search.study.trials import create_study, find_study
 from tests.search.calls import CONTEXT, PRELOAD
@@ -43,7 +43,7 @@ def test_a_lock_is_held_by_one(url: str) -> None:
 
 
 def test_many_may_open_a_database_that_nobody_has_made(tmp_path: Path) -> None:
-    def open_and_create(number: int) -> PatientStorage:
+    def open_and_create(number: int) -> RetryingStorage:
         storage = open_storage(storage_url(str(tmp_path)))
         create_study(storage, f"sweep-{number}", SWEEP)
         return storage

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
-from harness.search.report.leaderboard import ranked
 from harness.search.report.pareto import pareto_front
-from harness.search.study.locate import SweepHome
-from harness.search.study.trials import TrialRow
+from harness.search.study.locate import SweepContext
+from harness.search.study.trials import TrialRow, ranked
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -76,7 +75,7 @@ class CheckpointCleanup:
     _sizes: dict[int, int] = field(default_factory=dict)  # bytes, of trials that have ended: final
 
     @classmethod
-    def of(cls, home: SweepHome, store: RunStore) -> CheckpointCleanup:
+    def of(cls, home: SweepContext, store: RunStore) -> CheckpointCleanup:
         """Return the cleanup of a sweep's own folder."""
         copies = 2 if home.plan.base.tracking.log_model else 1
         return cls(home.plan.sweep, home.trial_directory, store, copies)

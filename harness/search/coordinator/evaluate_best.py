@@ -13,7 +13,7 @@ from harness.search.coordinator.stop import StopSignals
 from harness.search.report.messages import say
 from harness.search.report.parent_run import SweepRecord
 from harness.search.study import keys
-from harness.search.study.locate import SweepHome, needs_test
+from harness.search.study.locate import SweepContext, needs_test
 from harness.search.study.trials import best_row, read_rows
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_best(
-    home: SweepHome,
+    home: SweepContext,
     study: optuna.Study,
     store: RunStore,
     sweep_record: SweepRecord,
@@ -73,7 +73,7 @@ def _note_reading(store: RunStore, parent_run_id: str, run_id: str, command: str
     return None if reading.before is None else reading.before + 1
 
 
-def describe_readings(home: SweepHome, study: optuna.Study) -> str | None:
+def describe_readings(home: SweepContext, study: optuna.Study) -> str | None:
     """Return how often the test split was read for the sweep, in words; None if it was not, or is unknown."""
     from harness.tracking.readings import count_readings, describe_reading
     from harness.tracking.store import open_store

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from harness.search.coordinator.stop import StopSignals
 from harness.search.report.progress import build_progress, view_of
-from harness.search.study.locate import SweepHome, coordinator_lock
+from harness.search.study.locate import SweepContext, coordinator_lock
 from harness.search.study.locks import LockedError
 from harness.search.study.trials import read_rows, storage_of
 
@@ -17,7 +17,7 @@ LOOK_S = 2.0
 FOLLOWING = "sweep {name} is being run by another process: following it, and taking over if it ends early"
 
 
-def follow(home: SweepHome, study: optuna.Study, console: Console, started: float) -> int:
+def follow(home: SweepContext, study: optuna.Study, console: Console, started: float) -> int:
     """Show the sweep's progress until nobody coordinates it any more.
 
     Returns:

@@ -26,7 +26,7 @@ from harness.search.coordinator.stop import StopRequest, StopSignals
 from harness.search.executors.base import Executor, Placement
 from harness.search.ownership.claims import Claim, Claims
 from harness.search.study import keys
-from harness.search.study.locate import SweepHome
+from harness.search.study.locate import SweepContext
 from harness.search.study.trials import TrialRow, read_rows, storage_of
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.search.trial.spec import TrialSpec
@@ -67,7 +67,7 @@ class Scheduler:
         keep_place: makes sure that this place is ours still; raises LostLockError if it is not.
     """
 
-    home: SweepHome
+    home: SweepContext
     study: optuna.Study
     store: RunStore
     executor: Executor
@@ -200,7 +200,7 @@ class Scheduler:
     def _settle_death(self, row: TrialRow, claim: Claim, exit_code: int | None) -> None:
         """Let a trial be started again whose process died without a word, a few times."""
         deaths = row.deaths + 1
-        self.study._storage.set_trial_user_attr(row.trial_id, keys.DEATHS, deaths)
+        storage_of(self.study).set_trial_user_attr(row.trial_id, keys.DEATHS, deaths)
         if deaths <= self.sweep.max_retries:
             self.claims.release(claim)
         else:

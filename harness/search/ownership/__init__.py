@@ -3,7 +3,6 @@
     claims.py            the coordinator's side: take a trial that no process works on, release it, end it
     lease.py             the trial's side: heartbeats, and leaving when another process has taken it over
     process_id.py        how a process is named in the database, and whether it lives
-    guarded_tracker.py   a tracker that writes nothing for a process that has lost its trial
 
 Read `claims.py` first.
 """

@@ -1,8 +1,12 @@
-"""Who works on which trial: the rules by which no trial runs twice and none is forgotten.
+"""Decides which process may work on which trial, so that no trial runs twice and none is forgotten.
 
-Every claim is made under the sweep's one lock. A claim has an attempt number, noted at the trial: whoever
-holds an older one has lost the trial (it was asleep for too long, say) and must leave without a word.
-A process that works on a trial beats for it, by the database's clock. One that stops lets go of it.
+`coordinator/scheduler.py` takes trials here; `lease.py` is the side of the trial's own process. Every claim
+is made under the sweep's one lock and has an attempt number, which is stored with the trial. A process with
+an older number has lost the trial, for instance because it was suspended, and exits without writing anything.
+
+Optuna has heartbeats and `RetryHeartbeatStaleTrialCallback`, but these mark the trial as failed and create a
+new one for the retry. We resume under the same number, in the same folder, as the same MLflow run. Optuna
+looks for stale trials in `Study.optimize` only, which we do not call, and it records no owner.
 """
 
 from __future__ import annotations
@@ -17,14 +21,15 @@ import optuna
 from optuna.trial import TrialState
 
 from harness.search.ownership.lease import beat_interval
-from harness.search.ownership.process_id import Owner, end_process
+from harness.search.ownership.process_id import ProcessId, end_process
 from harness.search.study import keys
-from harness.search.study.optuna_private import Standing, Survey
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.optuna_private import study_id
+from harness.search.study.optuna_tables import OpenTrials, TrialHead
+from harness.search.study.retrying_storage import RetryingStorage
 
 logger = logging.getLogger(__name__)
 
-BEATS_LISTENED_FOR = 2
+HEARTBEATS_TO_WAIT = 2  # before a stale trial counts as abandoned
 
 
 @dataclass(frozen=True)
@@ -34,26 +39,29 @@ class Claim:
     number: int
     trial_id: int
     attempt: int  # 1 for the first
-    to_fail: str | None = None  # why it is not to be worked on, but to be ended as failed
+    to_fail: str | None = None  # a reason to end it as failed instead of working on it
 
 
 class Claims:
-    """A coordinator's or worker's view of who works on what."""
+    """The claims of one coordinator or worker."""
 
-    def __init__(self, study: optuna.Study, storage: PatientStorage) -> None:
+    def __init__(self, study: optuna.Study, storage: RetryingStorage) -> None:
         self._study = study
         self._storage = storage
-        self.me = Owner.current().to_json()
+        self.me = ProcessId.current().to_json()
         self._now = time.monotonic
-        self._silent_since: dict[int, float] = {}  # trial id -> by that clock
-        self._taking: int | None = None  # the number of a trial that we may have taken unheard, in an outage
+        self._silent_since: dict[int, float] = {}  # trial id -> when we first saw it stale, by that clock
+        # Trial being claimed. If the commit's answer is lost in an outage, the retry recognises the trial as
+        # already ours.
+        self._taking: int | None = None
 
     def take(self, num_trials: int, unsettled: Collection[int] = ()) -> Claim | None:
-        """Return a trial that nobody works on: an interrupted or enqueued one first, then a new one.
+        """Claim a trial that no process works on: an interrupted or enqueued one first, then a new one.
 
         Args:
             num_trials: how many trials the sweep may have in all.
-            unsettled: numbers of trials that are ours until we have seen what became of their process.
+            unsettled: numbers of our trials whose process has ended without our having handled that yet; only
+                this coordinator counts their deaths, so it must not claim them as free before.
         """
         claim = self._storage.transact(self._study.study_name, lambda: self._take(num_trials, unsettled))
         self._taking = None
@@ -69,12 +77,12 @@ class Claims:
         return self._begin(survey.num_trials) if survey.num_trials < num_trials else None
 
     def has_more(self, num_trials: int) -> bool:
-        """Return whether anything is left to be claimed, now or by somebody's failing."""
+        """Return whether a trial may still be claimed, now or if its present owner dies."""
         survey = self._survey()
         return survey.num_trials < num_trials or bool(survey.unfinished)
 
     def release(self, claim: Claim) -> None:
-        """Let others take the trial: whoever worked on it is known to be gone."""
+        """Make the trial free to be claimed; its process must have ended."""
         self._storage.transact(self._study.study_name, lambda: self._release(claim))
 
     def _release(self, claim: Claim) -> None:
@@ -82,7 +90,10 @@ class Claims:
             self._storage.set_trial_user_attr(claim.trial_id, keys.OWNER, None)
 
     def condemn(self, claim: Claim, reason: str) -> None:
-        """Decide that the trial has failed, before it is asked to stop and lets go of itself."""
+        """Record that the trial has failed. Call it before asking the trial to stop.
+
+        A stopped trial makes itself free, and another machine would otherwise resume it.
+        """
 
         def note() -> None:
             if self.holds(claim):
@@ -102,63 +113,64 @@ class Claims:
         return self._storage.transact(self._study.study_name, end)
 
     def holds(self, claim: Claim) -> bool:
-        """Return whether the trial goes on, and the claim is its newest."""
-        known = self._storage.get_standing(claim.trial_id, keys.ATTEMPT)
+        """Return whether the trial has not ended and this claim is its newest."""
+        known = self._storage.get_trial_head(claim.trial_id, keys.ATTEMPT)
         return not known.state.is_finished() and bool(known.attr == claim.attempt)
 
     def renew(self, claim: Claim) -> None:
-        """Beat for a trial that has not begun, such as a job in a queue."""
+        """Record a heartbeat for a trial whose process has not begun, such as a job in a queue."""
         self._storage.record_heartbeat(claim.trial_id)
 
     def stale(self) -> set[int]:
-        """Return the trial ids of which nothing was heard for longer than the lease."""
+        """Return the ids of trials whose last heartbeat is older than the lease."""
         return {trial.trial_id for trial in self._survey().unfinished if trial.is_stale}
 
     def abandoned(self) -> set[int]:
-        """Return the stale trials that stay silent while we listen for some beats.
+        """Return the ids of stale trials that stay stale for two more heartbeat intervals.
 
-        The database's clock may have been moved, or the machine been asleep: then all trials are stale, and
-        the next beat of those that live tells.
+        After the database's clock was moved, or its machine suspended, all trials look stale at once. Those
+        that live record another heartbeat within one interval.
         """
         return self._abandoned(self._survey())
 
-    def _abandoned(self, survey: Survey) -> set[int]:
+    def _abandoned(self, survey: OpenTrials) -> set[int]:
         now = self._now()
         stale = [trial.trial_id for trial in survey.unfinished if trial.is_stale]
         self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in stale}
-        patience = BEATS_LISTENED_FOR * beat_interval(self._storage.lease_seconds)
+        patience = HEARTBEATS_TO_WAIT * beat_interval(self._storage.lease_seconds)
         return {trial_id for trial_id, since in self._silent_since.items() if now - since > patience}
 
-    def _survey(self) -> Survey:
-        return self._storage.get_survey(self._study._study_id, keys.OWNER)
+    def _survey(self) -> OpenTrials:
+        return self._storage.get_open_trials(study_id(self._study), keys.OWNER)
 
-    def _is_free(self, trial: Standing, abandoned: set[int]) -> bool:
+    def _is_free(self, trial: TrialHead, abandoned: set[int]) -> bool:
         if trial.state == TrialState.WAITING or trial.attr is None:
             return True
         if trial.attr == self.me and trial.number == self._taking:
-            return True
-        owner = Owner.from_json(trial.attr)
+            return True  # an earlier try of this very call has claimed it, and its answer was lost
+        owner = ProcessId.from_json(trial.attr)
         if owner.is_here and owner.process() is None:
-            return True
+            return True  # dead, which we can see on our own machine without waiting for the lease
         if trial.trial_id not in abandoned:
             return False
         if owner.trains:
-            end_process(owner)
+            end_process(owner)  # suspended or hung: it must not wake up beside its successor
         return True
 
     def _begin(self, number: int) -> Claim:
         self._taking = number
         attrs = {keys.ATTEMPT: 1, keys.OWNER: self.me}
-        trial = self._storage.create_taken_trial(self._study._study_id, attrs)
+        trial = self._storage.create_taken_trial(study_id(self._study), attrs)
         return Claim(trial.number, trial.trial_id, attempt=1)
 
-    def _take_over(self, trial: Standing) -> Claim:
+    def _take_over(self, trial: TrialHead) -> Claim:
         self._taking = trial.number
-        attempt = (self._storage.get_standing(trial.trial_id, keys.ATTEMPT).attr or 0) + 1
+        attempt = (self._storage.get_trial_head(trial.trial_id, keys.ATTEMPT).attr or 0) + 1
+        # First the heartbeat: a reader between the two writes must not see our trial as stale.
         self._storage.record_heartbeat(trial.trial_id)
         attrs = {keys.ATTEMPT: attempt, keys.OWNER: self.me}
         self._storage.set_trial_user_attrs(trial.trial_id, attrs)
         if trial.state == TrialState.WAITING:
             self._storage.set_trial_state_values(trial.trial_id, TrialState.RUNNING)
-        to_fail = self._storage.get_standing(trial.trial_id, keys.TO_FAIL).attr
+        to_fail = self._storage.get_trial_head(trial.trial_id, keys.TO_FAIL).attr
         return Claim(trial.number, trial.trial_id, attempt, to_fail)

@@ -1,7 +1,6 @@
-"""A trial's hold on itself, in the process that trains it: heartbeats, and leaving once it was taken over.
+"""Keeps a trial's claim alive from the process that trains it, and exits once another process has the trial.
 
-`trial/run.py` enters the lease around a trial's work. `claims.py` is the other side: the coordinator's view
-of who works on what.
+`trial/run.py` enters the lease around a trial's work. Read `claims.py` for the coordinator's side.
 """
 
 from __future__ import annotations
@@ -17,29 +16,31 @@ from typing import Any
 from optuna.trial import TrialState
 
 from harness.errors import StorageError
-from harness.search.ownership.process_id import Owner
+from harness.search.ownership.process_id import ProcessId
 from harness.search.study import keys
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.storage import BEATS_PER_LEASE
 from harness.training.ranks import is_rank
 
 logger = logging.getLogger(__name__)
 
-EXIT_SUPERSEDED = 0  # the trial is another process's by now, and nothing is wrong
-EXIT_RANK_SUPERSEDED = 1  # a rank that leaves early must take the others along
+EXIT_SUPERSEDED = 0  # another process has the trial, and nothing is wrong
+EXIT_RANK_SUPERSEDED = 1  # the launcher ends the other ranks only if one fails
 
 
 class Lease:
-    """A trial's hold on itself, in the process that works on it; entered around the work.
+    """The claim of a trial's own process: a thread records heartbeats while the lease is entered.
 
     Args:
-        leave: what to do when the trial was taken over; by default the process ends at once, so that nothing
-            of it can reach a file, Optuna or MLflow any more.
+        attempt: the number of the claim; the lease is lost when the trial has a higher one.
+        interval_s: seconds between two heartbeats.
+        leave: called when another process has the trial. By default it ends this process at once, so that
+            no cleanup code can write to a file, Optuna or MLflow.
     """
 
     def __init__(
         self,
-        storage: PatientStorage,
+        storage: RetryingStorage,
         trial_id: int,
         attempt: int,
         interval_s: float,
@@ -55,38 +56,42 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def is_held(self) -> bool:
-        """Return whether the trial is still to be worked on, and by us."""
-        known = self._storage.get_standing(self._trial_id, keys.ATTEMPT)
+        """Return whether the trial is running and this claim is its newest."""
+        known = self._storage.get_trial_head(self._trial_id, keys.ATTEMPT)
         return known.state == TrialState.RUNNING and known.attr == self._attempt
 
     def check(self) -> None:
-        """Leave if the trial is somebody else's by now; to be called before anything is written."""
+        """Exit if another process has the trial. Call it before anything is written."""
         if not self.is_held():
             logger.warning("this trial was taken over by another process: leaving it")
             self._leave()
 
     def check_after_sleep(self) -> None:
-        """Check as above where it costs nothing: the trial can only be lost while we did not beat.
+        """Check only after a pause. Cheap guard, called after every batch.
 
-        To be called often; a long time between two calls is what a process sees of having been stopped.
+        A claim can only be lost while this process was suspended. A gap of more than half a lease since the
+        last call means that; only then is the database asked.
         """
         before, self._awake = self._awake, _clock()
         if self._awake - before > BEATS_PER_LEASE / 2 * self._interval_s:
             self.check()
 
     def check_last(self) -> None:
-        """Check and beat no more: what follows ends the trial, which the next beat would take for a loss."""
+        """Stop the heartbeat, check once more. Call before telling Optuna how the trial ended.
+
+        The heartbeat thread would otherwise see the ended trial and believe it was taken over.
+        """
         self._stop_beating()
         self.check()
 
     def let_go(self) -> None:
-        """Let others take the trial at once."""
+        """Make the trial free to be claimed at once, without waiting for the lease to end."""
         self.check()
         self._storage.set_trial_user_attr(self._trial_id, keys.OWNER, None)
 
     def __enter__(self) -> Lease:
         self.check()
-        owner = Owner.current(trains=True)
+        owner = ProcessId.current(trains=True)
         self._storage.set_trial_user_attr(self._trial_id, keys.OWNER, owner.to_json())
         self._storage.record_heartbeat(self._trial_id)
         self._thread.start()
@@ -106,12 +111,13 @@ class Lease:
             try:
                 self._storage.record_heartbeat(self._trial_id)
                 self.check()
-            except StorageError as error:  # the next beat may reach it; the epoch's report decides
+            except StorageError as error:
+                # A heartbeat may fail: the next one may succeed, and the report after the epoch waits anyway.
                 logger.warning("%s", error)
 
 
 def _clock() -> float:
-    """Return seconds that go on while the machine sleeps, where the system counts them."""
+    """Return seconds by a clock that also counts while the machine is suspended, where the system has one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 

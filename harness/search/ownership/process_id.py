@@ -1,4 +1,7 @@
-"""A process, as others recognise it: whether it is of this machine, whether it lives, and how it is ended."""
+"""Names a process so that others can recognise it, tells whether it lives, and kills it.
+
+Claims and leases write a `ProcessId` into the database as the owner of a trial.
+"""
 
 from __future__ import annotations
 
@@ -17,49 +20,52 @@ from harness.training.ranks import known_pid
 
 
 @dataclass(frozen=True)
-class Owner:
-    """A process, as others can recognise it."""
+class ProcessId:
+    """A process on one machine: host, PID and start time, since PIDs are used again."""
 
     host: str
     pid: int
-    birth: str  # what a later process of the same number has not
-    trains: bool = False  # the trial's own process, rather than the coordinator that is about to start it
+    start_time: str  # tells this process from a later one with the same PID
+    trains: bool = False  # False: the coordinator that is about to start the trial's process
 
     @classmethod
-    def current(cls, *, trains: bool = False) -> Owner:
+    def current(cls, *, trains: bool = False) -> ProcessId:
         pid = known_pid() if trains else os.getpid()
-        return cls(_host(), pid, birth_of(pid), trains)
+        return cls(_host(), pid, start_time_of(pid), trains)
 
     @property
     def is_here(self) -> bool:
         return self.host == _host()
 
     def process(self) -> psutil.Process | None:
-        """Return it if it is of this machine and lives."""
+        """Return the process if it runs on this machine; None if it has ended or runs elsewhere."""
         if not self.is_here:
             return None
         with suppress(psutil.Error, OSError):
             process = psutil.Process(self.pid)
-            is_same = birth_of(self.pid) == self.birth
+            is_same = start_time_of(self.pid) == self.start_time
             if is_same and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        fields = asdict(self)
+        fields["birth"] = fields.pop("start_time")  # the key in databases
+        return json.dumps(fields)
 
     @classmethod
-    def from_json(cls, text: str) -> Owner:
-        return cls(**json.loads(text))
+    def from_json(cls, text: str) -> ProcessId:
+        fields = json.loads(text)
+        fields["start_time"] = fields.pop("birth")
+        return cls(**fields)
 
 
 @cache
 def _host() -> str:
-    """Return what tells this machine from others, a container's processes from its neighbour's included.
+    """Return a name that no other machine or container has: host name, PID namespace and boot id.
 
-    Machines that were cloned have one name, one machine id and one number of the namespace: what they do not
-    share is when they were started. So this machine before it was started anew is another one too, whose
-    trials are free once their leases have run out.
+    Cloned machines share the host name, the machine id and the number of the PID namespace, but not the boot
+    id. So this machine before a reboot counts as another one, whose trials are free once their leases end.
     """
     namespace = Path("/proc/self/ns/pid")
     number = str(namespace.stat().st_ino) if namespace.exists() else ""
@@ -67,21 +73,21 @@ def _host() -> str:
 
 
 def _boot_id() -> str:
-    """Return what a system calls the time since it was started; empty where it does not say."""
+    """Return the id that Linux draws at each boot; empty on other systems."""
     file = Path("/proc/sys/kernel/random/boot_id")
     return file.read_text().strip() if file.exists() else ""
 
 
-def birth_of(pid: int) -> str:
-    """Return when a process began, by a clock that nobody sets: the boot's, where the system shows it."""
+def start_time_of(pid: int) -> str:
+    """Return when a process began: boot id and clock ticks since boot, which no change of the clock moves."""
     if not (boot := _boot_id()):
         return f"{psutil.Process(pid).create_time():.2f}"
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{boot}+{ticks}"
 
 
-def end_process(owner: Owner) -> None:
-    """End a process of this machine that has lost its trial: it may be stopped, and awake later."""
+def end_process(owner: ProcessId) -> None:
+    """Kill a process of this machine that has lost its trial, with its children; it may only be suspended."""
     process = owner.process()
     if process is None or process.pid == os.getpid():
         return

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.config.compose import SweepPlan
-from harness.search.report.leaderboard import ranked, searched_paths
+from harness.search.report.leaderboard import searched_paths
 from harness.search.report.progress import format_score, format_value
-from harness.search.study.trials import TrialRow, best_row
+from harness.search.study.trials import TrialRow, best_row, ranked
 from harness.search.suggest.space import describe_dimension
 
 NUM_SHOWN = 10  # trials

@@ -21,23 +21,12 @@ from harness.config.sweep import SweepConfig
 from harness.search.coordinator.checkpoint_cleanup import was_removed
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
-from harness.search.study.trials import TrialRow
+from harness.search.study.trials import TrialRow, ranked
 from harness.search.trial.replicates import replicated
 from harness.tracking import names
 
 FRONT_MARK = "*"
 MIN_TRIALS_FOR_IMPORTANCE = 5  # complete; below that it would be noise with a name
-ORDER = {"complete": 0, "pruned": 1, "running": 2, "infeasible": 3, "failed": 4, "waiting": 5}
-
-
-def ranked(rows: Sequence[TrialRow], direction: str) -> list[TrialRow]:
-    """Return the trials best first; pruned ones saw fewer epochs, so they follow the complete ones."""
-    sign = 1.0 if direction == "minimize" else -1.0
-
-    def key(row: TrialRow) -> tuple[int, bool, float, int]:
-        return ORDER[row.state], row.score is None, sign * (row.score or 0.0), row.number
-
-    return sorted(rows, key=key)
 
 
 def searched_paths(rows: Sequence[TrialRow]) -> list[str]:

@@ -15,7 +15,7 @@ from harness.search.coordinator.measure_slots import describe as describe_slots
 from harness.search.coordinator.slots import Slots
 from harness.search.report.leaderboard import leaderboard_table
 from harness.search.report.progress import format_score
-from harness.search.study.locate import SweepHome
+from harness.search.study.locate import SweepContext
 from harness.search.study.trials import TrialRow
 from harness.search.trial.replicates import describe_replicates, warn_of_replicates
 
@@ -47,7 +47,7 @@ def build_console() -> Console:
     return PatientConsole(force_terminal=is_terminal, width=None if is_terminal else PLAIN_WIDTH)
 
 
-def greet(console: Console, home: SweepHome, rows: Sequence[TrialRow], slots: Slots) -> None:
+def greet(console: Console, home: SweepContext, rows: Sequence[TrialRow], slots: Slots) -> None:
     """Say what is about to run, where, and what was found of earlier calls."""
     ended = sum(row.has_ended for row in rows)
     resumed = sum(row.state == "running" for row in rows)
@@ -66,7 +66,7 @@ def greet(console: Console, home: SweepHome, rows: Sequence[TrialRow], slots: Sl
         say(console, f"note: {slots.warning}")
 
 
-def show_result(console: Console, home: SweepHome, result: SweepResult) -> None:
+def show_result(console: Console, home: SweepContext, result: SweepResult) -> None:
     """Print the leaderboard, the best trial, and the next commands to type."""
     sweep = home.plan.sweep
     if any(row.has_ended for row in result.rows):

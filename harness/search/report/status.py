@@ -11,10 +11,10 @@ from rich.table import Table
 from harness.credentials import shown
 from harness.errors import SweepError, did_you_mean
 from harness.search.ownership.claims import Claims
-from harness.search.ownership.process_id import Owner
+from harness.search.ownership.process_id import ProcessId
 from harness.search.report.progress import format_score, short_params
 from harness.search.study import keys
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.storage import database_exists, open_storage
 from harness.search.study.trials import TrialRow, best_row, find_study, read_rows, storage_of
 
@@ -56,11 +56,11 @@ class SweepStatus:
 
 def is_owned(row: TrialRow) -> bool:
     """Return whether a process works on the trial, as far as can be told from here."""
-    owner = None if row.owner is None else Owner.from_json(row.owner)
+    owner = None if row.owner is None else ProcessId.from_json(row.owner)
     return owner is not None and (not owner.is_here or owner.process() is not None)
 
 
-def open_sweeps(url: str) -> PatientStorage:
+def open_sweeps(url: str) -> RetryingStorage:
     """Open the database of sweeps without creating one.
 
     Raises:
@@ -71,7 +71,7 @@ def open_sweeps(url: str) -> PatientStorage:
     return open_storage(url)
 
 
-def find_sweep(storage: PatientStorage, name: str | None, file: str | None = None) -> optuna.Study:
+def find_sweep(storage: RetryingStorage, name: str | None, file: str | None = None) -> optuna.Study:
     """Return the sweep of that name, else the one that was called last; of one file's where it has any.
 
     Raises:
@@ -101,7 +101,7 @@ def read_status(study: optuna.Study) -> SweepStatus:
     )
 
 
-def sweeps_table(storage: PatientStorage) -> Table:
+def sweeps_table(storage: RetryingStorage) -> Table:
     """Return every sweep of the database, the newest last."""
     table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold")
     for title in ("sweep", "state", "trials", "running", "best", "metric"):
@@ -130,7 +130,7 @@ def status_table(status: SweepStatus) -> Table:
 def _by(row: TrialRow, status: SweepStatus) -> str:
     if row.owner is None:
         return "nobody: interrupted"
-    owner = Owner.from_json(row.owner)
+    owner = ProcessId.from_json(row.owner)
     name = f"{owner.host.partition('/')[0]}, process {owner.pid}"
     if row.trial_id in status.silent:
         return f"{name}: not heard of for longer than its lease"

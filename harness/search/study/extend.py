@@ -1,42 +1,43 @@
-"""A sweep's question made larger on purpose (`harness sweep --extend`), its trials kept.
+"""`harness sweep --extend`: a sweep gets a larger space or further constraints and keeps its trials.
 
-Optuna takes a study's distributions for fixed: it refuses a choice that has other values than before, and
-TPE goes on in the ranges of the oldest trial. So what the trials so far were drawn from is declared anew,
-in one transaction, as if it had been the larger space; their values stay.
+`sweep.py` calls `extend_sweep` while no process works on the sweep. This is the one place where we write rows
+that Optuna owns (`optuna_tables.redeclare_trials`), because there is no other way. Optuna refuses a choice
+whose values differ from those of earlier trials, and TPE keeps to the ranges of the oldest trial. It sets a
+constraint on running trials only. Copying every trial into a new study, which its interface allows, would
+give them new ids, and claims, folders and MLflow runs refer to the old ones. So the distributions of
+earlier trials are declared again in one transaction; their values stay.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import TrialModel, TrialParamModel, TrialSystemAttributeModel
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.orm import Session
+from optuna.trial import FrozenTrial
 
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 from harness.search.report.status import read_status
 from harness.search.study import identity as question
 from harness.search.study import keys
-from harness.search.study.locate import SweepHome
+from harness.search.study.locate import SweepContext
+from harness.search.study.optuna_private import study_id
+from harness.search.study.optuna_tables import redeclare_trials
 from harness.search.study.storage import open_storage
 from harness.search.study.trials import find_study, read_rows
 from harness.search.suggest.samplers import distribution_of
 
 
-def extend_sweep(home: SweepHome) -> str:
-    """Make the sweep's question the plan's; to be called while nothing works on the sweep.
+def extend_sweep(home: SweepContext) -> str:
+    """Give the sweep the plan's larger space and constraints; call it while no process works on the sweep.
 
     Returns:
-        What has changed, for people.
+        One line that says what has changed.
 
     Raises:
-        SweepError: there is no such sweep, or the plan asks for something else than for more.
+        SweepError: there is no such sweep, a trial of it is running, or the plan is not a larger sweep.
     """
     storage = open_storage(home.storage)
     study = find_study(storage, home.name)
@@ -51,9 +52,9 @@ def extend_sweep(home: SweepHome) -> str:
     if not changes:
         return f"sweep {home.name} asks for this already: nothing to extend"
     _check_wider(home, before, changes)
-    storage.patiently(lambda: redeclare_trials(storage, study._study_id, home.plan.sweep))
+    storage.retry(widen_trials, storage, study_id(study), home.plan.sweep)
     _record_infeasible(home)
-    num_trials = storage.get_n_trials(study._study_id)
+    num_trials = storage.get_n_trials(study_id(study))
     when = datetime.now(UTC).isoformat(timespec="seconds")
     note = {"at": when, "after_trials": num_trials, "changes": changes}
     study.set_user_attr(keys.EXTENSIONS, [*study.user_attrs.get(keys.EXTENSIONS, []), note])
@@ -61,12 +62,14 @@ def extend_sweep(home: SweepHome) -> str:
     return f"sweep {home.name} is extended after {num_trials} trials: {', '.join(changes)}"
 
 
-def _record_infeasible(home: SweepHome) -> None:
-    """Let the runs of trials say so that a new constraint has made infeasible."""
+def _record_infeasible(home: SweepContext) -> None:
+    """Tag the MLflow runs of trials that a new constraint has made infeasible."""
     from harness.tracking import names
     from harness.tracking.store import open_store
 
-    study = find_study(open_storage(home.storage), home.name)  # anew: what was read before is outdated
+    study = find_study(
+        open_storage(home.storage), home.name
+    )  # again: a study keeps the trials that it has read
     assert study is not None
     store = open_store(home.plan.base.tracking)
     for row in read_rows(study):
@@ -74,7 +77,7 @@ def _record_infeasible(home: SweepHome) -> None:
             store.note(row.run_id, {names.OUTCOME: "infeasible"})
 
 
-def _check_wider(home: SweepHome, before: Mapping[str, Any], changes: Sequence[str]) -> None:
+def _check_wider(home: SweepContext, before: Mapping[str, Any], changes: Sequence[str]) -> None:
     narrower = question.differences(before, home.question, but_wider=True)
     if narrower:
         raise SweepError(
@@ -86,36 +89,14 @@ def _check_wider(home: SweepHome, before: Mapping[str, Any], changes: Sequence[s
         raise SweepError("a grid cannot be widened, as its order would change: give the new one another name")
 
 
-def redeclare_trials(storage: RDBStorage, study_id: int, sweep: SweepConfig) -> None:
-    """Let a study's trials be of the larger space and under the new constraints; to do so twice is harmless.
+def widen_trials(storage: RDBStorage, number: int, sweep: SweepConfig) -> None:
+    """Rewrite the trials of the study with this id for the larger space and the new constraints."""
+    told_of = sweep.parsed_constraints()
 
-    Who has the study open keeps what it has read, and must open it anew.
-    """
-    trials = storage.get_all_trials(study_id, deepcopy=False)
-    with Session(storage.engine) as session, session.begin():
-        ids = session.query(TrialModel.trial_id).filter(TrialModel.study_id == study_id)
-        param: Any
-        for param in session.query(TrialParamModel).filter(TrialParamModel.trial_id.in_(ids)):
-            wider = distribution_of(sweep.space[param.param_name])
-            value = json_to_distribution(param.distribution_json).to_external_repr(param.param_value)
-            param.param_value = wider.to_internal_repr(value)  # of a choice: its place among the values
-            param.distribution_json = distribution_to_json(wider)
-        session.query(TrialSystemAttributeModel).filter(
-            TrialSystemAttributeModel.trial_id.in_(ids),
-            TrialSystemAttributeModel.key.like(keys.CMA_ES_PATTERN),
-        ).delete(synchronize_session=False)
-        session.add_all(_excesses(trials, sweep))
+    def excess_of(trial: FrozenTrial) -> dict[str, float]:
+        costs = trial.user_attrs.get(keys.COSTS, {})
+        new = (constraint for constraint in told_of if str(constraint) not in trial.constraints)
+        return {str(constraint): constraint.excess(costs[constraint.cost]) for constraint in new}
 
-
-def _excesses(trials: Sequence[FrozenTrial], sweep: SweepConfig) -> list[TrialSystemAttributeModel]:
-    """Return how far earlier trials are beyond the constraints that they were not told of."""
-    return [
-        TrialSystemAttributeModel(
-            trial_id=trial._trial_id,
-            key=f"{keys.CONSTRAINT_PREFIX}{constraint}",
-            value_json=json.dumps(constraint.excess(trial.user_attrs[keys.COSTS][constraint.cost])),
-        )
-        for trial in trials
-        for constraint in sweep.parsed_constraints()
-        if trial.state == TrialState.COMPLETE and str(constraint) not in trial.constraints
-    ]
+    distributions = {path: distribution_of(dimension) for path, dimension in sweep.space.items()}
+    redeclare_trials(storage, number, distributions, excess_of)

@@ -26,7 +26,7 @@ from harness.search.study import identity as question
 from harness.search.study import keys, storage
 from harness.search.study import trials as study
 from harness.search.study.identity import check_code
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.search.suggest.starting_points import enqueue_points
 
@@ -35,7 +35,7 @@ SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
 
 
 @dataclass(frozen=True)
-class SweepHome:
+class SweepContext:
     """One sweep on this machine, whether it has begun or not."""
 
     plan: SweepPlan
@@ -47,7 +47,7 @@ class SweepHome:
     command: str  # that continues it
 
     @cached_property
-    def database(self) -> PatientStorage:
+    def database(self) -> RetryingStorage:
         """The database, opened once: who has reached it waits for its return, who has not says so at once.
 
         Raises:
@@ -63,14 +63,14 @@ class SweepHome:
     def trial_directory(self, number: int) -> Path:
         return self.directory / f"trial-{number:04d}"
 
-    def with_plan(self, plan: SweepPlan) -> SweepHome:
+    def with_plan(self, plan: SweepPlan) -> SweepContext:
         """Return the same home with the same plan in another state: its arms composed."""
         home = replace(self, plan=plan)
         if "database" in vars(self):
             vars(home)["database"] = self.database  # which is opened once
         return home
 
-    def of(self, found: optuna.Study) -> SweepHome:
+    def of(self, found: optuna.Study) -> SweepContext:
         """Return the home in a folder that is this very sweep's.
 
         Another sweep of the name, whose database is gone or elsewhere, keeps its folder, as its runs point
@@ -98,7 +98,7 @@ def _is_of(directory: Path, identity: str, found: optuna.Study) -> bool:
     return not any(directory.glob("trial-*"))
 
 
-def find_home(plan: SweepPlan, command: str | None = None) -> SweepHome:
+def locate_sweep(plan: SweepPlan, command: str | None = None) -> SweepContext:
     """Return where the sweep of a plan lives, which needs its data: they are part of the question.
 
     Raises:
@@ -116,7 +116,7 @@ def find_home(plan: SweepPlan, command: str | None = None) -> SweepHome:
         )
     if not SAFE_NAME.fullmatch(name):
         raise ConfigError(f"sweep.name={name!r} names a folder too: use letters, digits, '-', '_' and '.'")
-    return SweepHome(
+    return SweepContext(
         plan=plan,
         name=name,
         question=asked,
@@ -135,7 +135,7 @@ def _command(plan: SweepPlan) -> str:
     return shlex.join(["harness", "sweep", *config_dir, *map(shown, overrides)])
 
 
-def existing_study(home: SweepHome) -> optuna.Study | None:
+def existing_study(home: SweepContext) -> optuna.Study | None:
     """Return the sweep's study if it exists; nothing is created.
 
     Raises:
@@ -151,7 +151,7 @@ def existing_study(home: SweepHome) -> optuna.Study | None:
     return found
 
 
-def open_study(home: SweepHome, *, enqueue: bool = True) -> optuna.Study:
+def open_study(home: SweepContext, *, enqueue: bool = True) -> optuna.Study:
     """Return the study, created here and now if this is the sweep's first call.
 
     Args:
@@ -166,24 +166,24 @@ def open_study(home: SweepHome, *, enqueue: bool = True) -> optuna.Study:
     found.set_user_attr(keys.CALLED, time.time())
     if enqueue:
         with home.database.exclusive(home.name):
-            home.database.patiently(lambda: enqueue_points(found, home.plan.sweep))
+            home.database.retry(lambda: enqueue_points(found, home.plan.sweep))
     return found
 
 
-def _create_study(home: SweepHome) -> optuna.Study:
+def _create_study(home: SweepContext) -> optuna.Study:
     """Create the study unless another call does at this moment; the question makes it one."""
     with home.database.exclusive(f"study {home.name}"):
         found = existing_study(home)
         if found is None:
             database, sweep = home.database, home.plan.sweep
-            found = database.patiently(lambda: study.create_study(database, home.name, sweep))
+            found = database.retry(lambda: study.create_study(database, home.name, sweep))
             found.set_user_attr(keys.IDENTITY, uuid.uuid4().hex)
             found.set_user_attr(keys.QUESTION, home.question)
     return found
 
 
 @contextmanager
-def coordinating(home: SweepHome) -> Iterator[Callable[[], None]]:
+def coordinating(home: SweepContext) -> Iterator[Callable[[], None]]:
     """Be the one coordinator of the sweep; the system lets go with us.
 
     It keeps two of them from sharing one machine's devices and one parent run; that no trial runs twice does
@@ -208,7 +208,7 @@ def coordinating(home: SweepHome) -> Iterator[Callable[[], None]]:
         yield keep
 
 
-def coordinator_lock(opened: PatientStorage, name: str) -> AbstractContextManager[Callable[[], None]]:
+def coordinator_lock(opened: RetryingStorage, name: str) -> AbstractContextManager[Callable[[], None]]:
     """Return the lock of a sweep's one coordinator; entered, it raises LockedError if another holds it."""
     return opened.exclusive(f"coordinator of {name}", timeout_s=0)
 

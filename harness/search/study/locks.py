@@ -1,4 +1,7 @@
-"""The locks of a sweep, in its database or beside it: whatever ends who holds one, the system lets go."""
+"""Locks among all processes that use one database: advisory locks of a server, or files beside SQLite's.
+
+The server or the operating system releases a lock when its holder dies. `retrying_storage.py` takes them.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +21,32 @@ QUEUE_S = 120.0  # how long a transaction waits for its turn
 
 
 class LockedError(SweepError):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"another process holds the lock {name!r}")
 
 
 class LostLockError(SweepError):
-    """We held the lock, and another process does by now."""
+    """We held the lock, and another process has it now."""
 
 
 class Lock(Protocol):
-    """A lock among everything that uses one database."""
+    """A lock among all processes that use one database."""
 
     def take(self, timeout_s: float) -> None:
-        """Hold it from now on.
+        """Take the lock.
 
         Raises:
-            LockedError: another holds it still after the time (0: at once).
+            LockedError: another process still holds it after `timeout_s` seconds (0: at once).
         """
         ...
 
     def keep(self) -> None:
-        """Make sure that it is held still, and take it again where it was lost.
+        """Make sure that we still hold the lock, and take it again if it was lost.
 
         Raises:
-            LostLockError: another holds it by now.
+            LostLockError: another process has it now.
         """
         ...
 
@@ -51,18 +54,18 @@ class Lock(Protocol):
 
 
 def build_lock(engine: sa.Engine, name: str) -> Lock:
-    """Return a lock of that name, not held yet: a file beside SQLite's, else one that the server keeps."""
+    """Return a lock of that name, not taken yet: a file beside SQLite's database, else a server's."""
     if engine.dialect.name == "sqlite":
-        return _Beside(str(engine.url.database), name)
-    return _OnServer(engine, name)
+        return _FileLock(str(engine.url.database), name)
+    return _ServerLock(engine, name)
 
 
-class _Beside:
-    """A lock on a file; the system keeps it for as long as our process lives."""
+class _FileLock:
+    """A lock on a file; the operating system releases it when our process ends."""
 
     def __init__(self, database: str, name: str) -> None:
         self._name = name
-        self._file = FileLock(f"{database}.{_short(name)}.lock")
+        self._file = FileLock(f"{database}.{lock_key(name)}.lock")
 
     def take(self, timeout_s: float) -> None:
         try:
@@ -73,14 +76,14 @@ class _Beside:
             raise SweepError(f"the lock {self._file.lock_file} cannot be taken: {error.strerror}") from error
 
     def keep(self) -> None:
-        """Do nothing: nobody can take it from us."""
+        """Do nothing: a file lock cannot be lost."""
 
     def drop(self) -> None:
         self._file.release()
 
 
-class _OnServer:
-    """An advisory lock, which is that of a connection: it ends with the server, or with an idle connection.
+class _ServerLock:
+    """An advisory lock. It belongs to one connection, and is lost if the server restarts or closes that one.
 
     Every method but `drop` raises DBAPIError where the server is away; then it can be called again.
     """
@@ -106,7 +109,9 @@ class _OnServer:
     def keep(self) -> None:
         if self._connection is not None:
             try:
-                self._connection.execute(sa.select(1))  # it answers, so it has never ended
+                self._connection.execute(
+                    sa.select(1)
+                )  # an answer means that the connection, and so the lock, still stands
                 return
             except DBAPIError:
                 self._lose(self._connection)
@@ -129,7 +134,7 @@ class _OnServer:
 
 @contextmanager
 def queued_lock(connection: sa.Connection, name: str) -> Iterator[None]:
-    """Wait for a lock in the server's own queue, which is fair and asks nothing, and hold it.
+    """Wait for a lock in the server's own queue, and hold it; the queue is fair, and needs no polling.
 
     Raises:
         OperationalError: the server is away, or others hold the lock for too long.
@@ -138,8 +143,8 @@ def queued_lock(connection: sa.Connection, name: str) -> Iterator[None]:
         if connection.dialect.name == "postgresql":
             patience = sa.func.set_config("lock_timeout", str(round(1000 * QUEUE_S)), True)
             connection.execute(sa.select(patience))
-            connection.execute(sa.select(sa.func.pg_advisory_lock(_signed(name))))
-        elif connection.scalar(sa.select(sa.func.get_lock(_short(name), round(QUEUE_S)))) != 1:
+            connection.execute(sa.select(sa.func.pg_advisory_lock(signed_lock_key(name))))
+        elif connection.scalar(sa.select(sa.func.get_lock(lock_key(name), round(QUEUE_S)))) != 1:
             raise LockedError(name)
     try:
         yield
@@ -150,13 +155,15 @@ def queued_lock(connection: sa.Connection, name: str) -> Iterator[None]:
 
 
 def _statements(dialect: str, name: str) -> tuple[sa.Select[Any], sa.Select[Any]]:
-    """Return what takes a lock without waiting, and what lets go of it."""
+    """Return the statement that takes a lock without waiting, and the one that releases it."""
     match dialect:
         case "postgresql":
-            key = _signed(name)
+            key = signed_lock_key(name)
             return sa.select(sa.func.pg_try_advisory_lock(key)), sa.select(sa.func.pg_advisory_unlock(key))
         case "mysql" | "mariadb":
-            return sa.select(sa.func.get_lock(_short(name), 0)), sa.select(sa.func.release_lock(_short(name)))
+            return sa.select(sa.func.get_lock(lock_key(name), 0)), sa.select(
+                sa.func.release_lock(lock_key(name))
+            )
         case other:
             raise SweepError(
                 f"sweep.storage: {other} has no lock that we know; use postgresql:// or mysql://"
@@ -166,13 +173,13 @@ def _statements(dialect: str, name: str) -> tuple[sa.Select[Any], sa.Select[Any]
 def _let_go(connection: sa.Connection, drop: sa.Select[Any]) -> None:
     try:
         connection.execute(drop)
-    except SQLAlchemyError:  # the server was restarted: the lock is gone, and the connection no good
+    except SQLAlchemyError:  # the server was restarted: lock and connection are lost
         connection.invalidate()
 
 
-def _signed(name: str) -> int:
-    return int(_short(name), 16) - 2**63  # PostgreSQL's keys are signed 64-bit numbers
+def signed_lock_key(name: str) -> int:
+    return int(lock_key(name), 16) - 2**63  # PostgreSQL's keys are signed 64-bit numbers
 
 
-def _short(name: str) -> str:
+def lock_key(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]

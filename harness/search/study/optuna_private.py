@@ -1,230 +1,152 @@
-"""What is asked of the database all the time, each in one small query.
+"""Optuna's private names and conventions, each behind a function or class with a name of our own.
 
-Optuna's own answers read whole trials, every parameter, attribute and report of theirs, to count them or to
-look at one attribute. With 10,000 trials that is seconds, under the lock that everybody waits for.
+Only this file and `optuna_tables.py` (our queries on the tables of Optuna's database) may touch what Optuna
+does not document. Everything else in `harness/search` calls them. Each name has a test that fails when Optuna
+changes it: `tests/search/test_optuna_private.py`. That is why one minor version of Optuna is required.
 """
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import cache
-from types import SimpleNamespace
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import optuna
 import sqlalchemy as sa
-from optuna.storages import RDBStorage
-from optuna.storages._rdb.storage import _create_scoped_session
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
+from optuna.samplers import QMCSampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial
+from sqlalchemy.orm import Session
 
-UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+from harness.errors import HarnessError
 
+REQUIRED = "5.0"  # also in pyproject.toml
 
-class UtcNow(FunctionElement[datetime]):
-    """The time by the database's clock, whatever time zone a session is in."""
+# Keys of a trial's system attributes, which Optuna writes and reads.
+FIXED_PARAMS = "fixed_params"  # the point that a trial was enqueued with; empty: it was withdrawn
+CONSTRAINT_PREFIX = "constraints:"  # a constraint's text follows; the value is how far it is exceeded
+CMA_ES_PATTERN = "cma:%"  # the state of CMA-ES, as SQL's LIKE finds it
 
-    type = sa.DateTime()
-    inherit_cache = True
-
-
-@compiles(UtcNow)
-def _utc_now(element: UtcNow, compiler: SQLCompiler, **_: Any) -> str:
-    match compiler.dialect.name:
-        case "postgresql":
-            return "TIMEZONE('UTC', CURRENT_TIMESTAMP)"
-        case "mysql" | "mariadb":
-            return "UTC_TIMESTAMP()"
-        case _:
-            return "CURRENT_TIMESTAMP"  # SQLite's is UTC
+IN_TRANSACTION = "in_transaction"  # marks a session that belongs to optuna_in_one_transaction
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How a trial stands, as far as who may work on it depends on it."""
+def check_version() -> None:
+    """Refuse a version of Optuna whose private names may differ from those that we use.
 
-    trial_id: int
-    number: int
-    state: TrialState
-    attr: Any  # the user attribute that was asked for; None: there is none
-    is_stale: bool  # it runs and has beaten, but not within the lease
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What there is to do in a study."""
-
-    num_trials: int  # that exist
-    unfinished: list[Standing]  # the oldest first
-
-
-class DirectStorage(RDBStorage):
-    """A database that can be asked directly."""
-
-    def get_standing(self, trial_id: int, key: str) -> Standing:
-        """Return how one trial stands, with one of its user attributes."""
-        with _create_scoped_session(self.scoped_session) as session:
-            rows = session.execute(_standing_query(), {"trial_id": trial_id, "key": key})
-            return self._standing(rows.one())
-
-    def get_survey(self, study_id: int, key: str) -> Survey:
-        """Return what there is to do in a study, with one user attribute of each unfinished trial."""
-        with _create_scoped_session(self.scoped_session) as session:
-            count = session.execute(_count_query(), {"study_id": study_id}).scalar_one()
-            rows = session.execute(_unfinished_query(), {"study_id": study_id, "key": key})
-            return Survey(count, [self._standing(row) for row in rows])
-
-    def get_attrs(self, study_id: int, key: str) -> dict[int, Any]:
-        """Return one user attribute of every trial of a study that has it, by trial id."""
-        trials, attrs = _models().TrialModel, _models().TrialUserAttributeModel
-        query = sa.select(attrs.trial_id, attrs.value_json).join(trials, trials.trial_id == attrs.trial_id)
-        with _create_scoped_session(self.scoped_session) as session:
-            rows = session.execute(query.where(trials.study_id == study_id, attrs.key == key))
-            return {trial_id: json.loads(value) for trial_id, value in rows}
-
-    def create_taken_trial(self, study_id: int, attrs: Mapping[str, Any]) -> Standing:
-        """Create a trial that somebody works on: it never exists without its attributes and a heartbeat."""
-        models = _models()
-        with _create_scoped_session(self.scoped_session) as session:
-            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-            trial: Any = self._get_prepared_new_trial(study_id, None, session)
-            session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id, heartbeat=UtcNow()))
-            session.add_all(
-                models.TrialUserAttributeModel(trial_id=trial.trial_id, key=key, value_json=json.dumps(value))
-                for key, value in attrs.items()
-            )
-            return Standing(trial.trial_id, trial.number, trial.state, None, is_stale=False)
-
-    def record_heartbeat(self, trial_id: int) -> None:
-        """Note that a trial lives, by the database's clock; Optuna would write the session's own hours."""
-        beats = _models().TrialHeartbeatModel
-        with _create_scoped_session(self.scoped_session, True) as session:
-            beat = sa.update(beats).where(beats.trial_id == trial_id).values(heartbeat=UtcNow())
-            if session.execute(beat).rowcount == 0:  # type: ignore[attr-defined]
-                session.add(beats(trial_id=trial_id, heartbeat=UtcNow()))
-
-    def get_trial(self, trial_id: int) -> FrozenTrial:
-        found = self._read_trials(_models().TrialModel.trial_id == trial_id)
-        if not found:
-            raise KeyError(f"no trial has the id {trial_id}")
-        return found[0]
-
-    def _get_trials(
-        self,
-        study_id: int,
-        states: Container[TrialState] | None,
-        included_trial_ids: set[int],
-        trial_id_greater_than: int,
-    ) -> list[FrozenTrial]:
-        """Return the trials of a study above an id, and some below; it is what Optuna's cache asks for."""
-        trials = _models().TrialModel
-        known = {trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than}
-        condition = trials.study_id == study_id
-        condition &= (trials.trial_id > trial_id_greater_than) | trials.trial_id.in_(known)
-        if states is not None:
-            condition &= trials.state.in_([state for state in TrialState if state in states])
-        return self._read_trials(condition)
-
-    def _read_trials(self, condition: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-        """Return trials as Optuna builds them, but of plain rows: an object for each takes far longer."""
-        models = _models()
-        meant = sa.select(models.TrialModel.trial_id).where(condition)
-        tables = {
-            "params": models.TrialParamModel,
-            "values": models.TrialValueModel,
-            "user_attributes": models.TrialUserAttributeModel,
-            "system_attributes": models.TrialSystemAttributeModel,
-            "intermediate_values": models.TrialIntermediateValueModel,
-        }
-        with _create_scoped_session(self.scoped_session) as session:
-            query = sa.select(models.TrialModel).where(condition).order_by(models.TrialModel.trial_id)
-            trials = session.scalars(query).all()  # first: what is read of a finished trial is complete
-            parts = {
-                name: _by_trial(session.execute(sa.select(table.__table__).where(table.trial_id.in_(meant))))
-                for name, table in tables.items()
-            }
-            return [
-                self._build_frozen_trial_from_trial_model(
-                    SimpleNamespace(  # type: ignore[arg-type]
-                        trial_id=trial.trial_id,
-                        number=trial.number,
-                        state=trial.state,
-                        datetime_start=trial.datetime_start,
-                        datetime_complete=trial.datetime_complete,
-                        **{name: rows.get(trial.trial_id, ()) for name, rows in parts.items()},
-                    )
-                )
-                for trial in trials
-            ]
-
-    def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
-        """Set several user attributes at once: all of them, or none if we die meanwhile."""
-        with _create_scoped_session(self.scoped_session, True) as session:
-            for key, value in attrs.items():
-                self._set_trial_attr_without_commit(
-                    session, _models().TrialUserAttributeModel, trial_id, key, value
-                )
-
-    def _standing(self, row: sa.Row[Any]) -> Standing:
-        return Standing(
-            row.trial_id,
-            row.number,
-            row.state,
-            attr=None if row.value_json is None else json.loads(row.value_json),
-            is_stale=row.state == TrialState.RUNNING and self._is_old(row.heartbeat, row.now),
+    Raises:
+        HarnessError: another minor version is installed.
+    """
+    if not optuna.__version__.startswith(f"{REQUIRED}."):
+        raise HarnessError(
+            f"Optuna {optuna.__version__} is installed, but sweeps need Optuna {REQUIRED}: "
+            f"run `pip install 'optuna=={REQUIRED}.*'`"
         )
 
-    def _is_old(self, beat: datetime | None, now: datetime) -> bool:
-        lease = timedelta(seconds=self.grace_period or 0)
-        return beat is not None and now - beat > lease
+
+# ── studies and trials ────────────────────────────────────────────────────────────────────────────
 
 
-# Putting a query together takes as long as its answer, so each is put together once.
+def study_id(study: optuna.Study) -> int:
+    """Return the key of a study in its database."""
+    return study._study_id
 
 
-@cache
-def _count_query() -> sa.Select[Any]:
-    return sa.select(sa.func.count()).where(_models().TrialModel.study_id == sa.bindparam("study_id"))
+def trial_id(trial: optuna.Trial | FrozenTrial) -> int:
+    """Return the key of a trial in its database; unlike its number, it is unique over all studies."""
+    return trial._trial_id
 
 
-@cache
-def _standing_query() -> sa.Select[Any]:
-    return _standings().where(_models().TrialModel.trial_id == sa.bindparam("trial_id"))
+def storage_beneath(study: optuna.Study) -> BaseStorage:
+    """Return the storage that a study calls: Optuna's cache if its database is an RDBStorage."""
+    return study._storage
 
 
-@cache
-def _unfinished_query() -> sa.Select[Any]:
-    trials = _models().TrialModel
-    is_meant = (trials.study_id == sa.bindparam("study_id")) & trials.state.in_(UNFINISHED)
-    return _standings().where(is_meant).order_by(trials.trial_id)
+def database_beneath(study: optuna.Study) -> BaseStorage:
+    """Return the storage that was given to the study, beneath Optuna's cache."""
+    backend: BaseStorage = study._storage._backend  # type: ignore[attr-defined]
+    return backend
 
 
-def _standings() -> sa.Select[Any]:
-    models = _models()
-    trials, attrs, beats = models.TrialModel, models.TrialUserAttributeModel, models.TrialHeartbeatModel
-    is_meant = (attrs.trial_id == trials.trial_id) & (attrs.key == sa.bindparam("key"))
-    columns = (trials.trial_id, trials.number, trials.state, attrs.value_json, beats.heartbeat)
-    return (
-        sa.select(*columns, UtcNow().label("now"))
-        .outerjoin(attrs, is_meant)
-        .outerjoin(beats, beats.trial_id == trials.trial_id)
-    )
+def enqueued_point(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Return the values that a trial was enqueued with; None or empty if the sampler proposes them."""
+    point: dict[str, Any] | None = trial.system_attrs.get(FIXED_PARAMS)
+    return point
 
 
-def _by_trial(rows: Iterable[sa.Row[Any]]) -> dict[int, list[sa.Row[Any]]]:
-    found: dict[int, list[sa.Row[Any]]] = defaultdict(list)
-    for row in rows:
-        found[row.trial_id].append(row)
+def change_enqueued_point(study: optuna.Study, trial: FrozenTrial, point: Mapping[str, Any]) -> None:
+    """Let a waiting trial begin at another point; an empty one leaves it to the sampler."""
+    study._storage.set_trial_system_attr(trial._trial_id, FIXED_PARAMS, dict(point))
+
+
+def add_to_cache(trial: optuna.Trial) -> FrozenTrial:
+    """Return a trial as it was when it was opened, and put it into Optuna's cache.
+
+    The cache refuses a parameter of a trial that it does not hold. Reading all trials would fill it too, but
+    takes seconds where there are thousands; samplers and pruners do that when they need the other trials.
+    """
+    study, found = trial.study, trial._cached_frozen_trial
+    study._storage._add_trials_to_cache(study._study_id, [found])  # type: ignore[attr-defined]
     return found
 
 
-def _models() -> Any:
-    """Return Optuna's tables, whose import takes as long as SQLAlchemy's own."""
+class QmcSamplerAt(QMCSampler):
+    """A quasi-random sequence read at one given position.
+
+    Optuna keeps the position as a counter in the database, which two processes may read at once; they would
+    then train the same point.
+    """
+
+    def __init__(self, position: int, seed: int) -> None:
+        super().__init__(scramble=True, seed=seed)
+        self._position = position
+
+    def _find_sample_id(self, study: optuna.Study, search_space: Mapping[str, Any]) -> int:
+        return self._position
+
+
+# ── sessions and transactions ─────────────────────────────────────────────────────────────────────
+
+
+def tables() -> Any:
+    """Return the module of Optuna's tables; its import takes as long as SQLAlchemy's own, so it is lazy."""
     from optuna.storages._rdb import models
 
     return models
+
+
+def session_of(storage: RDBStorage, *, ignore_conflicts: bool = False) -> AbstractContextManager[Session]:
+    """Return Optuna's own session context: it commits at the end and wraps errors as Optuna's methods do.
+
+    Args:
+        ignore_conflicts: a row that another process has written at the same moment is not an error.
+    """
+    from optuna.storages._rdb.storage import _create_scoped_session
+
+    return _create_scoped_session(storage.scoped_session, ignore_conflicts)
+
+
+@contextmanager
+def optuna_in_one_transaction(storage: RDBStorage, connection: sa.Connection) -> Iterator[None]:
+    """Let every method of Optuna that this thread calls within be part of one connection's transaction.
+
+    Each method of RDBStorage opens a session, writes and commits by itself. Claiming a trial takes several of
+    them, and a process that dies, or a server that restarts, between two must not leave a half of it. Optuna
+    has no interface for that. But all its methods take their session from `storage.scoped_session`, which
+    holds one session per thread. So we register, for this thread, a session that is bound to a connection
+    on which a transaction has begun already. SQLAlchemy then treats the session's commit as the end of its
+    own part only: nothing is written until the caller commits the connection's transaction, and a rollback
+    there undoes all of it. The mark in `info` tells RetryingStorage not to repeat a single method, because
+    the earlier ones of the same transaction would be lost.
+    """
+    storage.scoped_session.remove()  # a session may be left over, bound to the engine
+    storage.scoped_session(bind=connection, info={IN_TRANSACTION: True})
+    try:
+        yield
+    finally:
+        storage.scoped_session.remove()
+
+
+def is_in_transaction(storage: RDBStorage) -> bool:
+    """Return whether this thread is within :func:`optuna_in_one_transaction`."""
+    sessions = storage.scoped_session
+    return sessions.registry.has() and IN_TRANSACTION in sessions().info

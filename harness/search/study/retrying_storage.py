@@ -1,45 +1,33 @@
-"""A database that outlives its server's restarts."""
+"""The database with retries: it waits while a server restarts, and writes several changes as one.
+
+`storage.py` opens it; claims, leases and the study call it. `optuna_tables.py` holds the queries below it.
+"""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-import sqlalchemy as sa
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from harness.credentials import shown
 from harness.errors import StorageError, first_line
 from harness.search.study.locks import build_lock, queued_lock
-from harness.search.study.optuna_private import DirectStorage
+from harness.search.study.optuna_private import is_in_transaction, optuna_in_one_transaction
+from harness.search.study.optuna_tables import DirectStorage, OpenTrials, TrialHead
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0  # how long a server may be away before those who need it give up, resumably
-ASKED = (  # beside what every storage of Optuna's has
-    "record_heartbeat",
-    "get_n_trials",
-    "get_trial_id_from_study_id_trial_number",
-    "_get_best_trial_id",
-    "_get_stale_trial_ids",
-    "_get_trials",
-    "_set_trial_param",  # twice the same value is once
-    "transact",
-    "get_survey",
-    "get_standing",
-    "get_attrs",
-    "set_trial_user_attrs",
-)
-PART = "part"  # marks a session that is part of a transaction
-# Not repeated alone, as once more might be one too many: who creates asks again what there is.
-CREATES = ("create_new_study", "create_new_trial", "_create_new_trial")
+P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
@@ -48,8 +36,12 @@ def is_server(url: str) -> bool:
     return not url.startswith("sqlite")
 
 
-class PatientStorage(DirectStorage):
-    """A database whose server may be restarted: what can be repeated without harm is, for a while."""
+class RetryingStorage(DirectStorage):
+    """Optuna's storage; calls that can be repeated without harm are, while the database is away.
+
+    `create_new_study` and `create_new_trial` are not repeated: if only the answer was lost, a second call
+    would create a second one. Their callers look at the database first.
+    """
 
     patience_s = PATIENCE_S
 
@@ -58,14 +50,16 @@ class PatientStorage(DirectStorage):
         """Return after how long without a heartbeat a trial counts as stale."""
         return float(self.grace_period or 0)
 
-    def patiently(self, call: Callable[[], Result]) -> Result:
+    def retry(self, call: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
         """Return what `call` returns, repeating it while the database is away.
 
         Raises:
             StorageError: it was away for too long.
         """
-        if self._is_part:
-            return call()
+        if is_in_transaction(
+            self
+        ):  # the server has lost the earlier statements too: transact repeats them all
+            return call(*args, **kwargs)
         retrying = Retrying(
             retry=retry_if_exception(is_outage),
             stop=stop_after_delay(self.patience_s),
@@ -74,7 +68,7 @@ class PatientStorage(DirectStorage):
             reraise=True,
         )
         try:
-            return retrying(call)
+            return retrying(call, *args, **kwargs)
         except (StorageInternalError, DBAPIError) as error:
             what = self._what_is_wrong(error)
             if what is None:
@@ -89,64 +83,132 @@ class PatientStorage(DirectStorage):
             return f"has not answered for {self.patience_s:.0f} s"
         if is_read_only(error):
             return "cannot be written by this user"
-        is_damaged = type(_cause(error)) is DatabaseError  # its subclasses are questions that were wrong
+        is_damaged = type(_cause(error)) is DatabaseError  # its subclasses mean wrong queries
         return "is damaged" if is_damaged else None
 
     @contextmanager
     def exclusive(self, name: str, timeout_s: float = PATIENCE_S) -> Iterator[Callable[[], None]]:
-        """Hold the lock `name` among everything that uses this database; the system lets go with us.
+        """Hold the lock `name` against every process that uses this database; it ends with our process.
 
         Yields:
-            What makes sure that we hold it still, to be called now and then where it is held for long: a
-            server that is restarted, or closes an idle connection, forgets the lock. It takes it again, or
-            raises LostLockError where another process was quicker.
+            A function that makes sure that we still hold the lock; call it regularly while you hold it. A
+            server that restarts or closes an idle connection forgets the lock. The function takes it again,
+            or raises LostLockError if another process was quicker.
 
         Raises:
             LockedError: another holds it still after the time (0: at once).
             StorageError: the database does not answer.
         """
         lock = build_lock(self.engine, name)
-        self.patiently(lambda: lock.take(timeout_s))
+        self.retry(lock.take, timeout_s)
         try:
-            yield lambda: self.patiently(lock.keep)
+            yield lambda: self.retry(lock.keep)
         finally:
             lock.drop()
 
     def transact(self, name: str, call: Callable[[], Result]) -> Result:
-        """Return what `call` returns, under the lock `name`; on a server all it asks is one transaction.
+        """Return what `call` returns, under the lock `name`; on a server its writes are one transaction.
 
-        If the server goes away meanwhile, the lock is lost, and so is everything that was written under it;
-        then the whole call is repeated.
+        A server that goes away meanwhile loses the lock and undoes the writes; then `call` is repeated.
         """
+        return self.retry(self._transact_once, name, call)
+
+    def _transact_once(self, name: str, call: Callable[[], Result]) -> Result:
         if not is_server(self.url):
             with self.exclusive(name):
                 return call()
         with (
             self.engine.connect() as connection,
             queued_lock(connection, name),
-            connection.begin(),  # under the lock: within a transaction the server's clock stands still
-            self._all_on(connection),
+            # Begun under the lock: CURRENT_TIMESTAMP is the time at which the transaction began, and one that
+            # has waited for the lock would judge heartbeats by an old time.
+            connection.begin(),
+            optuna_in_one_transaction(self, connection),
         ):
             return call()
 
-    @contextmanager
-    def _all_on(self, connection: sa.Connection) -> Iterator[None]:
-        """Let all that this thread asks be part of a connection's transaction."""
-        self.scoped_session.remove()
-        self.scoped_session(bind=connection, info={PART: True})
-        try:
-            yield
-        finally:
-            self.scoped_session.remove()
+    # ── Optuna's methods, each repeated while the database is away ────────────────────────────────────
 
-    @property
-    def _is_part(self) -> bool:
-        """Return whether this thread is within a transaction, of which nothing can be repeated alone."""
-        return self.scoped_session.registry.has() and PART in self.scoped_session().info
+    def delete_study(self, study_id: int) -> None:
+        self.retry(super().delete_study, study_id)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self.retry(super().set_study_user_attr, study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self.retry(super().set_study_system_attr, study_id, key, value)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self.retry(super().get_study_id_from_name, study_name)
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self.retry(super().get_study_name_from_id, study_id)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self.retry(super().get_study_directions, study_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self.retry(super().get_study_user_attrs, study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self.retry(super().get_study_system_attrs, study_id)
+
+    def get_all_studies(self) -> list[Any]:
+        return self.retry(super().get_all_studies)
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        self.retry(super().set_trial_param, trial_id, param_name, param_value_internal, distribution)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        return self.retry(super().set_trial_state_values, trial_id, state, values)
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self.retry(super().set_trial_intermediate_value, trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.retry(super().set_trial_user_attr, trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.retry(super().set_trial_system_attr, trial_id, key, value)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self.retry(super().get_trial, trial_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return self.retry(super().get_all_trials, study_id, deepcopy, states)
+
+    def get_n_trials(self, study_id: int, state: tuple[TrialState, ...] | TrialState | None = None) -> int:
+        return self.retry(super().get_n_trials, study_id, state)
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        return self.retry(super().get_trial_id_from_study_id_trial_number, study_id, trial_number)
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        self.retry(super().record_heartbeat, trial_id)
+
+    # ── our own queries, likewise ─────────────────────────────────────────────────────────────────────
+
+    def get_trial_head(self, trial_id: int, key: str) -> TrialHead:
+        return self.retry(super().get_trial_head, trial_id, key)
+
+    def get_open_trials(self, study_id: int, key: str) -> OpenTrials:
+        return self.retry(super().get_open_trials, study_id, key)
+
+    def get_attrs(self, study_id: int, key: str) -> dict[int, Any]:
+        return self.retry(super().get_attrs, study_id, key)
+
+    def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        self.retry(super().set_trial_user_attrs, trial_id, attrs)
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether the database is away or busy, rather than asked for something wrong."""
+    """Return whether the error says that the database is away or busy; a wrong query is no outage."""
     cause = _cause(error)
     is_away = isinstance(cause, OperationalError) or (
         isinstance(cause, DBAPIError) and bool(cause.connection_invalidated)
@@ -165,21 +227,6 @@ def _cause(error: BaseException) -> BaseException | None:
     return error.__cause__ if isinstance(error, StorageInternalError) else error
 
 
-def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a method be repeated while the database is away."""
-
-    @wraps(method)
-    def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return self.patiently(lambda: method(self, *args, **kwargs))
-
-    return call
-
-
 def _say_away(state: RetryCallState) -> None:
     if state.attempt_number == 3:
         logger.warning("the database of sweeps does not answer; waiting for it")
-
-
-for _name in (*BaseStorage.__abstractmethods__, *ASKED):
-    if _name not in CREATES:
-        setattr(PatientStorage, _name, _patiently(getattr(PatientStorage, _name)))

@@ -15,7 +15,8 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 
 from harness.credentials import shown
 from harness.errors import ConfigError, SweepError, first_line
-from harness.search.study.retrying_storage import PATIENCE_S, PatientStorage, is_server
+from harness.search.study.optuna_private import check_version
+from harness.search.study.retrying_storage import PATIENCE_S, RetryingStorage, is_server
 
 DATABASE = "optuna.db"
 BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
@@ -54,7 +55,7 @@ def database_exists(url: str) -> bool:
     return is_server(url) or Path(str(make_url(url).database)).is_file()
 
 
-def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = False) -> PatientStorage:
+def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = False) -> RetryingStorage:
     """Open the database; the first caller creates its tables, which must be a coordinator.
 
     Args:
@@ -63,7 +64,9 @@ def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = Fals
 
     Raises:
         SweepError: it cannot be opened, or is no database.
+        HarnessError: another version of Optuna is installed than the one whose insides we know.
     """
+    check_version()
     quiet_optuna()
     try:
         if not database_exists(url):
@@ -73,9 +76,9 @@ def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = Fals
         raise SweepError(_cannot_open(url, error)) from error
 
 
-def _connect(url: str, lease_seconds: float, trusted: bool) -> PatientStorage:
-    def connect() -> PatientStorage:
-        return PatientStorage(
+def _connect(url: str, lease_seconds: float, trusted: bool) -> RetryingStorage:
+    def connect() -> RetryingStorage:
+        return RetryingStorage(
             url,
             engine_kwargs=_engine_options(url),
             skip_table_creation=trusted,

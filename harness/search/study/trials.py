@@ -1,12 +1,14 @@
-"""The Optuna study: the only truth about a sweep, and the plain rows that everything else reads from it.
+"""Finds, creates and loads a sweep's Optuna study, and reads its trials as plain rows.
 
-A step of a trial is the number of epochs it has completed (1-based): a resource, as Hyperband counts it.
+The study is the only record from which a sweep continues. Reports, the scheduler and the command line read
+rows, not Optuna's objects. The step of a reported score is the number of epochs that the trial has completed
+(1-based), because Hyperband counts it as a resource.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +21,16 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.sweep import SweepConfig
-from harness.search.study import keys
-from harness.search.study.retrying_storage import PatientStorage
+from harness.search.study import keys, optuna_private
+from harness.search.study.optuna_private import database_beneath
+from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.suggest.constraints import broken_constraints
 from harness.search.suggest.samplers import build_sampler
 from harness.tracking.moved import found_path
 
 State = Literal["waiting", "running", "complete", "pruned", "infeasible", "failed"]
 ENDED: tuple[State, ...] = ("complete", "pruned", "infeasible", "failed")
+RANKED_STATES = ("complete", "pruned", "running", "infeasible", "failed", "waiting")  # the best first
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,19 @@ class TrialRow:
     reason: str | None
     deaths: int
     attempt: int = 0  # how often it was begun
-    owner: str | None = None  # who works on it, see claims.Owner; None: nobody
+    owner: str | None = None  # a ProcessId as JSON; None: the trial is free
     costs: Mapping[str, float] = field(default_factory=dict)  # by name, see harness.config.objectives.Cost
-    seed: int | None = None  # that it trains with; None: not begun, or by a program that gave all the same
+    seed: int | None = None  # None: not begun, or by an earlier version, which used the run's seed
 
     @property
     def has_ended(self) -> bool:
         return self.state in ENDED
 
 
-def storage_of(study: optuna.Study) -> PatientStorage:
+def storage_of(study: optuna.Study) -> RetryingStorage:
     """Return the database beneath Optuna's cache."""
-    backend = study._storage._backend  # type: ignore[attr-defined]
-    assert isinstance(backend, PatientStorage)
+    backend = database_beneath(study)
+    assert isinstance(backend, RetryingStorage)
     return backend
 
 
@@ -79,7 +83,7 @@ def create_study(storage: BaseStorage, name: str, sweep: SweepConfig) -> optuna.
     return optuna.create_study(
         study_name=name,
         storage=storage,
-        load_if_exists=True,  # also where the database was away as we heard that it was made
+        load_if_exists=True,  # a retry may find the study that its first attempt has created
         directions=[sweep.direction, *([second.direction] if (second := sweep.second_objective) else [])],
         sampler=RandomSampler(),
         pruner=NopPruner(),
@@ -93,21 +97,11 @@ def load_study_for_trial(storage: BaseStorage, name: str, sweep: SweepConfig, nu
     return study
 
 
-def known_trial(trial: optuna.Trial) -> FrozenTrial:
-    """Return a trial as it was found, and let Optuna's cache know it, which is to be given its parameters.
-
-    Reading all trials would do it too, and takes seconds where there are thousands; that is left to samplers
-    and pruners that look at them.
-    """
-    study, known = trial.study, trial._cached_frozen_trial
-    study._storage._add_trials_to_cache(study._study_id, [known])  # type: ignore[attr-defined]
-    return known
-
-
 class TrialStudy(optuna.Study):
-    """A study whose direction can be asked for even if it has two: it is that of intermediate values.
+    """A study that answers `direction` with its first objective's, where it has two.
 
-    TPE asks for it as soon as there is a pruned trial, and would fail.
+    TPE asks for it as soon as there is a pruned trial, because it ranks pruned trials by their intermediate
+    values, which are always of the first objective. Optuna's own property raises an error there.
     """
 
     @property
@@ -142,7 +136,7 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
         score = scores.get(best_epoch + 1, score)
     return TrialRow(
         number=trial.number,
-        trial_id=trial._trial_id,
+        trial_id=optuna_private.trial_id(trial),
         state=_state(trial),
         score=score,
         last_score=scores[max(scores)] if scores else None,
@@ -183,3 +177,13 @@ def best_row(rows: list[TrialRow], direction: str) -> TrialRow | None:
     complete = [row for row in rows if row.state == "complete" and row.score is not None]
     sign = 1.0 if direction == "minimize" else -1.0
     return min(complete, key=lambda row: (sign * (row.score or 0.0), row.number), default=None)
+
+
+def ranked(rows: Sequence[TrialRow], direction: str) -> list[TrialRow]:
+    """Return the trials best first; pruned ones saw fewer epochs, so they follow the complete ones."""
+    sign = 1.0 if direction == "minimize" else -1.0
+
+    def key(row: TrialRow) -> tuple[int, bool, float, int]:
+        return RANKED_STATES.index(row.state), row.score is None, sign * (row.score or 0.0), row.number
+
+    return sorted(rows, key=key)

@@ -1,12 +1,11 @@
-"""Which trials are given up early: judged by the sweep's metric alone, a second objective or not.
+"""Builds the pruner, records a trial's score after each epoch, and asks whether to prune the trial.
 
-Optuna knows neither reports nor pruning for several objectives. What a pruner reads are intermediate values,
-so it is shown the database as one of a single objective.
+`trial/run.py` calls this after every epoch. Optuna refuses to report or prune where a study has two
+objectives. Scores after an epoch are of the first objective only, so pruners are given a view of the database
+in which studies have just that one (`study/first_objective.py`).
 """
 
 from __future__ import annotations
-
-from typing import Any, cast
 
 import optuna
 from optuna.pruners import (
@@ -17,10 +16,10 @@ from optuna.pruners import (
     PatientPruner,
     SuccessiveHalvingPruner,
 )
-from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 
 from harness.config.sampling import PrunerConfig
+from harness.search.study.first_objective import FirstObjectiveStorage
+from harness.search.study.optuna_private import storage_beneath
 
 
 def build_pruner(config: PrunerConfig, max_epochs: int) -> BasePruner:
@@ -50,27 +49,14 @@ def _build_kind(config: PrunerConfig, max_epochs: int) -> BasePruner:
 
 
 def report_score(study: optuna.Study, trial_id: int, epochs_done: int, score: float) -> None:
-    """Tell the study a trial's score after an epoch."""
-    study._storage.set_trial_intermediate_value(trial_id, epochs_done, score)
+    """Record a trial's score after an epoch; Optuna's `Trial.report` refuses studies of two objectives."""
+    storage_beneath(study).set_trial_intermediate_value(trial_id, epochs_done, score)
 
 
 def should_prune(study: optuna.Study, trial_id: int, pruner: BasePruner) -> bool:
     """Return whether the trial is so far behind that it should end."""
     if isinstance(pruner, NopPruner):
         return False  # without reading the trial
-    storage = cast(BaseStorage, _FirstObjective(study._storage))
+    storage = FirstObjectiveStorage(storage_beneath(study))
     view = optuna.Study(study.study_name, storage, pruner=pruner)
     return pruner.prune(view, storage.get_trial(trial_id))
-
-
-class _FirstObjective:
-    """The database with every study's first objective only."""
-
-    def __init__(self, storage: BaseStorage) -> None:
-        self._storage = storage
-
-    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._storage.get_study_directions(study_id)[:1]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)

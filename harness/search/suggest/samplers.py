@@ -1,12 +1,10 @@
-"""Who proposes a trial's values. Every trial's process builds its own sampler.
+"""Builds the sampler that proposes a trial's values; each trial's process builds its own.
 
-What a sampler has learned stands in the database, so a fresh one goes on where another process's left off.
+A sampler learns from the trials in the database, so a new one continues where another process stopped.
+To add a kind, name it in `harness/config/sampling.py` and build it in `build_sampler`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import optuna
@@ -22,7 +20,6 @@ from optuna.samplers import (
     GPSampler,
     NSGAIISampler,
     PartialFixedSampler,
-    QMCSampler,
     RandomSampler,
     TPESampler,
 )
@@ -30,7 +27,7 @@ from optuna.trial import FrozenTrial
 
 from harness.config.space import Choice, Dimension, FloatRange, grid_points
 from harness.config.sweep import SweepConfig
-from harness.search.study import keys
+from harness.search.study.optuna_private import QmcSamplerAt, enqueued_point
 
 NSGAII_POPULATION = 20  # Optuna's own 50 is more than most sweeps have trials
 
@@ -70,7 +67,7 @@ def build_sampler(sweep: SweepConfig, study: optuna.Study, number: int) -> BaseS
 
 
 def distribution_of(dimension: Dimension) -> BaseDistribution:
-    """Return a dimension in Optuna's words."""
+    """Return a dimension of the space as an Optuna distribution."""
     if isinstance(dimension, Choice):
         return CategoricalDistribution(dimension.values)
     kind = FloatDistribution if isinstance(dimension, FloatRange) else IntDistribution
@@ -78,9 +75,9 @@ def distribution_of(dimension: Dimension) -> BaseDistribution:
 
 
 def _position(study: optuna.Study, number: int) -> int:
-    """Return how many trials before this one took a place in the order: all that were not enqueued."""
+    """Return how many earlier trials were not enqueued; that is this trial's index in a fixed order."""
     trials = study.get_trials(deepcopy=False)[:number]
-    return sum(not trial.system_attrs.get(keys.FIXED_PARAMS) for trial in trials)
+    return sum(not enqueued_point(trial) for trial in trials)
 
 
 class _CmaEs(CmaEsSampler):
@@ -107,24 +104,17 @@ class _CmaEs(CmaEsSampler):
         return self._ranges
 
 
-class _Qmc(QMCSampler):
-    """A scrambled Sobol sequence over all paths, conditional ones included: what is not asked for is unused.
-
-    Optuna counts in the database how far the sequence is, which two processes may read at once.
-    """
+class _Qmc(QmcSamplerAt):
+    """A scrambled Sobol sequence over all paths; the values of paths whose condition fails are not used."""
 
     def __init__(self, sweep: SweepConfig, position: int) -> None:
-        super().__init__(scramble=True, seed=sweep.sampler.seed)  # one sequence, so one seed
+        super().__init__(position, seed=sweep.sampler.seed)  # all trials share one sequence, so one seed
         self._space_of_all = {path: distribution_of(dimension) for path, dimension in sweep.space.items()}
-        self._place = position
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return self._space_of_all
-
-    def _find_sample_id(self, study: optuna.Study, search_space: Mapping[str, Any]) -> int:
-        return self._place
 
 
 def _build_grid(sweep: SweepConfig, study: optuna.Study, number: int, seed: int) -> BaseSampler:
@@ -133,7 +123,7 @@ def _build_grid(sweep: SweepConfig, study: optuna.Study, number: int, seed: int)
     Optuna's own grid knows no conditions, and its brute force gives one point to two processes at a time.
     """
     random = RandomSampler(seed=seed)
-    if study.get_trials(deepcopy=False)[number].system_attrs.get(keys.FIXED_PARAMS):
+    if enqueued_point(study.get_trials(deepcopy=False)[number]):
         return random  # an enqueued point, which need not lie on the grid
     points = grid_points(sweep.space)
     order = np.random.default_rng(sweep.sampler.seed).permutation(len(points))

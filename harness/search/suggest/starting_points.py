@@ -1,4 +1,7 @@
-"""Trials that a sweep begins with, because somebody wants to see them."""
+"""`sweep.enqueue`: points that a sweep tries before its sampler proposes any.
+
+`study/locate.py` calls this with every call of the sweep.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.space import FloatRange, Scalar
 from harness.config.sweep import SweepConfig
-from harness.search.study import keys
+from harness.search.study.optuna_private import change_enqueued_point, enqueued_point
 
 logger = logging.getLogger(__name__)
 
@@ -26,18 +29,18 @@ def enqueue_points(study: optuna.Study, sweep: SweepConfig) -> None:
     wanted = [{path: _exact(sweep, path, value) for path, value in point.items()} for point in sweep.enqueue]
     unwanted: list[FrozenTrial] = []
     for trial in trials:
-        point = trial.system_attrs.get(keys.FIXED_PARAMS)
+        point = enqueued_point(trial)
         if point in wanted:
             wanted.remove(point)  # a point may be there twice, to see how far a result can be relied on
         elif point and not trial.state.is_finished():
             unwanted.append(trial)
     for trial in unwanted:
-        before = _shown(trial.system_attrs[keys.FIXED_PARAMS])
+        before = _shown(enqueued_point(trial) or {})
         if trial.state != TrialState.WAITING:
             logger.info("trial %d began at %s, which enqueue has no more: it goes on", trial.number, before)
             continue
         point = wanted.pop(0) if wanted else {}
-        study._storage.set_trial_system_attr(trial._trial_id, keys.FIXED_PARAMS, point)
+        change_enqueued_point(study, trial, point)
         now = _shown(point) if point else "what the sampler proposes"
         logger.info("trial %d begins at %s, no more at %s", trial.number, now, before)
     room = max(0, sweep.num_trials - len(trials))

@@ -14,6 +14,7 @@ import optuna
 from harness.config.space import grid_points
 from harness.config.sweep import SweepConfig
 from harness.search.study import keys
+from harness.search.study.optuna_private import study_id
 from harness.search.study.trials import TrialRow, storage_of
 
 MAX_SEED = 2**32
@@ -33,8 +34,8 @@ def choose_seed(study: optuna.Study, trial_id: int, overrides: Sequence[str], se
     storage = storage_of(study)
 
     def choose() -> int:
-        known = storage.get_attrs(study._study_id, keys.OVERRIDES)
-        seeds = storage.get_attrs(study._study_id, keys.SEED)
+        known = storage.get_attrs(study_id(study), keys.OVERRIDES)
+        seeds = storage.get_attrs(study_id(study), keys.SEED)
         if trial_id in known:  # it was begun before; without a seed, by a program that gave all the same
             return int(seeds.get(trial_id, seed))
         same = [other for other, texts in known.items() if _without_seed(texts) == _without_seed(overrides)]

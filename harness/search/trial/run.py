@@ -26,10 +26,10 @@ from harness.credentials import shown
 from harness.data import remember_auto
 from harness.errors import HarnessError, NoSuchRunError, StorageError, TrackingError, first_line
 from harness.logs import show_messages
-from harness.search.ownership.guarded_tracker import fenced
 from harness.search.ownership.lease import Lease, beat_interval
 from harness.search.study import keys
 from harness.search.study import trials as studies
+from harness.search.study.optuna_private import add_to_cache
 from harness.search.study.retrying_storage import PATIENCE_S, is_outage
 from harness.search.study.storage import database_exists, open_storage
 from harness.search.suggest.constraints import broken_constraints, tell_costs
@@ -49,6 +49,7 @@ from harness.search.trial.spec import StopFlag, TrialSpec, pin_devices
 
 if TYPE_CHECKING:
     from harness.tracking import Tracker
+    from harness.tracking.mlflow_tracker import MlflowTracker
     from harness.training.result import EpochReport, RunResult
 
 TrainFunction = Callable[..., "RunResult"]  # harness.training.train.train
@@ -104,7 +105,7 @@ def _run_attempt(
     study = studies.load_study_for_trial(storage, spec.sweep_name, plan.sweep, spec.number)
     with lease:
         trial = optuna.trial.Trial(study, spec.trial_id)
-        reported = frozenset(studies.known_trial(trial).intermediate_values)
+        reported = frozenset(add_to_cache(trial).intermediate_values)
         attempt = _Attempt(spec, plan, study, trial, folder, lease, reported)
         try:
             result = attempt.train(stop_requested, train)
@@ -193,10 +194,11 @@ class _Attempt:
         )
         tracker = retrying(self._open_run_now, config)
         self._note({keys.RUN_ID: tracker.run_id})
-        self._opened.append(fenced(tracker, self.lease))
+        tracker.before_write = self.lease.check_after_sleep  # it may have lost the trial while suspended
+        self._opened.append(tracker)
         return self._opened[-1]
 
-    def _open_run_now(self, config: RunConfig) -> Tracker:
+    def _open_run_now(self, config: RunConfig) -> MlflowTracker:
         from harness.tracking import names
         from harness.tracking.store import open_store
 
