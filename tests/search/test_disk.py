@@ -20,10 +20,9 @@ from harness.search.coordinator.checkpoint_cleanup import (
     CheckpointCleanup,
     kept_first,
     spare_checkpoints,
-    was_removed,
 )
 from harness.search.report.leaderboard import leaderboard_csv
-from harness.search.study.trials import ENDED, TrialRow, ranked
+from harness.search.study.trials import ENDED, REMOVED_NOTE, TrialRow, ranked, was_removed
 from harness.tracking.choice import choose
 from tests.search.conftest import SmallSweep
 
@@ -196,11 +195,11 @@ def test_checkpoints_go_as_results_come_in(tmp_path: Path) -> None:
     keeper.tick([row(0, score=0.5), row(1, score=0.9), row(2, "failed"), row(3, "pruned", 0.7)])
 
     assert keeper.forgotten == [0, 2]  # then 2,000 bytes are left
-    assert keeper.files(0) == keeper.files(2) == ALWAYS | {disk.NOTE}
+    assert keeper.files(0) == keeper.files(2) == ALWAYS | {REMOVED_NOTE}
     assert keeper.files(1) == keeper.files(3) == ALWAYS | WHOLE
     assert was_removed(tmp_path / "trial-0000" / "best.ckpt")
     assert not was_removed(tmp_path / "trial-0001" / "best.ckpt")
-    assert "sweep.checkpoint_gb" in (tmp_path / "trial-0000" / disk.NOTE).read_text()
+    assert "sweep.checkpoint_gb" in (tmp_path / "trial-0000" / REMOVED_NOTE).read_text()
 
 
 def test_a_second_copy_is_counted(tmp_path: Path) -> None:
@@ -227,7 +226,7 @@ def test_another_call_goes_on_where_one_was_killed(tmp_path: Path) -> None:
     keeper.tick(rows)
 
     assert keeper.forgotten == [0]
-    assert keeper.files(0) == ALWAYS | {disk.NOTE}
+    assert keeper.files(0) == ALWAYS | {REMOVED_NOTE}
 
 
 def test_folders_of_other_machines_are_no_concern(tmp_path: Path) -> None:

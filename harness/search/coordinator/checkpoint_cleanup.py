@@ -18,7 +18,7 @@ from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 from harness.search.report.pareto import pareto_front
 from harness.search.study.locate import SweepContext
-from harness.search.study.trials import TrialRow, ranked
+from harness.search.study.trials import REMOVED_NOTE, TrialRow, ranked
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GB = 1e9  # bytes
-BEST, NOTE = "best.ckpt", "checkpoint-removed.txt"  # in a trial's folder
+BEST = "best.ckpt"  # in a trial's folder
 
 
 def spare_checkpoints(
@@ -132,7 +132,7 @@ class CheckpointCleanup:
     def _remove_checkpoints(self, row: TrialRow) -> None:
         folder = self.folder_of(row.number)
         # First the note: whoever finds no checkpoint must find out why, even if we are killed in between.
-        (folder / NOTE).write_text(
+        (folder / REMOVED_NOTE).write_text(
             f"trial {row.number} is not among the best {self.sweep.keep_checkpoints}: its checkpoints were "
             f"removed to keep within sweep.checkpoint_gb={self.sweep.checkpoint_gb:g}\n",
             encoding="utf-8",
@@ -158,11 +158,6 @@ def kept_first(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[TrialRow]:
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return every file of a trial's folder that is a checkpoint, part of one, or beside one."""
     return sorted(file for file in folder.glob("*") if ".ckpt" in file.name) if folder.is_dir() else []
-
-
-def was_removed(checkpoint: Path) -> bool:
-    """Whether a trial's checkpoint had to go for `sweep.checkpoint_gb`."""
-    return not checkpoint.is_file() and checkpoint.with_name(NOTE).is_file()
 
 
 def free_bytes(folder: Path) -> int:

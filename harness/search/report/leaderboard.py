@@ -18,10 +18,9 @@ from rich.table import Table
 
 from harness.config.objectives import COSTS
 from harness.config.sweep import SweepConfig
-from harness.search.coordinator.checkpoint_cleanup import was_removed
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
-from harness.search.study.trials import TrialRow, ranked
+from harness.search.study.trials import TrialRow, ranked, was_removed
 from harness.search.trial.replicates import replicated
 from harness.tracking import names
 

@@ -29,6 +29,7 @@ from harness.search.suggest.samplers import build_sampler
 from harness.tracking.moved import found_path
 
 State = Literal["waiting", "running", "complete", "pruned", "infeasible", "failed"]
+REMOVED_NOTE = "checkpoint-removed.txt"  # in a trial's folder, where its checkpoint was
 ENDED: tuple[State, ...] = ("complete", "pruned", "infeasible", "failed")
 RANKED_STATES = ("complete", "pruned", "running", "infeasible", "failed", "waiting")  # the best first
 
@@ -187,3 +188,8 @@ def ranked(rows: Sequence[TrialRow], direction: str) -> list[TrialRow]:
         return RANKED_STATES.index(row.state), row.score is None, sign * (row.score or 0.0), row.number
 
     return sorted(rows, key=key)
+
+
+def was_removed(checkpoint: Path) -> bool:
+    """Whether a trial's checkpoint had to go for `sweep.checkpoint_gb`."""
+    return not checkpoint.is_file() and checkpoint.with_name(REMOVED_NOTE).is_file()
