@@ -36,7 +36,7 @@ from harness.search.study import keys
 from harness.search.study.extend import extend_sweep
 from harness.search.study.locate import (
     SweepContext,
-    coordinating,
+    coordinator_lock,
     existing_study,
     is_closed,
     locate_sweep,
@@ -86,7 +86,7 @@ def run_sweep(
     Raises:
         ConfigError: a space or a device that cannot be.
         DataError: images that cannot be had.
-        SweepError: another question under this name, a sweep that is being run, or trials that keep failing.
+        SweepError: another sweep under this name, a sweep that is being run, or trials that keep failing.
         TrackingError: a run store that cannot be written.
     """
     started = time.monotonic()
@@ -94,7 +94,7 @@ def run_sweep(
     home = locate_sweep(plan, command)
     if extend:
         home = home.with_plan(check_space(home.plan).plan)
-        with coordinating(home):
+        with coordinator_lock(home):
             say(console, extend_sweep(home))
     study = existing_study(home)
     if study is not None and is_closed(study, plan):
@@ -156,7 +156,7 @@ def _coordinate(
     sweep = home.plan.sweep
     with ExitStack() as stack:
         try:
-            keep_place = stack.enter_context(coordinating(home))
+            keep_place = stack.enter_context(coordinator_lock(home))
         except LockedError:
             return None
         slots = executor.prepare(home.plan)
@@ -219,7 +219,7 @@ def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> I
     from harness.tracking import names
     from harness.tracking.views import sweep_view
 
-    identity = {names.STUDY: study.user_attrs.get(keys.IDENTITY, home.name)}
+    identity = {names.STUDY: study.user_attrs.get(keys.SWEEP_ID, home.name)}
     known = study.user_attrs.get(keys.PARENT_RUN_ID)
     run_id = known or store.find_run(home.experiment, identity)  # opened by a call that could not note it
     sweep = home.plan.sweep

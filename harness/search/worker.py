@@ -56,7 +56,7 @@ def run_worker(
 
     Raises:
         ConfigError: what is different here makes the space reach a run that cannot be.
-        SweepError: no such sweep, another question or other code here, or trials that keep failing.
+        SweepError: no such sweep, another identity or other code here, or trials that keep failing.
         TrackingError: the sweep's runs are not in this machine's run store.
     """
     console = console or build_console()

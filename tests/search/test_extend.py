@@ -13,7 +13,7 @@ import pytest
 from harness.cli import parse
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
-from harness.search.study import identity as question
+from harness.search.study import identity
 from harness.search.study import trials as studies
 from harness.search.study.extend import widen_trials
 from harness.search.study.storage import open_storage, storage_url
@@ -103,7 +103,7 @@ def test_earlier_trials_are_judged_by_a_new_constraint(storage: Any, kind: str) 
         ("sweep.space.data.batch_size.values", [64, 128], [128, 64], False),
         ("sweep.space.trainer.compile.values", [True], [1, 2], False),
         ("sweep.space.a.when.b.low", 2, 1, False),
-        ("sweep.space.optim.lr.low", question.ABSENT, 1, False),
+        ("sweep.space.optim.lr.low", identity.ABSENT, 1, False),
         ("sweep.constraints", [], ["latency_ms <= 1"], True),
         ("sweep.constraints", ["latency_ms <= 1"], [], False),
         ("sweep.sampler.seed", 0, 1, False),
@@ -111,7 +111,7 @@ def test_earlier_trials_are_judged_by_a_new_constraint(storage: Any, kind: str) 
     ],
 )
 def test_what_counts_as_wider(path: str, old: Any, new: Any, is_wider: bool) -> None:
-    assert question.is_wider(path, old, new) == is_wider
+    assert identity.is_wider(path, old, new) == is_wider
 
 
 def change(sweep: SmallSweep, old: str, new: str) -> None:

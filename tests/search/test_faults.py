@@ -191,7 +191,7 @@ def test_a_coordinator_killed_at_any_note_it_makes_leaves_a_sweep_that_goes_on(
     small_sweep: SmallSweep,
 ) -> None:
     """Between what it does and what the study knows of it, a run could be left open, or made twice."""
-    notes = (keys.IDENTITY, keys.QUESTION, keys.CODE, keys.PLAN, keys.PARENT_RUN_ID, keys.CLOSED)
+    notes = (keys.SWEEP_ID, keys.IDENTITY, keys.CODE, keys.PLAN, keys.PARENT_RUN_ID, keys.CLOSED)
     with calls_of(small_sweep) as calls:
         for note in notes:
             small_sweep.behave(die_noting=note)

@@ -7,11 +7,11 @@ import pytest
 from harness.config.compose import compose_sweep, leaves_by_path
 from harness.errors import SweepError
 from harness.search.study.identity import (
-    check_same_question,
+    check_same_sweep,
     differences,
     fingerprint,
+    sweep_identity,
     sweep_name,
-    sweep_question,
 )
 
 BASE = ["data=digits", "model=lenet", "finetune=full"]
@@ -19,7 +19,7 @@ BASE = ["data=digits", "model=lenet", "finetune=full"]
 
 def name_of(*overrides: str, digest: str = "d1") -> str:
     plan = compose_sweep([*BASE, *overrides])
-    return sweep_name(plan, "digits", sweep_question(plan, digest))
+    return sweep_name(plan, "digits", sweep_identity(plan, digest))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_differences_are_shown_on_one_line_and_cut() -> None:
     before = {"sweep.space.optim.lr.high": 0.01, "seed": 0, "a": 1, "b": 1, "c": 1, "d": "x" * 99}
     now = {"sweep.space.optim.lr.high": 0.03, "seed": 0, "a": 2, "b": 2, "c": 2, "d": "y" * 99}
     with pytest.raises(SweepError) as caught:
-        check_same_question("mine", before, now)
+        check_same_sweep("mine", before, now)
 
     assert differences(before, now)[0] == "sweep.space.optim.lr.high: 0.01 → 0.03"
     assert "sweep.space.optim.lr.high: 0.01 → 0.03, a: 1 → 2" in str(caught.value)
@@ -70,13 +70,13 @@ def test_differences_are_shown_on_one_line_and_cut() -> None:
 
 def test_a_key_that_only_one_side_has_is_a_difference() -> None:
     assert differences({"a": 1}, {}) == ["a: 1 → (absent)"]
-    check_same_question("mine", {"a": None}, {"a": None})
+    check_same_sweep("mine", {"a": None}, {"a": None})
 
 
 def test_everything_else_of_the_schema_is_part_of_the_question() -> None:
     """A new key has to be put on one of the two sides on purpose."""
     plan = compose_sweep(BASE)
-    asked = set(sweep_question(plan, "d1"))
+    asked = set(sweep_identity(plan, "d1"))
     base = set(leaves_by_path(plan.base.to_dict())) - asked - set(plan.sweep.space)
     assert base == {
         "data.dir", "data.cache_dir", "data.feature_cache_gb", "trainer.device", "trainer.devices",

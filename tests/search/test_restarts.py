@@ -13,7 +13,7 @@ import pytest
 from experiments.scale.postgres import Server
 from harness.config.compose import compose_sweep
 from harness.search.ownership.claims import Claims
-from harness.search.study.locate import coordinator_lock
+from harness.search.study.locate import coordinator_lock_in
 from harness.search.study.locks import LockedError, LostLockError
 from harness.search.study.trials import create_study, find_study
 from tests.search.calls import calls_of, check_promises, wait_for
@@ -138,7 +138,7 @@ def wait_until_coordinated(sweep: SmallSweep) -> None:
 
     def is_coordinated() -> bool:
         try:
-            with coordinator_lock(sweep.storage(), sweep.name):
+            with coordinator_lock_in(sweep.storage(), sweep.name):
                 return False
         except LockedError:
             return True
@@ -152,7 +152,7 @@ def taking_the_place(sweep: SmallSweep) -> Iterator[None]:
     while True:
         cut_connections(str(sweep.database))
         try:
-            with coordinator_lock(sweep.storage(), sweep.name):
+            with coordinator_lock_in(sweep.storage(), sweep.name):
                 yield
                 return
         except LockedError:

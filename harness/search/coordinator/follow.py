@@ -9,7 +9,7 @@ from rich.console import Console
 
 from harness.search.coordinator.stop import StopSignals
 from harness.search.report.progress import build_progress, view_of
-from harness.search.study.locate import SweepContext, coordinator_lock
+from harness.search.study.locate import SweepContext, coordinator_lock_in
 from harness.search.study.locks import LockedError
 from harness.search.study.trials import read_rows, storage_of
 
@@ -36,7 +36,7 @@ def follow(home: SweepContext, study: optuna.Study, console: Console, started: f
 def is_coordinated(study: optuna.Study) -> bool:
     """Return whether some process runs the sweep."""
     try:
-        with coordinator_lock(storage_of(study), study.study_name):
+        with coordinator_lock_in(storage_of(study), study.study_name):
             return False
     except LockedError:
         return True

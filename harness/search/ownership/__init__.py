@@ -1,4 +1,4 @@
-"""Which process may work on which trial, so that no trial runs twice and none is forgotten.
+"""Decides which process may work on which trial, so that no trial runs twice and none is forgotten.
 
     claims.py            the coordinator's side: take a trial that no process works on, release it, end it
     lease.py             the trial's side: heartbeats, and leaving when another process has taken it over

@@ -127,7 +127,7 @@ class SweepRecord:
             "front": [_front_facts(row) for row in front],
             "test": known.get(keys.TEST),
             "slots": known.get(keys.SLOTS),
-            "question": known.get(keys.QUESTION),
+            "question": known.get(keys.IDENTITY),
             "extensions": known.get(keys.EXTENSIONS, []),
         }
         write_json(self.directory / SWEEP_FILE, content)

@@ -20,8 +20,7 @@ from optuna.trial import FrozenTrial
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 from harness.search.report.status import read_status
-from harness.search.study import identity as question
-from harness.search.study import keys
+from harness.search.study import identity, keys
 from harness.search.study.locate import SweepContext
 from harness.search.study.optuna_private import study_id
 from harness.search.study.optuna_tables import redeclare_trials
@@ -47,8 +46,8 @@ def extend_sweep(home: SweepContext) -> str:
         raise SweepError(
             f"trial {at_work[0].number} of sweep {home.name!r} is running: stop it first (sweep --stop)"
         )
-    before = study.user_attrs.get(keys.QUESTION, {})
-    changes = question.differences(before, home.question)
+    before = study.user_attrs.get(keys.IDENTITY, {})
+    changes = identity.differences(before, home.identity)
     if not changes:
         return f"sweep {home.name} asks for this already: nothing to extend"
     _check_wider(home, before, changes)
@@ -58,7 +57,7 @@ def extend_sweep(home: SweepContext) -> str:
     when = datetime.now(UTC).isoformat(timespec="seconds")
     note = {"at": when, "after_trials": num_trials, "changes": changes}
     study.set_user_attr(keys.EXTENSIONS, [*study.user_attrs.get(keys.EXTENSIONS, []), note])
-    study.set_user_attr(keys.QUESTION, home.question)
+    study.set_user_attr(keys.IDENTITY, home.identity)
     return f"sweep {home.name} is extended after {num_trials} trials: {', '.join(changes)}"
 
 
@@ -78,11 +77,11 @@ def _record_infeasible(home: SweepContext) -> None:
 
 
 def _check_wider(home: SweepContext, before: Mapping[str, Any], changes: Sequence[str]) -> None:
-    narrower = question.differences(before, home.question, but_wider=True)
+    narrower = identity.differences(before, home.identity, but_wider=True)
     if narrower:
         raise SweepError(
             f"sweep {home.name!r} can only be widened (ranges, values of choices, constraints): "
-            f"{question.shorten(narrower)} is another question: give it another sweep.name"
+            f"{identity.shorten(narrower)} is another question: give it another sweep.name"
         )
     is_space_wider = any(change.startswith("sweep.space.") for change in changes)
     if home.plan.sweep.sampler.kind == "grid" and is_space_wider:

@@ -1,7 +1,8 @@
-"""What makes a sweep the same sweep: the question that it asks, and the code that its trials were run with.
+"""Decides whether a call may continue the sweep of its name: same identity, same code.
 
-A sweep may be continued, with a larger budget too, only as the very question that its trials answered, and
-with the same code: an answer must not come from two programs unnoticed. `locate.py` asks both.
+A sweep's identity is every setting that changes what its trials mean: space, rules, objective, sampler,
+pruner, the base configuration and the data. A larger budget or another machine is no change. `locate.py`
+checks both when it opens a sweep; `extend.py` widens the identity on purpose.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from harness.config.compose import SweepPlan, leaves_by_path
 from harness.errors import SweepError
 from harness.search.study import keys
 
-# Neither where things lie nor how fast they are computed is part of the question.
-ELSEWHERE = ("tracking.", "data.dir", "data.cache_dir", "data.download", "evaluate_test")
-ONCE = ("trainer.monitor.",)  # sweep.metric says it
-MACHINE = (
+# Prefixes of a run's settings that are not part of a sweep's identity: paths, speed, and the monitor, which
+# sweep.metric decides.
+NOT_PART_OF_IDENTITY = (
+    "tracking.",
+    "data.dir",
+    "data.cache_dir",
+    "data.download",
+    "evaluate_test",
+    "trainer.monitor.",
     "trainer.device",
     "trainer.threads",
     "trainer.devices",
@@ -33,7 +39,8 @@ MACHINE = (
     "data.num_workers",
     "data.feature_cache_gb",
 )
-BUDGET = {
+# Settings under `sweep.` likewise: budget, starting points, failures, executor, storage and disk.
+SWEEP_SETTINGS_NOT_PART_OF_IDENTITY = {
     "name", "num_trials", "max_minutes", "slots", "threads_per_trial",
     "max_retries", "max_consecutive_failures", "evaluate_test", "devices_per_trial",
     "enqueue", "target", "patience_trials",
@@ -45,16 +52,19 @@ SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"
 
 
-def sweep_question(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
-    """Return the question as flat JSON values: space, rules, objective, sampler, pruner, base, data."""
+def sweep_identity(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
+    """Return a sweep's identity as flat JSON values: space, rules, objective, sampler, pruner, base, data."""
     searched = set(plan.sweep.space)
     base = {
         path: value
         for path, value in leaves_by_path(plan.base.to_dict()).items()
-        if not path.startswith(ELSEWHERE + MACHINE + ONCE) and path not in searched
+        if not path.startswith(NOT_PART_OF_IDENTITY) and path not in searched
     }
     sweep = {
-        f"sweep.{k}": v for k, v in leaves_by_path(plan.sweep.model_dump(mode="json", exclude=BUDGET)).items()
+        f"sweep.{k}": v
+        for k, v in leaves_by_path(
+            plan.sweep.model_dump(mode="json", exclude=SWEEP_SETTINGS_NOT_PART_OF_IDENTITY)
+        ).items()
     }
     some_arms = {
         f"{path} (where it is)": value for path, value in plan.arm_values.items() if path not in base
@@ -63,21 +73,21 @@ def sweep_question(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
     return {**sweep, **order, **base, **some_arms, "data digest": data_digest}
 
 
-def fingerprint(question: Mapping[str, Any]) -> str:
-    """Return a hash of the question that holds across processes and key orders."""
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return a hash of the identity; it does not depend on the process or the order of keys."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def sweep_name(plan: SweepPlan, data_name: str, question: Mapping[str, Any]) -> str:
-    """Return the name asked for, else one that another question cannot have."""
-    return plan.sweep.name or f"{plan.sweep_file}-{data_name}-{fingerprint(question)[:6]}"
+def sweep_name(plan: SweepPlan, data_name: str, identity: Mapping[str, Any]) -> str:
+    """Return sweep.name, or a name that holds the identity's fingerprint."""
+    return plan.sweep.name or f"{plan.sweep_file}-{data_name}-{fingerprint(identity)[:6]}"
 
 
-def check_same_question(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to mix two questions under one name.
+def check_same_sweep(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to mix two sweeps under one name.
 
     Raises:
-        SweepError: they differ; the message shows where, and whether the one may become the other.
+        SweepError: the identities differ; the message shows where, and whether --extend could help.
     """
     changes = differences(before, now)
     if not changes:
@@ -94,7 +104,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, but_wider:
     """Return `path: old → new` for every path whose value differs, the objective's and the space's first.
 
     Args:
-        but_wider: leave out what only asks for more, see :func:`is_wider`.
+        but_wider: leave out changes that only make the sweep larger, see :func:`is_wider`.
     """
     paths = sorted({*before, *now}, key=lambda path: (not path.startswith("sweep."), path))
     pairs = [(path, before.get(path, ABSENT), now.get(path, ABSENT)) for path in paths]
@@ -106,7 +116,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, but_wider:
 
 
 def is_wider(path: str, old: Any, new: Any) -> bool:
-    """Return whether the trials so far remain trials of it: a larger range, more values or constraints."""
+    """Return whether a change only makes the sweep larger: a larger range, more values or constraints.
+
+    The trials so far then remain trials of the larger sweep.
+    """
     is_space = path.startswith("sweep.space.") and ".when." not in path
     if path == "sweep.constraints" or (is_space and path.endswith(".values")):
         return {json.dumps(value) for value in old} < {json.dumps(value) for value in new}
@@ -116,7 +129,7 @@ def is_wider(path: str, old: Any, new: Any) -> bool:
 
 
 def shorten(changes: Sequence[str]) -> str:
-    """Return changes in one line."""
+    """Return the first changes in one line, and how many more there are."""
     more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
     return ", ".join(changes[:SHOWN_DIFFERENCES]) + more
 
@@ -141,10 +154,10 @@ def code_digests() -> dict[str, str]:
 
 
 def check_code(study: optuna.Study, *, allow_changes: bool) -> None:
-    """Refuse to go on with other code than the sweep began with; note the code where there is none yet.
+    """Refuse to continue with other code than the sweep began with; store the digests of a new sweep.
 
     Raises:
-        SweepError: files have changed, and nobody said that this is meant.
+        SweepError: source files have changed, and sweep.allow_changed_code is false.
     """
     before, now = study.user_attrs.get(keys.CODE), code_digests()
     if before is not None and before != now and not allow_changes:

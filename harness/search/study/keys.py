@@ -6,15 +6,15 @@ versions are read by them. Optuna's own attributes stand in `optuna_private.py`.
 
 # ── of a study: what a later call must know ───────────────────────────────────────────────────────
 
-IDENTITY = "identity"  # tells a sweep from another one of its name, whose database is gone
-QUESTION = "question"  # flat settings that must not change, see identity.py
+SWEEP_ID = "identity"  # random; differs from an earlier sweep of the same name whose database is gone
+IDENTITY = "question"  # flat settings that must not change, see identity.py
 CODE = "code"  # source file -> digest, see identity.py
 PLAN = "plan"  # what workers compose the plan from, see parent_run.plan_facts
 SLOTS = "slots"  # trials at a time and their threads, and what was measured to choose them
 PARENT_RUN_ID = "parent_run_id"  # of the sweep's run in MLflow
 CALLED = "called"  # when a command last ran the sweep, in seconds since 1970
 STOP_REQUESTED = "stop_requested"  # another value with every request to stop
-EXTENSIONS = "extensions"  # of the question: what was changed, when, after how many trials
+EXTENSIONS = "extensions"  # by --extend: what was changed, when, after how many trials
 TEST = "test"  # the best trial's number, its metrics on the test split, and which reading that was
 CLOSED = "closed"  # the state in which everything was recorded, see parent_run.closing_state
 

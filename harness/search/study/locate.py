@@ -1,4 +1,7 @@
-"""Where one sweep lives: its name, folder, lock and study."""
+"""Finds a plan's sweep: its name, folder, database and study, and the lock of its coordinator.
+
+`sweep.py` and `worker.py` begin here. Read `identity.py` for what makes a sweep the same sweep.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,7 @@ from harness.data import load_splits
 from harness.errors import ConfigError, SweepError
 from harness.search.coordinator.completion import has_ended
 from harness.search.report import parent_run as record
-from harness.search.study import identity as question
-from harness.search.study import keys, storage
+from harness.search.study import identity, keys, storage
 from harness.search.study import trials as study
 from harness.search.study.identity import check_code
 from harness.search.study.retrying_storage import RetryingStorage
@@ -36,19 +38,19 @@ SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
 
 @dataclass(frozen=True)
 class SweepContext:
-    """One sweep on this machine, whether it has begun or not."""
+    """Where one sweep is on this machine, whether it has begun or not."""
 
     plan: SweepPlan
     name: str
-    question: dict[str, Any]
+    identity: dict[str, Any]  # see identity.py
     experiment: str
     directory: Path
-    storage: str  # URL of the database
-    command: str  # that continues it
+    storage: str  # the database's URL
+    command: str  # the shell command that continues the sweep
 
     @cached_property
     def database(self) -> RetryingStorage:
-        """The database, opened once: who has reached it waits for its return, who has not says so at once.
+        """The database, opened at first use. Opening fails at once; later calls wait for an outage to end.
 
         Raises:
             SweepError: it cannot be opened.
@@ -71,43 +73,43 @@ class SweepContext:
         return home
 
     def of(self, found: optuna.Study) -> SweepContext:
-        """Return the home in a folder that is this very sweep's.
+        """Return this context with the folder that belongs to the given study.
 
-        Another sweep of the name, whose database is gone or elsewhere, keeps its folder, as its runs point
-        to their checkpoints there, and what it left is nothing to go on from. Ours is then beside it.
+        A folder of this name may belong to an earlier sweep whose database is gone or elsewhere. That sweep
+        keeps it, because its MLflow runs point to checkpoints there; ours then gets a folder beside it.
         """
-        identity = found.user_attrs.get(keys.IDENTITY, self.name)
+        sweep_id = found.user_attrs.get(keys.SWEEP_ID, self.name)
         directory = self.directory.with_name(self.name)
-        if not _is_of(directory, identity, found):
-            directory = directory.with_name(f"{self.name}-{identity[:8]}")
+        if not _is_of(directory, sweep_id, found):
+            directory = directory.with_name(f"{self.name}-{sweep_id[:8]}")
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / IDENTITY_FILE).exists():
-            (directory / IDENTITY_FILE).write_text(f"{identity}\n")
+            (directory / IDENTITY_FILE).write_text(f"{sweep_id}\n")
         home = replace(self, directory=directory)
         vars(home)["database"] = self.database  # which is opened once
         return home
 
 
-def _is_of(directory: Path, identity: str, found: optuna.Study) -> bool:
-    """Return whether a folder is a sweep's, or nobody's yet."""
+def _is_of(directory: Path, sweep_id: str, found: optuna.Study) -> bool:
+    """Return whether a folder belongs to the sweep, or to none yet."""
     with suppress(FileNotFoundError):
-        return (directory / IDENTITY_FILE).read_text().strip() == identity
-    with suppress(FileNotFoundError, ValueError):  # of an earlier version, which noted its run alone
+        return (directory / IDENTITY_FILE).read_text().strip() == sweep_id
+    with suppress(FileNotFoundError, ValueError):  # an earlier version stored only its run's id
         known = json.loads((directory / record.SWEEP_FILE).read_text(encoding="utf-8")).get("parent_run_id")
         return known is not None and known == found.user_attrs.get(keys.PARENT_RUN_ID)
     return not any(directory.glob("trial-*"))
 
 
 def locate_sweep(plan: SweepPlan, command: str | None = None) -> SweepContext:
-    """Return where the sweep of a plan lives, which needs its data: they are part of the question.
+    """Return where the sweep of a plan is. This loads the data, whose digest is part of the identity.
 
     Raises:
-        ConfigError: a name that cannot be a folder, or a database that not all machines can share.
-        DataError: images that cannot be had.
+        ConfigError: the name cannot be a folder's, or a remote executor is to share an SQLite file.
+        DataError: the images cannot be loaded.
     """
     splits = load_splits(plan.base.data)
-    asked = question.sweep_question(plan, splits.digest)
-    name = question.sweep_name(plan, splits.name, asked)
+    asked = identity.sweep_identity(plan, splits.digest)
+    name = identity.sweep_name(plan, splits.name, asked)
     url = storage.storage_url(plan.base.tracking.dir, plan.sweep.storage)
     if plan.sweep.executor.is_remote and not storage.is_server(url):
         raise ConfigError(
@@ -119,7 +121,7 @@ def locate_sweep(plan: SweepPlan, command: str | None = None) -> SweepContext:
     return SweepContext(
         plan=plan,
         name=name,
-        question=asked,
+        identity=asked,
         experiment=plan.base.tracking.experiment or splits.name,
         directory=Path(plan.base.tracking.dir).expanduser().resolve() / "sweeps" / name,
         storage=url,
@@ -139,15 +141,15 @@ def existing_study(home: SweepContext) -> optuna.Study | None:
     """Return the sweep's study if it exists; nothing is created.
 
     Raises:
-        SweepError: its trials answered another question.
+        SweepError: a sweep of this name has another identity.
     """
     if not storage.database_exists(home.storage):
         return None
     found = study.find_study(home.database, home.name)
-    asked = None if found is None else found.user_attrs.get(keys.QUESTION)
+    asked = None if found is None else found.user_attrs.get(keys.IDENTITY)
     if asked is None:
-        return None  # also where its first call was killed before it could note what it asks
-    question.check_same_question(home.name, asked, home.question)
+        return None  # or its first call was killed before it could store the identity
+    identity.check_same_sweep(home.name, asked, home.identity)
     return found
 
 
@@ -155,10 +157,10 @@ def open_study(home: SweepContext, *, enqueue: bool = True) -> optuna.Study:
     """Return the study, created here and now if this is the sweep's first call.
 
     Args:
-        enqueue: our starting points are the sweep's; a machine that joins may have others in its files.
+        enqueue: apply our starting points; a worker passes False, as its configuration files may differ.
 
     Raises:
-        SweepError: its trials answered another question, or with other code.
+        SweepError: a sweep of this name has another identity or other code.
     """
     found = existing_study(home) or _create_study(home)
     check_code(found, allow_changes=home.plan.sweep.allow_changed_code)
@@ -171,29 +173,29 @@ def open_study(home: SweepContext, *, enqueue: bool = True) -> optuna.Study:
 
 
 def _create_study(home: SweepContext) -> optuna.Study:
-    """Create the study unless another call does at this moment; the question makes it one."""
+    """Create the study, unless another call does so at this moment; storing the identity completes it."""
     with home.database.exclusive(f"study {home.name}"):
         found = existing_study(home)
         if found is None:
             database, sweep = home.database, home.plan.sweep
             found = database.retry(lambda: study.create_study(database, home.name, sweep))
-            found.set_user_attr(keys.IDENTITY, uuid.uuid4().hex)
-            found.set_user_attr(keys.QUESTION, home.question)
+            found.set_user_attr(keys.SWEEP_ID, uuid.uuid4().hex)
+            found.set_user_attr(keys.IDENTITY, home.identity)
     return found
 
 
 @contextmanager
-def coordinating(home: SweepContext) -> Iterator[Callable[[], None]]:
-    """Be the one coordinator of the sweep; the system lets go with us.
+def coordinator_lock(home: SweepContext) -> Iterator[Callable[[], None]]:
+    """Hold the coordinator lock of the sweep; it ends with our process.
 
-    It keeps two of them from sharing one machine's devices and one parent run; that no trial runs twice does
-    not hang on it (see claims).
+    Its holder alone writes the sweep's MLflow run and places trials on this machine's devices. Claims
+    (`ownership/claims.py`), not this lock, prevent a trial from running twice.
 
     Yields:
-        What makes sure that we still are, to be called often; it raises LostLockError if not.
+        A function that makes sure that we still hold the lock; it raises LostLockError if not. Call it often.
 
     Raises:
-        LockedError: another process is.
+        LockedError: another process holds it.
         SweepError: the sweep's folder cannot be written.
     """
     try:
@@ -204,17 +206,17 @@ def coordinating(home: SweepContext) -> Iterator[Callable[[], None]]:
         raise SweepError(
             f"{home.directory} cannot be written ({error.strerror}): choose another tracking.dir (MLRUNS_DIR)"
         ) from error
-    with coordinator_lock(home.database, home.name) as keep:
+    with coordinator_lock_in(home.database, home.name) as keep:
         yield keep
 
 
-def coordinator_lock(opened: RetryingStorage, name: str) -> AbstractContextManager[Callable[[], None]]:
-    """Return the lock of a sweep's one coordinator; entered, it raises LockedError if another holds it."""
+def coordinator_lock_in(opened: RetryingStorage, name: str) -> AbstractContextManager[Callable[[], None]]:
+    """Return the coordinator lock of a sweep; entering it raises LockedError if another process holds it."""
     return opened.exclusive(f"coordinator of {name}", timeout_s=0)
 
 
 def is_closed(found: optuna.Study, plan: SweepPlan) -> bool:
-    """Return whether there is nothing left to train, and everything about it is recorded."""
+    """Return whether the sweep has ended and all its results are recorded."""
     rows = read_rows(found)
     best = best_row(rows, plan.sweep.direction)
     is_recorded = found.user_attrs.get(keys.CLOSED) == record.closing_state(rows, best)

@@ -1,4 +1,7 @@
-"""The database of sweeps: where it is, and how it is opened."""
+"""Opens the database of sweeps: a file beside the runs, or a server.
+
+Every process of a sweep calls `open_storage`. Read `retrying_storage.py` for what it returns.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ from harness.search.study.retrying_storage import PATIENCE_S, RetryingStorage, i
 
 DATABASE = "optuna.db"
 BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
-BEATS_PER_LEASE = 6
+BEATS_PER_LEASE = 6  # so that a few lost heartbeats cost nobody a trial
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # ours, where none is named
 LIBPQ = ("postgresql+psycopg", "postgresql+psycopg2", "postgresql")
-# A peer that is gone without a word is noticed within a minute, not after hours; seconds, seconds, times, ms.
+# TCP keepalive: a dead server is noticed within a minute, not after hours. Seconds, seconds, times, ms.
 KEPT_ALIVE = {
     "keepalives_idle": 20,
     "keepalives_interval": 10,
@@ -51,7 +54,7 @@ def storage_url(tracking_dir: str, storage: str | None = None) -> str:
 
 
 def database_exists(url: str) -> bool:
-    """Return whether anything can have been written yet; SQLite would create the file just by being asked."""
+    """Return whether the database can exist: a server, or a file. SQLite would create the file on opening."""
     return is_server(url) or Path(str(make_url(url).database)).is_file()
 
 
@@ -60,7 +63,7 @@ def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = Fals
 
     Args:
         lease_seconds: after how long without a heartbeat a trial counts as abandoned.
-        trusted: the tables are there and of this Optuna's version; whoever placed a trial has seen to it.
+        trusted: skip the checks of the tables; the coordinator that placed this trial has made them.
 
     Raises:
         SweepError: it cannot be opened, or is no database.
@@ -94,7 +97,7 @@ def _connect(url: str, lease_seconds: float, trusted: bool) -> RetryingStorage:
 
 
 def _create_file(database: Path) -> None:
-    """Make the tables under another name first: nobody may open, nor a kill leave, half of them."""
+    """Create the tables in a file of another name, then rename it, so that no process sees half of them."""
     with FileLock(f"{database}.create.lock", timeout=PATIENCE_S):
         if database.exists():
             return
@@ -108,7 +111,7 @@ def _create_file(database: Path) -> None:
 def _engine_options(url: str) -> dict[str, Any]:
     if not is_server(url):
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-    # One connection a process while it rests: a server has a hundred by default.
+    # An idle process keeps one connection, since a server allows a hundred by default.
     options: dict[str, Any] = {"pool_size": 1, "max_overflow": 4}
     if make_url(url).drivername in LIBPQ:
         options["connect_args"] = KEPT_ALIVE

@@ -1,4 +1,7 @@
-"""A sweep's constraints, as Optuna and people are told of them."""
+"""Tells Optuna how far a trial exceeds the sweep's constraints, and says it in words for reports.
+
+`trial/run.py` calls this once a trial's costs are known.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from harness.search.study import keys
 
 
 def tell_costs(trial: optuna.Trial, sweep: SweepConfig, costs: Mapping[str, float]) -> None:
-    """Note what a trial costs, and how far that is beyond each constraint; what is told stays."""
+    """Store a trial's costs, and how far each constraint is exceeded; an earlier value is never changed."""
     if not costs:
         return
     trial.set_user_attr(keys.COSTS, {**trial.user_attrs.get(keys.COSTS, {}), **costs})
@@ -24,7 +27,7 @@ def tell_costs(trial: optuna.Trial, sweep: SweepConfig, costs: Mapping[str, floa
 
 
 def broken_constraints(trial: optuna.Trial | FrozenTrial) -> str | None:
-    """Return which constraints a trial does not keep, in words; None if it keeps them all."""
+    """Return in words which constraints a trial exceeds; None if it satisfies all."""
     costs = trial.user_attrs.get(keys.COSTS, {})
     broken = [text for text, excess in trial.constraints.items() if excess > 0]
     words = [f"{text} does not hold ({costs.get(text.split()[0], math.nan):.3g})" for text in broken]

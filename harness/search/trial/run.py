@@ -112,7 +112,7 @@ def _run_attempt(
         except RESUMABLE_ERRORS:
             raise
         except Exception as error:
-            if is_outage(error):  # of a question that is not repeated
+            if is_outage(error):  # of a call that is not repeated
                 cause = first_line(error.__cause__ or error)
                 raise StorageError(f"the database of sweeps does not answer: {cause}") from error
             return attempt.settle(error)
