@@ -8,7 +8,7 @@ import pytest
 
 from harness.config.compose import compose_run, compose_sweep
 from harness.errors import ConfigError
-from harness.search.study.identity import sweep_question
+from harness.search.study.identity import sweep_identity
 from harness.search.suggest.space import check_space, suggest
 
 OPTIMS = "sweep.space.optim={type: choice, values: [sgd, adamw]}"
@@ -165,7 +165,7 @@ def test_a_key_that_no_arm_has_is_unknown() -> None:
 
 def test_a_key_of_some_arms_is_part_of_the_question() -> None:
     def asked(momentum: float) -> dict[str, Any]:
-        return sweep_question(compose_sweep([OPTIMS, f"optim.momentum={momentum}"]), "digest")
+        return sweep_identity(compose_sweep([OPTIMS, f"optim.momentum={momentum}"]), "digest")
 
     runs = compose_sweep([OPTIMS, "optim.momentum=0.8"])
     assert runs.compose_trial({"optim": "sgd"}).optim.momentum == 0.8  # type: ignore[union-attr]

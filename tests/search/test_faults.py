@@ -293,7 +293,7 @@ def test_every_source_file_counts_as_code(tmp_path: Path, monkeypatch: pytest.Mo
     package = tmp_path / "harness"
     for name in before:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
-        os.link(Path(code.__file__).parents[1] / name, package / name)
+        os.link(Path(code.harness.__file__).parent / name, package / name)
     monkeypatch.setattr(code.harness, "__file__", str(package / "__init__.py"))
     assert code.code_digests.__wrapped__() == before
 
