@@ -111,16 +111,16 @@ def _start_ranks(config: RunConfig, folder: Path, behaviour: Behaviour) -> None:
 def run_rank(config: RunConfig, folder: Path, behaviour: Behaviour) -> int:
     """Train as one of the ranks, and leave rank 0's result in the folder."""
     torch.set_num_threads(1)
-    ranks = current_ranks()
-    tracker = RecordingTracker() if ranks.is_zero else SilentTracker()
+    here = current_ranks()
+    tracker = RecordingTracker() if here.is_zero else SilentTracker()
     result = train(
         config,
         tracker=tracker,
         checkpoint_dir=folder,
-        on_epoch=_decider(behaviour) if ranks.is_zero else None,
-        stop_requested=_actor(behaviour, ranks.rank, folder),
+        on_epoch=_decider(behaviour) if here.is_zero else None,
+        stop_requested=_actor(behaviour, here.rank, folder),
     )
-    if ranks.is_zero:
+    if here.is_zero:
         (folder / "result.pickle").write_bytes(pickle.dumps((result, tracker)))
     return ranks.EXIT_STOPPED if result.status == "interrupted" else 0
 
