@@ -1,9 +1,16 @@
-"""Checkpoint files that survive a kill, a full disk and a flipped bit.
+"""Writing a run's checkpoint files, and telling whether one is still what was written.
 
-A file is written under a temporary name in the same folder, synced, then renamed into place, and the one
-before it is kept as `<name>.previous.ckpt`: at every instant one of the two is whole. Its SHA-256 is in the
-file itself, as the comment that ends a zip file (torch's files are zips): the two cannot come apart, whatever
-is killed or copied, and `torch.load` reads the file as any other.
+`fit.py` gives :class:`AtomicCheckpointIO` to Lightning's Trainer. A file is written under a temporary name in
+the same folder, synced and renamed into place; the file before it is kept as `<name>.previous.ckpt`, so one
+of the two is whole at every instant. `checkpoint.py` calls :func:`verify_digest` before it loads a file;
+read on there for the content of a checkpoint.
+
+A torch file is a zip. The SHA-256 of the file is stored as the zip's comment, so that the file and its digest
+are copied and removed together, and `torch.load` reads the file as any other. The CRC-32s that torch writes
+do not replace it. They cover the records but not the zip's directory: one flipped bit there makes torch take
+a tensor's record for a folder and return uninitialised memory as weights. Other damage to the directory makes
+`torch.load` raise the RuntimeError that it raises for lack of memory, and only damage may send a resumed run
+to the previous file.
 """
 
 from __future__ import annotations

@@ -21,7 +21,11 @@ from harness.training.tta import predict_logits
 
 
 class RunningMeans:
-    """Loss and accuracy over an epoch, kept as tensors so that no step waits for the device."""
+    """Mean loss and accuracy of an epoch's training batches, summed on the device without waiting for it.
+
+    Validation metrics come from :func:`split_metrics` alone, which `evaluate` calls too. torchmetrics would
+    do for the means, but its update costs about five times as much per step as this one.
+    """
 
     def __init__(self) -> None:
         self.reset()

@@ -104,6 +104,20 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert verify_digest(path)
 
 
+def test_damage_that_crcs_miss_is_noticed(tmp_path: Path) -> None:
+    """A tensor that the zip's directory calls a folder: torch would return uninitialised memory for it."""
+    path = tmp_path / "last.ckpt"
+    save({"x": torch.arange(8.0)}, path)
+    name = b"archive/data/0"
+    attributes = path.read_bytes().rindex(name) - 8  # of the record, in the zip's directory
+    flip_bit(path, attributes, bit=4)
+    with zipfile.ZipFile(path) as file:
+        assert file.getinfo(name.decode()).external_attr == 0x10
+        assert file.testzip() is None
+    with pytest.raises(DamagedCheckpointError, match="SHA-256"):
+        verify_digest(path)
+
+
 def test_any_truncation_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     save({"x": torch.arange(8.0)}, path)
