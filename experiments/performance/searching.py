@@ -155,6 +155,7 @@ def _pss(process: psutil.Process) -> int:
 def recording_seconds(overrides: list[str], epochs: int) -> tuple[float, float]:
     """Return the median seconds of recording an epoch in MLflow, and of reporting it to Optuna."""
     from harness.search.study import trials as studies
+    from harness.search.study.optuna_private import trial_id
     from harness.search.study.storage import open_storage, storage_url
     from harness.search.suggest import pruners
 
@@ -173,8 +174,8 @@ def recording_seconds(overrides: list[str], epochs: int) -> tuple[float, float]:
         started = time.perf_counter()
         tracker.log_epoch(epoch, {**metrics, "epoch_seconds": 10.0})
         middle = time.perf_counter()
-        pruners.report_score(study, asked._trial_id, epoch + 1, 0.5)
-        pruners.should_prune(study, asked._trial_id, pruner)
+        pruners.report_score(study, trial_id(asked), epoch + 1, 0.5)
+        pruners.should_prune(study, trial_id(asked), pruner)
         tracked.append(middle - started)
         told.append(time.perf_counter() - middle)
     tracker.finish("FINISHED")

@@ -27,6 +27,7 @@ from experiments.scale.postgres import NoPostgresError, running_postgres
 from experiments.scale.simulation import Crew, Simulated, prepare, simulate
 from experiments.scale.worker import Job
 from harness.config.compose import SweepPlan, compose_sweep
+from harness.search.study.optuna_private import study_id
 from harness.search.study.storage import DATABASE, open_storage
 from harness.search.study.trials import create_study
 from harness.tracking.environment import capture_environment
@@ -111,7 +112,7 @@ def measure(
     if copies:
         originals = min(copies, ORIGINALS)
         Crew(job_of(database, name, "random", originals, folder / f"{database.name}-{name}-seed"), 2).run()
-        fill(storage, study._study_id, copies)
+        fill(storage, study_id(study), copies)
 
     def run(
         kind: str, sampler: str, more: int, kill_every_s: float | None = None, pause_s: float = 0

@@ -16,7 +16,7 @@ from experiments.scale.simulation import prepare
 from experiments.scale.worker import Job
 from harness.config.compose import SweepPlan
 from harness.search.study import keys
-from harness.search.study.optuna_private import add_to_cache
+from harness.search.study.optuna_private import add_to_cache, study_id
 from harness.search.study.storage import open_storage
 from harness.search.study.trials import find_study, load_study_for_trial, read_rows, storage_of
 from harness.search.suggest.pruners import build_pruner, report_score, should_prune
@@ -45,9 +45,9 @@ def measure(job: Job) -> Costs:
         storage = open_storage(job.url, plan.sweep.lease_seconds)
     found = find_study(storage, job.name)
     assert found is not None
-    number = storage.get_open_trials(found._study_id, keys.OWNER).num_trials
+    number = storage.get_open_trials(study_id(found), keys.OWNER).num_trials
     study = load_study_for_trial(storage, job.name, plan.sweep, number)
-    claimed = storage.create_taken_trial(study._study_id, {keys.ATTEMPT: 1})
+    claimed = storage.create_taken_trial(study_id(study), {keys.ATTEMPT: 1})
     before = psutil.Process().memory_info().rss
     with _timed(costs, "load"):
         study.get_trials(deepcopy=False)

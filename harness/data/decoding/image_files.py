@@ -13,7 +13,6 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,8 @@ from harness.data.decoding.decode import NO_RANGE, decode_image
 from harness.data.decoding.pixels import PixelRange
 from harness.data.messages import printable
 from harness.errors import DataError
-from harness.interrupts import held_back, leave_to_parent
-from harness.sockets import keep_sockets_short
+from harness.fork_server import start_fork_server
+from harness.interrupts import leave_to_parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,9 +148,7 @@ def _context() -> multiprocessing.context.BaseContext:
     """
     context = multiprocessing.get_context(WORKERS_START)
     context.set_forkserver_preload([__name__, "torch.utils.data"])
-    keep_sockets_short()
-    with held_back():
-        forkserver.ensure_running()
+    start_fork_server()
     return context
 
 

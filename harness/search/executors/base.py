@@ -5,6 +5,7 @@ An executor knows nothing of Optuna or of budgets; what became of a trial stands
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 LOG = "trial.log"
 TRIAL_MODULE = "harness.search.trial"
+EXIT_VANISHED = -signal.SIGKILL  # a cluster's answer for a process that is gone and left no exit code
 
 
 class Placement(Protocol):

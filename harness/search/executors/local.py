@@ -14,18 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing import connection, forkserver
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.config.compose import SweepPlan
-from harness.interrupts import held_back, leave_to_parent
+from harness.fork_server import start_fork_server
+from harness.interrupts import leave_to_parent
 from harness.search.coordinator.measure_slots import measured_slots
 from harness.search.coordinator.slots import Slots, find_slots
 from harness.search.executors.base import LOG, Placement
 from harness.search.trial import run as trial
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
-from harness.sockets import keep_sockets_short
 
 PRELOADED = [
     "harness.training.train",  # torch, Lightning, timm
@@ -138,9 +138,8 @@ class LocalExecutor:
 
     def start_server(self) -> None:
         """Start the server of forks if it does not run; returns without waiting for its imports."""
-        keep_sockets_short()
-        with _environment(SERVER_ENVIRONMENT), held_back():
-            forkserver.ensure_running()
+        with _environment(SERVER_ENVIRONMENT):
+            start_fork_server()
 
 
 def _run_in_child(run_trial: RunTrial, spec_path: str) -> None:

@@ -33,12 +33,11 @@ from harness.config.compose import SweepPlan  # noqa: E402
 from harness.config.executor import RayExecutorConfig  # noqa: E402
 from harness.errors import ConfigError, SweepError  # noqa: E402
 from harness.search.coordinator.slots import Slots  # noqa: E402
-from harness.search.executors.base import LOG, TRIAL_MODULE, Placement  # noqa: E402
+from harness.search.executors.base import EXIT_VANISHED, LOG, TRIAL_MODULE, Placement  # noqa: E402
 from harness.search.executors.child_process import TrialProcess, trial_environment  # noqa: E402
 from harness.search.executors.cluster import Node, Share, share_cluster  # noqa: E402
 from harness.search.trial.exit_codes import EXIT_STOPPED  # noqa: E402
 
-EXIT_VANISHED = -signal.SIGKILL  # the node is gone, or Ray ended the actor for want of memory
 OBJECT_STORE_BYTES = 80 * 2**20  # of a local cluster; nothing but exit codes goes through it
 CALL_TIMEOUT_S = 5.0
 

@@ -25,12 +25,11 @@ from harness.config.compose import SweepPlan
 from harness.config.executor import SlurmExecutorConfig
 from harness.errors import ConfigError, SweepError
 from harness.search.coordinator.slots import Slots
-from harness.search.executors.base import LOG, TRIAL_MODULE, Placement
+from harness.search.executors.base import EXIT_VANISHED, LOG, TRIAL_MODULE, Placement
 from harness.search.executors.child_process import run_in_job, save_environment
 from harness.search.executors.cluster import Node, Share, share_cluster
 from harness.search.trial.exit_codes import EXIT_STOPPED
 
-EXIT_VANISHED = -signal.SIGKILL  # the job is gone from the queue and left no exit code
 NOT_STARTED = ("PENDING", "CONFIGURING")
 QUEUE_EVERY_S = 5.0  # how often Slurm's controller is asked, whatever the number of jobs
 LOOK_EVERY_S = 0.2

@@ -66,9 +66,8 @@ def _record_infeasible(home: SweepContext) -> None:
     from harness.tracking import names
     from harness.tracking.store import open_store
 
-    study = find_study(
-        open_storage(home.storage), home.name
-    )  # again: a study keeps the trials that it has read
+    # Opened again, because a study keeps the trials that it has read.
+    study = find_study(open_storage(home.storage), home.name)
     assert study is not None
     store = open_store(home.plan.base.tracking)
     for row in read_rows(study):

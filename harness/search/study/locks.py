@@ -109,9 +109,8 @@ class _ServerLock:
     def keep(self) -> None:
         if self._connection is not None:
             try:
-                self._connection.execute(
-                    sa.select(1)
-                )  # an answer means that the connection, and so the lock, still stands
+                # An answer means that the connection, and so the lock, still stands.
+                self._connection.execute(sa.select(1))
                 return
             except DBAPIError:
                 self._lose(self._connection)

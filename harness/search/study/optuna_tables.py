@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -90,13 +90,23 @@ class DirectStorage(RDBStorage):
             rows = session.execute(_unfinished_query(), {"study_id": study_id, "key": key})
             return OpenTrials(count, [self._trial_head(row) for row in rows])
 
-    def get_attrs(self, study_id: int, key: str) -> dict[int, Any]:
-        """Return one user attribute of every trial of a study that has it, by trial id."""
+    def get_attr_where(self, study_id: int, key: str, other: str, value: Any) -> list[Any]:
+        """Return a user attribute of every trial of a study whose attribute `other` has this value.
+
+        The database compares, so that no other trial's attributes are read; None where a trial lacks `key`.
+        """
         trials, attrs = tables().TrialModel, tables().TrialUserAttributeModel
-        query = sa.select(attrs.trial_id, attrs.value_json).join(trials, trials.trial_id == attrs.trial_id)
+        wanted = aliased(attrs)
+        query = (
+            sa.select(attrs.value_json, wanted.value_json)
+            .join(trials, trials.trial_id == attrs.trial_id)
+            .outerjoin(wanted, (wanted.trial_id == attrs.trial_id) & (wanted.key == key))
+            .where(trials.study_id == study_id, attrs.key == other, attrs.value_json == json.dumps(value))
+        )
         with session_of(self) as session:
-            rows = session.execute(query.where(trials.study_id == study_id, attrs.key == key))
-            return {trial_id: json.loads(value) for trial_id, value in rows}
+            rows = session.execute(query).all()
+        # Once more here: a server may hold texts for equal that differ in case.
+        return [found and json.loads(found) for text, found in rows if text == json.dumps(value)]
 
     def create_taken_trial(self, study_id: int, attrs: Mapping[str, Any]) -> TrialHead:
         """Create a running trial together with its attributes and first heartbeat.

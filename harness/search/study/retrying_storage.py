@@ -56,9 +56,8 @@ class RetryingStorage(DirectStorage):
         Raises:
             StorageError: it was away for too long.
         """
-        if is_in_transaction(
-            self
-        ):  # the server has lost the earlier statements too: transact repeats them all
+        if is_in_transaction(self):
+            # The server has lost the transaction's earlier statements too: transact repeats them all.
             return call(*args, **kwargs)
         retrying = Retrying(
             retry=retry_if_exception(is_outage),
@@ -200,8 +199,8 @@ class RetryingStorage(DirectStorage):
     def get_open_trials(self, study_id: int, key: str) -> OpenTrials:
         return self.retry(super().get_open_trials, study_id, key)
 
-    def get_attrs(self, study_id: int, key: str) -> dict[int, Any]:
-        return self.retry(super().get_attrs, study_id, key)
+    def get_attr_where(self, study_id: int, key: str, other: str, value: Any) -> list[Any]:
+        return self.retry(super().get_attr_where, study_id, key, other, value)
 
     def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
         self.retry(super().set_trial_user_attrs, trial_id, attrs)

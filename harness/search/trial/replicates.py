@@ -32,23 +32,20 @@ def choose_seed(study: optuna.Study, trial_id: int, overrides: Sequence[str], se
         seed: the run's own.
     """
     storage = storage_of(study)
+    configuration = [text for text in overrides if not text.startswith("seed=")]
 
     def choose() -> int:
-        known = storage.get_attrs(study_id(study), keys.OVERRIDES)
-        seeds = storage.get_attrs(study_id(study), keys.SEED)
-        if trial_id in known:  # it was begun before; without a seed, by a program that gave all the same
-            return int(seeds.get(trial_id, seed))
-        same = [other for other, texts in known.items() if _without_seed(texts) == _without_seed(overrides)]
-        taken = {seeds.get(other, seed) for other in same}
-        chosen = next(free for free in itertools.count(seed) if free % MAX_SEED not in taken) % MAX_SEED
-        storage.set_trial_user_attrs(trial_id, {keys.OVERRIDES: list(overrides), keys.SEED: chosen})
+        if storage.get_trial_head(trial_id, keys.OVERRIDES).attr is not None:  # it was begun before
+            known = storage.get_trial_head(trial_id, keys.SEED).attr
+            return seed if known is None else int(known)  # None: an earlier version gave all trials the same
+        seeds = storage.get_attr_where(study_id(study), keys.SEED, keys.OVERRIDES, configuration)
+        taken = {seed if known is None else known for known in seeds}
+        candidates = ((seed + step) % MAX_SEED for step in itertools.count())
+        chosen = next(candidate for candidate in candidates if candidate not in taken)
+        storage.set_trial_user_attrs(trial_id, {keys.OVERRIDES: configuration, keys.SEED: chosen})
         return chosen
 
     return storage.transact(study.study_name, choose)
-
-
-def _without_seed(overrides: Sequence[str]) -> list[str]:
-    return [text for text in overrides if not text.startswith("seed=")]
 
 
 def replicated(rows: Sequence[TrialRow]) -> dict[int, int]:

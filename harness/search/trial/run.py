@@ -196,7 +196,7 @@ class _Attempt:
         self._note({keys.RUN_ID: tracker.run_id})
         tracker.before_write = self.lease.check_after_sleep  # it may have lost the trial while suspended
         self._opened.append(tracker)
-        return self._opened[-1]
+        return tracker
 
     def _open_run_now(self, config: RunConfig) -> MlflowTracker:
         from harness.tracking import names
