@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from harness.config.compose import compose_run
-from harness.config.schema import LinearProbe
+from harness.config.finetune import LinearProbe
 from harness.data import load_splits
 from harness.search.executors.local import PRELOADED, LocalExecutor
 from harness.tracking.store import open_store

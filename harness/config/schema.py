@@ -9,11 +9,12 @@ The defaults here hold for a `RunConfig` that Python code builds, and for checkp
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from harness.config.base import Section
+from harness.config.finetune import FinetunePolicy, Full, policies
 from harness.config.monitor import MonitorConfig
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -140,39 +141,10 @@ class TimmModel(Section):
 ModelConfig = Annotated[ScratchModel | EfficientNetLite0 | TimmModel, Field(discriminator="kind")]
 
 
-class FrozenBackbone(Section):
-    """What every policy has that freezes something: its frozen part need only run once."""
-
-    # Keep what the frozen part computes, in data.cache_dir, where that changes nothing but time: without
-    # augmentation, and with a flip alone, whose two views are kept.
-    cache_features: bool = True
-    # With other augmentation: so many views of each training image, the image itself first, are kept and
-    # shown in turn, in place of new draws in every epoch. None = new draws, and nothing is kept.
-    feature_views: PositiveInt | None = None
-
-
-class LinearProbe(FrozenBackbone):
-    """Train the classification head alone; everything below it is frozen."""
-
-    kind: Literal["linear_probe"] = "linear_probe"
-
-
-class Partial(FrozenBackbone):
-    """Train the head and the last `trainable_groups` depth groups of the backbone."""
-
-    kind: Literal["partial"] = "partial"
-    trainable_groups: PositiveInt = 1
-    backbone_lr_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # backbone's lr ÷ head's lr
-
-
-class Full(Section):
-    """Train every parameter."""
-
-    kind: Literal["full"] = "full"
-    backbone_lr_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-
-
-FinetuneConfig = Annotated[LinearProbe | Partial | Full, Field(discriminator="kind")]
+if TYPE_CHECKING:  # a union that is made from a list means nothing to a type checker
+    FinetuneConfig = FinetunePolicy
+else:
+    FinetuneConfig = Annotated[Union[tuple(policies())], Field(discriminator="kind")]  # noqa: UP007
 
 
 class AugmentConfig(Section):
@@ -310,7 +282,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         """Refuse values that are valid by themselves but make no sense together, naming what to change."""
-        if self.finetune.kind != "full" and not self.model.is_pretrained:
+        if self.finetune.freezes and not self.model.is_pretrained:
             raise ValueError(
                 f"finetune={self.finetune.kind} would freeze random weights of {self.model.kind}: "
                 "use finetune=full or a pretrained model"

@@ -1,4 +1,6 @@
-"""Which parameters train: the head alone, the head and the last depth groups, or everything.
+"""Applies a finetuning policy to a network, and divides a network into depth groups.
+
+The policies are in `harness.config.finetune`; `harness.training.train` calls `apply_freezing`.
 
 Depth groups are timm's coarse ones (the stem, then one per stage), with three rules so that "the last k"
 means what a person expects:
@@ -25,6 +27,7 @@ from harness.errors import ModelError
 from harness.models.classifier import ImageClassifier
 from harness.models.protocol import TimmNetwork, head_names, named_tensors
 
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _UNMATCHED = "\0"  # a tensor name that no pattern matches: it falls into the group of the unassigned
 
 
@@ -37,6 +40,7 @@ class FreezeReport:
     frozen_parameters: int
     num_groups: int  # depth groups of the backbone, where the policy asks for them; the head is not one
     trainable_groups: tuple[str, ...]  # the names of the modules in each, shallow to deep
+    trains: str  # for people; {groups} stands for the depth groups
 
     def __str__(self) -> str:
         total = self.trainable_parameters + self.frozen_parameters
@@ -46,11 +50,30 @@ class FreezeReport:
             else ""
         )
         groups = f"{len(self.trainable_groups)} of {self.num_groups} depth groups{names}"
-        what = {"full": "everything", "linear_probe": "the head"}.get(self.policy, f"the head and {groups}")
+        what = self.trains.format(groups=groups)
         return (
             f"{self.policy}: {self.trainable_parameters:,} of {total:,} parameters train "
             f"({self.trainable_parameters / total:.1%}): {what}"
         )
+
+
+class NetworkNames:
+    """A network's tensors by name, for a policy to choose from (`harness.config.finetune.TensorNames`)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.everything = frozenset(name for name, _ in named_tensors(network))
+        self.head = frozenset(head_names(network))
+        in_norms = {
+            id(tensor)
+            for module in network.modules()
+            if isinstance(module, _NORMS)
+            for _, tensor in named_tensors(module)
+        }
+        self.norms = frozenset(name for name, tensor in named_tensors(network) if id(tensor) in in_norms)
+        self._network = network
+
+    def depth_groups(self) -> list[list[str]]:
+        return depth_groups(self._network)
 
 
 def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> FreezeReport:
@@ -60,17 +83,8 @@ def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> Fre
         ModelError: more depth groups are asked for than the model has, or it has none.
     """
     network = classifier.network
-    groups: list[list[str]] = []
-    trainable_groups: list[list[str]] = []
-    match finetune.kind:
-        case "full":
-            trainable = {name for name, _ in named_tensors(network)}
-        case "linear_probe":
-            trainable = head_names(network)
-        case "partial":
-            groups = depth_groups(network)
-            trainable_groups = _last_groups(groups, finetune.trainable_groups)
-            trainable = head_names(network).union(*trainable_groups)
+    chosen = finetune.trainable(NetworkNames(network))
+    trainable = set(chosen.names)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)
     classifier.frozen_modules = _frozen_modules(network, trainable)
@@ -79,8 +93,9 @@ def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> Fre
         policy=finetune.kind,
         trainable_parameters=_count(network, requires_grad=True),
         frozen_parameters=_count(network, requires_grad=False),
-        num_groups=len(groups),
-        trainable_groups=tuple(_group_name(group) for group in trainable_groups),
+        num_groups=chosen.num_groups,
+        trainable_groups=tuple(_group_name(group) for group in chosen.groups),
+        trains=finetune.trains,
     )
 
 
@@ -124,15 +139,6 @@ def depth_groups(network: nn.Module) -> list[list[str]]:
         "a tensor is in no group or in two"
     )
     return groups
-
-
-def _last_groups(groups: list[list[str]], count: int) -> list[list[str]]:
-    if count > len(groups):
-        raise ModelError(
-            f"finetune.trainable_groups={count} is more than the model has: "
-            f"use {len(groups)} (all of its depth groups) or fewer"
-        )
-    return groups[len(groups) - count :]
 
 
 def _without_groups(network: nn.Module) -> ModelError:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.config.schema import LinearProbe, Partial, RunConfig
+from harness.config.finetune import FrozenBackbone
+from harness.config.schema import RunConfig
 from harness.data.augment.transforms import BatchAugment
 from harness.data.datamodule import VIEW_STREAM, ImageDataModule, stream_seed
 from harness.data.features.cache import feature_key, open_features
@@ -81,7 +82,7 @@ def _own_data(
     stop_requested: Callable[[], bool] | None,
 ) -> FeatureDataModule | None:
     finetune = config.finetune
-    if not isinstance(finetune, LinearProbe | Partial) or not finetune.cache_features:
+    if not isinstance(finetune, FrozenBackbone) or not finetune.cache_features:
         return None
     num_views = count_views(config.augment, finetune.feature_views)
     reason = needs_images(config)
@@ -91,10 +92,9 @@ def _own_data(
         )
     if reason is None:
         assert num_views is not None
-        depth = finetune.trainable_groups if isinstance(finetune, Partial) else 0
         plan = _Plan(classifier, images.splits, config, machine, num_views)
         classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        rows = plan.rows(depth, stop_requested or (lambda: False))
+        rows = plan.rows(finetune.trained_depth, stop_requested or (lambda: False))
         if rows is not None:
             num_train = len(images.splits.train) * num_views
             return FeatureDataModule(

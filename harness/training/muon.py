@@ -91,7 +91,7 @@ def muon_groups(
 ) -> list[dict[str, Any]]:
     """Return the groups of what trains: matrices and filters by Muon, all else by SGD; the stem's apart."""
     backbone, head = parameter_groups_by_role(classifier)
-    scale = 1.0 if finetune.kind == "linear_probe" else finetune.backbone_lr_scale
+    scale = finetune.backbone_rate
     in_stem = _stem_parameters(classifier.network, optim)
     filters = _filters(classifier.network)
     rest = [parameter for parameter in backbone if id(parameter) not in in_stem]

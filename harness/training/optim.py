@@ -101,7 +101,7 @@ def _parameter_groups(
     classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig
 ) -> list[dict[str, Any]]:
     backbone, head = parameter_groups_by_role(classifier)
-    backbone_scale = 1.0 if finetune.kind == "linear_probe" else finetune.backbone_lr_scale
+    backbone_scale = finetune.backbone_rate
     groups = [
         *_split_by_decay("backbone", backbone, optim.lr * backbone_scale, optim.weight_decay),
         *_split_by_decay("head", head, optim.lr, optim.weight_decay),

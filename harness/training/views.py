@@ -8,6 +8,7 @@ fixed views of each image: that is another way to train, and is recorded as one.
 
 from __future__ import annotations
 
+from harness.config.finetune import FrozenBackbone
 from harness.config.schema import AugmentConfig, RunConfig
 
 NEW_VIEWS = "new in each epoch"
@@ -29,7 +30,8 @@ def needs_images(config: RunConfig) -> str | None:
         return "mixup and cutmix mix images"
     if config.evaluation.tta != "none":
         return "evaluation.tta shows other views of an image"
-    if config.finetune.kind == "linear_probe" and getattr(config.model, "drop_rate", 0.0) > 0:
+    is_head_alone = isinstance(config.finetune, FrozenBackbone) and config.finetune.trained_depth == 0
+    if is_head_alone and getattr(config.model, "drop_rate", 0.0) > 0:
         return "model.drop_rate acts between the backbone and the head"
     return None
 

@@ -6,7 +6,8 @@ import pytest
 import timm
 import torch
 
-from harness.config.schema import FinetuneConfig, Full, LinearProbe, Partial
+from harness.config.finetune import Full, LinearProbe, Partial
+from harness.config.schema import FinetuneConfig
 from harness.errors import ModelError
 from harness.models import ImageClassifier, apply_freezing
 from harness.models.preprocess import Preprocess

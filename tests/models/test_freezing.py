@@ -11,16 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.config.schema import (
-    EfficientNetLite0,
-    FinetuneConfig,
-    Full,
-    LinearProbe,
-    ModelConfig,
-    Partial,
-    ScratchModel,
-    TimmModel,
-)
+from harness.config.finetune import Full, LinearProbe, Partial
+from harness.config.schema import EfficientNetLite0, FinetuneConfig, ModelConfig, ScratchModel, TimmModel
 from harness.errors import ModelError
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.models.classifier import set_frozen_eval

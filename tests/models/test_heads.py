@@ -9,7 +9,8 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from harness.config.schema import Full, LinearProbe, Partial, TimmModel
+from harness.config.finetune import Full, LinearProbe, Partial
+from harness.config.schema import TimmModel
 from harness.errors import ModelError
 from harness.models import ImageClassifier, apply_freezing, build_model
 

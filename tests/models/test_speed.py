@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config.schema import Full, Partial, ScratchModel
+from harness.config.finetune import Full, Partial
+from harness.config.schema import ScratchModel
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.models.protocol import InitialisedFromImages
 from harness.models.speed import WHITENING_EPS, DiracConv, SpeedNet, Whitening

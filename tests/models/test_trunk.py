@@ -7,14 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.config.schema import (
-    EfficientNetLite0,
-    LinearProbe,
-    ModelConfig,
-    Partial,
-    ScratchModel,
-    TimmModel,
-)
+from harness.config.finetune import LinearProbe, Partial
+from harness.config.schema import EfficientNetLite0, ModelConfig, ScratchModel, TimmModel
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.trunk import find_boundaries, trunk_activations, trunk_digest

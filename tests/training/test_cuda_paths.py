@@ -14,7 +14,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from harness.config.schema import AdamW, Full, RunConfig, ScheduleConfig, ScratchModel, Sgd, TrainerConfig
+from harness.config.finetune import Full
+from harness.config.schema import AdamW, RunConfig, ScheduleConfig, ScratchModel, Sgd, TrainerConfig
 from harness.data.augment import auto_augment, mixing, transforms
 from harness.models import build_model
 from harness.models.preprocess import Preprocess

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config.schema import Full, MuonOptim, ScheduleConfig, ScratchModel, TimmModel
+from harness.config.finetune import Full
+from harness.config.schema import MuonOptim, ScheduleConfig, ScratchModel, TimmModel
 from harness.models import apply_freezing, build_model
 from harness.training.muon import Muon, orthogonalise
 from harness.training.optim import build_optimizer, build_schedule

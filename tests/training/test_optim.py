@@ -11,17 +11,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from harness.config.schema import (
-    Adam,
-    AdamW,
-    Full,
-    LinearProbe,
-    OptimConfig,
-    Partial,
-    ScheduleConfig,
-    ScratchModel,
-    Sgd,
-)
+from harness.config.finetune import Full, LinearProbe, Partial
+from harness.config.schema import Adam, AdamW, OptimConfig, ScheduleConfig, ScratchModel, Sgd
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.training.optim import build_optimizer, build_schedule, lr_factor
 

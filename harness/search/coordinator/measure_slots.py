@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import time
@@ -25,6 +26,7 @@ from typing import Any
 from filelock import FileLock
 
 from harness.config.compose import SweepPlan
+from harness.config.finetune import policies
 from harness.config.schema import RunConfig
 from harness.config.space import Scalar
 from harness.data import load_splits
@@ -45,7 +47,6 @@ CLEARLY_WORSE = 0.9  # of the best so far: fewer slots still would be worse agai
 AS_GOOD = 0.95  # of the best; then more slots win, as what is not measured of a trial takes one core
 QUIET = 0.85  # of the cores' time: with less, somebody else was at work, and the next call measures again
 SHAPING = ("model", "finetune", "augment")  # sections that decide what a step costs
-COST = {"linear_probe": 0, "partial": 1, "full": 2}  # how the policies compare
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,13 @@ def measured_slots(plan: SweepPlan, by_rule: Slots) -> Slots:
 
 def heaviest_run(plan: SweepPlan) -> RunConfig:
     """Return the base run with what of the space shapes a trial's steps, where they are most expensive."""
+    costs = {policy.model_fields["kind"].default: policy.step_cost for policy in policies()}
 
     def weight(chosen: dict[str, Scalar]) -> tuple[float, ...]:
+        # A file of configs/finetune/ may bear another name than its policy: it counts as the dearest.
+        cost = costs.get(chosen["finetune"], math.inf) if "finetune" in chosen else 0
         sizes = (chosen.get(name) or 0 for name in ("finetune.trainable_groups", "model.image_size"))
-        return (COST.get(str(chosen.get("finetune")), 0), *map(float, sizes))
+        return (cost, *map(float, sizes))
 
     heaviest = max(itertools.islice(corners(plan.sweep), MAX_CORNERS), key=weight)
     shaping = {path: value for path, value in heaviest.items() if path.partition(".")[0] in SHAPING}

@@ -10,6 +10,7 @@ from harness.config.schema import RunConfig
 from harness.search.study import keys
 
 BATCH_SIZE = "batch_size"
+_NOT_IN_MEMORY = {"backbone_lr_scale", "cache_features", "feature_views"}  # of a finetuning policy
 
 
 def footprint(config: RunConfig) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def footprint(config: RunConfig) -> dict[str, Any]:
     return {
         BATCH_SIZE: config.data.batch_size,
         "model": config.model.model_dump(mode="json", include={"kind", "name", "image_size"}),
-        "finetune": config.finetune.model_dump(mode="json", include={"kind", "trainable_groups"}),
+        "finetune": config.finetune.model_dump(mode="json", exclude=_NOT_IN_MEMORY),
         "optimizer": config.optim.kind,
         **{key: machine[key] for key in ("device", "device_name", "precision")},
     }

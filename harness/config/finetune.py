@@ -1,0 +1,147 @@
+"""The finetuning policies: which tensors train, at what rate, and what of the frozen part can be kept.
+
+A policy is one class here and one file in `configs/finetune/`. The schema takes every class below that has a
+`kind`; `harness.models.freezing` hands a policy the names of a network's tensors and applies its choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from harness.config.base import Section
+from harness.errors import ModelError
+
+LearningRateScale = Annotated[float, Field(gt=0.0, le=1.0)]  # backbone's lr ÷ head's lr
+
+
+class TensorNames(Protocol):
+    """The names of a network's parameters and buffers, as a policy sees them."""
+
+    everything: frozenset[str]
+    head: frozenset[str]
+    norms: frozenset[str]  # of all normalisation layers
+
+    def depth_groups(self) -> list[list[str]]:
+        """Return the backbone's names, shallow to deep; ModelError where timm describes no depth."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """The names that train; and the depth groups among them, where the policy asks for groups."""
+
+    names: frozenset[str]
+    groups: Sequence[list[str]] = ()
+    num_groups: int = 0  # of the backbone
+
+
+class FinetunePolicy(Section):
+    """What the harness asks of every policy."""
+
+    kind: str
+    step_cost: ClassVar[int]  # of a training step, compared with the other policies: the dearest is measured
+    freezes: ClassVar[bool] = True  # then a network of random weights is refused
+    trains: ClassVar[str]  # for people
+
+    @property
+    def backbone_rate(self) -> float:
+        """The backbone's learning rate ÷ the head's."""
+        return 1.0
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        """Return which tensors train.
+
+        Raises:
+            ModelError: the network has no such tensors.
+        """
+        raise NotImplementedError
+
+
+class FrozenBackbone(FinetunePolicy):
+    """What a policy has whose frozen part runs before anything that trains: it need only run once."""
+
+    # Keep what the frozen part computes, in data.cache_dir, where that changes nothing but time: without
+    # augmentation, and with a flip alone, whose two views are kept.
+    cache_features: bool = True
+    # With other augmentation: so many views of each training image, the image itself first, are kept and
+    # shown in turn, in place of new draws in every epoch. None = new draws, and nothing is kept.
+    feature_views: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def trained_depth(self) -> int:
+        """The number of depth groups behind the frozen part; 0 where the head alone trains."""
+        raise NotImplementedError
+
+
+class LinearProbe(FrozenBackbone):
+    """Train the classification head alone; everything below it is frozen."""
+
+    kind: Literal["linear_probe"] = "linear_probe"
+    step_cost = 0
+    trains = "the head"
+
+    @property
+    def trained_depth(self) -> int:
+        return 0
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        return Trainable(network.head)
+
+
+class Partial(FrozenBackbone):
+    """Train the head and the last `trainable_groups` depth groups of the backbone."""
+
+    kind: Literal["partial"] = "partial"
+    trainable_groups: Annotated[int, Field(ge=1)] = 1
+    backbone_lr_scale: LearningRateScale = 0.1
+    step_cost = 1
+    trains = "the head and {groups}"
+
+    @property
+    def trained_depth(self) -> int:
+        return self.trainable_groups
+
+    @property
+    def backbone_rate(self) -> float:
+        return self.backbone_lr_scale
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        groups = network.depth_groups()
+        if self.trainable_groups > len(groups):
+            raise ModelError(
+                f"finetune.trainable_groups={self.trainable_groups} is more than the model has: "
+                f"use {len(groups)} (all of its depth groups) or fewer"
+            )
+        last = groups[len(groups) - self.trainable_groups :]
+        return Trainable(network.head.union(*last), last, len(groups))
+
+
+class Full(FinetunePolicy):
+    """Train every parameter."""
+
+    kind: Literal["full"] = "full"
+    backbone_lr_scale: LearningRateScale = 1.0
+    step_cost = 2
+    freezes = False
+    trains = "everything"
+
+    @property
+    def backbone_rate(self) -> float:
+        return self.backbone_lr_scale
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        return Trainable(network.everything)
+
+
+def policies(base: type[FinetunePolicy] = FinetunePolicy) -> list[type[FinetunePolicy]]:
+    """Return every policy's class, in the order of this file."""
+    found = [policy for child in base.__subclasses__() for policy in (child, *policies(child))]
+    return [policy for policy in found if policy.model_fields["kind"].default in _tags(policy)]
+
+
+def _tags(policy: type[FinetunePolicy]) -> tuple[object, ...]:
+    return getattr(policy.model_fields["kind"].annotation, "__args__", ())
