@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from harness.errors import ExportError
 from harness.export.manifest import SUMS_FILE
+from harness.files import sha256_of
 
 
 def write_checksums(folder: Path) -> None:
     """Write `SHA256SUMS` over every other file of `folder`."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS_FILE)
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
+    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
     (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
@@ -33,7 +33,7 @@ def _fault(path: Path, expected: str | None) -> str | None:
     if expected is None:
         return f"is not listed in {SUMS_FILE}"
     try:
-        return None if _sha256(path) == expected else f"is damaged (it does not match {SUMS_FILE})"
+        return None if sha256_of(path) == expected else f"is damaged (it does not match {SUMS_FILE})"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
@@ -51,8 +51,3 @@ def _read_checksums(folder: Path) -> dict[str, str]:
     if not all(len(pair) == 2 and Path(pair[1]).name == pair[1] for pair in pairs):
         raise ExportError(f"{folder / SUMS_FILE} is damaged: copy the bundle anew or export it again")
     return {name: digest for digest, name in pairs}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from harness.data.decoding.pixels import PixelRange
 from harness.data.messages import printable
 from harness.data.sources.layout import describe_passed_over
 from harness.data.sources.scan import PassedOver, scan
-from harness.errors import DataError, ExportError
+from harness.errors import DataError, ExportError, first_line
 from harness.export.checksums import verify_checksums
 from harness.export.manifest import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, BundleConfig, read_config
 from harness.export.runners import Runner, onnx_runner, torch_runner
@@ -142,7 +142,7 @@ def _decode(path: Path, size: int, pixel_range: PixelRange) -> NDArray[np.uint8]
     except FileNotFoundError:
         return "no such file"
     except Exception as error:  # whatever Pillow's decoders raise at damage
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
 
 
 def _top(

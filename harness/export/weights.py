@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from harness.errors import ExportError
+from harness.errors import ExportError, first_line
 from harness.export.manifest import WEIGHTS_FILE, BundleConfig
 from harness.export.predict import load_bundle
 from harness.models import ImageClassifier, build_model
@@ -40,8 +40,7 @@ def restore(config: BundleConfig, folder: Path) -> ImageClassifier:
         holder = classifier if config.format_version == 1 else classifier.network
         holder.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
         raise ExportError(
-            f"{folder / WEIGHTS_FILE} cannot be loaded ({reason}): export the run again"
+            f"{folder / WEIGHTS_FILE} cannot be loaded ({first_line(error)}): export the run again"
         ) from None
     return classifier.eval()

@@ -8,7 +8,6 @@ Source: https://mlflow.org/docs/latest/ml/model/ (storage format) and `mlflow.py
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -28,6 +27,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.types import Schema, TensorSpec
 
 import harness
+from harness.files import sha256_of
 from harness.tracking import names
 
 MODEL_NAME = "best"
@@ -66,7 +66,7 @@ def log_checkpoint(client: MlflowClient, run_id: str, record: Mapping[str, Any],
 
 def _log_checkpoint(client: MlflowClient, run: Run, record: Mapping[str, Any], scratch: Path) -> None:
     checkpoint, run_id = Path(record["checkpoint"]), run.info.run_id
-    digest = _sha256(checkpoint)
+    digest = sha256_of(checkpoint)
     if _is_recorded(client, run, digest):
         return
     model_id = _find_unfinished(client, run, digest) or _create(client, run, digest, record)
@@ -179,8 +179,3 @@ def _create(client: MlflowClient, run: Run, digest: str, record: Mapping[str, An
 
 def _step_of(points: list[Any]) -> int:
     return max((point[3] for point in points), default=0)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

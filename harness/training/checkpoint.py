@@ -13,7 +13,7 @@ import torch
 
 from harness.config.schema import RunConfig
 from harness.config.validation import validate
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, first_line
 from harness.models import ImageClassifier, build_model
 from harness.training.durable import damaged, verify_digest
 
@@ -102,7 +102,7 @@ def load_raw(path: Path) -> dict[str, Any]:
         if (
             is_verified
         ):  # too little memory, another version: nothing that another copy of the file would mend
-            raise CheckpointError(f"{path} is whole, but does not load: {_first_line(error)}") from error
+            raise CheckpointError(f"{path} is whole, but does not load: {first_line(error)}") from error
         raise damaged(path, type(error).__name__) from error
     if not isinstance(raw, dict) or not isinstance(raw.get(SECTION), Mapping) or "state_dict" not in raw:
         raise CheckpointError(f"{path} was not written by this program: it has no {SECTION!r} section")
@@ -125,9 +125,5 @@ def restore_classifier(checkpoint: Checkpoint) -> ImageClassifier:
     try:
         classifier.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path} does not fit its model: {_first_line(error)}") from error
+        raise CheckpointError(f"{checkpoint.path} does not fit its model: {first_line(error)}") from error
     return classifier.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -19,7 +19,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +28,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from harness.errors import NO_SPACE, CheckpointError, DamagedCheckpointError, DiskFullError
+from harness.files import free_bytes
 
 NO_COMMENT = b"\0\0"  # what ends a file as torch writes it: the length of the zip's comment
 LABEL = b"sha256:"
@@ -175,7 +175,7 @@ def make_room(folder: Path, model: nn.Module) -> None:
     bytes_a_file = sum(t.nbytes for t in (*tensors, *trainable, *trainable))  # with Adam's two moments
     num_present = len(list(folder.glob("*.ckpt")))
     needed = bytes_a_file * max(1, FILES_OF_A_RUN - num_present)
-    free = _free_bytes(folder)
+    free = free_bytes(folder)
     if free < needed:
         raise DiskFullError(
             f"the checkpoints of this run may need {_megabytes(needed)} in {folder}, where "
@@ -220,14 +220,9 @@ def _explain(error: OSError, target: Path, num_bytes: int) -> CheckpointError:
         return CheckpointError(f"cannot write {target} ({reason}): see to its folder and start the run again")
     fix = "raise the limit on file sizes (ulimit -f)" if error.errno == errno.EFBIG else "make room there"
     return DiskFullError(
-        f"no room for {target}, {_megabytes(num_bytes)} ({reason}, {_megabytes(_free_bytes(target.parent))} "
+        f"no room for {target}, {_megabytes(num_bytes)} ({reason}, {_megabytes(free_bytes(target.parent))} "
         f"free): {fix} and start the run again; its last complete epoch is kept"
     )
-
-
-def _free_bytes(folder: Path) -> int:
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    return shutil.disk_usage(existing).free
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from harness.data.datamodule import eval_batches
 from harness.data.held_out import load_test
 from harness.data.splits import ImageArrays
 from harness.errors import CheckpointError
+from harness.files import as_csv
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
@@ -118,12 +117,4 @@ def record_evaluation(tracker: Tracker, evaluation: Evaluation, known: Container
     tracker.log_figure(confusion_matrix_figure(evaluation.confusion, class_names), f"confusion/{split}.png")
     counts = {"classes": list(class_names), "rows_are": "true", "counts": evaluation.confusion.tolist()}
     tracker.log_dict(counts, f"confusion/{split}.json")
-    tracker.log_text(_as_csv(evaluation.per_class), f"classes/{split}.csv")
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    tracker.log_text(as_csv(evaluation.per_class), f"classes/{split}.csv")

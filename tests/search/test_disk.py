@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from harness.config.schema import TrackingConfig
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError, TrackingError
+from harness.files import free_bytes
 from harness.search.coordinator import checkpoint_cleanup as disk
 from harness.search.coordinator.checkpoint_cleanup import (
     CheckpointCleanup,
@@ -261,7 +262,7 @@ def test_room_is_asked_for_while_there_is_something_to_do(
 
 
 def test_free_space_is_known_before_the_folder_exists(tmp_path: Path) -> None:
-    assert disk.free_bytes(tmp_path / "not" / "there" / "yet") > 0
+    assert free_bytes(tmp_path / "not" / "there" / "yet") > 0
 
 
 # ── a sweep ───────────────────────────────────────────────────────────────────────────────────────

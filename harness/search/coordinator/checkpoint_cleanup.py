@@ -8,7 +8,6 @@ looks at the trials; `sweep.py` asks for room before it starts.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
+from harness.files import free_bytes
 from harness.search.report.pareto import pareto_front
 from harness.search.study.locate import SweepContext
 from harness.search.study.trials import REMOVED_NOTE, TrialRow, ranked
@@ -158,12 +158,6 @@ def kept_first(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[TrialRow]:
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return every file of a trial's folder that is a checkpoint, part of one, or beside one."""
     return sorted(file for file in folder.glob("*") if ".ckpt" in file.name) if folder.is_dir() else []
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is free on a folder's disk, whether the folder exists yet or not."""
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    return shutil.disk_usage(existing).free
 
 
 def _is_best(file: Path) -> bool:

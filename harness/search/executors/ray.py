@@ -31,7 +31,7 @@ from ray.exceptions import RayError  # noqa: E402
 
 from harness.config.compose import SweepPlan  # noqa: E402
 from harness.config.executor import RayExecutorConfig  # noqa: E402
-from harness.errors import ConfigError, SweepError  # noqa: E402
+from harness.errors import ConfigError, SweepError, first_line  # noqa: E402
 from harness.search.coordinator.slots import Slots  # noqa: E402
 from harness.search.executors.base import EXIT_VANISHED, LOG, TRIAL_MODULE, Placement  # noqa: E402
 from harness.search.executors.child_process import TrialProcess, trial_environment  # noqa: E402
@@ -146,7 +146,7 @@ def _connect(config: RayExecutorConfig) -> None:
             ray.init(config.address or "local", include_dashboard=False, **options)
     except (RayError, ConnectionError, RuntimeError, ValueError) as error:
         where = config.address or "this machine"
-        raise SweepError(f"Ray does not answer ({where}): {_first_line(error)}") from error
+        raise SweepError(f"Ray does not answer ({where}): {first_line(error)}") from error
 
 
 def _require_token(address: str) -> None:
@@ -180,7 +180,3 @@ def _own_sigterm() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

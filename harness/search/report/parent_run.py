@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import yaml
 
 from harness.config.compose import SweepPlan
 from harness.data import load_splits
+from harness.files import as_csv
 from harness.search.report.description import describe_in_markdown
 from harness.search.report.leaderboard import history_figure, importance_figure, leaderboard_csv
 from harness.search.report.pareto import pareto_figure, pareto_front
@@ -62,7 +63,7 @@ class SweepRecord:
         self.tracker.log_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "sweep.yaml")
         self.tracker.log_params(self.plan.base.to_dict())
         if measured := self.study.user_attrs.get(keys.SLOTS, {}).get("measured"):
-            self.tracker.log_text(_as_csv(measured), "slots.csv")
+            self.tracker.log_text(as_csv(measured), "slots.csv")
         self._describe(read_rows(self.study))
         self.tracker.set_tags(activity(is_new_call=True))
         self._write_file("running", None)
@@ -158,11 +159,6 @@ def _best_facts(best: TrialRow) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "params": best.params,
     }
-
-
-def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [list(rows[0]), *(row.values() for row in rows)]
-    return "".join(",".join(map(str, line)) + "\n" for line in lines)
 
 
 def closing_state(rows: Sequence[TrialRow], best: TrialRow | None) -> list[int]:
