@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -100,11 +100,28 @@ class Scheduler:
             LostLockError: another process has taken our place; our trials have been let go.
         """
         try:
-            while self._tick(signals, on_tick):
+            while True:
+                if signals.count > 1:
+                    self._kill_all()
+                if not signals.count:
+                    self.keep_place()
+                self._settle_ended()
+                rows = read_rows(self.study)
+                # A trial owned by this process is claimed, and the trial's own process has not begun its work.
+                self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
+                self._stop_if_asked(signals, rows)
+                self._end_overdue()
+                is_ending = self._stopping is not None or self._is_answered or self._fault is not None
+                for slot, claim in () if is_ending else self._claims_for_free_slots():
+                    placement = self.executor.place(self._write_spec(claim, slot))
+                    self._placed[claim.number] = Placed(claim, placement, slot, time.monotonic())
+                on_tick(rows)
                 if self._placed:
                     self.executor.wait([placed.placement for placed in self._placed.values()], POLL_S)
-                else:
+                elif not is_ending and self.claims.has_more(self.sweep.num_trials):
                     time.sleep(POLL_S)  # others still run the last trials, and may fail to end them
+                else:
+                    break
         except BaseException:
             self._leave()
             raise
@@ -112,25 +129,8 @@ class Scheduler:
             raise SweepError(f"{self._fault}; mend the cause and repeat the command")
         return self._stopping or "complete"
 
-    def _tick(self, signals: StopSignals, on_tick: Callable[[list[TrialRow]], None]) -> bool:
-        """Look at everything once and do what is due; return whether there is more to wait for."""
-        if signals.count > 1:
-            self._kill_all()
-        if not signals.count:
-            self.keep_place()
-        self._settle_ended()
-        rows = read_rows(self.study)
-        # A trial whose owner is this process has been claimed, and its own process has not begun its work.
-        self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
-        self._stop_if_asked(signals, rows)
-        self._end_overdue()
-        is_ending = self._stopping is not None or self._is_answered or self._fault is not None
-        if not is_ending:
-            self._fill()
-        on_tick(rows)
-        return bool(self._placed) or not (is_ending or not self.claims.has_more(self.sweep.num_trials))
-
-    def _fill(self) -> None:
+    def _claims_for_free_slots(self) -> Iterator[tuple[int, Claim]]:
+        """Claim a trial for each free slot, while there are trials; the caller places one before the next."""
         used = {placed.slot for placed in self._placed.values()}
         for slot in range(self.slots.count):
             if slot in used:
@@ -141,8 +141,7 @@ class Scheduler:
             if claim.to_fail is not None:
                 self._fail(read_rows(self.study)[claim.number], claim, claim.to_fail)
                 continue
-            placement = self.executor.place(self._write_spec(claim, slot))
-            self._placed[claim.number] = Placed(claim, placement, slot, time.monotonic())
+            yield slot, claim
 
     def _write_spec(self, claim: Claim, slot: int) -> Path:
         """Write what the trial's process is given to a file that an executor can place."""
