@@ -1,6 +1,6 @@
 """``python -m harness``, and the ``harness`` command."""
 
-from harness.interrupts import answer_interrupts, leave_at_once
+from harness.signals import answer_interrupts, leave_at_once
 
 
 def run() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from multiprocessing import forkserver, util
 
-from harness.interrupts import held_back
+from harness.signals import held_back
 
 LONGEST_ADDRESS = 107  # of a Unix socket on Linux, in bytes; macOS has 103
 SOCKET_BELOW = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # that multiprocessing puts into TMPDIR
@@ -15,7 +15,7 @@ SHORT_FOLDER = "/tmp"  # multiprocessing makes a folder of its own below it, for
 def start_fork_server() -> None:
     """Start the server of forks if it does not run; returns without waiting for its imports.
 
-    Ctrl-C is held back from the server: whatever is forked from it is to call `interrupts.leave_to_parent`.
+    The server never sees Ctrl-C; a process that is forked from it calls `signals.leave_to_parent`.
     """
     _keep_sockets_short()
     with held_back():

@@ -22,8 +22,8 @@ from harness.cli.common import (
 )
 from harness.credentials import shown
 from harness.errors import ConfigError, HarnessError
-from harness.interrupts import EXIT_INTERRUPTED, INTERRUPTED, raising
 from harness.logs import never_fail_to_print, show_messages
+from harness.signals import EXIT_INTERRUPTED, INTERRUPTED, raising
 
 if TYPE_CHECKING:
     from harness.tracking.choice import Choice

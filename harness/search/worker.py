@@ -19,7 +19,6 @@ from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.overrides import path_of
 from harness.errors import SweepError, TrackingError
 from harness.search.coordinator.scheduler import Outcome, Scheduler
-from harness.search.coordinator.stop import StopSignals
 from harness.search.executors.base import Executor
 from harness.search.executors.build import build_executor
 from harness.search.report.messages import build_console, say
@@ -30,6 +29,7 @@ from harness.search.study.locate import SweepContext, locate_sweep, open_study
 from harness.search.study.trials import TrialRow, read_rows
 from harness.search.suggest.space import check_space
 from harness.search.trial.exit_codes import EXIT_STOPPED
+from harness.signals import StopSignals
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from harness.config.schema import RunConfig
 from harness.data import load_splits, remember_auto, resolve_auto
 from harness.errors import TrackingError
-from harness.interrupts import EXIT_INTERRUPTED, leave_at_once
+from harness.signals import EXIT_INTERRUPTED, StopSignals, leave_at_once
 from harness.tracking import Tracker
 from harness.tracking.silent import SilentTracker
 from harness.tracking.store import open_store
@@ -38,8 +38,8 @@ def run_training(config: RunConfig, run_id: str | None = None) -> int:
         HarnessError: whatever the run cannot begin or go on with.
     """
     if config.trainer.devices == 1:
-        with stop_flag() as stop_requested:
-            return _train(config, run_id, stop_requested)
+        with StopSignals(_answer_signal) as signals:
+            return _train(config, run_id, lambda: signals.count > 0)
     num_gpus = torch.cuda.device_count()
     check_devices(config.trainer.devices, resolve_machine(config.trainer).device.type, num_gpus)
     return ranks.launch(_train_in_rank, config.trainer.devices, config, run_id)
@@ -116,20 +116,7 @@ def print_epoch(report: EpochReport, monitor: str = "val/accuracy") -> Decision:
     return "continue"
 
 
-@contextmanager
-def stop_flag() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a question that answers True; a second Ctrl-C leaves at once."""
-    received: list[int] = []
-
-    def receive(number: int, _: object) -> None:
-        if received and number == signal.SIGINT:
-            leave_at_once("left at once; harness train --resume RUN goes on after the last complete epoch")
-        received.append(number)
-        print("stopping at the end of this batch; Ctrl-C again stops at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _answer_signal(number: int, count: int) -> None:
+    if count > 1 and number == signal.SIGINT:
+        leave_at_once("left at once; harness train --resume RUN goes on after the last complete epoch")
+    print("stopping at the end of this batch; Ctrl-C again stops at once", file=sys.stderr)

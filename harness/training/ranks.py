@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from harness.errors import HarnessError
-from harness.interrupts import held_back, leave_at_once
+from harness.signals import held_back, leave_at_once
 
 EXIT_STOPPED = 128 + signal.SIGTERM
 EXIT_FAILED = 1

@@ -34,7 +34,8 @@ from harness.models import apply_freezing, build_model
 from harness.search.coordinator.measure_slots import heaviest_run
 from harness.training.optim import build_optimizer
 
-plan = compose_sweep(["data=digits", "sweep.rules=[]", "sweep.space.finetune.values=[linear_probe,partial,norms]"])
+space = "sweep.space.finetune.values=[linear_probe,partial,norms]"
+plan = compose_sweep(["data=digits", "sweep.rules=[]", space])
 assert heaviest_run(plan).finetune.kind == "norms"
 run = plan.compose_trial({"finetune": "norms"})
 classifier = build_model(run.model, 10, load_weights=False)

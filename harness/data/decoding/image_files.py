@@ -24,7 +24,7 @@ from harness.data.decoding.pixels import PixelRange
 from harness.data.messages import printable
 from harness.errors import DataError
 from harness.fork_server import start_fork_server
-from harness.interrupts import leave_to_parent
+from harness.signals import leave_to_parent
 
 if TYPE_CHECKING:
     from torch import Tensor

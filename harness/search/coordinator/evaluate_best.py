@@ -9,12 +9,12 @@ import optuna
 from rich.console import Console
 
 from harness.errors import TrackingError
-from harness.search.coordinator.stop import StopSignals
 from harness.search.report.messages import say
 from harness.search.report.parent_run import SweepRecord
 from harness.search.study import keys
 from harness.search.study.locate import SweepContext, needs_test
 from harness.search.study.trials import best_row, read_rows
+from harness.signals import StopSignals
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore

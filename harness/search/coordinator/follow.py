@@ -7,11 +7,11 @@ import time
 import optuna
 from rich.console import Console
 
-from harness.search.coordinator.stop import StopSignals
 from harness.search.report.progress import build_progress, view_of
 from harness.search.study.locate import SweepContext, coordinator_lock_in
 from harness.search.study.locks import LockedError
 from harness.search.study.trials import read_rows, storage_of
+from harness.signals import StopSignals
 
 LOOK_S = 2.0
 FOLLOWING = "sweep {name} is being run by another process: following it, and taking over if it ends early"

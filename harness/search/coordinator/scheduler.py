@@ -22,7 +22,7 @@ from harness.errors import SweepError
 from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
 from harness.search.coordinator.completion import reason_to_stop
 from harness.search.coordinator.slots import Slots
-from harness.search.coordinator.stop import StopRequest, StopSignals
+from harness.search.coordinator.stop import StopRequest
 from harness.search.executors.base import Executor, Placement
 from harness.search.ownership.claims import Claim, Claims
 from harness.search.study import keys
@@ -30,6 +30,7 @@ from harness.search.study.locate import SweepContext
 from harness.search.study.trials import TrialRow, read_rows, storage_of
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.search.trial.spec import TrialSpec
+from harness.signals import StopSignals
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
@@ -107,7 +108,7 @@ class Scheduler:
                     self.keep_place()
                 self._settle_ended()
                 rows = read_rows(self.study)
-                # A trial owned by this process is claimed, and the trial's own process has not begun its work.
+                # Claimed by this process, while the trial's own process has not begun its work.
                 self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
                 self._stop_if_asked(signals, rows)
                 self._end_overdue()

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from harness.config.compose import SweepPlan
 from harness.fork_server import start_fork_server
-from harness.interrupts import leave_to_parent
 from harness.search.coordinator.measure_slots import measured_slots
 from harness.search.coordinator.slots import Slots, find_slots
 from harness.search.executors.base import LOG, Placement
 from harness.search.trial import run as trial
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
+from harness.signals import leave_to_parent
 
 PRELOADED = [
     "harness.training.train",  # torch, Lightning, timm
