@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
-from collections.abc import Iterator
-from typing import Any
-from unittest import mock
+import functools
+from typing import Any, NoReturn
 
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from harness.config.schema import EfficientNetLite0, TimmModel
 from harness.errors import ImageSizeError, ModelError, did_you_mean
 from harness.models.head import start_head_at_zero
 from harness.models.weight_files import first_line, read_state_dict
-from harness.models.weights import (
-    FilterFunction,
-    check_finite,
-    find_weights,
-    load_backbone,
-    load_packaged_lite0,
-)
+from harness.models.weights import check_finite, find_weights, load_backbone, load_packaged_lite0
 
 
 def build_backbone(
@@ -67,26 +60,52 @@ def _build_timm(config: TimmModel, num_classes: int, load_weights: bool) -> nn.M
         check_finite(network.state_dict(), f"what is published for {config.name}")
         return network
     source = f"model.weights={config.weights}" if config.weights is not None else file
-    state = read_state_dict(file, source)
-    with _loading_left_to_us() as filters:
-        network = _create(config, num_classes, pretrained=True, file=file)
-    load_backbone(network, state, source, filters[0] if filters else None)
+    network = _create(config, num_classes)
+    load_backbone(
+        network, read_state_dict(file, source), source, functools.partial(_adapt, config, num_classes)
+    )
     return network
 
 
-@contextlib.contextmanager
-def _loading_left_to_us() -> Iterator[list[FilterFunction | None]]:
-    """Let timm build a pretrained model without loading, and say by which filter it would have.
+class _StateAdapted(Exception):  # noqa: N818 - a way out, not an error
+    """Carries the state dict that timm was about to load, and so ends the building of the network."""
 
-    The filters are known to timm's builder alone, and its own loading passes over what does not match.
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.state = state
+
+
+def _adapt(config: TimmModel, num_classes: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights under the names and in the shapes of timm's network, converted by timm's own filter.
+
+    Publishers name and shape tensors in their own ways, and timm has no public function that converts them:
+    only its constructors do, just before they load. So timm builds a second network, on the meta device where
+    it takes neither memory nor random numbers, and a hook stops it at its `load_state_dict`.
     """
-    filters: list[FilterFunction | None] = []
 
-    def keep_filter(model: nn.Module, *, filter_fn: FilterFunction | None = None, **_: object) -> None:
-        filters.append(filter_fn)
+    def stop_before_loading(module: nn.Module, adapted: dict[str, Tensor], *_: object) -> NoReturn:
+        raise _StateAdapted(dict(adapted))
 
-    with mock.patch.object(timm.models._builder, "load_pretrained", keep_filter):
-        yield filters
+    def watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        parent.register_load_state_dict_pre_hook(stop_before_loading)
+
+    # Without the name of a head, timm does not take the head's tensors out.
+    overlay = {"state_dict": state, "custom_load": False, "classifier": None}
+    # torch calls `watch` for every submodule that any module registers, the new network's root included.
+    hook = register_module_module_registration_hook(watch)
+    try:
+        with torch.device("meta"):
+            timm.create_model(
+                config.name,
+                pretrained=True,
+                num_classes=num_classes,
+                pretrained_cfg_overlay=overlay,
+                **_timm_options(config),
+            )
+    except _StateAdapted as reached:
+        return reached.state
+    finally:
+        hook.remove()
+    raise AssertionError(f"timm has built {config.name} without loading weights")
 
 
 def _check_name(name: str) -> None:
@@ -103,20 +122,13 @@ def _check_name(name: str) -> None:
         raise ModelError(f"timm has no weights named {name!r}{did_you_mean(name, known)}")
 
 
-def _create(
-    config: TimmModel, num_classes: int, *, pretrained: bool = False, file: str | None = None
-) -> nn.Module:
-    """Call timm with only the arguments that are set: not every model takes every one."""
-    image_size = config.image_size if _has_fixed_input_size(config.name) else None
-    wishes = {"img_size": image_size, "drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
-    options: dict[str, Any] = {key: value for key, value in wishes.items() if value}
-    if file is not None:
-        # custom_load would read the publisher's own format (.npz) from a file that is timm's.
-        options["pretrained_cfg_overlay"] = {"file": file, "custom_load": False}
+def _create(config: TimmModel, num_classes: int, *, pretrained: bool = False) -> nn.Module:
     try:
-        return timm.create_model(config.name, pretrained=pretrained, num_classes=num_classes, **options)
+        return timm.create_model(
+            config.name, pretrained=pretrained, num_classes=num_classes, **_timm_options(config)
+        )
     except Exception as error:  # each of timm's thousand constructors and loaders fails in its own way
-        source = f" with weights from {file or 'the hub'}" if pretrained else ""
+        source = " with weights from the hub" if pretrained else ""
         settings = "".join(
             f", model.{key}={value}"
             for key, value in config.model_dump(include={"image_size", "drop_rate", "drop_path_rate"}).items()
@@ -125,6 +137,13 @@ def _create(
         raise ModelError(
             f"timm cannot build model.name={config.name}{settings}{source}: {first_line(error)}"
         ) from error
+
+
+def _timm_options(config: TimmModel) -> dict[str, Any]:
+    """Return only the arguments that are set: not every model takes every one."""
+    image_size = config.image_size if _has_fixed_input_size(config.name) else None
+    wishes = {"img_size": image_size, "drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    return {key: value for key, value in wishes.items() if value}
 
 
 def _has_fixed_input_size(name: str) -> bool:

@@ -31,7 +31,7 @@ class ImageClassifier(nn.Module):
         self.network = network
         self.frozen_modules: tuple[str, ...] = ()
         self._entry: str | None = None
-        self._handing_on: dict[nn.Module, object] = {}  # and what it had as `forward` of its own, if anything
+        self._replaced: dict[str, nn.Module] = {}  # by name, the modules that stand-ins have replaced
 
     @property
     def image_size(self) -> int:
@@ -60,17 +60,20 @@ class ImageClassifier(nn.Module):
         """
         self.enter_at_pixels()
         self._entry = entry
-        for module in map(self.network.get_submodule, passed):
-            self._handing_on[module] = vars(module).get("forward")
-            module.forward = _hand_on
+        stand_ins = {module: _stand_in(module) for module in map(self.network.get_submodule, passed)}
+        # A module may be registered under several names: all of them get the stand-in.
+        for name, module in list(self.network.named_modules(remove_duplicate=False)):
+            if module in stand_ins:
+                self._replaced[name] = module
+                self.network.set_submodule(name, stand_ins[module], strict=True)
 
     def enter_at_pixels(self) -> None:
-        """Take images again, with every module as it was found."""
-        for module, own_forward in self._handing_on.items():
-            del module.forward
-            if own_forward is not None:
-                module.forward = own_forward  # type: ignore[assignment]
-        self._entry, self._handing_on = None, {}
+        """Take images again, with every module back in its place."""
+        for name, module in self._replaced.items():
+            # Only this flag is not shared: the stand-in may have been put in another mode meanwhile.
+            module.training = self.network.get_submodule(name).training
+            self.network.set_submodule(name, module, strict=True)
+        self._entry, self._replaced = None, {}
 
     def train(self, mode: bool = True) -> ImageClassifier:
         """Set the mode of all but the frozen modules."""
@@ -79,8 +82,24 @@ class ImageClassifier(nn.Module):
         return self
 
 
-def _hand_on(activations: Tensor) -> Tensor:
-    return activations
+class _Passed(nn.Module):
+    """Mixed into the class of a module whose work is done already: it returns what it is given."""
+
+    def forward(self, activations: Tensor) -> Tensor:
+        return activations
+
+
+def _stand_in(module: nn.Module) -> nn.Module:
+    """Return a module that hands on its input, and is `module` in every other respect.
+
+    It shares tensors, children and hooks with `module`, so that the state dict stays as it is, and it has its
+    attributes and methods, which the forward pass of a network may use.
+    """
+    kind: type[nn.Module] = type(f"Passed{type(module).__name__}", (_Passed, type(module)), {})
+    stand_in = kind.__new__(kind)
+    # Not attribute by attribute: nn.Module would register copies of what is to be shared.
+    vars(stand_in).update({name: value for name, value in vars(module).items() if name != "forward"})
+    return stand_in
 
 
 def set_frozen_eval(classifier: ImageClassifier) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,18 +21,18 @@ _HUB_TIMEOUT_S = 5
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _NUM_NAMED = 3  # tensors named in a message; the others are counted
 
-# timm's own: from a publisher's names and shapes to those of the network
-FilterFunction = Callable[..., dict[str, Tensor]]
-
 
 def load_backbone(
-    network: nn.Module, state: dict[str, Tensor], source: str, adapt: FilterFunction | None = None
+    network: nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
     """Load all but the head, and see that the whole network was in the file.
 
     Args:
         source: what the message calls the file.
-        adapt: timm's filter for this architecture.
+        adapt: from a publisher's names and shapes to those of the network.
 
     Raises:
         ModelError: tensors are missing, have another shape or architecture, or are not finite.
@@ -42,10 +41,9 @@ def load_backbone(
     state, prefix = without_prefix(state, own)
     if prefix:
         _log.info("%s: the names of its tensors start with %s, which is left out", source, prefix)
-    if adapt is not None:
+    if adapt is not None and state:
         try:
-            takes_network = len(inspect.signature(adapt).parameters) > 1  # a few old filters do not
-            state = adapt(dict(state), network) if takes_network else adapt(dict(state))
+            state = adapt(state)
         except Exception as error:  # each architecture's filter fails in its own way at what is not its own
             raise ModelError(
                 f"{source} does not match {_name_of(network)}: {first_line(error)}; it holds "
