@@ -104,6 +104,12 @@ def first_line(error: BaseException) -> str:
     return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
+def type_and_first_line(error: BaseException) -> str:
+    """Return ``RuntimeError: the first line of its message``, without passwords."""
+    line, kind = first_line(error), type(error).__name__
+    return line if line == kind else f"{kind}: {line}"
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """Return ``"; did you mean 'a' or 'b'?"`` for the nearest known words, else the list of them all."""
     known = sorted(known)

@@ -1,7 +1,7 @@
-"""Helpers for files that every layer shares: a file's SHA-256, the free space of a disk, rows as CSV.
+"""Helpers for files that every layer shares: atomic writes, SHA-256, free space, rows as CSV.
 
 `harness.tracking`, `harness.training`, `harness.export` and `harness.search` call them. Checkpoints have a
-writer of their own, in `harness.training.durable`.
+writer of their own, in `harness.training.durable`, which also survives a power cut.
 """
 
 from __future__ import annotations
@@ -9,10 +9,55 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file under another name beside its own, then rename it: readers see the old one or the new one.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # several processes may write one file
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain JSON types as indented JSON, atomically."""
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def create_database(
+    database: Path, lock: AbstractContextManager[Any], create: Callable[[Path], object]
+) -> None:
+    """Create an SQLite file once, under another name until its tables are complete.
+
+    A process that is killed meanwhile leaves no database with half of its tables, and no other process sees
+    one: the migrations of MLflow and of Optuna fail on such a file for good.
+
+    Args:
+        lock: held meanwhile, so that of several processes one creates it.
+        create: makes the tables in the file that it is given, and closes it.
+    """
+    with lock:
+        if database.exists():
+            return
+        unfinished = database.with_name(f"{database.name}.creating")
+        for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+            leftover.unlink(missing_ok=True)
+        create(unfinished)
+        unfinished.replace(database)
 
 
 def sha256_of(path: Path) -> str:

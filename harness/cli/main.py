@@ -263,6 +263,3 @@ def run_doctor(options: argparse.Namespace) -> int:
 
     print(diagnose(tracking_config(options), Path(os.environ.get("DATA_DIR", "data"))))
     return EXIT_OK
-
-
-# ── what the commands share ───────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from harness.errors import ExportError
+from harness.errors import ExportError, type_and_first_line
 from harness.export.manifest import GraphInput, GraphOutput
 
 
@@ -50,11 +50,10 @@ def export_onnx(classifier: nn.Module, path: Path, graph_input: GraphInput) -> N
 
 
 def _cause(error: BaseException) -> str:
-    """Return the root cause's first line; the outer messages are the exporter's advice to programmers."""
+    """Return the root cause in one line; the outer messages are the exporter's advice to programmers."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    return type_and_first_line(error)
 
 
 @contextmanager

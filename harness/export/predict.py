@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,9 @@ from harness.data.sources.scan import PassedOver, scan
 from harness.errors import DataError, ExportError, first_line
 from harness.export.checksums import verify_checksums
 from harness.export.manifest import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, BundleConfig, read_config
-from harness.export.runners import Runner, onnx_runner, torch_runner
+from harness.export.runners import Runner, onnx_runner
 
 BATCH_SIZE = 32
-Runtime = Literal["onnx", "torch"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,7 @@ def load_bundle(bundle_dir: str | Path) -> Bundle:
     return Bundle(folder, read_config(folder))
 
 
-def predict_files(
-    bundle_dir: str | Path, files: Sequence[str | Path], *, top_k: int = 3, runtime: Runtime = "onnx"
-) -> Predictions:
+def predict_files(bundle_dir: str | Path, files: Sequence[str | Path], *, top_k: int = 3) -> Predictions:
     """Classify image files of any mode and size; a file that cannot be read gets its error, the rest a class.
 
     Args:
@@ -93,7 +89,7 @@ def predict_files(
     if top_k < 1:
         raise ExportError(f"top_k={top_k}: ask for at least one class")
     bundle = load_bundle(bundle_dir)
-    score = _build_runner(bundle, runtime)
+    score = onnx_runner(bundle.path / ONNX_FILE, bundle.config.input)
     predictions = Predictions()
     paths = []
     for file in map(Path, files):
@@ -113,14 +109,6 @@ def _images_below(folder: Path) -> tuple[list[Path], tuple[PassedOver, ...]]:
         seen = f"; seen: {describe_passed_over(here)}" if here else ""
         raise DataError(f"there are no images in {printable(str(folder))}{seen}")
     return found, here
-
-
-def _build_runner(bundle: Bundle, runtime: Runtime) -> Runner:
-    if runtime == "onnx":
-        return onnx_runner(bundle.path / ONNX_FILE, bundle.config.input)
-    from harness.export.weights import restore  # torch, which nobody else here needs
-
-    return torch_runner(restore(bundle.config, bundle.path))
 
 
 def _predict_batch(config: BundleConfig, score: Runner, paths: list[Path], top_k: int) -> list[Prediction]:

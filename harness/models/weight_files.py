@@ -13,17 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.errors import ModelError
+from harness.errors import ModelError, first_line
 
 BUNDLE_WEIGHTS = "model.safetensors"  # of a folder: an exported bundle, or timm's own layout
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "net", "params")
 _START_BYTES = 512  # enough to tell what a file is
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's first line that says something, for a message of one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def read_state_dict(path: str | Path, source: str | None = None) -> dict[str, Tensor]:

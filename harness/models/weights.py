@@ -12,9 +12,9 @@ import timm
 from torch import Tensor, nn
 
 from harness.config.schema import TimmModel
-from harness.errors import ModelError
+from harness.errors import ModelError, first_line
 from harness.models.protocol import head_names
-from harness.models.weight_files import first_line, read_state_dict, without_prefix
+from harness.models.weight_files import read_state_dict, without_prefix
 
 _log = logging.getLogger(__name__)
 _HUB_TIMEOUT_S = 5

@@ -163,7 +163,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that a result depends on."""
-    versions = {"harness": harness.__version__} if hasattr(harness, "__version__") else {}
+    versions = {"harness": harness.__version__}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -17,7 +17,7 @@ from harness.errors import first_line
 from harness.tracking import names
 from harness.tracking.flatten import flatten
 from harness.tracking.logged_model import shrink_example
-from harness.tracking.operations import STORE_ERRORS, Point, apply
+from harness.tracking.mlflow_writes import STORE_ERRORS, Point, apply
 from harness.tracking.spool import Lane, Operation, Points, Spool
 from harness.tracking.tracker import RunStatus
 
@@ -86,10 +86,6 @@ class MlflowTracker:
 
     def log_figure(self, figure: Figure, name: str) -> None:
         self._log_artifact(name, figure.savefig)
-
-    def log_file(self, path: Path, name: str) -> None:
-        # A hard link would do, but not every file system has them, and such files are small.
-        self._log_artifact(name, lambda copy: copy.write_bytes(path.read_bytes()))
 
     def log_data(
         self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str

@@ -18,7 +18,7 @@ from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, first_line
 from harness.tracking import names
 from harness.tracking.address import store_exists, store_uri
-from harness.tracking.operations import STORE_ERRORS
+from harness.tracking.mlflow_writes import STORE_ERRORS
 from harness.tracking.store import open_store
 
 PAGE_SIZE = 1000

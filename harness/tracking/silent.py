@@ -14,4 +14,4 @@ class SilentTracker:
         """Do nothing."""
 
     log_params = log_epoch = log_summary = set_tags = log_text = log_dict = _nothing
-    log_figure = log_file = log_data = log_model = finish = _nothing
+    log_figure = log_data = log_model = finish = _nothing

@@ -23,6 +23,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from harness.files import atomic_write
+
 logger = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 30.0  # for a lock that is held for milliseconds
@@ -134,9 +136,7 @@ class Lane:
             lines = self._lines()
             rest = [line for index, line in enumerate(lines) if index not in ended]
             if rest:
-                partial = self.path.with_name(f"{self.path.name}.partial")
-                partial.write_text("".join(f"{line}\n" for line in rest), encoding="utf-8")
-                partial.replace(self.path)
+                atomic_write(self.path, "".join(f"{line}\n" for line in rest))
             else:
                 self.path.unlink(missing_ok=True)
         for index in ended:

@@ -24,11 +24,12 @@ from mlflow.exceptions import MlflowException
 
 from harness.config.schema import TrackingConfig
 from harness.errors import NoSuchRunError, TrackingError, first_line
+from harness.files import create_database
 from harness.tracking import names
 from harness.tracking.address import DATABASE, database_uri, store_identity, store_uri
 from harness.tracking.mlflow_tracker import MlflowTracker
+from harness.tracking.mlflow_writes import STORE_ERRORS, apply, is_refusal
 from harness.tracking.moved import follow_move
-from harness.tracking.operations import STORE_ERRORS, apply, is_refusal
 from harness.tracking.spool import Points, Spool, spooled_runs
 from harness.tracking.tracker import RunStatus
 
@@ -288,19 +289,12 @@ def _check_writable(directory: Path) -> None:
 
 
 def _create_database(directory: Path) -> None:
-    """Make the database under another name first: a creation that is killed must not leave half of one."""
-    database = directory / DATABASE
-    if database.exists():
-        return
-    with _creation_lock(directory):
-        if database.exists():
-            return
-        unfinished = directory / f"{DATABASE}.creating"
-        for leftover in (unfinished, directory / f"{unfinished.name}-journal"):
-            leftover.unlink(missing_ok=True)
-        logger.info("creating the run store %s (a few seconds, once)", database)
-        _connect(f"sqlite:///{unfinished.as_posix()}").search_experiments(max_results=1)
-        unfinished.replace(database)
+    def create(path: Path) -> None:
+        logger.info("creating the run store %s (a few seconds, once)", directory / DATABASE)
+        _connect(f"sqlite:///{path.as_posix()}").search_experiments(max_results=1)
+
+    if not (directory / DATABASE).exists():
+        create_database(directory / DATABASE, _creation_lock(directory), create)
 
 
 def _creation_lock(directory: Path) -> FileLock:

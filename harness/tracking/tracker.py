@@ -57,10 +57,6 @@ class Tracker(Protocol):
         """Keep a picture as the artifact `name` (``confusion/val.png``)."""
         ...
 
-    def log_file(self, path: Path, name: str) -> None:
-        """Keep a copy of a file as the artifact `name`."""
-        ...
-
     def log_data(
         self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str
     ) -> None:

@@ -77,15 +77,6 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     )
 
 
-def load_section(path: Path) -> dict[str, Any]:
-    """Return what this program wrote beside the weights: :class:`ModelFacts`, epoch and score, plain.
-
-    Raises:
-        CheckpointError: as :func:`load_checkpoint`.
-    """
-    return dict(load_raw(path)[SECTION])
-
-
 def load_raw(path: Path) -> dict[str, Any]:
     """Return all that a checkpoint holds, on the CPU, as Lightning and this program wrote it.
 

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from harness.errors import HarnessError
+from harness.files import atomic_write
 from harness.signals import held_back, leave_at_once
 
 EXIT_STOPPED = 128 + signal.SIGTERM
@@ -246,9 +247,7 @@ def _keep(error: Exception, path: Path) -> None:
     while cause is not None:
         chain.append(_sendable(cause))
         cause = cause.__cause__ or cause.__context__
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(pickle.dumps(chain))
-    partial.replace(path)
+    atomic_write(path, pickle.dumps(chain))
 
 
 def _sendable(error: BaseException) -> BaseException:

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 
 from harness.config.schema import TrackingConfig
 from harness.tracking import Tracker
-from harness.tracking.memory import RecordingTracker
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.store import RunStore, open_store
+from tests.helpers.recording_tracker import RecordingTracker
 from tests.tracking.conftest import make_database
 
 
@@ -145,18 +145,16 @@ def test_tags_may_change(case: Case) -> None:
     assert {"a": "1", "b": "3"}.items() <= case.see().tags.items()
 
 
-def test_artifacts(case: Case, tmp_path: Path) -> None:
-    file = tmp_path / "notes.txt"
-    file.write_bytes(b"\x00\xff")
+def test_artifacts(case: Case) -> None:
     picture = Figure(figsize=(1, 1))
     case.tracker.log_text("héllo 中", "config.yaml")
     case.tracker.log_dict({"counts": [[1]], "name": "猫"}, "confusion/val.json")
     case.tracker.log_figure(picture, "confusion/val.png")
-    case.tracker.log_file(file, "deep/er/notes.bin")
+    case.tracker.log_text("notes", "deep/er/notes.txt")
     assert case.read_artifact("config.yaml").decode() == "héllo 中"
     assert json.loads(case.read_artifact("confusion/val.json")) == {"counts": [[1]], "name": "猫"}
     assert case.read_artifact("confusion/val.png").startswith(b"\x89PNG")
-    assert case.read_artifact("deep/er/notes.bin") == b"\x00\xff"
+    assert case.read_artifact("deep/er/notes.txt") == b"notes"
 
 
 def test_data_is_recorded_once_per_use(case: Case) -> None:

@@ -21,9 +21,9 @@ from harness.errors import ConfigError, SweepError
 from harness.search.report.parent_run import SweepRecord
 from harness.search.study import keys
 from harness.tracking import names
-from harness.tracking.memory import RecordingTracker
 from harness.tracking.readings import count_readings
 from harness.tracking.store import open_store
+from tests.helpers.recording_tracker import RecordingTracker
 from tests.search.conftest import SmallSweep
 from tests.search.test_progress import row
 from tests.tracking.conftest import end_of_process

@@ -12,7 +12,7 @@ import pytest
 
 from harness.tracking import environment
 from harness.tracking.environment import capture_environment, loaded_code, read_checkout, record_environment
-from harness.tracking.memory import RecordingTracker
+from tests.helpers.recording_tracker import RecordingTracker
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

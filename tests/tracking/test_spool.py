@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from harness.config.schema import TrackingConfig
 from harness.tracking.address import OWN, store_identity
 from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.operations import apply
+from harness.tracking.mlflow_writes import apply
 from harness.tracking.spool import Spool
 from harness.tracking.store import RunStore, open_store
 from tests.tracking.conftest import ARTIFACT_CALLS, Outage

@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 
 from harness.config.schema import TrackingConfig
 from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.operations import STORE_ERRORS, apply
+from harness.tracking.mlflow_writes import STORE_ERRORS, apply
 from harness.tracking.spool import Operation, Spool
 from harness.tracking.store import RunStore, open_store
 from tests.tracking.conftest import make_database

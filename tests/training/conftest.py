@@ -11,9 +11,9 @@ import pytest
 
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
-from harness.tracking.memory import RecordingTracker
 from harness.training.result import RunResult
 from harness.training.train import train
+from tests.helpers.recording_tracker import RecordingTracker
 
 TINY = (
     "data=digits",

@@ -19,13 +19,13 @@ from harness.data.features.datamodule import FeatureArrays, FeatureDataModule
 from harness.data.features.entry import FeatureEntry
 from harness.data.splits import ImageArrays
 from harness.models import ImageClassifier, apply_freezing, build_model
-from harness.tracking.memory import RecordingTracker
 from harness.training import features
 from harness.training.evaluate import evaluate_checkpoint
 from harness.training.features import cached_data
 from harness.training.machine import resolve_machine
 from harness.training.result import RunResult
 from harness.training.views import NEW_VIEWS, count_views
+from tests.helpers.recording_tracker import RecordingTracker
 
 TOLERANCE = 0.01  # of accuracy, and of loss: half precision on disk
 SMALL = (

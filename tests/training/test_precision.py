@@ -37,7 +37,7 @@ import sys
 from pathlib import Path
 
 from harness.config.compose import compose_run
-from harness.tracking.memory import RecordingTracker
+from tests.helpers.recording_tracker import RecordingTracker
 from harness.training.machine import prepare_process
 from harness.training.train import train
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError, DataError
-from harness.tracking.memory import RecordingTracker
 from harness.training import ranks
 from harness.training.checkpoint import load_checkpoint
 from harness.training.machine import check_devices
 from harness.training.result import RunResult
+from tests.helpers.recording_tracker import RecordingTracker
 from tests.training import together
 from tests.training.together import Behaviour, is_running
 

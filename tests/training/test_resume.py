@@ -17,12 +17,12 @@ import torch
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import CheckpointError, DiskFullError, DivergedError
-from harness.tracking.memory import RecordingTracker
-from harness.training.checkpoint import SECTION, ModelFacts, load_checkpoint, load_section
+from harness.training.checkpoint import SECTION, ModelFacts, load_checkpoint
 from harness.training.durable import AtomicCheckpointIO
 from harness.training.result import EpochReport, RunResult
 from harness.training.resume import find_resume_point
 from harness.training.train import train
+from tests.helpers.recording_tracker import RecordingTracker
 from tests.training.conftest import TINY, flip_bit, limited_file_size
 
 Run = Callable[..., tuple]
@@ -63,7 +63,7 @@ def resumed_epochs(folder: Path) -> tuple[int, int] | None:
     if last is None:
         return None
     assert last == folder / "last.ckpt"
-    return load_section(last)["epoch"], load_section(folder / "best.ckpt")["epoch"]
+    return load_checkpoint(last).epoch, load_checkpoint(folder / "best.ckpt").epoch
 
 
 def damage(path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_damaged_best_of_an_earlier_epoch_means_the_beginning(
 def test_a_best_that_is_ahead_of_the_last_is_put_back(tmp_path: Path) -> None:
     """Repeated elsewhere, that epoch may be worse: its file must not stay in the name of another."""
     live(tmp_path, [0.5, 0.6, 0.9], dies_before_last=True)
-    assert load_section(tmp_path / "best.ckpt")["epoch"] == 2
+    assert load_checkpoint(tmp_path / "best.ckpt").epoch == 2
     assert resumed_epochs(tmp_path) == (1, 1)
 
 
@@ -257,7 +257,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 on_epoch=lambda report, done=done: done.append(report) or "continue",
                 stop_requested=lambda done=done, n=num_epochs: len(done) == n < 4,
             )
-    assert load_section(folder / "run" / "last.ckpt")["epoch"] == 2
+    assert load_checkpoint(folder / "run" / "last.ckpt").epoch == 2
     return folder
 
 

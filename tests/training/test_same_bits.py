@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from harness.config.compose import compose_run
-from harness.tracking.memory import RecordingTracker
 from harness.training.checkpoint import load_checkpoint
 from harness.training.result import EpochReport
 from harness.training.train import train
+from tests.helpers.recording_tracker import RecordingTracker
 from tests.training.conftest import TINY
 
 POLICIES = {

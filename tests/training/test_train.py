@@ -13,11 +13,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from harness.data import load_splits
 from harness.errors import BatchSizeError, CheckpointError, ConfigError, DivergedError, HarnessError
 from harness.search.trial.outcomes import judge
-from harness.tracking.memory import RecordingTracker
-from harness.training.checkpoint import load_checkpoint, load_section, restore_classifier
+from harness.training.checkpoint import load_checkpoint, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint
 from harness.training.plan import describe_run
 from harness.training.result import EpochReport
+from tests.helpers.recording_tracker import RecordingTracker
 
 Run = Callable[..., tuple]
 Config = Callable[..., object]
@@ -126,8 +126,8 @@ def test_every_epoch_is_the_last_checkpoint_not_the_best_ones_alone(
     config = tiny_config("trainer.max_epochs=3", "optim.lr=1e-12")  # nothing changes: the first is best
     result, _ = run(config)
     assert result.best_epoch == 0
-    assert load_section(tmp_path / "run" / "best.ckpt")["epoch"] == 0
-    assert load_section(tmp_path / "run" / "last.ckpt")["epoch"] == 2
+    assert load_checkpoint(tmp_path / "run" / "best.ckpt").epoch == 0
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt").epoch == 2
     epochs: list[int] = []
     run(config, on_epoch=lambda report: epochs.append(report.epoch) or "continue")
     assert epochs == [], "a finished run is not trained again"

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from harness.config.schema import RunConfig
-from harness.tracking.memory import RecordingTracker
 from harness.tracking.silent import SilentTracker
 from harness.training import ranks
 from harness.training.distributed import current_ranks
 from harness.training.result import EpochReport, RunResult
 from harness.training.train import train
+from tests.helpers.recording_tracker import RecordingTracker
 
 WORLD = 2
 TIMEOUT_S = 300.0

@@ -25,6 +25,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.lib.format import open_memmap
 
+from harness.files import atomic_write
+
 CHUNK_ROWS = 1024
 WAIT_S = 0.05  # between two checks of the chunks that other processes are computing
 
@@ -129,10 +131,7 @@ class FeatureEntry:
                 file.write(kept.data)
             sums[name] = _checksum(kept)
         # The mark comes last and appears whole (rename): a kill before it leaves a chunk that is not done.
-        mark = self._mark(start)
-        partial = mark.with_suffix(".partial")
-        partial.write_text(json.dumps(sums), encoding="utf-8")
-        partial.replace(mark)
+        atomic_write(self._mark(start), json.dumps(sums))
         self.touch()
 
     def _cast(self, rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

@@ -30,8 +30,8 @@ from harness.config.finetune import policies
 from harness.config.schema import RunConfig
 from harness.config.space import Scalar
 from harness.data import load_splits
+from harness.files import write_json
 from harness.search.coordinator.slots import Measurement, Slots
-from harness.search.report.parent_run import write_json
 from harness.search.suggest.space import MAX_CORNERS, corners
 from harness.signals import leave_to_parent
 from harness.tracking.environment import available_cores, available_memory, package_versions

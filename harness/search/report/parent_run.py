@@ -6,8 +6,6 @@ commands that look for the newest sweep.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import yaml
 
 from harness.config.compose import SweepPlan
 from harness.data import load_splits
-from harness.files import as_csv
+from harness.files import as_csv, write_json
 from harness.search.report.description import describe_in_markdown
 from harness.search.report.leaderboard import history_figure, importance_figure, leaderboard_csv
 from harness.search.report.pareto import pareto_figure, pareto_front
@@ -164,10 +162,3 @@ def _best_facts(best: TrialRow) -> dict[str, Any]:
 def closing_state(rows: Sequence[TrialRow], best: TrialRow | None) -> list[int]:
     """Return what a closed record covers: how many trials had ended, and which was best."""
     return [sum(row.has_ended for row in rows), -1 if best is None else best.number]
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file so that a reader sees the old one or the new one."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    unfinished.replace(path)

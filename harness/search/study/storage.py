@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 
 from harness.credentials import shown
 from harness.errors import ConfigError, SweepError, first_line
+from harness.files import create_database
 from harness.search.study.optuna_private import check_version
 from harness.search.study.retrying_storage import PATIENCE_S, RetryingStorage, is_server
 
@@ -97,15 +98,8 @@ def _connect(url: str, lease_seconds: float, trusted: bool) -> RetryingStorage:
 
 
 def _create_file(database: Path) -> None:
-    """Create the tables in a file of another name, then rename it, so that no process sees half of them."""
-    with FileLock(f"{database}.create.lock", timeout=PATIENCE_S):
-        if database.exists():
-            return
-        unfinished = database.with_name(f"{database.name}.creating")
-        for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
-            leftover.unlink(missing_ok=True)
-        RDBStorage(f"sqlite:///{unfinished.as_posix()}").engine.dispose()
-        unfinished.replace(database)
+    lock = FileLock(f"{database}.create.lock", timeout=PATIENCE_S)
+    create_database(database, lock, lambda path: RDBStorage(f"sqlite:///{path.as_posix()}").engine.dispose())
 
 
 def _engine_options(url: str) -> dict[str, Any]:

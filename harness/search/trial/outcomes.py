@@ -6,7 +6,6 @@ import errno
 from collections.abc import Iterator
 from typing import Literal
 
-from harness.credentials import shown
 from harness.errors import (
     BatchSizeError,
     DiskFullError,
@@ -15,6 +14,7 @@ from harness.errors import (
     ImageSizeError,
     StorageError,
     TrackingError,
+    type_and_first_line,
 )
 
 # infeasible: an answer, which the sampler learns. failed: an accident, which ends the trial without one.
@@ -40,12 +40,12 @@ class InfeasibleError(HarnessError):
 def judge(error: Exception) -> tuple[Verdict, str]:
     """Return what an exception means, and why in one line."""
     if is_lost_worker(error):
-        return "lost", _last_line(error)
+        return "lost", type_and_first_line(error)
     if is_out_of_memory(error):
-        return "infeasible", f"out of memory ({_last_line(error)})"
+        return "infeasible", f"out of memory ({type_and_first_line(error)})"
     if isinstance(error, BatchSizeError | DivergedError | ImageSizeError | InfeasibleError):
         return "infeasible", str(error)
-    return "failed", str(error) if isinstance(error, HarnessError) else _last_line(error)
+    return "failed", str(error) if isinstance(error, HarnessError) else type_and_first_line(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -75,8 +75,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return shown(f"{type(error).__name__}: {lines[0]}".removesuffix(": "))

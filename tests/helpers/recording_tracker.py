@@ -1,4 +1,4 @@
-"""A run kept in memory: for tests, and for trying out training without a store."""
+"""A tracker that keeps a run in memory, for tests of training and of whatever else writes to a tracker."""
 
 from __future__ import annotations
 
@@ -56,9 +56,6 @@ class RecordingTracker:
         picture = BytesIO()
         figure.savefig(picture, format=Path(name).suffix.lstrip("."))
         self.artifacts[name] = picture.getvalue()
-
-    def log_file(self, path: Path, name: str) -> None:
-        self.artifacts[name] = path.read_bytes()
 
     def log_data(
         self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str
