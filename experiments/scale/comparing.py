@@ -2,8 +2,8 @@
 
     python -m experiments.scale.comparing [--runs 5000]
 
-The store is filled with copies of one recorded trial, straight into its database. What is timed is the
-command after its imports, which no store makes longer.
+The store is filled with copies of one recorded trial, straight into its database. Timed are the
+command after its imports, in one process, and the whole command, each time in a new process.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
 from contextlib import closing
 from pathlib import Path
 
-from harness.analysis.compare import compare_command
+from harness.analysis.compare import compare_runs
 from harness.config.schema import TrackingConfig
 from harness.tracking import names
 from harness.tracking.store import open_store
@@ -76,11 +78,18 @@ def main() -> None:
         print("compare: 8 trials among", f"{num_runs:,} runs")
         for _ in range(REPEATS):
             began, busy = time.monotonic(), time.process_time()
-            compare_command(tracking, output_dir=Path(name) / "tables")
+            comparison = compare_runs(tracking)
+            comparison.write(Path(name) / "tables")
+            comparison.to_text()
             print(
                 f"{time.monotonic() - began:7.2f} s, {time.process_time() - busy:.2f} s of the processor",
                 flush=True,
             )
+        command = [sys.executable, "-m", "harness", "compare", "--mlruns", name, "--output", f"{name}/tables"]
+        for _ in range(REPEATS):
+            began = time.monotonic()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            print(f"{time.monotonic() - began:7.2f} s, the whole command in a new process", flush=True)
 
 
 if __name__ == "__main__":

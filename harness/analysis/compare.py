@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from harness.analysis.table import (
     BEST_EPOCH,
@@ -84,44 +84,35 @@ def compare(
     )
 
 
-def compare_command(
+def compare_runs(
     tracking: TrackingConfig,
+    run_ids: Sequence[str] = (),
     *,
-    run_ids: Sequence[str] | None = None,
     sweep: str | None = None,
-    filter_string: str | None = None,
+    filter: str | None = None,
     sort: str | None = None,
-    output_dir: Path | None = None,
-    must_write: bool = True,
-    width: int | None = None,
-) -> str:
-    """Return the table of the runs asked for, and write it; by default of the sweep that ran last.
+) -> Comparison:
+    """Return the table of the recorded runs asked for; by default, of the sweep that ran last.
 
     Args:
-        must_write: else it is only said that the table cannot be written.
-        width: of the terminal; None: every column is shown.
+        sweep: a sweep's name, or its run's id.
+        filter: an MLflow filter, such as ``metrics.`val/accuracy` > 0.8``.
+        sort: a column of the table, see `compare`.
 
     Raises:
         TrackingError: no run fits, or a name in the request is wrong.
     """
-    parent, lines = _sweep_asked_for(tracking, run_ids, sweep, filter_string)
+    parent, notes = _sweep_asked_for(tracking, run_ids, sweep, filter)
     if parent is None:
-        records = find_runs(tracking, run_ids=run_ids or None, filter_string=filter_string)
+        records = find_runs(tracking, run_ids=run_ids or None, filter_string=filter)
         if not run_ids:  # a sweep's parent trains nothing
             records = [record for record in records if record.kind != "sweep"]
-        comparison = compare(records, sort)
-    else:
-        of_sweep = read_sweep(tracking, parent)
-        records = list(of_sweep.trials)
-        if filter_string:
-            records = trials_of(tracking, parent, filter_string)
-        if not records:
-            raise TrackingError(f"no trial of sweep {of_sweep.name} is recorded that could be compared")
-        comparison = compare(records, sort, of_sweep)
-    lines.append(comparison.to_text(width))
-    if output_dir is not None:
-        lines.append(_write(comparison, output_dir, must_write))
-    return "\n".join(lines)
+        return replace(compare(records, sort), notes=tuple(notes))
+    of_sweep = read_sweep(tracking, parent)
+    records = trials_of(tracking, parent, filter) if filter else list(of_sweep.trials)
+    if not records:
+        raise TrackingError(f"no trial of sweep {of_sweep.name} is recorded that could be compared")
+    return replace(compare(records, sort, of_sweep), notes=tuple(notes))
 
 
 def _sweep_asked_for(
@@ -151,15 +142,6 @@ def _sweep_asked_for(
         else []
     )
     return parent, [f"sweep {parent.sweep}", *notes]
-
-
-def _write(comparison: Comparison, output_dir: Path, must_write: bool) -> str:
-    try:
-        return "written: " + ", ".join(map(str, comparison.write(output_dir)))
-    except TrackingError as error:
-        if must_write:
-            raise
-        return f"not written: {error}"
 
 
 def differing_params(records: Sequence[RunRecord]) -> list[str]:

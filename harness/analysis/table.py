@@ -33,6 +33,10 @@ class Comparison:
     rows: tuple[tuple[Cell, ...], ...]
     constant: int  # configuration columns left out because all runs agree
     ranking: tuple[str, ...] = ()  # the columns, the most important first
+    notes: tuple[str, ...] = ()  # which runs were taken, and which others may be meant
+
+    def __str__(self) -> str:
+        return self.to_text()
 
     def to_text(self, width: int | None = None) -> str:
         """Return the table for a terminal: the best runs, and as many columns as fit; all without `width`."""
@@ -52,10 +56,10 @@ class Comparison:
         count = f"{len(self.rows):,} runs"
         if len(self.rows) > NUM_SHOWN:
             count = f"the first {NUM_SHOWN} of {count}"
-        notes = [f"{count}; {self.constant} settings are the same in all"]
+        counts = [f"{count}; {self.constant} settings are the same in all"]
         if hidden := len(self.columns) - len(shown):
-            notes.append(f"{hidden} more columns do not fit: --wide shows them")
-        return "\n".join([*lines, *notes])
+            counts.append(f"{hidden} more columns do not fit: --wide shows them")
+        return "\n".join([*self.notes, *lines, *counts])
 
     def to_csv(self) -> str:
         """Return the table as CSV, numbers in full."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ EXIT_OK, EXIT_USAGE = 0, 2
 def tracking_config(options: argparse.Namespace) -> TrackingConfig:
     from harness.config.schema import TrackingConfig
 
-    return TrackingConfig(dir=options.mlruns or os.environ.get("MLRUNS_DIR", "mlruns"))
+    return TrackingConfig.at(options.mlruns)
 
 
 def terminal_width() -> int | None:

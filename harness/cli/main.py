@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.cli import sweeps
@@ -21,13 +20,9 @@ from harness.cli.common import (
     tracking_config,
 )
 from harness.credentials import shown
-from harness.errors import ConfigError, HarnessError
+from harness.errors import ConfigError, HarnessError, TrackingError
 from harness.logs import never_fail_to_print, show_messages
 from harness.signals import EXIT_INTERRUPTED, INTERRUPTED, raising
-
-if TYPE_CHECKING:
-    from harness.tracking.choice import Choice
-    from harness.tracking.store import RunStore
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
@@ -158,7 +153,7 @@ def run_train(options: argparse.Namespace) -> int:
         return EXIT_OK
     from harness.training.command import run_training
 
-    return run_training(config)
+    return run_training(config)[0]
 
 
 def _resume_train(options: argparse.Namespace) -> int:
@@ -166,7 +161,7 @@ def _resume_train(options: argparse.Namespace) -> int:
         raise ConfigError("--resume goes on with the run as it was configured: give no other option")
     from harness.training.continuing import resume_training
 
-    return resume_training(tracking_config(options), options.resume, options.overrides)
+    return resume_training(tracking_config(options), options.resume, options.overrides)[0]
 
 
 def run_data(options: argparse.Namespace) -> int:
@@ -185,53 +180,29 @@ def run_data(options: argparse.Namespace) -> int:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    from harness.tracking.choice import choose
-    from harness.tracking.store import open_store
-    from harness.training.evaluate import evaluate_checkpoint
+    from harness.training.evaluate import evaluate_run
 
-    tracking = tracking_config(options)
-    choice = choose(tracking, options.run_id)
-    print(choice.why)
-    store = open_store(tracking)
-    tracker = store.reopen_run(choice.run.run_id)
-    readings = _note_reading(store, choice) if options.split == "test" else None
-    metrics = evaluate_checkpoint(choice.checkpoint, split=options.split, tracker=tracker)
-    tracker.finish("FINISHED")
-    print(f"run {choice.run.run_id} ({choice.run.name}), {choice.checkpoint}")
-    print("\n".join(f"{name:<16} {value:.4f}" for name, value in metrics.items()))
-    if readings is not None:
-        print(readings)
+    done = evaluate_run(tracking_config(options), options.run_id, options.split, show=print)
+    print(f"run {done.run.run_id} ({done.run.name}), {done.checkpoint}")
+    print("\n".join(f"{name:<16} {value:.4f}" for name, value in done.metrics.items()))
+    if done.readings is not None:
+        print(done.readings)
     return EXIT_OK
 
 
-def _note_reading(store: RunStore, choice: Choice) -> str:
-    """Note that the test split is read now, and return how often that was so, in words."""
-    from harness.tracking.readings import count_readings, describe_reading, next_reading
-
-    run_id = choice.run.run_id
-    ledger = run_id if choice.sweep is None else choice.sweep.parent.run_id
-    before = count_readings(tags := store.tags_of(ledger))
-    reading = next_reading(tags, run_id, f"harness evaluate --run {run_id} --split test")
-    for noted in dict.fromkeys((ledger, run_id)):
-        store.note(noted, reading.to_tag())
-    return describe_reading(before + 1, before + 1, "run" if choice.sweep is None else "sweep")
-
-
 def run_compare(options: argparse.Namespace) -> int:
-    from harness.analysis.compare import compare_command
+    from harness.analysis.compare import compare_runs
 
-    print(
-        compare_command(
-            tracking_config(options),
-            run_ids=options.runs,
-            sweep=options.sweep,
-            filter_string=options.filter,
-            sort=options.sort,
-            output_dir=options.output or Path("reports/compare"),
-            must_write=options.output is not None,
-            width=None if options.wide else terminal_width(),
-        )
+    comparison = compare_runs(
+        tracking_config(options), options.runs, sweep=options.sweep, filter=options.filter, sort=options.sort
     )
+    print(comparison.to_text(None if options.wide else terminal_width()))
+    try:
+        print("written: " + ", ".join(map(str, comparison.write(options.output or Path("reports/compare")))))
+    except TrackingError as error:
+        if options.output is not None:
+            raise
+        print(f"not written: {error}")
     return EXIT_OK
 
 

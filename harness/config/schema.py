@@ -9,6 +9,7 @@ The defaults here hold for a `RunConfig` that Python code builds, and for checkp
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -263,6 +264,11 @@ class TrackingConfig(Section):
     experiment: str | None = None  # None = the data set's name
     run_name: str | None = None
     log_model: bool = True  # the best checkpoint, as an MLflow LoggedModel
+
+    @classmethod
+    def at(cls, folder: str | None = None) -> Self:
+        """Return where runs are recorded: in that folder, else in $MLRUNS_DIR, else in `mlruns`."""
+        return cls(dir=folder or os.environ.get("MLRUNS_DIR", "mlruns"))
 
 
 class RunConfig(Section):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import pickle
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -28,28 +30,42 @@ from harness.training.train import train
 EXIT_OK = 0
 
 
-def run_training(config: RunConfig, run_id: str | None = None) -> int:
-    """Train a configuration on the devices that it asks for, and return the command's exit code.
+def run_training(config: RunConfig, run_id: str | None = None) -> tuple[int, RunResult | None]:
+    """Train a configuration on the devices that it asks for, print its epochs, and record it.
 
     Args:
         run_id: the interrupted run to go on with; None: a new one.
 
+    Returns:
+        The command's exit code, and the result; None where a process that trained with others was killed.
+
     Raises:
-        HarnessError: whatever the run cannot begin or go on with.
+        HarnessError: the run cannot begin, or cannot go on.
     """
     if config.trainer.devices == 1:
         with StopSignals(_answer_signal) as signals:
-            return _train(config, run_id, lambda: signals.count > 0)
+            result = _train(config, run_id, lambda: signals.count > 0)
+        return _exit_code(result), result
     num_gpus = torch.cuda.device_count()
     check_devices(config.trainer.devices, resolve_machine(config.trainer).device.type, num_gpus)
-    return ranks.launch(_train_in_rank, config.trainer.devices, config, run_id)
+    with tempfile.TemporaryDirectory(prefix="harness-train-") as folder:
+        of_rank_0 = Path(folder) / "result"
+        code = ranks.launch(_train_in_rank, config.trainer.devices, config, run_id, of_rank_0)
+        return code, pickle.loads(of_rank_0.read_bytes()) if of_rank_0.is_file() else None
 
 
-def _train_in_rank(config: RunConfig, run_id: str | None) -> int:
-    return _train(config, run_id, ranks.stop_requested)
+def _train_in_rank(config: RunConfig, run_id: str | None, path: Path) -> int:
+    result = _train(config, run_id, ranks.stop_requested)
+    if current_ranks().is_zero:
+        path.write_bytes(pickle.dumps(result))
+    return _exit_code(result)
 
 
-def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], bool]) -> int:
+def _exit_code(result: RunResult) -> int:
+    return EXIT_INTERRUPTED if result.status == "interrupted" else EXIT_OK
+
+
+def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], bool]) -> RunResult:
     together = current_ranks()
     threads = config.trainer.threads
     if threads is None and not together.is_alone:
@@ -70,7 +86,7 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
         )
     if together.is_zero:
         _print_result(result, monitor)
-    return EXIT_INTERRUPTED if result.status == "interrupted" else EXIT_OK
+    return result
 
 
 def _start_run(config: RunConfig, run_id: str | None) -> Tracker:

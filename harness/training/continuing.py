@@ -12,6 +12,7 @@ from harness.tracking import names
 from harness.tracking.runs import RunRecord, get_run, read_config
 from harness.tracking.store import open_store
 from harness.training.command import run_training
+from harness.training.result import RunResult
 from harness.training.resume import SCHEDULES_OF_ANY_LENGTH
 
 LONGER = ("trainer.max_epochs", "trainer.early_stopping_patience")
@@ -24,12 +25,17 @@ ELSEWHERE = (
 )
 
 
-def resume_training(tracking: TrackingConfig, reference: str, overrides: Sequence[str] = ()) -> int:
+def resume_training(
+    tracking: TrackingConfig, reference: str, overrides: Sequence[str] = ()
+) -> tuple[int, RunResult | None]:
     """Go on with a run as it was configured, after its last complete epoch.
 
     Args:
         reference: the run's id, a unique prefix of it, or its unique name.
         overrides: how long it is to train, and on what.
+
+    Returns:
+        The command's exit code and the result, as `run_training`.
 
     Raises:
         TrackingError: there is no such run, there is nothing to go on with, or it is a sweep's.

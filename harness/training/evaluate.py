@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import torch
 
 from harness.analysis.figures import confusion_matrix_figure
 from harness.analysis.metrics import confusion_matrix_counts, per_class_table, split_metrics
+from harness.config.schema import TrackingConfig
 from harness.data import load_splits
 from harness.data.datamodule import eval_batches
 from harness.data.held_out import load_test
@@ -20,6 +21,10 @@ from harness.errors import CheckpointError
 from harness.files import as_csv
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
+from harness.tracking.choice import Choice, choose
+from harness.tracking.readings import count_readings, describe_reading, next_reading
+from harness.tracking.runs import RunRecord
+from harness.tracking.store import RunStore, open_store
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 from harness.training.machine import Machine, machine_at_hand
 from harness.training.tta import Tta, predict_logits
@@ -36,6 +41,55 @@ class Evaluation:
     confusion: np.ndarray  # int64 (K, K), rows are true classes, columns predictions
     per_class: list[dict[str, Any]]
     class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """How a recorded run's checkpoint does on a split."""
+
+    run: RunRecord
+    checkpoint: Path
+    metrics: dict[str, float]  # named "val/accuracy", "val/f1", …
+    readings: str | None  # how often the test split was read, in words; None for another split
+
+
+def evaluate_run(
+    tracking: TrackingConfig,
+    reference: str | None,
+    split: Split,
+    show: Callable[[str], None] = lambda line: None,
+) -> RunEvaluation:
+    """Score the best checkpoint of a recorded run on a split, and record the result with the run.
+
+    Each reading of the test split is noted, before it happens, with the run and with its sweep.
+
+    Args:
+        reference: a run's id or name, or a sweep's name; None for the best trial of the sweep that ran last.
+        show: told which run is taken, and why, before the work begins.
+
+    Raises:
+        TrackingError: there is no such run, or it kept no checkpoint.
+        HarnessError: as `evaluate_checkpoint`.
+    """
+    choice = choose(tracking, reference)
+    show(choice.why)
+    store = open_store(tracking)
+    tracker = store.reopen_run(choice.run.run_id)
+    readings = _note_reading(store, choice) if split == "test" else None
+    metrics = evaluate_checkpoint(choice.checkpoint, split=split, tracker=tracker)
+    tracker.finish("FINISHED")
+    return RunEvaluation(choice.run, choice.checkpoint, metrics, readings)
+
+
+def _note_reading(store: RunStore, choice: Choice) -> str:
+    """Note that the test split is read now, and return how often that was so, in words."""
+    run_id = choice.run.run_id
+    ledger = run_id if choice.sweep is None else choice.sweep.parent.run_id
+    before = count_readings(tags := store.tags_of(ledger))
+    reading = next_reading(tags, run_id, f"harness evaluate --run {run_id} --split test")
+    for noted in dict.fromkeys((ledger, run_id)):
+        store.note(noted, reading.to_tag())
+    return describe_reading(before + 1, before + 1, "run" if choice.sweep is None else "sweep")
 
 
 def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = None) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.compare import compare_command
+from harness.analysis.compare import compare_runs
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.search.report.parent_run import SweepRecord
@@ -82,7 +82,7 @@ def test_a_sweep_whose_trials_are_all_infeasible_has_no_best_and_offers_none(sma
     assert "make export" not in said
     with pytest.raises(TrackingError, match=r"no best trial \(of 2 recorded trials, 2 infeasible\)"):
         choose(tracking_of(small_sweep))
-    assert compare_command(tracking_of(small_sweep)).count("infeasible") == 2
+    assert compare_runs(tracking_of(small_sweep)).to_text().count("infeasible") == 2
 
 
 def test_a_sweep_whose_database_is_gone_leaves_nothing_to_its_namesake(

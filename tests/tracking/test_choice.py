@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.compare import compare_command
+from harness.analysis.compare import compare_runs
+from harness.cli import main
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.tracking import names
@@ -58,7 +59,7 @@ def test_the_sweep_that_ran_last_is_meant_not_the_one_created_last(
     choice = choose(tracking)
     assert choice.run.sweep == "a"
     assert choice.why.startswith("sweep a (run")
-    assert compare_command(tracking).splitlines()[0] == "sweep a"
+    assert compare_runs(tracking).to_text().splitlines()[0] == "sweep a"
 
 
 def test_sweeps_that_ran_at_the_same_time_are_asked_for_by_name(
@@ -69,7 +70,12 @@ def test_sweeps_that_ran_at_the_same_time_are_asked_for_by_name(
     with pytest.raises(TrackingError, match=rf"say which is meant: a \(--run .*b \(--run {parent[:12]}\)"):
         choose(tracking)
     assert choose(tracking, "a").run.sweep == "a"
-    assert compare_command(tracking).splitlines()[:2][1].startswith("note: at the same time ran a (--sweep ")
+    assert (
+        compare_runs(tracking)
+        .to_text()
+        .splitlines()[:2][1]
+        .startswith("note: at the same time ran a (--sweep ")
+    )
     store.note(parent, when(FUTURE + 100, FUTURE + 110))  # called once more, alone
     assert choose(tracking).run.sweep == "b"
 
@@ -95,7 +101,7 @@ def test_what_was_pruned_infeasible_or_goes_on_is_never_best(
     assert "trial 6 has the highest val/accuracy, 0.7000" in choice.why
     order = [trial.trial for trial in read_sweep(tracking, find_sweep(tracking, "s")).ranked]
     assert order == [6, 7, 0, 8, 1, 4, 3, 2, 5]
-    table = compare_command(tracking)
+    table = compare_runs(tracking).to_text()
     rows = [line.split() for line in table.splitlines()[2:11]]
     assert [int(row[1]) for row in rows] == order
     assert [row[2] for row in rows[4:]] == ["pruned", "running", "killed", "infeasible", "failed"]
@@ -110,7 +116,7 @@ def test_the_sweeps_own_metric_and_direction_decide(
     _, ids = add_sweep(store, tmp_path, "s", trials, objective)
     assert choose(tracking).run.run_id == ids[1]
     assert "lowest val/loss, 0.4000" in choose(tracking).why
-    lines = compare_command(tracking).splitlines()
+    lines = compare_runs(tracking).to_text().splitlines()
     assert lines[1].split()[3] == "val/loss"
     assert [line.split()[3] for line in lines[2:5]] == ["0.4000", "0.5000", "0.9000"]  # as told, not 9.0
 
@@ -122,10 +128,10 @@ def test_sweeps_of_one_name_are_kept_apart(store: RunStore, tracking: TrackingCo
     assert choose(tracking).run.run_id == new_ids[0]
     assert choose(tracking, "x").run.run_id == new_ids[0]
     assert choose(tracking, older).run.run_id == old_ids[0]
-    text = compare_command(tracking, sweep="x")
+    text = compare_runs(tracking, sweep="x").to_text()
     assert "1 runs" in text
     assert f"others of this name: --sweep {older[:12]}" in text
-    assert "2 runs" in compare_command(tracking, sweep=older[:12])
+    assert "2 runs" in compare_runs(tracking, sweep=older[:12]).to_text()
 
 
 def test_the_best_is_what_holds_now_not_what_was_noted_when_the_sweep_closed(
@@ -145,7 +151,7 @@ def test_a_sweep_without_a_feasible_trial_has_no_best(
     add_sweep(store, tmp_path, "s", [{"score": 0.9, "outcome": "infeasible"}] * 2)
     with pytest.raises(TrackingError, match=r"no best trial \(of 2 recorded trials, 2 infeasible\): widen"):
         choose(tracking)
-    assert compare_command(tracking).count("infeasible") == 2
+    assert compare_runs(tracking).to_text().count("infeasible") == 2
 
 
 def test_trials_of_earlier_versions_say_it_less_clearly(
@@ -205,7 +211,11 @@ def test_a_run_of_another_store_or_a_deleted_one_gets_one_line(
 
 
 def test_a_folder_of_runs_that_cannot_be_written_is_read(
-    store: RunStore, tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: RunStore,
+    tracking: TrackingConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     add_sweep(store, tmp_path, "s", [{"score": 0.5}])
     touch = Path.touch
@@ -217,12 +227,13 @@ def test_a_folder_of_runs_that_cannot_be_written_is_read(
 
     monkeypatch.setattr(Path, "touch", refuse)
     assert choose(tracking).run.sweep == "s"
-    taken = tmp_path / "taken"
-    taken.write_text("a file where the tables should go")
-    text = compare_command(tracking, output_dir=taken, must_write=False)
+    monkeypatch.chdir(tmp_path)
+    Path("reports").write_text("a file where the tables should go")
+    assert main(["compare", "--mlruns", tracking.dir]) == 0
+    text = capsys.readouterr().out
     assert "trial-0000" in text
-    assert text.splitlines()[-1].startswith(f"not written: {taken} cannot be written")
-    with pytest.raises(TrackingError, match="cannot be written"):
-        compare_command(tracking, output_dir=taken)
+    assert text.splitlines()[-1].startswith("not written: reports/compare cannot be written")
+    assert main(["compare", "--mlruns", tracking.dir, "--output", "reports"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(TrackingError, match="cannot be written"):
         open_store(tracking)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.compare import compare_command
+from harness.analysis.compare import compare_runs
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.tracking import names
@@ -92,8 +92,9 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
 def test_compare_takes_the_newest_sweep(store: RunStore, tracking: TrackingConfig, tmp_path: Path) -> None:
     add_sweep(store, "old", [0.1], tmp_path)
     add_sweep(store, "new", [0.5, 0.9, None], tmp_path)
-    text = compare_command(tracking, output_dir=tmp_path / "out")
-    lines = text.splitlines()
+    comparison = compare_runs(tracking)
+    comparison.write(tmp_path / "out")
+    lines = comparison.to_text().splitlines()
     assert lines[0] == "sweep new"
     assert [line.split()[0] for line in lines[2:5]] == ["trial-0001", "trial-0000", "trial-0002"]
     assert "optim.lr" in lines[1]
@@ -104,7 +105,7 @@ def test_compare_takes_the_newest_sweep(store: RunStore, tracking: TrackingConfi
 
 def test_compare_takes_what_it_is_given(store: RunStore, tracking: TrackingConfig, tmp_path: Path) -> None:
     ids = add_sweep(store, "first", [0.5, 0.9], tmp_path)
-    text = compare_command(tracking, run_ids=[ids[1]])
+    text = compare_runs(tracking, run_ids=[ids[1]]).to_text()
     assert "trial-0000" in text
     assert "trial-0001" not in text
-    assert "trial-0001" in compare_command(tracking, filter_string="metrics.`val/accuracy` > 0.6")
+    assert "trial-0001" in compare_runs(tracking, filter="metrics.`val/accuracy` > 0.6").to_text()
