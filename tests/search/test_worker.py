@@ -74,6 +74,12 @@ def test_a_look_means_the_sweep_that_was_called_last(
     assert main(["sweep", "--status", "--mlruns", str(small_sweep.runs)]) == 0
     assert "sweep first: complete" in capsys.readouterr().out
 
+    by_make = ["sweep", "sweep=default", "--mlruns", str(small_sweep.runs), "--status"]
+    assert main([*by_make, "second"]) == 0
+    assert "sweep second: complete" in capsys.readouterr().out
+    assert main([*by_make, "secnd"]) == 2
+    assert capsys.readouterr().err == "error: no sweep 'secnd'; did you mean 'second'?\n"
+
 
 def test_a_look_where_no_sweep_was_creates_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
