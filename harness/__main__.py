@@ -7,7 +7,7 @@ def run() -> int:
     """Run a command; Ctrl-C is answered from here on, while the command line itself is imported too."""
     try:
         answer_interrupts()
-        from harness.cli import main
+        from harness.cli.main import main
 
         return main()
     except KeyboardInterrupt:

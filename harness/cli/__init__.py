@@ -1,5 +1,15 @@
-"""The command line. Nothing heavy is imported before a command needs it, so `--help` is instant."""
+"""The command line: `harness COMMAND`.
 
-from harness.cli.main import build_parser, main, parse
+`main.py` holds the parser and most commands, `sweeps.py` those about sweeps, `common.py` the options that several
+share. A command imports the function that does its work when it runs, so `--help` is instant. `harness/api.py`
+offers the same functions to Python code.
 
-__all__ = ["build_parser", "main", "parse"]
+    train, train --resume   training/command.py, training/continuing.py     --dry-run: training/plan.py
+    sweep, worker           search/sweep.py, search/worker.py               sweep list, --status: search/report/
+    evaluate                training/evaluate.py
+    compare                 analysis/compare.py
+    export, predict         export/run.py, export/predict.py
+    data                    data/summary.py
+    ui                      tracking/ui.py
+    doctor                  training/doctor.py
+"""

@@ -3,8 +3,9 @@
 Hydra composes YAML into an untyped tree (`compose.py`); :class:`RunConfig` is that tree, checked once and
 immutable. The rest of the program sees nothing else.
 
-Most keys have a default here and a value in `configs/`. The YAML wins, as its files set every key.
-The defaults here hold for a `RunConfig` that Python code builds, and for checkpoints that lack a newer key.
+A default stands here and in the YAML file of its section, whose comments explain it to users. The two are the
+same value (`tests/config/test_shipped.py`): the YAML's is what a command uses, the one here serves a
+`RunConfig` that Python code builds and a checkpoint that lacks a newer key.
 """
 
 from __future__ import annotations
@@ -195,6 +196,7 @@ class Sgd(BaseOptim):
     lr: Annotated[float, Field(gt=0.0)] = 0.1
     momentum: Fraction = 0.9
     nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -213,6 +215,7 @@ class Adam(BaseOptim):
 class AdamW(BaseOptim):
     kind: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
 
@@ -229,6 +232,7 @@ class MuonOptim(BaseOptim):
     sgd_momentum: Fraction = 0.85
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0  # SGD's lr × coefficient, norms and biases too
     stem_epochs: Annotated[float, Field(gt=0.0)] | None = None  # the first depth group's schedule; None = all
+    schedule: ScheduleConfig = ScheduleConfig(kind="linear")
 
 
 OptimConfig = Annotated[Sgd | Adam | AdamW | MuonOptim, Field(discriminator="kind")]
@@ -278,7 +282,7 @@ class RunConfig(Section):
     data: DataConfig = AutoData()
     model: ModelConfig = EfficientNetLite0()
     finetune: FinetuneConfig = Full()
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = AugmentConfig(flip=True, crop_padding=4)
     optim: OptimConfig = AdamW()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -17,7 +17,7 @@ from harness.export.manifest import RunFacts
 if TYPE_CHECKING:
     from harness.data.splits import ImageArrays
     from harness.export.bundle import ExportResult
-    from harness.tracking.choice import Choice
+    from harness.tracking.choice import ChosenRun
     from harness.tracking.runs import RunRecord
     from harness.training.checkpoint import Checkpoint
 
@@ -52,7 +52,7 @@ def export_run(
     return export_checkpoint(choice.checkpoint, output_root, name=name, val_images=val, facts=_facts(choice))
 
 
-def _facts(choice: Choice) -> RunFacts:
+def _facts(choice: ChosenRun) -> RunFacts:
     """Collect what is recorded of the run, and what its sweep's parent keeps of it: the test result."""
     from harness.tracking import names
     from harness.tracking.readings import count_readings

@@ -111,7 +111,7 @@ class RecordedSweep:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenRun:
     """A run whose checkpoint is at hand, and why it is this one."""
 
     run: RunRecord
@@ -171,7 +171,7 @@ def rivals_of(tracking: TrackingConfig, last: RunRecord) -> list[RunRecord]:
     return [run for run in others if run.active_s > last.called_s]
 
 
-def choose(tracking: TrackingConfig, reference: str | None = None) -> Choice:
+def choose(tracking: TrackingConfig, reference: str | None = None) -> ChosenRun:
     """Return the run asked for, or of a sweep its best trial; by default of the sweep that ran last.
 
     Where there is no sweep, the default is the last run that has kept a checkpoint.
@@ -185,12 +185,12 @@ def choose(tracking: TrackingConfig, reference: str | None = None) -> Choice:
         sweep = read_sweep(tracking, run)
         why = sweep.describe_best()
         assert sweep.best is not None
-        return Choice(sweep.best, _checkpoint_of(tracking, sweep.best), sweep, why)
+        return ChosenRun(sweep.best, _checkpoint_of(tracking, sweep.best), sweep, why)
     parent = get_run(tracking, run.parent_run_id) if run.kind == "trial" and run.parent_run_id else None
     sweep_of_run = None if parent is None else read_sweep(tracking, parent)
     of_sweep = f", a trial of sweep {run.sweep} ({run.outcome})" if run.sweep else ""
     asked = "as asked for" if reference else "the last run, as there is no sweep"
-    return Choice(
+    return ChosenRun(
         run,
         _checkpoint_of(tracking, run),
         sweep_of_run,

@@ -7,12 +7,15 @@ from itertools import chain
 import pytest
 
 from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep, compose_values, leaves_by_path
+from harness.config.schema import RunConfig
 from harness.config.yaml_files import groups
 
 NEEDED = {("model", "timm"): ["model.name=resnet18"]}  # files that leave a value to the user
 RUN_FILES = [
     (group, name) for group, names in groups(CONFIG_DIR).items() if group != "sweep" for name in names
 ]
+# Files that are alternatives to their group's defaults.
+PRESETS = [("augment", "standard"), ("augment", "mix"), ("augment", "strong"), ("trainer", "quick")]
 SWEEP_FILES = groups(CONFIG_DIR)["sweep"]
 
 
@@ -30,6 +33,30 @@ def test_a_file_names_every_key_of_its_section(group: str, name: str) -> None:
     overrides = ["model=efficientnet_lite0", f"{group}={name}", *NEEDED.get((group, name), [])]
     said = set(leaves_by_path(compose_values("run", overrides)[group]))
     assert said == set(leaves_by_path(compose_run(overrides).to_dict()[group]))
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [f for f in RUN_FILES if f[0] not in ("recipe", "sweep") and f not in PRESETS]
+)
+def test_a_default_is_one_value_in_yaml_and_in_python(
+    group: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_places(monkeypatch)
+    overrides = ["model=efficientnet_lite0", f"{group}={name}", *NEEDED.get((group, name), [])]
+    section = getattr(compose_run(overrides), group)
+    fields = type(section).model_fields
+    required = {key: getattr(section, key) for key, field in fields.items() if field.is_required()}
+    assert section == type(section)(**required)
+
+
+def test_a_run_without_overrides_is_a_run_config_without_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_places(monkeypatch)
+    assert compose_run([]) == RunConfig()
+
+
+def forget_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATA_DIR", "CACHE_DIR", "MLRUNS_DIR"):
+        monkeypatch.delenv(name)
 
 
 def test_a_recipe_wins_over_the_root_file_and_the_command_line_over_it() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import main
+from harness.cli.main import main
 
 LENET = ("train", "model=lenet", "data=digits")
 

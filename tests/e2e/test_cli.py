@@ -9,7 +9,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from harness.cli import build_parser, main
+from harness.cli.main import build_parser, main
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.tracking.runs import get_run
@@ -25,7 +25,7 @@ def test_help_imports_nothing_heavy() -> None:
     import sys
 
     heavy = "{'torch', 'mlflow', 'optuna', 'timm', 'pytorch_lightning'}"
-    code = f"import sys, harness.cli as c; c.build_parser(); print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, harness.cli.main as c; c.build_parser(); print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -69,7 +69,7 @@ def check_one_line(code: int, lines: list[str]) -> None:
     ("command", "module"),
     [
         (("compare",), "argparse"),
-        (("ui",), "harness.cli"),
+        (("ui",), "harness.cli.main"),
         (("train", *SMALL), "hydra.core"),
         pytest.param(("train", *SMALL), "torch._C", marks=pytest.mark.slow),
         pytest.param(("train", *SMALL), "torchvision", marks=pytest.mark.slow),

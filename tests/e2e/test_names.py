@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.config.schema import TrackingConfig
 from harness.tracking.runs import get_run
 

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 
-from harness.cli import parse
+from harness.cli.main import parse
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 from harness.search.study import identity

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.errors import SweepError, TrackingError
 from harness.search.coordinator.stop import request_stop
 from harness.search.executors.local import LocalExecutor

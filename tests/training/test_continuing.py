@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.config.schema import TrackingConfig
 from harness.tracking.runs import RunRecord, get_run
 from harness.tracking.store import open_store
