@@ -1,15 +1,15 @@
 """The command line: `harness COMMAND`.
 
-`main.py` holds the parser and most commands, `sweeps.py` those about sweeps, `common.py` the options that several
-share. A command imports the function that does its work when it runs, so `--help` is instant. `harness/api.py`
-offers the same functions to Python code.
+`main.py` holds the parser and most commands, `sweeps.py` those about sweeps, `common.py` the options that
+several share. A command imports the function that does its work when it runs, so `--help` is instant.
+`harness/api.py` offers the same functions to Python code.
 
-    train, train --resume   training/command.py, training/continuing.py     --dry-run: training/plan.py
-    sweep, worker           search/sweep.py, search/worker.py               sweep list, --status: search/report/
-    evaluate                training/evaluate.py
-    compare                 analysis/compare.py
-    export, predict         export/run.py, export/predict.py
-    data                    data/summary.py
-    ui                      tracking/ui.py
-    doctor                  training/doctor.py
+    train             training/command.py; --resume: training/continuing.py; --dry-run: training/plan.py
+    sweep, worker     search/sweep.py, search/worker.py; list, --status, --stop: search/report/status.py
+    evaluate          training/evaluate.py
+    compare           analysis/compare.py
+    export, predict   export/run.py, export/predict.py
+    data              data/summary.py
+    ui                tracking/ui.py
+    doctor            training/doctor.py
 """

@@ -21,7 +21,7 @@ from harness.errors import CheckpointError
 from harness.files import as_csv
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
-from harness.tracking.choice import Choice, choose
+from harness.tracking.choice import ChosenRun, choose
 from harness.tracking.readings import count_readings, describe_reading, next_reading
 from harness.tracking.runs import RunRecord
 from harness.tracking.store import RunStore, open_store
@@ -81,7 +81,7 @@ def evaluate_run(
     return RunEvaluation(choice.run, choice.checkpoint, metrics, readings)
 
 
-def _note_reading(store: RunStore, choice: Choice) -> str:
+def _note_reading(store: RunStore, choice: ChosenRun) -> str:
     """Note that the test split is read now, and return how often that was so, in words."""
     run_id = choice.run.run_id
     ledger = run_id if choice.sweep is None else choice.sweep.parent.run_id

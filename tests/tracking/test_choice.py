@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.analysis.compare import compare_runs
-from harness.cli import main
+from harness.cli.main import main
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.tracking import names
