@@ -1,7 +1,16 @@
-"""Where runs are recorded and read back: MLflow, with a spool on disk for when it cannot be reached.
+"""Runs are recorded in MLflow and read back from it; while MLflow cannot be reached, they wait on disk.
 
-MLflow reads its settings from the environment, some of them at import, so they are set here: this file
-is executed before any module of the package can import mlflow. What the user has set stays.
+    tracker.py                    `Tracker`, the interface that training writes to (silent.py: ranks above 0)
+    mlflow_tracker.py             the tracker of one MLflow run
+    mlflow_writes.py, spool.py    each write to a run as plain JSON: done now, or kept on disk until it can be
+    logged_model.py, scoring.py   a checkpoint as a model that MLflow can load
+    store.py                      `RunStore`: opens the store and its runs (address.py, moved.py: where it is)
+    runs.py, choice.py            recorded runs, and which sweep or run is meant
+    names.py                      every tag, metric and parameter that other packages read
+    ui.py, ui_app.py, views.py    `harness ui`
+
+MLflow reads its settings from the environment, some of them when it is imported. They are set below, since
+Python executes this file before any module of the package imports mlflow. A variable that is set stays.
 """
 
 from __future__ import annotations
@@ -14,7 +23,7 @@ MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # nothing of ours needs it, and it runs code
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # no chatter about migrations
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of single small files
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # each upload is one small file
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # an outage is spooled; MLflow's default would wait four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_UV_AUTO_DETECT": "false",  # a uv.lock in the current directory is not part of a model

@@ -1,4 +1,4 @@
-"""A nested configuration as flat parameters."""
+"""Turns a nested configuration into the flat parameters that MLflow records."""
 
 from __future__ import annotations
 

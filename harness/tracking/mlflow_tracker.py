@@ -1,4 +1,8 @@
-"""A run recorded in MLflow; while MLflow is away, in the spool."""
+"""`MlflowTracker`: records one run in MLflow, and keeps on disk what MLflow cannot take now.
+
+`RunStore` (`store.py`) makes the trackers. Each method builds an operation (`mlflow_writes.py`) and hands it
+to `_record`, which applies it or appends it to the run's spool (`spool.py`).
+"""
 
 from __future__ import annotations
 
@@ -28,11 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 class MlflowTracker:
-    """The :class:`~harness.tracking.tracker.Tracker` of one MLflow run, through the client alone.
+    """The :class:`~harness.tracking.tracker.Tracker` of one MLflow run.
+
+    It uses MLflow's client and no global state (no active run), so a process can hold several.
 
     Args:
-        recorded: every point that the run already has, or its spool holds for it.
-        keeps_status: the run has ended, and something is only added to it.
+        recorded: every metric point that the run has already, or that its spool holds.
+        keeps_status: the run has ended and is only added to: `finish` leaves its status as it is.
     """
 
     def __init__(
@@ -51,9 +57,10 @@ class MlflowTracker:
         self._recorded = dict(recorded)
         self._epochs = {step for key, step in recorded if key == names.EPOCH}
         self._keeps_status = keeps_status
-        # Called before anything is sent or spooled; a sweep's trial leaves here if it was taken over.
+        # Called before anything is sent or spooled. A sweep's trial exits here if another process owns it
+        # now.
         self.before_write: Callable[[], None] = lambda: None
-        self._away: list[Lane] = []  # that the store did not take something of
+        self._away: list[Lane] = []  # lanes of which the store refused an operation for now
 
     @property
     def run_id(self) -> str:
@@ -69,8 +76,8 @@ class MlflowTracker:
         self._record({"op": "metrics", "points": self._new_points(step, {**metrics, names.EPOCH: step})})
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
-        # One step after the last epoch: MLflow shows a metric's value at its highest step, and the best
-        # checkpoint's accuracy must not be hidden behind the last epoch's.
+        # The step after the last epoch: MLflow's lists show the value at a metric's highest step. That is to
+        # be the accuracy of the best checkpoint, not of the last epoch.
         points = self._new_points(self._summary_step, metrics)
         if points:
             self._record({"op": "metrics", "points": points})
@@ -102,7 +109,8 @@ class MlflowTracker:
         metrics: Mapping[str, float],
     ) -> None:
         self.log_summary(metrics)
-        # A model's metric is written to its run as well: the very same point (its time included) is one row.
+        # MLflow writes a model's metric to its run, too. The same point, its time included, is the same row
+        # there; with another time it would be a second point of the run's curve.
         step = self._summary_step
         known = {key: self._recorded[key, step] for key in metrics}
         points = [(key, value, time_ms, step) for key, (value, time_ms) in known.items()]
@@ -139,12 +147,15 @@ class MlflowTracker:
         return points
 
     def _log_artifact(self, name: str, write: Callable[[Path], object]) -> None:
-        """Write an artifact into the spool's folder, not $TMPDIR, which may be small, and record it."""
+        """Write an artifact into the spool's folder and record it.
+
+        The file is there already should MLflow be away. $TMPDIR may be too small, and does not last.
+        """
         self.before_write()
         try:
             path = self._spool.new_file(PurePosixPath(name).name)
             write(path)
-        except OSError as error:  # training goes on even now
+        except OSError as error:  # neither a full disk nor a missing MLflow ends the training
             logger.error("run %s: %s is lost, it cannot be written: %s", self._run_id, name, error)
             return
         self._record({"op": "artifact", "path": f"{path.parent.name}/{path.name}", "name": name})
@@ -153,14 +164,17 @@ class MlflowTracker:
         return apply(self._client, self._spool, operation)
 
     def _record(self, operation: Operation) -> None:
-        """Do it, after all that has to come before it; keep it for later if the store is away."""
+        """Apply an operation after the waiting ones that must precede it; spool it if the store is away."""
         self.before_write()
         lane = self._spool.lane_of(operation)
         is_record = lane is self._spool.records
         try:
+            # Records keep their order, so those that wait are tried first. Artifacts are not: each failed
+            # upload may take as long as a timeout, and would be repeated with every epoch.
             if is_record:
                 lane.replay(self._apply)
-            waits = lane.holds_back(operation)  # for an artifact that failed, or a replay elsewhere
+            # True where an earlier version of this artifact failed, or another process is replaying.
+            waits = lane.holds_back(operation)
             if not waits:
                 self._spool.set_aside(self._apply(operation))
         except STORE_ERRORS as error:
@@ -173,23 +187,25 @@ class MlflowTracker:
             self._is_back(lane)
 
     def _is_back(self, lane: Lane) -> None:
-        """Catch up with what waited for the store, now that it has taken something."""
+        """Note that the store has taken something of a lane again, and record what waits."""
         if lane in self._away:
             self._away.remove(lane)
             logger.info("MLflow is back: what run %s had kept on disk is recorded", self._run_id)
             self._catch_up()
 
     def _catch_up(self) -> None:
-        """Try all that waits once more, now and not with each epoch."""
+        """Try everything that waits once. Called when the store is back and at the end, not every epoch."""
         with suppress(*STORE_ERRORS):
             self._spool.replay(self._apply)
 
     def _keep(self, operation: Operation, error: Exception | None = None) -> None:
         try:
             self._spool.append(operation)
-            if error is None:  # whoever replays may just have looked for the last time
+            # Another process was replaying. It may have read the file for the last time before this line was
+            # appended, so look once more.
+            if error is None:
                 self._catch_up()
-        except OSError as disk_error:  # training goes on even now
+        except OSError as disk_error:  # training goes on even without both
             logger.error(
                 "run %s: %r is lost, MLflow and the spool fail: %s", self._run_id, operation["op"], disk_error
             )

@@ -1,4 +1,9 @@
-"""The few things that are ever done to a run in MLflow, each from plain JSON so that it can wait on disk."""
+"""Every write to a run in MLflow: parameters, metrics, tags, artifacts, data sets, models, status.
+
+A write is an `Operation`, a dict of plain JSON types, so that it can wait in the spool (`spool.py`) while
+MLflow is away. `MlflowTracker` applies an operation at once; `RunStore` applies what the spool holds.
+Applying an operation twice has the effect of applying it once.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,8 @@ from harness.tracking.logged_model import delete_models, log_checkpoint
 from harness.tracking.moved import found_path
 from harness.tracking.spool import Operation, Spool
 
-# The store is away, full, locked or misbehaving. (requests' exceptions are OSErrors; no JSON: a proxy.)
+# What an unreachable, full, locked or faulty store raises. The exceptions of `requests` are OSErrors; a proxy
+# that answers with a web page causes a JSONDecodeError.
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, json.JSONDecodeError)
 
 # MLflow's limits for one request.
@@ -28,7 +34,7 @@ MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100
 MAX_TAG_LENGTH = 8000  # characters
 MAX_DIGEST_LENGTH = 36  # characters; the whole digest is in the data set's profile
 
-# Answers that will be the same tomorrow.
+# MLflow's error codes that will not change however often a write is repeated.
 NO_SUCH_RUN = "RESOURCE_DOES_NOT_EXIST"
 REFUSALS = {"INVALID_PARAMETER_VALUE", NO_SUCH_RUN, "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 
@@ -37,22 +43,30 @@ Point = tuple[str, float, int, int]  # name, value, milliseconds since 1970, ste
 
 
 class UnrecordableError(Exception):
-    """It can never be recorded: its file is gone, or nobody knows how."""
+    """An operation that can never be recorded: its file is gone, or this version does not know it."""
 
 
 def apply(client: MlflowClient, spool: Spool, operation: Operation) -> list[Operation]:
-    """Do it for a spool's run; return what the store refuses for good, each with the reason as `refused`.
+    """Write an operation to MLflow; return the parts that the store refuses for good.
 
-    Of many parameters, tags or points that are refused together, those that are not at fault are recorded.
+    If the store refuses several parameters, tags or points together, they are halved until those at fault
+    stand alone, and all others are recorded.
+
+    Args:
+        spool: of the run that is written to; it holds the files of artifacts.
+
+    Returns:
+        The refused operations, each with the reason under the key `refused`.
 
     Raises:
-        STORE_ERRORS: it could not be done now, and may be possible later.
+        STORE_ERRORS: the store cannot take the operation now; it may later.
     """
     try:
         _dispatch(client, spool, operation)
     except Exception as error:
         if not is_refusal(error):
             raise
+        # A deleted run refuses every part, so halving would only repeat the question.
         parts = [] if getattr(error, "error_code", "") == NO_SUCH_RUN else _halves(operation)
         if parts:
             return [refused for part in parts for refused in apply(client, spool, part)]
@@ -61,10 +75,15 @@ def apply(client: MlflowClient, spool: Spool, operation: Operation) -> list[Oper
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether the answer will be the same tomorrow, so that trying again would block all behind it."""
+    """Return whether the store will never take what raised this error.
+
+    Such an operation must not be tried again: it would hold back every later one.
+    """
     causes = list(_causes(error))
+    # No database takes such a text or number. MLflow wraps the database's error in one of its own, whose code
+    # says only "internal error".
     if any(isinstance(cause, UnicodeEncodeError | DataError) for cause in causes):
-        return True  # what no database takes, however MLflow wraps it
+        return True
     if isinstance(error, MlflowException):
         return error.error_code in REFUSALS
     return not isinstance(error, STORE_ERRORS)
@@ -77,7 +96,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _halves(operation: Operation) -> list[Operation]:
-    """Return an operation on several parameters, tags or points as two on fewer."""
+    """Return an operation on several parameters, tags or points as two operations on half of them each."""
     field = {"params": "params", "tags": "tags", "metrics": "points"}.get(operation["op"], "")
     items = operation.get(field, ())
     if len(items) < 2:
@@ -116,7 +135,8 @@ def _dispatch(client: MlflowClient, spool: Spool, operation: Operation) -> None:
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    recorded = client.get_run(run_id).data.params  # immutable, so a resumed run leaves them alone
+    # MLflow refuses another value for a recorded parameter, and a resumed run logs all of its own again.
+    recorded = client.get_run(run_id).data.params
     new = [Param(key, value) for key, value in params.items() if key not in recorded]
     for some in _batches(new, MAX_PARAMS):
         client.log_batch(run_id, params=some, synchronous=True)
@@ -132,6 +152,7 @@ def _set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str | None])
     kept = [RunTag(key, str(value)[:MAX_TAG_LENGTH]) for key, value in tags.items() if value is not None]
     for some in _batches(kept, MAX_TAGS):
         client.log_batch(run_id, tags=some, synchronous=True)
+    # MLflow refuses to delete a tag that the run does not have.
     if gone := [key for key, value in tags.items() if value is None]:
         for key in client.get_run(run_id).data.tags.keys() & set(gone):
             client.delete_tag(run_id, key)
@@ -149,7 +170,8 @@ def _log_data(client: MlflowClient, run_id: str, record: Mapping[str, Any]) -> N
     classes = list(record["class_names"])
     profile = {"num_rows": record["num_rows"], "num_classes": len(classes), "sha256": record["digest"]}
     dataset = Dataset(
-        # MLflow keeps one input per name and digest: under one name, a run's second split would be lost.
+        # MLflow keeps one input per name and digest, and the splits of a data set share a digest. Under one
+        # name, the second split of a run would be lost.
         name=f"{record['name']}/{record['context']}",
         digest=record["digest"][:MAX_DIGEST_LENGTH],
         source_type="local",

@@ -1,7 +1,8 @@
-"""How MLflow loads a recorded checkpoint and scores images with it (the model's `loader_module`).
+"""Loads a recorded checkpoint for MLflow and scores images with it: the `loader_module` of a model.
 
-MLflow imports this file by name, from the copy of the package inside the model. It is no part of the
-layers: it needs the model code above it, so it imports that by name too, when a model is loaded.
+MLflow imports this module by its name, which is recorded in each model (`logged_model.py`), from the copy of
+the package inside the model. So it must stay where it is. It needs `harness.training`, which lies above this
+package, and imports it by name when a model is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ BATCH_SIZE = 256
 
 
 class Scorer:
-    """A classifier behind MLflow's `predict`."""
+    """A classifier with the method `predict` that MLflow calls."""
 
     def __init__(self, classifier: torch.nn.Module) -> None:
         self.classifier = classifier

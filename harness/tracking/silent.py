@@ -1,4 +1,4 @@
-"""A tracker that records nothing: of processes that train one model together, one alone records."""
+"""A tracker that records nothing, for the ranks above 0: when several train one model, rank 0 records."""
 
 from __future__ import annotations
 

@@ -1,12 +1,16 @@
-"""What could not be recorded, kept on disk until it can be.
+"""Keeps on disk the operations of a run that MLflow cannot take now, and applies them later.
 
-A run has two lanes, each a file of JSON lines, one line per operation: its records (metrics, parameters,
-tags, status), which keep their order, and its artifacts and models, of which those of one name keep theirs.
-One artifact that cannot be written therefore holds back nothing else. An operation is plain JSON and may be
-applied twice without harm, so a crash between applying it and forgetting it costs nothing.
+`MlflowTracker` appends to the spool of its run and replays it when MLflow is back; `open_store` replays the
+spools that earlier processes left. `mlflow_writes.py` says what an operation is.
 
-To append takes a lock for as long as a line takes to be written. Who replays holds another lock meanwhile,
-which nobody waits for: whoever finds it taken leaves the work to its holder.
+A run has two lanes, each a file of JSON lines with one operation per line. The lane of records (metrics,
+parameters, tags, status) keeps their order. The lane of artifacts and models keeps the order of those with
+one name only, so an artifact that cannot be written holds back no other. A crash between applying an
+operation and removing its line does no harm, since an operation may be applied twice.
+
+A lane has two locks. The file lock is held while a line is appended or the file is rewritten. The replay lock
+is held during a whole replay, which may wait for the network. No process waits for the replay lock: one that
+finds it taken leaves its operations to the process that holds it.
 """
 
 from __future__ import annotations
@@ -33,15 +37,15 @@ ARTIFACT_OPERATIONS = ("artifact", "model", "forget_models")
 
 Operation = dict[str, Any]  # {"op": name, ...}, JSON types only
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) -> value, milliseconds since 1970
-Apply = Callable[[Operation], Sequence[Operation]]  # does it; returns what is refused for good
+Apply = Callable[[Operation], Sequence[Operation]]  # writes to MLflow; returns what is refused for good
 
 
 class Lane:
-    """Operations that wait, in one file.
+    """A file of operations that wait.
 
     Args:
-        set_aside: told of what was refused for good.
-        done: told of each operation that waits no more.
+        set_aside: called with the operations that the store refused for good.
+        done: called with each operation that has left the file.
     """
 
     def __init__(
@@ -60,19 +64,22 @@ class Lane:
         return not self.path.exists()
 
     def append(self, operation: Operation) -> None:
-        """Keep an operation; a line that an earlier process left torn stays a line of its own.
+        """Append an operation to the file.
 
         Raises:
-            OSError: it cannot be kept; nothing of it is left in the file.
+            OSError: it cannot be written; nothing of it is left in the file.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(operation).encode() + b"\n"
         with self._file_lock, self.path.open("a+b", buffering=0) as file:
             size = file.seek(0, 2)
+            # A process that was killed in the midst of its line left no line break. Begin a new line, so that
+            # only the torn one is lost.
             if size:
                 file.seek(-1, 2)
                 line = line if file.read(1) == b"\n" else b"\n" + line
             try:
+                # Unbuffered, so a full disk is noticed here: it writes a part of the line and raises nothing.
                 if file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, "no space left")
             except OSError:
@@ -80,22 +87,23 @@ class Lane:
                 raise
 
     def operations(self) -> list[Operation]:
-        """Return what waits."""
+        """Return the operations that wait."""
         if self.is_empty:
             return []
         with self._file_lock:
             return [operation for operation in map(_parse, self._lines()) if operation is not None]
 
     def holds_back(self, operation: Operation) -> bool:
-        """Return whether something waits that has to be recorded before an operation."""
+        """Return whether an operation waits that must be recorded before this one."""
         return any(_order_of(waiting) == _order_of(operation) for waiting in self.operations())
 
     def replay(self, apply: Apply) -> None:
-        """Apply what is kept, unless another process is at it.
+        """Apply the operations that wait, unless another process is doing so.
 
-        What fails stays, with what has to come after it; then the first error is raised.
+        An operation that fails stays, with those that must come after it. Then the first error is raised.
         """
-        while not self.is_empty:  # again: what came meanwhile was left to us
+        # Again until the file is empty: processes that found the replay lock taken have appended meanwhile.
+        while not self.is_empty:
             try:
                 self._replay_lock.acquire()
             except Timeout:
@@ -116,7 +124,7 @@ class Lane:
         first_error: Exception | None = None
         try:
             for index, operation in enumerate(map(_parse, lines)):
-                if operation is None:  # torn by a kill
+                if operation is None:  # a kill tore the line
                     ended.add(index)
                 elif _order_of(operation) not in held_back:
                     try:
@@ -125,14 +133,21 @@ class Lane:
                     except Exception as error:
                         first_error = first_error or error
                         held_back.add(_order_of(operation))
-        finally:
+        finally:  # also if this process is interrupted: what was applied is not applied again
             self._set_aside(refused)
             self._forget(lines, ended)
         return first_error
 
     def _forget(self, seen: Sequence[str], ended: set[int]) -> None:
-        """Write the file anew without the lines that have ended, and with what was appended meanwhile."""
+        """Remove lines from the file.
+
+        Args:
+            seen: the file's lines when the replay began.
+            ended: the positions of the lines to be removed.
+        """
         with self._file_lock:
+            # The file may have grown since `seen` was read. Lines are only ever appended, and only the holder
+            # of the replay lock removes any, so positions are still the same.
             lines = self._lines()
             rest = [line for index, line in enumerate(lines) if index not in ended]
             if rest:
@@ -152,7 +167,11 @@ class Lane:
 
 
 class Spool:
-    """The operations of one run that the store has not taken yet, and files that belong to them."""
+    """The operations of one run that the store has not taken yet, and the files that belong to them.
+
+    Args:
+        directory: the store's folder of spools, `RunStore.spool_directory`.
+    """
 
     def __init__(self, directory: Path, run_id: str) -> None:
         self.run_id = run_id
@@ -163,7 +182,7 @@ class Spool:
 
     @property
     def runs(self) -> Path:
-        """The folder of runs that it lies in."""
+        """The folder of runs that the spool lies in."""
         return self.files.parents[2]
 
     @property
@@ -174,17 +193,19 @@ class Spool:
         return self.artifacts if operation["op"] in ARTIFACT_OPERATIONS else self.records
 
     def append(self, operation: Operation) -> None:
-        """Keep an operation; the file of an artifact is one of ours already.
+        """Append an operation to its lane; an artifact's file was made by `new_file`.
 
         Raises:
-            OSError: it cannot be kept.
+            OSError: it cannot be written.
         """
         self.lane_of(operation).append(operation)
 
     def replay(self, apply: Apply) -> None:
-        """Apply what is kept; what fails stays, and its error is raised."""
+        """Apply the operations that wait in both lanes, as `Lane.replay` does."""
         self.records.replay(apply)
-        self.artifacts.replay(apply)  # not while the store is away: it is asked where artifacts go
+        # Only where the records did not fail. MLflow has to be asked where a run's artifacts go, so while it
+        # is away each of them would wait for a timeout.
+        self.artifacts.replay(apply)
 
     def points(self) -> Points:
         """Return every point that waits to be recorded."""
@@ -202,18 +223,20 @@ class Spool:
         return path
 
     def file_of(self, operation: Operation) -> Path:
-        """Return an artifact's file; the folder of runs may have been moved since it was written."""
+        """Return an artifact's file."""
+        # By its last two parts alone: earlier versions recorded an absolute path, and the folder of runs may
+        # have been moved since.
         return self.files.joinpath(*Path(operation["path"]).parts[-2:])
 
     def discard_file(self, operation: Operation) -> None:
-        """Remove the file of an artifact that waits no more, unless it is kept with what was refused."""
+        """Remove the file of an artifact that waits no more; that of a refused one is kept."""
         if operation["op"] == "artifact" and not self._is_refused(operation):
             shutil.rmtree(self.file_of(operation).parent, ignore_errors=True)
-        with suppress(OSError):  # others are in it, or it never was
+        with suppress(OSError):  # the folder holds other files, or does not exist
             self.files.rmdir()
 
     def set_aside(self, operations: Sequence[Operation]) -> None:
-        """Keep what was refused for good where it blocks nothing, and is not tried again."""
+        """Move operations that were refused for good to a file that is never replayed."""
         if not operations:
             return
         self.refused.parent.mkdir(parents=True, exist_ok=True)
@@ -232,20 +255,20 @@ class Spool:
 
 
 def spooled_runs(directory: Path) -> Iterator[str]:
-    """Yield the id of every run of which something waits."""
+    """Yield the id of every run that has waiting operations."""
     names = {path.name for path in directory.glob("*.jsonl") if not path.name.endswith(REFUSED)}
     yield from sorted({name.partition(".")[0] for name in names})
 
 
 def _order_of(operation: Operation) -> str:
-    """Return what operations have in common that must be recorded in their order."""
+    """Return a key: operations of one lane with the same key must be recorded in their order."""
     if operation["op"] == "artifact":
         return f"artifact {operation['name']}"
     return "models" if operation["op"] in ARTIFACT_OPERATIONS else "records"
 
 
 def _parse(line: str) -> Operation | None:
-    """Return the line's operation, or None for one torn by a crash or a full disk."""
+    """Return the operation on a line, or None for a line that a crash or a full disk tore."""
     try:
         operation = json.loads(line)
     except json.JSONDecodeError:

@@ -1,7 +1,8 @@
-"""Where the run store is, and how runs are opened in it.
+"""`RunStore`: opens the run store, creates runs in it, and opens recorded ones again.
 
-The database and the experiments are made once, under a lock: several processes that create a fresh
-MLflow database at the same time break its migration for good.
+`open_store` is the entry; training, search, export and `runs.py` call it. It creates MLflow's database where
+there is none, and records the operations that an earlier outage left in the spool (`spool.py`). Read
+`mlflow_tracker.py` next: it writes to one run.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class RunStore:
 
     client: MlflowClient
     uri: str
-    directory: Path  # of everything recorded at run time: database, artifacts, spool
+    directory: Path  # the folder of runs (tracking.dir): database, artifacts, spool, checkpoints
 
     @property
     def is_local(self) -> bool:
-        """Whether the harness decides where artifacts lie; a server decides itself."""
+        """Whether we address the database directly and say where artifacts lie; a server decides itself."""
         return not self.uri.startswith(("http:", "https:", "databricks"))
 
     @property
@@ -59,7 +60,7 @@ class RunStore:
 
     @property
     def spool_directory(self) -> Path:
-        """Where what this store cannot take now waits; another one that uses this folder has its own."""
+        """The folder of this store's spools; another store that is used with `directory` has its own."""
         return self.directory / SPOOL / store_identity(self.uri, self.directory)
 
     def spool_of(self, run_id: str) -> Spool:
@@ -135,18 +136,18 @@ class RunStore:
         return found[0].info.run_id if found else None
 
     def keep_view(self, experiment: str, view: tuple[str, str]) -> None:
-        """Keep a saved view of an experiment's runs (see `views.py`); without it, the sweep goes on."""
+        """Save a view of an experiment's runs (see `views.py`); a failure is logged and ends nothing."""
         try:
             self.client.set_experiment_tag(self.experiment_id(experiment), *view)
         except (*STORE_ERRORS, TrackingError) as error:
             logger.warning("MLflow keeps no view of the trials: %s", first_line(error))
 
     def close_run(self, run_id: str, status: RunStatus) -> None:
-        """Say what became of a run whose process can no longer do it; now, or when the store is back."""
+        """Close a run whose process is dead; while the store is away, the status waits in the spool."""
         MlflowTracker(self.client, run_id, self.spool_of(run_id)).finish(status)
 
     def reopen_run(self, run_id: str) -> MlflowTracker:
-        """Open an ended run to add to it; its status and its times stay, whatever `finish` is told.
+        """Open an ended run to add to it; its status and its times stay, whatever `finish` is called with.
 
         Raises:
             TrackingError: the store cannot be read, or has no run `run_id`.
@@ -159,7 +160,7 @@ class RunStore:
             ) from error
 
     def forget_checkpoint(self, run_id: str) -> None:
-        """Record that an ended run's checkpoint was removed to make room; later, while the store is away."""
+        """Record that an ended run's checkpoint was removed to make room; if the store is away, later."""
         MlflowTracker(self.client, run_id, self.spool_of(run_id), keeps_status=True).forget_checkpoint()
 
     def tags_of(self, run_id: str) -> dict[str, str]:
@@ -174,7 +175,7 @@ class RunStore:
             raise TrackingError(f"run {run_id} cannot be read: {first_line(error)}") from error
 
     def note(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run whose record is closed; later, while the store is away."""
+        """Set tags of an ended run; if the store is away, later."""
         MlflowTracker(self.client, run_id, self.spool_of(run_id), keeps_status=True).set_tags(tags)
 
     def _resume(self, run_id: str, tags: Mapping[str, str]) -> MlflowTracker:
@@ -185,7 +186,9 @@ class RunStore:
 
     def _open_again(self, run_id: str, *, keeps_status: bool) -> MlflowTracker:
         spool = self.spool_of(run_id)
-        recorded = spool.points()  # before the store is asked, as they may be on their way into it
+        # First the spool, then the store: another process may be moving points from the spool to the store.
+        # In the other order, a point that moves between the two questions would be seen in neither.
+        recorded = spool.points()
         run = self.client.get_run(run_id)
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             self.client.restore_run(run_id)
@@ -210,12 +213,12 @@ class RunStore:
 
 
 def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
-    """Open the run store, and record what an earlier outage left in the spool.
+    """Open the run store, and record the operations that an earlier outage left in the spool.
 
-    It is created the first time, and has to be writable.
+    The store is created if there is none.
 
     Args:
-        to_read: nothing is to be recorded: an existing store is opened, which need not be writable.
+        to_read: open an existing store, which need not be writable, and create nothing.
 
     Raises:
         TrackingError: it cannot be written, reached, or read by this MLflow.
@@ -247,7 +250,10 @@ def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
 
 
 def _check_installation(uri: str) -> None:
-    """Refuse what MLflow cannot: alembic reads a '%' in the path of MLflow's migrations as a reference."""
+    """Refuse a database if MLflow lies under a path with a '%'.
+
+    Alembic, which creates MLflow's tables, reads the '%' in the path of its scripts as a reference.
+    """
     if "%" in mlflow.__file__ and not uri.startswith(("http:", "https:")):
         raise TrackingError(
             f"MLflow cannot open a database while it is installed under a path with a '%' "
@@ -289,6 +295,8 @@ def _check_writable(directory: Path) -> None:
 
 
 def _create_database(directory: Path) -> None:
+    """Create MLflow's database; `create_database` says why under a lock and another name."""
+
     def create(path: Path) -> None:
         logger.info("creating the run store %s (a few seconds, once)", directory / DATABASE)
         _connect(f"sqlite:///{path.as_posix()}").search_experiments(max_results=1)
@@ -302,7 +310,7 @@ def _creation_lock(directory: Path) -> FileLock:
 
 
 def _silence() -> None:
-    """Keep alembic's account of its migrations off the terminal, and tracebacks of what we report."""
+    """Keep alembic's list of migrations off the terminal, and tracebacks of errors that we report."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
@@ -316,13 +324,13 @@ def _recorded_points(client: MlflowClient, run: Run) -> Points:
 
 
 def _replay_spools(store: RunStore) -> None:
-    """Record what an earlier outage of this store left; say so of what waits for others."""
+    """Record what an earlier outage of this store left; log which spools wait for other stores."""
     _adopt_unmarked(store)
     for run_id in spooled_runs(store.spool_directory):
         spool = store.spool_of(run_id)
         try:
             spool.replay(partial(apply, store.client, spool))
-            if spool.is_empty:  # otherwise another process is at it
+            if spool.is_empty:  # otherwise another process is replaying it
                 logger.info("what run %s had kept on disk is recorded", run_id)
         except STORE_ERRORS as error:
             logger.warning(
@@ -339,10 +347,11 @@ def _say_once(message: str) -> None:
 
 
 def _adopt_unmarked(store: RunStore) -> None:
-    """Take over what earlier versions kept without saying for which store, if its run is one of ours."""
+    """Take over spools of earlier versions, which lay in one folder for all stores, if the run is ours."""
     for run_id in spooled_runs(store.directory / SPOOL):
         if store.has_run(run_id):
             store.spool_directory.mkdir(parents=True, exist_ok=True)
-            for name in (run_id, f"{run_id}.jsonl"):  # its artifacts first
+            # The artifacts' files first: a kill between the two leaves lines whose files are there already.
+            for name in (run_id, f"{run_id}.jsonl"):
                 with suppress(FileNotFoundError):
                     (store.directory / SPOOL / name).rename(store.spool_directory / name)

@@ -1,4 +1,8 @@
-"""What training asks of the place where a run is recorded."""
+"""`Tracker`: the interface through which training records one run.
+
+`harness.tracking.mlflow_tracker` implements it for MLflow, `harness.tracking.silent` for ranks that record
+nothing. Training calls it in `harness/training/record.py` and `callbacks.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,14 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """One run's record.
+    """The record of one run.
 
-    The contract, which every implementation keeps (``tests/contracts/test_tracker_contract.py``):
+    Every implementation keeps this contract (``tests/contracts/test_tracker_contract.py``):
 
-    - no method raises because the store is away: what cannot be recorded now is recorded later;
-    - what is recorded is never recorded twice: a resumed run may repeat every call it ever made, and
-      parameters keep their first value, a (metric, epoch) point its first number;
-    - after ``finish`` nothing else is called, and it is called once per process.
+    - No method raises because the store is away. A write that fails now is repeated later.
+    - A resumed run may repeat every call that it ever made. Parameters keep their first value, and a
+      (metric, epoch) point keeps its first number.
+    - A process calls ``finish`` once, and nothing after it.
     """
 
     @property
@@ -38,7 +42,7 @@ class Tracker(Protocol):
         ...
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
-        """Record what the finished run is worth; these become the values that lists of runs show."""
+        """Record the final metrics of the run; lists of runs show these values."""
         ...
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
@@ -46,21 +50,28 @@ class Tracker(Protocol):
         ...
 
     def log_text(self, text: str, name: str) -> None:
-        """Keep a text as the artifact `name` (``config.yaml``)."""
+        """Record a text as the artifact `name` (``config.yaml``)."""
         ...
 
     def log_dict(self, content: Mapping[str, Any], name: str) -> None:
-        """Keep plain JSON types as the artifact `name` (``confusion/val.json``)."""
+        """Record plain JSON types as the artifact `name` (``confusion/val.json``)."""
         ...
 
     def log_figure(self, figure: Figure, name: str) -> None:
-        """Keep a picture as the artifact `name` (``confusion/val.png``)."""
+        """Record a picture as the artifact `name` (``confusion/val.png``)."""
         ...
 
     def log_data(
         self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str
     ) -> None:
-        """Record which images the run saw (`context`: ``training``, ``validation`` or ``test``)."""
+        """Record which images the run used.
+
+        Args:
+            digest: SHA-256 over pixels, labels and split, in hexadecimal.
+            source: where the images came from: a folder or an address.
+            num_rows: how many images.
+            context: ``training``, ``validation`` or ``test``.
+        """
         ...
 
     def log_model(
@@ -71,13 +82,14 @@ class Tracker(Protocol):
         class_names: Sequence[str],
         metrics: Mapping[str, float],
     ) -> None:
-        """Keep a checkpoint as a model that can be loaded and scored without this program's help.
+        """Record a checkpoint as a model that MLflow can load and score without this package installed.
 
         Args:
             input_example: uint8, (N, H, W, 3) or (N, 3, H, W); a few images are enough.
+            metrics: the model's; they also become the run's final metrics, as by `log_summary`.
         """
         ...
 
     def finish(self, status: RunStatus) -> None:
-        """Close the run with what truly became of it."""
+        """Close the run with its true outcome."""
         ...
