@@ -111,7 +111,7 @@ def resume(run: str, *overrides: str, mlruns: str | None = None) -> RunResult:
     Raises:
         HarnessError: there is no such run, it has nothing left to do, or as for :func:`train`.
     """
-    from harness.training.continuing import resume_training
+    from harness.training.resume_run import resume_training
 
     return _result(resume_training(TrackingConfig.at(mlruns), run, overrides))
 

@@ -1,7 +1,7 @@
 """Helpers for files that every layer shares: atomic writes, SHA-256, free space, rows as CSV.
 
 `harness.tracking`, `harness.training`, `harness.export` and `harness.search` call them. Checkpoints have a
-writer of their own, in `harness.training.durable`, which also survives a power cut.
+writer of their own, in `harness.training.checkpoint_io`, which also survives a power cut.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A command that has nothing to tidy up ends at once, with one line (`answer_interrupts`, which `__main__.py`
 calls). Training and sweeps stop at a place of their own choosing: they count the signals (`StopSignals`). The
 helper processes that they start never see a Ctrl-C (`held_back`, `leave_to_parent`). The processes of a run
-on several devices have rules of their own: `harness.training.ranks`.
+on several devices have rules of their own: `harness.training.launch_ranks`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 several share. A command imports the function that does its work when it runs, so `--help` is instant.
 `harness/api.py` offers the same functions to Python code.
 
-    train             training/command.py; --resume: training/continuing.py; --dry-run: training/plan.py
+    train             training/command.py; --resume: training/resume_run.py; --dry-run: training/dry_run.py
     sweep, worker     search/sweep.py, search/worker.py; list, --status, --stop: search/report/status.py
     evaluate          training/evaluate.py
     compare           analysis/compare.py

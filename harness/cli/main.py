@@ -147,7 +147,7 @@ def run_train(options: argparse.Namespace) -> int:
         print(annotate(config.to_dict(), trace_origins("run", overrides, **config_dir(options))))
         return EXIT_OK
     if options.dry_run:
-        from harness.training.plan import describe_run
+        from harness.training.dry_run import describe_run
 
         print(describe_run(config))
         return EXIT_OK
@@ -159,7 +159,7 @@ def run_train(options: argparse.Namespace) -> int:
 def _resume_train(options: argparse.Namespace) -> int:
     if options.print_config or options.dry_run:
         raise ConfigError("--resume goes on with the run as it was configured: give no other option")
-    from harness.training.continuing import resume_training
+    from harness.training.resume_run import resume_training
 
     return resume_training(tracking_config(options), options.resume, options.overrides)[0]
 

@@ -2,7 +2,7 @@
 
 Every rank draws the augmentation of the whole batch and applies the draws of its own shard. So all ranks
 together train on exactly the images that a single process would. `datamodule.py` cuts the batches,
-`augment/` applies the draws, `harness.training.distributed` says which rank this process is.
+`augment/` applies the draws, `harness.training.collectives` says which rank this process is.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from harness.config.schema import EfficientNetLite0, TimmModel
 from harness.errors import ImageSizeError, ModelError, did_you_mean, first_line
 from harness.models.head import start_head_at_zero
+from harness.models.pretrained import check_finite, find_weights, load_backbone, load_packaged_lite0
 from harness.models.weight_files import read_state_dict
-from harness.models.weights import check_finite, find_weights, load_backbone, load_packaged_lite0
 
 
 def build_backbone(

@@ -6,6 +6,7 @@ it is for trying out, and for tests, what several GPUs do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,17 @@ def synchronise_norms(network: nn.Module, device: torch.device) -> None:
         convert_sync_batchnorm(network)
     else:
         replace_modules(network, _synchronised)
+
+
+def running_statistics(norms: Sequence[nn.Module]) -> list[Tensor]:
+    """Return the running means and variances of batch norms."""
+    found = (getattr(norm, name) for norm in norms for name in ("running_mean", "running_var"))
+    return [tensor for tensor in found if tensor is not None]
+
+
+def learning_norms(network: nn.Module) -> list[nn.Module]:
+    """Return the batch norms of a network in training mode that are not frozen."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
 
 
 class SyncedBatchNorm(_BatchNorm):

@@ -120,7 +120,7 @@ def describe_sweep(plan: SweepPlan) -> str:
     Raises:
         HarnessError: whatever would stop the sweep before its first trial.
     """
-    from harness.training.plan import describe_run
+    from harness.training.dry_run import describe_run
 
     sweep = plan.sweep
     lines = [

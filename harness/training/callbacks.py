@@ -17,7 +17,7 @@ from harness.config.monitor import MonitorConfig
 from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
 from harness.tracking import Tracker, names
-from harness.training.distributed import current_ranks
+from harness.training.collectives import current_ranks
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, EpochReport
 

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, and how a model is rebuilt from one. How the file is written: `durable.py`."""
+"""The content of a checkpoint, and the model rebuilt from one; `checkpoint_io.py` writes the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.config.schema import RunConfig
 from harness.config.validation import validate
 from harness.errors import CheckpointError, first_line
 from harness.models import ImageClassifier, build_model
-from harness.training.durable import damaged, verify_digest
+from harness.training.checkpoint_io import damaged, verify_digest
 
 SECTION = "harness"  # where a checkpoint keeps what Lightning does not know of
 PREFIX = "classifier."  # of the classifier's tensors within the LightningModule's

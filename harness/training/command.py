@@ -21,8 +21,8 @@ from harness.signals import EXIT_INTERRUPTED, StopSignals, leave_at_once
 from harness.tracking import Tracker
 from harness.tracking.silent import SilentTracker
 from harness.tracking.store import open_store
-from harness.training import ranks
-from harness.training.distributed import current_ranks
+from harness.training import launch_ranks
+from harness.training.collectives import current_ranks
 from harness.training.machine import check_devices, prepare_process, resolve_machine
 from harness.training.result import Decision, EpochReport, RunResult
 from harness.training.train import train
@@ -50,12 +50,12 @@ def run_training(config: RunConfig, run_id: str | None = None) -> tuple[int, Run
     check_devices(config.trainer.devices, resolve_machine(config.trainer).device.type, num_gpus)
     with tempfile.TemporaryDirectory(prefix="harness-train-") as folder:
         of_rank_0 = Path(folder) / "result"
-        code = ranks.launch(_train_in_rank, config.trainer.devices, config, run_id, of_rank_0)
+        code = launch_ranks.launch(_train_in_rank, config.trainer.devices, config, run_id, of_rank_0)
         return code, pickle.loads(of_rank_0.read_bytes()) if of_rank_0.is_file() else None
 
 
 def _train_in_rank(config: RunConfig, run_id: str | None, path: Path) -> int:
-    result = _train(config, run_id, ranks.stop_requested)
+    result = _train(config, run_id, launch_ranks.stop_requested)
     if current_ranks().is_zero:
         path.write_bytes(pickle.dumps(result))
     return _exit_code(result)

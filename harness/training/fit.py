@@ -16,12 +16,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from harness.config.schema import RunConfig
 from harness.errors import DivergedError
 from harness.training.callbacks import EpochRecorder, KeepCheckpoints, StopOnRequest
-from harness.training.distributed import Ranks, current_ranks, lost_peers_end_us
-from harness.training.durable import AtomicCheckpointIO
+from harness.training.checkpoint_io import AtomicCheckpointIO
+from harness.training.collectives import Ranks, current_ranks, exit_if_peer_died
 from harness.training.machine import Machine
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, Status
-from harness.training.resume import find_resume_point
+from harness.training.resume_point import find_resume_point
 
 STATUS_OF: dict[Decision, Status] = {
     "continue": "finished",
@@ -44,7 +44,7 @@ def fit(
         DivergedError: the loss became NaN or infinite.
         CheckpointError: there are checkpoints of another question, or no room for this one's.
         Interrupted: it was asked to stop.
-        PeerLost: another rank has gone.
+        PeerDied: another rank has gone.
     """
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
     resume_from = current_ranks().from_zero(  # alone: it moves files
@@ -53,7 +53,7 @@ def fit(
     module.to(memory_format=torch.channels_last)
     if module.config.trainer.compile:
         module.classifier.network.compile()
-    with lost_peers_end_us():
+    with exit_if_peer_died():
         trainer.fit(module, data, ckpt_path=resume_from, weights_only=True)
     if recorder.diverged:
         raise DivergedError(
@@ -80,7 +80,7 @@ def build_trainer(
         callbacks.append(StopOnRequest(stop_requested))
     return pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else machine.device.type,
-        **_together(current_ranks(), AtomicCheckpointIO(stop_requested or (lambda: None))),
+        **_rank_arguments(current_ranks(), AtomicCheckpointIO(stop_requested or (lambda: None))),
         precision=machine.lightning_precision,  # type: ignore[arg-type]
         max_epochs=config.trainer.max_epochs,
         gradient_clip_val=config.optim.clip_grad_norm,
@@ -94,7 +94,7 @@ def build_trainer(
     )
 
 
-def _together(ranks: Ranks, checkpoint_io: AtomicCheckpointIO) -> dict[str, Any]:
+def _rank_arguments(ranks: Ranks, checkpoint_io: AtomicCheckpointIO) -> dict[str, Any]:
     """Return the Trainer's arguments for one process, or for one of several that torch's agent started."""
     if ranks.is_alone:
         return {"devices": 1, "plugins": [checkpoint_io, LightningEnvironment()]}  # in a Slurm job too

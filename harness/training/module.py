@@ -14,8 +14,9 @@ from harness.analysis.metrics import split_metrics
 from harness.config.schema import RunConfig
 from harness.errors import BatchSizeError
 from harness.models import ImageClassifier
+from harness.models.sync_norm import learning_norms, running_statistics
 from harness.training.checkpoint import SECTION, ModelFacts
-from harness.training.distributed import Ranks, current_ranks, learning_norms, running_statistics
+from harness.training.collectives import Ranks, current_ranks
 from harness.training.optim import build_optimizer, build_schedule
 from harness.training.tta import predict_logits
 

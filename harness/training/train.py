@@ -21,18 +21,18 @@ from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import InitialisedFromImages
 from harness.models.sync_norm import synchronise_norms
 from harness.tracking import Tracker, names
+from harness.training.cached_features import load_or_compute_features
 from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts
+from harness.training.checkpoint_io import forget_previous, make_room
+from harness.training.collectives import current_ranks
 from harness.training.costs import measure_costs
-from harness.training.distributed import current_ranks
-from harness.training.durable import forget_previous, make_room
-from harness.training.features import cached_data
 from harness.training.fit import fit
+from harness.training.image_views import describe_regime
 from harness.training.machine import Machine, resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.record import record_best, record_setup
 from harness.training.result import Decision, EpochReport, RunResult, Status
-from harness.training.views import describe_regime
 
 NUM_IMAGES_SHOWN = 2000  # to a network that computes a layer from images
 
@@ -48,10 +48,10 @@ def train(
     """Train, choose the best epoch by `trainer.monitor`, evaluate and record it.
 
     A run that was interrupted goes on from `checkpoint_dir`, at the epoch after its last complete one (see
-    `resume.py`), and ends with the weights of an uninterrupted run. The tracker's run is always closed.
+    `resume_point.py`), and ends with the weights of an uninterrupted run. The tracker's run is always closed.
 
-    Processes that train together (`harness.training.ranks`) all call this alike; what rank 0 does alone is
-    to record, to decide and to write checkpoints.
+    All ranks that train one model together (`launch_ranks.py`) call this with the same configuration; rank 0
+    alone records, decides and writes checkpoints.
 
     Args:
         on_epoch: called after each epoch; its answer may end the run early.
@@ -150,7 +150,7 @@ def choose_data(
     images = ImageDataModule(
         splits, config.data, config.augment, config.seed, pin_memory=pin_memory, rank_info=current_ranks()
     )
-    features = cached_data(classifier, images, config, machine, stop_requested)
+    features = load_or_compute_features(classifier, images, config, machine, stop_requested)
     return images if features is None else features
 
 

@@ -76,7 +76,7 @@ def test_a_sweep_file_is_valid_in_every_corner(name: str) -> None:
 @pytest.mark.parametrize("finetune", ["linear_probe", "partial", "full"])
 def test_the_arms_of_a_sweep_see_their_images_alike_cached_or_not(name: str, finetune: str) -> None:
     """Or the answer to which of them is best would be one about augmentation."""
-    from harness.training.views import NEW_VIEWS, count_views, describe_regime
+    from harness.training.image_views import NEW_VIEWS, count_views, describe_regime
 
     config = compose_sweep([f"sweep={name}", f"finetune={finetune}"]).base
     asked = getattr(config.finetune, "feature_views", None)

@@ -15,7 +15,7 @@ from harness.config.compose import compose_run
 from harness.config.schema import TrackingConfig
 from harness.tracking.store import open_store
 from harness.training.checkpoint import SECTION
-from harness.training.durable import AtomicCheckpointIO
+from harness.training.checkpoint_io import AtomicCheckpointIO
 from harness.training.machine import Machine
 
 CPU = Machine(torch.device("cpu"), "fp32")

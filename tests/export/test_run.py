@@ -17,7 +17,7 @@ from harness.models import build_model
 from harness.tracking import names
 from harness.tracking.store import RunStore, open_store
 from harness.training.checkpoint import PREFIX, SECTION, ModelFacts
-from harness.training.durable import AtomicCheckpointIO
+from harness.training.checkpoint_io import AtomicCheckpointIO
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.models.sync_norm import synchronise_norms
-from harness.training import ranks
-from harness.training.distributed import current_ranks
+from harness.training import launch_ranks
+from harness.training.collectives import current_ranks
 
 BATCH = 11  # of which the ranks take 5 and 6
 
@@ -38,7 +38,7 @@ def tensors_after_a_step(model: nn.Module) -> dict[str, Tensor]:
 
 
 def start_ranks(path: Path, synchronised: bool) -> None:
-    raise SystemExit(ranks.launch(_step, 2, path, synchronised))
+    raise SystemExit(launch_ranks.launch(_step, 2, path, synchronised))
 
 
 def _step(path: Path, synchronised: bool) -> int:

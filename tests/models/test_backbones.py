@@ -16,7 +16,7 @@ from harness.config.schema import EfficientNetLite0, TimmModel
 from harness.errors import ModelError
 from harness.models import build_model
 from harness.models.preprocess import Preprocess
-from harness.models.weights import read_packaged_lite0
+from harness.models.pretrained import read_packaged_lite0
 
 
 def save_weights(path: Path, name: str, num_classes: int = 1000) -> dict[str, torch.Tensor]:

@@ -20,8 +20,8 @@ from harness.search.coordinator import measure_slots as throughput
 from harness.search.coordinator.measure_slots import (
     BUDGET_S,
     MEMORY_PER_TRIAL,
+    BenchmarkCase,
     Candidate,
-    Practice,
     candidates,
     choose,
     describe,
@@ -160,7 +160,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
     """A machine of four cores on which two slots are best; returns what was measured on it."""
     asked: list[Candidate] = []
 
-    def measure(practice: Practice, candidate: Candidate) -> Measurement:
+    def measure(case: BenchmarkCase, candidate: Candidate) -> Measurement:
         asked.append(candidate)
         return result(candidate.slots, candidate.threads, {4: 100.0, 2: 200.0, 1: 50.0}[candidate.slots])
 
@@ -211,7 +211,7 @@ def test_what_was_measured_on_a_busy_machine_is_not_kept(
     caplog.set_level("INFO", "harness")
     shares = iter([0.9, 0.5, 0.9, 0.9, 0.9, 0.9])
 
-    def measure(practice: Practice, candidate: Candidate) -> Measurement:
+    def measure(case: BenchmarkCase, candidate: Candidate) -> Measurement:
         four_cores.append(candidate)
         return Measurement(candidate.slots, candidate.threads, 100.0, 1e9, cpu_share=next(shares))
 
@@ -239,7 +239,7 @@ def test_what_is_fixed_or_elsewhere_is_not_measured(
 def test_the_rule_holds_where_nothing_can_be_measured(
     new_sweep: SmallSweep, four_cores: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throughput, "measure_together", lambda practice, candidate: None)
+    monkeypatch.setattr(throughput, "measure_together", lambda case, candidate: None)
     plan = plan_of(new_sweep)
     by_rule = find_slots(plan.sweep, plan.base)
 
@@ -289,47 +289,47 @@ def test_a_sweep_says_and_records_what_was_measured(
 # ── in processes ──────────────────────────────────────────────────────────────────────────────────
 
 
-def work_evenly(practice: Practice, threads: int, end: Connection) -> None:
+def work_evenly(case: BenchmarkCase, threads: int, end: Connection) -> None:
     end.send(1e8 * threads)
     end.recv()
     end.send((100.0, 0.9))
 
 
-def die(practice: Practice, threads: int, end: Connection) -> None:
+def die(case: BenchmarkCase, threads: int, end: Connection) -> None:
     end.send(1e8)
     end.recv()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
-def practice(monkeypatch: pytest.MonkeyPatch) -> Practice:
+def case(monkeypatch: pytest.MonkeyPatch) -> BenchmarkCase:
     """A LeNet on the digits; a machine that is busy takes its time to import what the processes need."""
     monkeypatch.setattr(throughput, "READY_S", 600.0)
     LocalExecutor(preload=[*fake_training.PRELOAD, __name__]).start_server()
     sections = {"model": {"kind": "lenet"}, "data": {"kind": "digits", "batch_size": 32}}
-    return Practice(RunConfig.model_validate(sections), (32, 32), 10)
+    return BenchmarkCase(RunConfig.model_validate(sections), (32, 32), 10)
 
 
-def test_what_processes_reach_together_is_added_up(practice: Practice) -> None:
-    found = measure_together(practice, Candidate(3, 2), work_evenly)
+def test_what_processes_reach_together_is_added_up(case: BenchmarkCase) -> None:
+    found = measure_together(case, Candidate(3, 2), work_evenly)
 
     assert found == Measurement(3, 2, images_per_second=300.0, memory=2e8, cpu_share=0.9)
 
 
-def test_a_process_that_dies_is_no_measurement(practice: Practice) -> None:
-    assert measure_together(practice, Candidate(2, 1), die) is None
+def test_a_process_that_dies_is_no_measurement(case: BenchmarkCase) -> None:
+    assert measure_together(case, Candidate(2, 1), die) is None
 
 
 @pytest.mark.slow  # another test's fork server may know no Lightning
-def test_a_small_network_is_measured(practice: Practice) -> None:
-    found = measure_together(practice, Candidate(2, 1))
+def test_a_small_network_is_measured(case: BenchmarkCase) -> None:
+    found = measure_together(case, Candidate(2, 1))
 
     assert found is not None
     assert (found.slots, found.threads) == (2, 1)
     assert found.images_per_second > 0
     assert 1e6 < found.memory < 1e9
     assert 0 < found.cpu_share <= 1.1
-    impossible = replace(practice, run=_no_model(practice.run))
+    impossible = replace(case, run=_no_model(case.run))
     assert measure_together(impossible, Candidate(1, 1)) is None
 
 

@@ -18,9 +18,9 @@ from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import CheckpointError, DiskFullError, DivergedError
 from harness.training.checkpoint import SECTION, ModelFacts, load_checkpoint
-from harness.training.durable import AtomicCheckpointIO
+from harness.training.checkpoint_io import AtomicCheckpointIO
 from harness.training.result import EpochReport, RunResult
-from harness.training.resume import find_resume_point
+from harness.training.resume_point import find_resume_point
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker
 from tests.training.conftest import TINY, flip_bit, limited_file_size

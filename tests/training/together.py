@@ -17,8 +17,8 @@ import torch
 
 from harness.config.schema import RunConfig
 from harness.tracking.silent import SilentTracker
-from harness.training import ranks
-from harness.training.distributed import current_ranks
+from harness.training import launch_ranks
+from harness.training.collectives import current_ranks
 from harness.training.result import EpochReport, RunResult
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker
@@ -105,7 +105,7 @@ def _start_ranks(config: RunConfig, folder: Path, behaviour: Behaviour) -> None:
     with (folder / "log.txt").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    raise SystemExit(ranks.launch(run_rank, WORLD, config, folder, behaviour, grace_s=60.0))
+    raise SystemExit(launch_ranks.launch(run_rank, WORLD, config, folder, behaviour, grace_s=60.0))
 
 
 def run_rank(config: RunConfig, folder: Path, behaviour: Behaviour) -> int:
@@ -122,7 +122,7 @@ def run_rank(config: RunConfig, folder: Path, behaviour: Behaviour) -> int:
     )
     if here.is_zero:
         (folder / "result.pickle").write_bytes(pickle.dumps((result, tracker)))
-    return ranks.EXIT_STOPPED if result.status == "interrupted" else 0
+    return launch_ranks.EXIT_STOPPED if result.status == "interrupted" else 0
 
 
 def _decider(behaviour: Behaviour) -> Callable[[EpochReport], Any]:
@@ -137,7 +137,7 @@ def _actor(behaviour: Behaviour, rank: int, folder: Path) -> Callable[[], bool]:
         batches += 1
         (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
         if behaviour.act_at is None or batches < behaviour.act_at or rank != behaviour.rank:
-            return ranks.stop_requested()
+            return launch_ranks.stop_requested()
         if behaviour.act == "stop":  # whoever asks: a request stays
             return True
         if batches == behaviour.act_at:
@@ -148,12 +148,12 @@ def _actor(behaviour: Behaviour, rank: int, folder: Path) -> Callable[[], bool]:
                     raise ZeroDivisionError(f"a bug in rank {rank}")
                 case "wait":
                     _wait(60.0)
-        return ranks.stop_requested()
+        return launch_ranks.stop_requested()
 
     return after_batch
 
 
 def _wait(seconds: float) -> None:
     until = time.monotonic() + seconds
-    while time.monotonic() < until and not ranks.stop_requested():
+    while time.monotonic() < until and not launch_ranks.stop_requested():
         time.sleep(0.01)

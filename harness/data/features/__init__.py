@@ -1,4 +1,4 @@
-"""Cached activations of frozen backbones; `harness.training.features` decides whether they are used.
+"""Cached activations of frozen backbones; `harness.training.cached_features` decides whether they are used.
 
     cache.py       the folder of all entries: find one, make one, stay below the size limit
     entry.py       one entry: its files, its chunks, their checksums

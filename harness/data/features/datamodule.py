@@ -1,7 +1,7 @@
 """Batches of cached activations for Lightning, in the order in which their images would have come.
 
-`harness.training.features` fills `FeatureArrays` from a cache entry and hands `FeatureDataModule` to the
-Trainer in place of `ImageDataModule`; the network is then entered behind its frozen part.
+`harness.training.cached_features` fills `FeatureArrays` from a cache entry and hands `FeatureDataModule` to
+the Trainer in place of `ImageDataModule`; the network is then entered behind its frozen part.
 """
 
 from __future__ import annotations

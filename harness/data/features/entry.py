@@ -4,7 +4,7 @@
     NAME.npy         one array of activations, a row for each image and view
     done/START.json  checksums of the chunk of rows that begins at START: the chunk is complete
 
-`harness.training.features` computes entries and reads them; `cache.py` makes, finds and evicts them.
+`harness.training.cached_features` computes entries and reads them; `cache.py` makes, finds and evicts them.
 A chunk whose checksum does not match (a process was killed while writing, or the disk is damaged) is computed
 again. Several processes that need the same entry compute different chunks of it at the same time.
 """

@@ -58,8 +58,8 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Practice:
-    """What a process has to know to take training steps."""
+class BenchmarkCase:
+    """A training step to be measured: the run, and the size of its data set's images (height, width)."""
 
     run: RunConfig
     image_size: tuple[int, int]
@@ -168,8 +168,8 @@ def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Meas
     run = heaviest_run(plan)
     splits = load_splits(run.data)
     height, width = splits.train.images.shape[1:3]
-    practice = Practice(run, (height, width), len(splits.class_names))
-    facts = _facts(practice, found)
+    case = BenchmarkCase(run, (height, width), len(splits.class_names))
+    facts = _facts(case, found)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     file = Path(plan.base.tracking.dir).expanduser().resolve() / "throughput" / f"{key}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Meas
         if known := read_measurements(file):
             return known
         log.info("measuring how many trials to train at a time (once for this model and machine) …")
-        measured = explore(found, lambda candidate: measure_together(practice, candidate))
+        measured = explore(found, lambda candidate: measure_together(case, candidate))
         if any(m.cpu_share < QUIET for m in measured):
             log.info("note: other processes used the cores meanwhile; the next call measures again")
         elif measured:
@@ -185,17 +185,17 @@ def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Meas
         return measured
 
 
-def _facts(practice: Practice, found: Sequence[Candidate]) -> dict[str, Any]:
+def _facts(case: BenchmarkCase, found: Sequence[Candidate]) -> dict[str, Any]:
     """Return everything that the speed depends on, but for what else the machine does meanwhile."""
     from harness.training.machine import resolve_machine
 
-    run, machine = practice.run, resolve_machine(practice.run.trainer)
+    run, machine = case.run, resolve_machine(case.run.trainer)
     return {
         **{name: getattr(run, name).model_dump(mode="json") for name in SHAPING},
         "optimizer": run.optim.kind,
         "batch_size": run.data.batch_size,
-        "image_size": list(practice.image_size),
-        "classes": practice.num_classes,
+        "image_size": list(case.image_size),
+        "classes": case.num_classes,
         "keep_memory": run.trainer.keep_memory,
         "cpu": machine.describe()["device_name"],
         "precision": machine.precision,
@@ -216,32 +216,34 @@ def read_measurements(file: Path) -> list[Measurement]:
 # ── the measurement itself ────────────────────────────────────────────────────────────────────────
 
 
-def _practise(practice: Practice, threads: int, end: Connection) -> None:
-    """Say what memory a trial takes, wait for the others, say how fast it was."""
+def _benchmark(case: BenchmarkCase, threads: int, end: Connection) -> None:
+    """In a process of its own: send the memory of a step, wait for the other processes, send the speed."""
+    from harness.training.benchmark_step import StepBenchmark
     from harness.training.machine import prepare_process
-    from harness.training.practice import PracticeRun
 
     leave_to_parent()
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
-    prepare_process(threads, practice.run.trainer.keep_memory)
-    run = PracticeRun(practice.run, practice.image_size, practice.num_classes)
-    end.send(run.memory)
+    prepare_process(threads, case.run.trainer.keep_memory)
+    benchmark = StepBenchmark(case.run, case.image_size, case.num_classes)
+    end.send(benchmark.memory)
     end.recv()
-    end.send(run.time_steps(MEASURE_S))
+    end.send(benchmark.time_steps(MEASURE_S))
 
 
-Work = Callable[[Practice, int, Connection], None]
+Work = Callable[[BenchmarkCase, int, Connection], None]
 
 
-def measure_together(practice: Practice, candidate: Candidate, work: Work = _practise) -> Measurement | None:
+def measure_together(
+    case: BenchmarkCase, candidate: Candidate, work: Work = _benchmark
+) -> Measurement | None:
     """Let as many processes train at the same time; None if one of them cannot.
 
     Args:
         work: what each of them does, and says about it.
     """
-    with _processes(practice, candidate, work) as ends:
+    with _processes(case, candidate, work) as ends:
         try:
             memory = max(_receive(end) for end in ends)
             for end in ends:
@@ -260,7 +262,7 @@ def _receive(end: Connection) -> Any:
 
 
 @contextlib.contextmanager
-def _processes(practice: Practice, candidate: Candidate, work: Work) -> Iterator[list[Connection]]:
+def _processes(case: BenchmarkCase, candidate: Candidate, work: Work) -> Iterator[list[Connection]]:
     """Fork processes from the server that trials are forked from, and end them whatever happens."""
     context = multiprocessing.get_context("forkserver")
     processes: list[BaseProcess] = []
@@ -268,7 +270,7 @@ def _processes(practice: Practice, candidate: Candidate, work: Work) -> Iterator
     try:
         for _ in range(candidate.slots):
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(practice, candidate.threads, theirs))
+            process = context.Process(target=work, args=(case, candidate.threads, theirs))
             process.start()
             theirs.close()
             processes.append(process)

@@ -19,12 +19,12 @@ from harness.data.features.datamodule import FeatureArrays, FeatureDataModule
 from harness.data.features.entry import FeatureEntry
 from harness.data.splits import ImageArrays
 from harness.models import ImageClassifier, apply_freezing, build_model
-from harness.training import features
+from harness.training import cached_features
+from harness.training.cached_features import load_or_compute_features
 from harness.training.evaluate import evaluate_checkpoint
-from harness.training.features import cached_data
+from harness.training.image_views import NEW_VIEWS, count_views
 from harness.training.machine import resolve_machine
 from harness.training.result import RunResult
-from harness.training.views import NEW_VIEWS, count_views
 from tests.helpers.recording_tracker import RecordingTracker
 
 TOLERANCE = 0.01  # of accuracy, and of loss: half precision on disk
@@ -53,7 +53,7 @@ def _prepare(config: RunConfig) -> tuple[ImageClassifier, FeatureDataModule | No
     classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
     apply_freezing(classifier, config.finetune)
     images = ImageDataModule(splits, config.data, config.augment, config.seed)
-    return classifier, cached_data(classifier, images, config, resolve_machine(config.trainer))
+    return classifier, load_or_compute_features(classifier, images, config, resolve_machine(config.trainer))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_images_divided_otherwise_are_another_entry(config: Callable[..., RunCon
         classifier = build_model(settings.model, 10, mean=splits.mean, std=splits.std)
         apply_freezing(classifier, settings.finetune)
         images = ImageDataModule(other, settings.data, settings.augment, settings.seed)
-        data = cached_data(classifier, images, settings, resolve_machine(settings.trainer))
+        data = load_or_compute_features(classifier, images, settings, resolve_machine(settings.trainer))
         assert data is not None
         assert (len(data.train), len(data.val.rows)) == (num_train, len(joined) - num_train)
         again = data.train.rows[num_train : num_train + 1], data.train.rows[:1]  # the first image's two views
@@ -250,8 +250,8 @@ def test_another_version_of_a_library_is_another_entry(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, library: str
 ) -> None:
     _prepare(config("finetune=linear_probe"))
-    known = features.version
-    monkeypatch.setattr(features, "version", lambda name: "0.1" if name == library else known(name))
+    known = cached_features.version
+    monkeypatch.setattr(cached_features, "version", lambda name: "0.1" if name == library else known(name))
     _prepare(config("finetune=linear_probe"))
 
     assert len(list_features(Path(config().data.cache_dir))) == 2
@@ -261,7 +261,7 @@ def test_activations_beyond_float16_are_kept_in_float32(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One image of the last chunk has them, which the first look at two images does not see."""
-    computed, chunks = features.trunk_activations, []
+    computed, chunks = cached_features.trunk_activations, []
 
     def with_a_peak(*args: object) -> dict[int, torch.Tensor]:
         found = computed(*args)  # type: ignore[arg-type]
@@ -270,7 +270,7 @@ def test_activations_beyond_float16_are_kept_in_float32(
             found[0][-1] = 7e4
         return found
 
-    monkeypatch.setattr(features, "trunk_activations", with_a_peak)
+    monkeypatch.setattr(cached_features, "trunk_activations", with_a_peak)
     for _ in range(2):  # made, then found
         _, data = _prepare(config("finetune=linear_probe"))
         assert data is not None
@@ -329,8 +329,8 @@ def test_a_stop_while_the_backbone_runs_is_an_interruption(
 
 
 def test_large_activations_are_kept_in_float32() -> None:
-    assert features._dtype(torch.tensor([1.0, 2.0])) == "float16"
-    assert features._dtype(torch.tensor([1.0, 2e4])) == "float32"
+    assert cached_features._dtype(torch.tensor([1.0, 2.0])) == "float16"
+    assert cached_features._dtype(torch.tensor([1.0, 2e4])) == "float32"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ TINY_BATCH, SMALL_BATCH = 2, 16  # images, to learn how time and memory grow wit
 LONGEST_STEP_S = 0.5  # a batch that would take longer is cut: images a second hardly change
 
 
-class PracticeRun:
+class StepBenchmark:
     """A run that learns nothing, ready to be timed once it is made.
 
     Args:

@@ -13,7 +13,7 @@ from harness.tracking.runs import RunRecord, get_run, read_config
 from harness.tracking.store import open_store
 from harness.training.command import run_training
 from harness.training.result import RunResult
-from harness.training.resume import SCHEDULES_OF_ANY_LENGTH
+from harness.training.resume_point import SCHEDULES_OF_ANY_LENGTH
 
 LONGER = ("trainer.max_epochs", "trainer.early_stopping_patience")
 ELSEWHERE = (

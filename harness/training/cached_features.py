@@ -1,7 +1,7 @@
 """A frozen backbone is run once per image and view; after that only what trains runs.
 
 What the frozen part computes is kept on disk (`harness.data.features`) and entered into the network where the
-first trainable module starts (`harness.models.trunk`). When that is done: `harness.training.views`.
+first trainable module starts (`harness.models.trunk`). When that is done: `harness.training.image_views`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from harness.errors import NO_SPACE
 from harness.models import ImageClassifier
 from harness.models.trunk import Boundary, find_boundaries, trunk_activations, trunk_digest
 from harness.training.callbacks import Interrupted
-from harness.training.distributed import current_ranks
+from harness.training.collectives import current_ranks
+from harness.training.image_views import count_views, is_exhaustive, is_flip_alone, needs_images
 from harness.training.machine import Machine
-from harness.training.views import count_views, is_exhaustive, is_flip_alone, needs_images
 
 SHARED_DEPTHS = (0, 1, 2, 3)  # one pass keeps what the linear probe and the shallowest partial trials need
 PROBED_IMAGES = 2  # to see the network run
@@ -43,7 +43,7 @@ LIBRARIES = ("torch", "timm")  # other versions may compute other bits
 log = logging.getLogger(__name__)
 
 
-def cached_data(
+def load_or_compute_features(
     classifier: ImageClassifier,
     images: ImageDataModule,
     config: RunConfig,

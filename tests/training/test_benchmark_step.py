@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from harness.config.schema import RunConfig
-from harness.training import practice
-from harness.training.practice import PracticeRun
+from harness.training import benchmark_step
+from harness.training.benchmark_step import StepBenchmark
 
 
-def run_of(batch_size: int = 40, **sections: Any) -> PracticeRun:
+def run_of(batch_size: int = 40, **sections: Any) -> StepBenchmark:
     base: dict[str, Any] = {
         "model": {"kind": "lenet"},
         "finetune": {"kind": "full"},
         "data": {"kind": "digits"},
     }
     base["data"]["batch_size"] = batch_size
-    return PracticeRun(RunConfig.model_validate({**base, **sections}), (12, 12), 3)
+    return StepBenchmark(RunConfig.model_validate({**base, **sections}), (12, 12), 3)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_it_trains_what_the_run_would_train(sections: dict[str, Any]) -> None:
 
 def test_a_batch_that_takes_too_long_is_cut_and_its_memory_foretold(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = iter([1000, 1000 + 14 * 10])  # bytes: after 2 images, and after 16
-    monkeypatch.setattr(practice, "_own_memory", lambda: next(taken))
-    monkeypatch.setattr(practice, "LONGEST_STEP_S", 0.0)
+    monkeypatch.setattr(benchmark_step, "_own_memory", lambda: next(taken))
+    monkeypatch.setattr(benchmark_step, "LONGEST_STEP_S", 0.0)
     run = run_of(batch_size=40)
 
     assert run.batch_size == 16

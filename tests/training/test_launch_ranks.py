@@ -15,7 +15,7 @@ from PIL import Image
 
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError, DataError
-from harness.training import ranks
+from harness.training import launch_ranks
 from harness.training.checkpoint import load_checkpoint
 from harness.training.machine import check_devices
 from harness.training.result import RunResult
@@ -224,13 +224,13 @@ def test_an_exception_reaches_the_launcher_with_its_causes(tmp_path: Path) -> No
         except Unpicklable as cause:
             raise DataError("no file") from cause
     except DataError as error:
-        ranks._keep(error, tmp_path / "1.error")
-    found = ranks._first_error(tmp_path)
+        launch_ranks._keep(error, tmp_path / "1.error")
+    found = launch_ranks._first_error(tmp_path)
     assert isinstance(found, DataError)
     assert str(found) == "no file"
     assert isinstance(found.__cause__, RuntimeError)
     assert str(found.__cause__) == f"{Unpicklable.__module__}.Unpicklable: 1 and 2"
-    assert ranks._first_error(tmp_path / "elsewhere") is None
+    assert launch_ranks._first_error(tmp_path / "elsewhere") is None
 
 
 @pytest.mark.parametrize(("device", "gpus", "wanted"), [("cuda", 1, 2), ("mps", 0, 2)])

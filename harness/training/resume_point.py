@@ -15,7 +15,7 @@ from harness.config.monitor import BY_ACCURACY, MonitorConfig
 from harness.errors import CheckpointError, DamagedCheckpointError
 from harness.training.callbacks import BEST, LAST, best_epoch, history_in
 from harness.training.checkpoint import SECTION, ModelFacts, load_raw
-from harness.training.durable import previous_of
+from harness.training.checkpoint_io import previous_of
 
 SCHEDULES_OF_ANY_LENGTH = ("constant", "step")
 

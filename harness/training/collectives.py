@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from harness.data.sharding import RankInfo
 from harness.errors import HarnessError
@@ -17,7 +16,7 @@ from harness.errors import HarnessError
 Value = TypeVar("Value")
 
 
-class PeerLost(SystemExit):
+class PeerDied(SystemExit):
     """Another rank is gone in the middle of something: this process can only leave, to be started again."""
 
     def __init__(self) -> None:
@@ -41,7 +40,7 @@ class Ranks(RankInfo):
         if self.is_alone:
             return value
         held = [value]
-        with lost_peers_end_us():
+        with exit_if_peer_died():
             dist.broadcast_object_list(held)
         return held[0]
 
@@ -74,7 +73,7 @@ class Ranks(RankInfo):
         if self.is_alone:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
-        with lost_peers_end_us():
+        with exit_if_peer_died():
             dist.all_reduce(summed)
         return summed.tolist()
 
@@ -83,7 +82,7 @@ class Ranks(RankInfo):
         if self.is_alone:
             return rows
         found: list[Any] | None = [None] * self.world_size if self.is_zero else None
-        with lost_peers_end_us():
+        with exit_if_peer_died():
             dist.gather_object([part.cpu() for part in rows], found)
         return [part for parts in found or [] for part in parts]
 
@@ -92,7 +91,7 @@ class Ranks(RankInfo):
         if self.is_alone or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        with lost_peers_end_us():
+        with exit_if_peer_died():
             dist.all_reduce(flat)
         parts = (flat / self.world_size).split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
@@ -100,34 +99,23 @@ class Ranks(RankInfo):
 
 
 def current_ranks() -> Ranks:
-    """Return this process among its ranks: alone, unless `harness.training.ranks` started it with others."""
+    """Return this process as one of its ranks; the only one, unless `launch_ranks.py` started it."""
     if not dist.is_initialized():
         return Ranks()
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
-def running_statistics(norms: Sequence[nn.Module]) -> list[Tensor]:
-    """Return the running means and variances of batch norms."""
-    found = (getattr(norm, name) for norm in norms for name in ("running_mean", "running_var"))
-    return [tensor for tensor in found if tensor is not None]
-
-
-def learning_norms(network: nn.Module) -> list[nn.Module]:
-    """Return the batch norms that are not frozen, of a network in training mode."""
-    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
-
-
 @contextmanager
-def lost_peers_end_us() -> Iterator[None]:
+def exit_if_peer_died() -> Iterator[None]:
     """Turn what torch raises when another rank has gone into our own leaving.
 
     Raises:
-        PeerLost: another rank has gone.
+        PeerDied: another rank has gone.
     """
     try:
         yield
     except RuntimeError as error:
         # Gloo raises plain RuntimeErrors, which name its source files; NCCL's have a type of their own.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise PeerLost from error
+            raise PeerDied from error
         raise

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from harness.errors import CheckpointError, DamagedCheckpointError, DiskFullError
-from harness.training import durable
-from harness.training.durable import AtomicCheckpointIO, make_room, previous_of, verify_digest
+from harness.training import checkpoint_io
+from harness.training.checkpoint_io import AtomicCheckpointIO, make_room, previous_of, verify_digest
 from tests.training.conftest import flip_bit, limited_file_size
 
 KILLS = 10
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_room_is_looked_for_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(1000, 1000, bias=False)  # 4 MB, 12 with Adam's moments, 60 for the files of a run
     folder = tmp_path / "not" / "there yet"
-    monkeypatch.setattr(durable, "free_bytes", lambda folder: 59_000_000)
+    monkeypatch.setattr(checkpoint_io, "free_bytes", lambda folder: 59_000_000)
     with pytest.raises(DiskFullError, match=r"may need 60\.0 MB .* 59\.0 MB are free"):
         make_room(folder, model)
     model.requires_grad_(False)
