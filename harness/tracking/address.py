@@ -1,4 +1,7 @@
-"""Where the run store is, and what tells it from others."""
+"""The run store's address, and an identity that tells one store from another.
+
+`store.py` and `runs.py` use it; each store has a folder of spools that is named by its identity.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from harness.config.schema import TrackingConfig
 from harness.credentials import shown
 
 DATABASE = "mlflow.db"
-OWN = "own"  # the identity of the database beside the runs, wherever their folder is moved
+OWN = "own"  # the identity of the database in the folder of runs; it stays when that folder is moved
 
 
 def store_uri(tracking: TrackingConfig) -> str:
@@ -23,7 +26,7 @@ def store_uri(tracking: TrackingConfig) -> str:
 
 
 def store_exists(tracking: TrackingConfig) -> bool:
-    """Say whether anything can have been recorded yet, without creating a store."""
+    """Return whether there is a store, without creating one; a server counts as one."""
     uri = store_uri(tracking)
     database = Path(tracking.dir).expanduser().resolve() / DATABASE
     return uri != database_uri(database.parent) or database.exists()
@@ -34,7 +37,7 @@ def database_uri(directory: Path) -> str:
 
 
 def store_identity(uri: str, directory: Path) -> str:
-    """Return what tells a store from others, as a folder's name: its address, whoever uses it."""
+    """Return a store's identity as a folder's name; it does not depend on user, password or driver."""
     if uri == database_uri(directory):
         return OWN
     address = _address(uri)

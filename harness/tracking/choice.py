@@ -1,9 +1,9 @@
-"""Which sweep is meant, and which of its trials is best: the one answer of compare, export, evaluate and ui.
+"""Decides which sweep is meant, and which of its trials is best, for compare, export, evaluate and ui.
 
-It is read from the runs alone, since only they are at hand wherever a run store is: each trial's run says
-what its sweep took it for and was told (`harness.outcome`, `harness.score`), and the parent what it
-optimises. So it is the study's own leaderboard at any moment, also where a sweep was killed before it could
-note its best.
+Both are read from the recorded runs, not from the database of sweeps, which need not be where the run store
+is. The tags of a trial's run say how the trial ended and with which score (`harness.outcome`,
+`harness.score`); those of the sweep's parent run say what it optimises. So the ranking here is that of the
+sweep's own leaderboard, even if the sweep was killed before it recorded its best trial.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from harness.tracking.moved import found_path
 from harness.tracking.runs import RunRecord, activity, get_run, search_runs
 
 ORDER = ("complete", "finished", "pruned", "running", "killed", "infeasible", "failed")  # best first
-COMPLETE = ("complete", "finished")  # a trial of an earlier version has no outcome of its own
+COMPLETE = ("complete", "finished")  # a trial that an earlier version recorded has no outcome: "finished"
 
 
 @dataclass(frozen=True)
 class RecordedSweep:
-    """One sweep as its runs tell of it."""
+    """One sweep, as recorded in the runs of its trials and in its parent run."""
 
     parent: RunRecord
     trials: tuple[RunRecord, ...]
@@ -44,25 +44,26 @@ class RecordedSweep:
         return self.parent.tags.get(names.DIRECTION) == "minimize"
 
     def place(self, setting: str) -> int:
-        """Return where a setting stands in the sweep's space; of what is not searched, behind it all."""
+        """Return a setting's position in the sweep's space; a setting that is not searched comes last."""
         paths = self.parent.tags.get(names.SPACE, "").split(",")
-        meant = (setting, setting.removesuffix(".kind"), setting.removesuffix(".name"))  # a choice of a group
+        # A space may choose among the files of a group (`finetune`), which a run records as `finetune.kind`.
+        meant = (setting, setting.removesuffix(".kind"), setting.removesuffix(".name"))
         return next((place for place, path in enumerate(paths) if path in meant), len(paths))
 
     def score(self, trial: RunRecord) -> float | None:
-        """Return what the sweep was told of a trial, otherwise what is recorded of its metric."""
+        """Return the score that the sweep received from a trial, otherwise the recorded metric, if any."""
         told = trial.tags.get(names.SCORE)
         value = float(told) if told is not None else trial.results.get(self.metric)
         return None if value is None or math.isnan(value) else value
 
     @cached_property
     def ranked(self) -> list[RunRecord]:
-        """The trials best first, as the leaderboard has them: what did not complete follows what did."""
+        """The trials, best first, as in the sweep's leaderboard: complete ones come before all others."""
 
         def key(trial: RunRecord) -> tuple[int, bool, float, float]:
             place = ORDER.index(trial.outcome) if trial.outcome in ORDER else len(ORDER)
             score = self.score(trial)
-            signed = 0.0 if score is None else score if self.minimizes else -score
+            signed = 0.0 if score is None else score if self.minimizes else -score  # the better, the lower
             return (
                 0 if trial.outcome in COMPLETE else place,
                 score is None,
@@ -81,14 +82,14 @@ class RecordedSweep:
 
     @property
     def num_judged(self) -> int:
-        """How many trials the best was chosen among: those that completed or were pruned."""
+        """How many trials the best one was chosen from: those that completed or were pruned."""
         return sum(trial.outcome in (*COMPLETE, "pruned") for trial in self.trials)
 
     def describe_best(self) -> str:
-        """Return why the best trial is the best, in a line.
+        """Return a line that names the best trial, its score and how the sweep's trials ended.
 
         Raises:
-            TrackingError: there is none.
+            TrackingError: the sweep has no best trial.
         """
         best, counts = self.best, Counter(trial.outcome for trial in self.trials)
         what = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items(), key=_order))
@@ -112,12 +113,12 @@ class RecordedSweep:
 
 @dataclass(frozen=True)
 class ChosenRun:
-    """A run whose checkpoint is at hand, and why it is this one."""
+    """The run that a command is about, with its checkpoint."""
 
     run: RunRecord
     checkpoint: Path
-    sweep: RecordedSweep | None  # that the run belongs to
-    why: str
+    sweep: RecordedSweep | None  # the sweep of which the run is a trial
+    why: str  # a line for people: which run it is, and why this one
 
     @property
     def is_best_of_sweep(self) -> bool:
@@ -131,7 +132,7 @@ def read_sweep(tracking: TrackingConfig, parent: RunRecord) -> RecordedSweep:
 
 
 def find_sweeps(tracking: TrackingConfig) -> list[RunRecord]:
-    """Return the parent run of every sweep, the one that ran last at the end, whenever it was created."""
+    """Return the parent run of every sweep, sorted by when it ran last, not by when it was created."""
     return sorted(search_runs(tracking, f"tags.`{names.KIND}` = 'sweep'"), key=activity)
 
 
@@ -159,26 +160,31 @@ def find_sweep(tracking: TrackingConfig, reference: str) -> RunRecord:
 def trials_of(
     tracking: TrackingConfig, parent: RunRecord, filter_string: str | None = None
 ) -> list[RunRecord]:
-    """Return the trials of one sweep, by its parent run: another sweep may bear the same name."""
+    """Return the trials of one sweep, found by its parent run, as several sweeps may have one name."""
     is_child = f"tags.`{names.PARENT}` = '{parent.run_id}'"
     found = search_runs(tracking, f"{filter_string} and {is_child}" if filter_string else is_child)
     return [record for record in found if record.kind == "trial"]
 
 
 def rivals_of(tracking: TrackingConfig, last: RunRecord) -> list[RunRecord]:
-    """Return the sweeps that were running when the last call of this one was: they may be meant too."""
+    """Return the other sweeps that were active since the last call of sweep `last` began.
+
+    "The sweep that ran last" may then mean any of them.
+    """
     others = [run for run in find_sweeps(tracking) if run.run_id != last.run_id]
     return [run for run in others if run.active_s > last.called_s]
 
 
 def choose(tracking: TrackingConfig, reference: str | None = None) -> ChosenRun:
-    """Return the run asked for, or of a sweep its best trial; by default of the sweep that ran last.
+    """Return the run that a command is about.
 
-    Where there is no sweep, the default is the last run that has kept a checkpoint.
+    Args:
+        reference: a run's id, prefix of an id or name; a sweep's name stands for its best trial. None stands
+            for the sweep that ran last or, where there is no sweep, for the last run with a checkpoint.
 
     Raises:
         TrackingError: there is no such run, it kept no checkpoint, its sweep has no best trial, or several
-            sweeps ran at the same time, so that it is in doubt which is meant.
+            sweeps ran at the same time and none is named.
     """
     run = get_run(tracking, reference) if reference else _default_run(tracking)
     if run.kind == "sweep":

@@ -1,4 +1,8 @@
-"""What shaped a run besides its configuration: the code, the packages, the machine. No host name."""
+"""Captures and records what a result depends on besides its configuration: code, packages, machine.
+
+Training records it with each run (`record_environment`). `harness.search` uses `loaded_code`, to refuse a
+sweep that goes on with other code, and `available_cores` and `available_memory`. No host name is recorded.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +55,7 @@ class Checkout:
 
 @dataclass(frozen=True)
 class Environment:
-    """What shaped a run besides its configuration."""
+    """Code, packages and machine of one run."""
 
     command: str
     python: str
@@ -68,7 +72,7 @@ def capture_environment(device_name: str = "cpu") -> Environment:
     """Describe this process, its machine and its code.
 
     Args:
-        device_name: of the accelerator, as its driver calls it.
+        device_name: the accelerator's name, as its driver reports it.
     """
     packages, checkout = loaded_code()
     return Environment(
@@ -86,16 +90,16 @@ def capture_environment(device_name: str = "cpu") -> Environment:
 
 @functools.cache
 def loaded_code() -> tuple[dict[str, str], Checkout | None]:
-    """Return packages and checkout as they are when this is first asked: what the process has imported.
+    """Return the versions of packages and the state of the checkout, as they were at the first call.
 
-    The server that trials are forked from asks first, so that a trial records what it runs, not what was
-    edited meanwhile.
+    The process from which trials are forked makes that call early. A trial then records the code that it
+    imported, not what was edited since.
     """
     return package_versions(), read_checkout(Path(harness.__file__).parent)
 
 
 def record_environment(tracker: Tracker, environment: Environment) -> None:
-    """Keep it: the searchable part as tags, all of it as `environment.json`, unsaved work as a patch."""
+    """Record all of it as `environment.json`, a part as tags, and uncommitted changes as a patch."""
     checkout = environment.checkout
     tags = {
         "mlflow.source.name": environment.command.split(" ", 1)[0],
@@ -139,14 +143,14 @@ def read_checkout(folder: Path) -> Checkout | None:
 
 
 def _without_passwords(patch: str) -> str:
-    """Hide those of addresses that somebody wrote into a file; other lines stay as they are."""
+    """Hide passwords in the addresses of a patch; lines without an address stay as they are."""
     lines = patch[:MAX_PATCH_LENGTH].split("\n")
     return "\n".join(shown(line) if "://" in line else line for line in lines)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return git's output, or None if it cannot be had."""
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # never in the way of the user's own git
+    """Return git's output, or None if git is missing or fails."""
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # else `status` may lock out the user's own git
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
@@ -197,12 +201,12 @@ def available_cores() -> int:
 
 
 def available_memory() -> float:
-    """Return the bytes that this process and its children may still take (a container's limit counts)."""
+    """Return how many bytes this process and its children may still allocate, within a container's limit."""
     return min(float(psutil.virtual_memory().available), _container_memory())
 
 
 def _container_memory() -> float:
-    """Return what is left of a control group's limit; page cache can be given up and does not count."""
+    """Return the bytes left below the control group's limit; page cache does not count as used."""
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="utf-8").strip()
         stat = (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines()

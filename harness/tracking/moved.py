@@ -1,4 +1,8 @@
-"""What is recorded survives a move of the folder of runs: paths are relative to it, or found in it again."""
+"""Keeps recorded paths valid when the folder of runs is moved.
+
+Checkpoints are recorded relative to that folder (`recorded_path`, `found_path`). MLflow records absolute
+addresses of artifacts; `open_store` has them corrected (`follow_move`).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ from harness.tracking.address import DATABASE
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("sweeps", "checkpoints")  # of the folder of runs, where checkpoints lie
-PLACES = (
+PARTS = ("sweeps", "checkpoints")  # folders in the folder of runs that hold checkpoints
+PLACES = (  # tables and columns of MLflow's database that hold addresses of artifacts
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
@@ -21,13 +25,17 @@ PLACES = (
 
 
 def recorded_path(path: Path, folder: str | Path) -> str:
-    """Return how to record a path: relative to the folder of runs where it lies in it."""
+    """Return a path relative to the folder of runs if it lies in it, otherwise absolute."""
     whole, runs = path.resolve(), Path(folder).expanduser().resolve()
     return whole.relative_to(runs).as_posix() if whole.is_relative_to(runs) else str(whole)
 
 
 def found_path(recorded: str | Path, folder: str | Path) -> Path:
-    """Return where a recorded path is now; an absolute one may be of before a move."""
+    """Return where a recorded path is now.
+
+    Earlier versions recorded absolute paths. If the folder of runs was moved since, the file is looked for in
+    its present place, below the same subfolders.
+    """
     path, runs = Path(recorded), Path(folder).expanduser().resolve()
     if not path.is_absolute():
         return runs / path
@@ -39,10 +47,11 @@ def found_path(recorded: str | Path, folder: str | Path) -> Path:
 
 
 def follow_move(directory: Path) -> None:
-    """Have the database in a folder of runs name the artifacts beside it, should the folder have been moved.
+    """Correct the addresses of artifacts in a run store's database after its folder was moved.
 
-    MLflow records absolute addresses, and would write into the old folder, created anew. A place that
-    somebody chose for an experiment on purpose stays: it exists, and no run store lies beside it.
+    MLflow records absolute addresses: without this it would create the old folder again and write there. An
+    address that somebody chose for an experiment on purpose stays: it exists, and no run store lies beside
+    it.
     """
     new = (directory / "artifacts").as_uri()
     with closing(sqlite3.connect(directory / DATABASE, timeout=20)) as database, database:

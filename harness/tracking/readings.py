@@ -1,6 +1,8 @@
-"""How often the test split was looked at: each reading is a tag of its own, which nothing overwrites.
+"""Counts how often the test split was read: each reading is a tag of its own, which nothing overwrites.
 
-A reading is noted before it happens, on the run whose model meets the test split and on its sweep's.
+A reading is recorded before it happens, on the run whose model is tested and on the parent run of its sweep.
+`harness.training.evaluate` and `harness.search` record readings; the leaderboard and the model card show how
+many there were.
 """
 
 from __future__ import annotations
@@ -16,36 +18,38 @@ from harness.tracking import names
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at the test split."""
+    """One reading of the test split."""
 
     at: str  # UTC
-    run: str  # whose model it was for
+    run: str  # the id of the run whose model was tested
     command: str
-    before: int | None  # readings that were known of; None: nobody asked
+    before: int | None  # how many readings were recorded before; None: unknown
     split: str = "test"
 
     def to_tag(self) -> dict[str, str]:
-        """Return the tag that keeps it; no two readings share one."""
+        """Return the reading as a tag whose name is unique."""
         return {f"{names.READING}{self.at}.{uuid.uuid4().hex[:6]}": json.dumps(asdict(self))}
 
 
 def next_reading(tags: Mapping[str, str] | None, run_id: str, command: str) -> Reading:
-    """Return the reading that follows those which a run's, or its sweep's, tags tell of.
+    """Return a new reading, made now.
 
     Args:
-        tags: None where they are not known.
+        tags: of the run, or of its sweep's parent run; the readings among them are counted. None: unknown.
+        run_id: of the run whose model is tested.
+        command: what the user typed, or would type.
     """
     at = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00").replace(":", ".")
     return Reading(at, run_id, command, None if tags is None else count_readings(tags))
 
 
 def count_readings(tags: Mapping[str, str]) -> int:
-    """Return how often the test split was read, as a run's, or its sweep's, tags tell."""
+    """Return how many readings of the test split the tags of a run, or of a sweep's parent, hold."""
     return sum(key.startswith(names.READING) for key in tags)
 
 
 def describe_reading(number: int, total: int, of_what: str) -> str:
-    """Return which reading a figure is of, in words."""
+    """Return a sentence: how often the test split was read, and which of the readings this one is."""
     if total == 1:
         return f"the test split was read once for this {of_what}"
     return f"the test split was read {total} times for this {of_what}; this is reading {number}"

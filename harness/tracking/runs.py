@@ -1,4 +1,8 @@
-"""Reading recorded runs back. A question reads what it is about: a store may hold thousands of runs."""
+"""`RunRecord`: reads recorded runs back from the run store, for compare, export, evaluate, resume and ui.
+
+A store may hold thousands of runs, so each function asks it only for those that it needs. Read `choice.py`
+next: it knows sweeps and their best trials.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,14 @@ from harness.tracking.mlflow_writes import STORE_ERRORS
 from harness.tracking.store import open_store
 
 PAGE_SIZE = 1000
-NUM_NEAR = 1000  # of the newest runs, among which a mistyped reference is looked for
+NUM_NEAR = 1000  # newest runs among which one similar to a mistyped reference is looked for
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 PREFIX = re.compile(r"[0-9a-f]{4,31}")  # of a run's id, which may stand for it
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is recorded of one run."""
+    """One run as recorded."""
 
     run_id: str
     name: str
@@ -53,29 +57,31 @@ class RunRecord:
 
     @property
     def checkpoint_was_removed(self) -> bool:
-        """Whether it had to make room for those of better trials."""
+        """Whether the checkpoint was removed to make room for those of better trials."""
         return self.tags.get(names.CHECKPOINT) == names.CHECKPOINT_REMOVED
 
     @property
     def minutes(self) -> float | None:
-        """How long it trained, all its attempts together; None while it runs."""
+        """How long the run trained, all its attempts together; None while it runs."""
         if (seconds := self.metrics.get(names.TRAINED_SECONDS)) is not None:
             return seconds / 60
         return None if self.end_s is None else (self.end_s - self.start_s) / 60
 
     @property
     def outcome(self) -> str:
-        """What became of it, of a trial as its sweep took it; before it has ended, its status."""
+        """How the run ended, of a trial as its sweep judged it; before the end, its status in lower case."""
         told = self.tags.get(names.OUTCOME)
-        if self.status == "FAILED":  # also a trial that had ended well and died before it could tell
+        # A trial's process may have finished, set its outcome, and died before it told its sweep: then the
+        # sweep closed the run as FAILED, and that counts.
+        if self.status == "FAILED":
             return "infeasible" if told == "infeasible" else "failed"
-        if self.status != "FINISHED":  # one that goes on has no outcome any more
+        if self.status != "FINISHED":  # resumed: the outcome is that of an earlier attempt
             return self.status.lower()
         return told or ("pruned" if self.tags.get(names.PRUNED) == "true" else "finished")
 
     @property
     def results(self) -> dict[str, float]:
-        """What the run is worth on each split: the figures of its kept epoch, where both are recorded."""
+        """The metrics on each split (`val/…`, `test/…`); those of the kept epoch where they are recorded."""
         kept = {
             key.removeprefix(names.BEST): value
             for key, value in self.metrics.items()
@@ -91,7 +97,7 @@ class RunRecord:
 
     @property
     def active_s(self) -> float:
-        """When a sweep did something last, in seconds since 1970."""
+        """When a sweep was last active, in seconds since 1970."""
         return max(_seconds(self.tags, names.ACTIVE_AT), self.start_s, self.end_s or 0.0)
 
 
@@ -190,7 +196,10 @@ def _run_with_id(tracking: TrackingConfig, run_id: str) -> RunRecord | None:
 
 
 def _is_named(name: str) -> str:
-    """Return the filter that fits the runs of a name, and a few more where no quotes would hold it."""
+    """Return MLflow's filter for the runs of a name; with quotes in the name it fits a few others, too.
+
+    MLflow's filters know no escape, so there a pattern stands for each quote and the caller checks the name.
+    """
     plain = re.sub(r"['\\]", "_", name)
     return f"attributes.run_name {'=' if plain == name else 'LIKE'} '{plain}'"
 
@@ -224,7 +233,10 @@ def _all_runs(client: MlflowClient, filter_string: str, limit: int | None) -> li
 
 
 def _changed_params(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return what of a run's configuration is no longer what its parameters, which never change, say."""
+    """Return the settings that changed when a run was prolonged or moved.
+
+    MLflow's parameters cannot be changed, so the new values are tags.
+    """
     is_one = names.CHANGED
     return {key.removeprefix(is_one): value for key, value in tags.items() if key.startswith(is_one)}
 
@@ -255,7 +267,7 @@ def _age(run: RunRecord) -> tuple[float, int, str]:
 
 
 def activity(run: RunRecord) -> tuple[float, float]:
-    """Return what sweeps are sorted by, the one that ran last at the end."""
+    """Return the sort key by which the sweep that ran last comes last."""
     return (run.active_s, run.start_s)
 
 

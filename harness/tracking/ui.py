@@ -1,7 +1,7 @@
 """MLflow's web interface over the run store, on this machine only: `harness ui`.
 
-The server is a process of its own (`mlflow server`, with the application in `ui_app.py`). It ends when this
-process does, however that ends: it reads a pipe whose other end is open here alone.
+The server is a process of its own: `mlflow server` with the application in `ui_app.py`. It reads a pipe whose
+other end only this process holds, so it ends with this process, even if that is killed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOG_FILE = "ui.log"  # under the folder of runs: what the server prints
 
 @dataclass(frozen=True)
 class UiAddresses:
-    """Where to point a browser."""
+    """The addresses of the pages to open in a browser."""
 
     home: str
     sweep: str | None  # the newest sweep's run page
@@ -82,7 +82,7 @@ def serve(
     """
     store = open_store(tracking)
     sweep = newest_sweep(tracking)
-    if not store.is_local:  # somebody serves it already
+    if not store.is_local:  # the store is a server, which has pages of its own
         show(ui_addresses(shown(store.uri), sweep).to_text())
         return 0
     _check_port(host, port)
@@ -108,7 +108,10 @@ def serve(
 
 
 def server_command(store: RunStore, host: str, port: int) -> list[str]:
-    """Return the command that serves `store`; its hosts are exact, as MLflow's own defaults are patterns."""
+    """Return the command that serves `store`.
+
+    The allowed hosts are exact; MLflow's default is a list of patterns that admits every private address.
+    """
     hosts = sorted({f"{name}:{port}" for name in (host, "localhost", "127.0.0.1")})
     options = {
         "--app-name": "harness",
@@ -154,7 +157,8 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], base: str, log: Path) -> None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine
+    # Without the environment's proxy, which cannot reach this machine.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:

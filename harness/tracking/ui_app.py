@@ -4,10 +4,9 @@
 `ui.py`, which starts that server.
 
 MLflow 3.17's assistant runs shell commands as the owner of the server for every client on this host, without
-a password, and no setting turns it off. So its routes are refused here unless `harness ui --assistant` asks
-for them. The assistant's panel opens by itself over a quarter of the first page, and the
-pages open in the mode for language models. Both are preferences that the browser keeps, so the first page
-sets them.
+a password, and no setting turns it off. So its routes are refused unless `harness ui --assistant` asks for
+them. MLflow also opens the assistant's panel over a quarter of the first page, and its pages in the mode for
+language models. Both are preferences that the browser stores, so a script in the first page sets them.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ OF_THE_FILE = {
     b"etag",
     b"last-modified",
     b"cache-control",
-}  # headers of the unchanged page
+}  # true of the unchanged page only
 # The keys are those of MLflow 3.17's `useLocalStorage`: name, "_v", version.
 PREFERENCES = b"""<script>
 try {
@@ -60,7 +59,7 @@ def create_app() -> App:
 
 
 def without_assistant(app: App) -> App:
-    """Return `app` without the assistant's routes, its first page with :data:`PREFERENCES`."""
+    """Return `app` without the assistant's routes, and with :data:`PREFERENCES` in its first page."""
 
     async def reduced(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -84,7 +83,7 @@ async def _refuse(scope: Scope, send: Send) -> None:
 
 
 async def _serve_first_page(app: App, scope: Scope, receive: Receive, send: Send) -> None:
-    """Pass on the first page, whole, with the preferences at the start of its head."""
+    """Serve the first page with the preferences at the start of its head, before any script of MLflow's."""
     start: Message = {}
     parts: list[bytes] = []
 
@@ -99,12 +98,12 @@ async def _serve_first_page(app: App, scope: Scope, receive: Receive, send: Send
         body = body.replace(b"<head>", b"<head>" + PREFERENCES, 1)
         headers = [(name, value) for name, value in start["headers"] if name.lower() not in OF_THE_FILE]
         length = (b"content-length", str(len(body)).encode())
-        # The browser must not keep it: with another version, or with the assistant, it is another page.
+        # The browser must not cache it: another version, or one with the assistant, serves another page.
         start["headers"] = [*headers, length, (b"cache-control", b"no-store")]
         await send(start)
         await send({"type": "http.response.body", "body": body})
 
-    # Without its conditional headers: a 304 would show the page that the browser kept.
+    # Without conditional headers: the answer 304 would show the page that the browser has cached.
     kept = [
         (name, value) for name, value in scope["headers"] if not name.lower().startswith((b"if-", b"range"))
     ]
@@ -112,7 +111,7 @@ async def _serve_first_page(app: App, scope: Scope, receive: Receive, send: Send
 
 
 def _end_with_stdin() -> None:
-    """End this server when the process that started it is gone: then its end of the pipe closes."""
+    """End this server when stdin closes, which happens when the process that started it ends."""
     while sys.stdin.buffer.read(1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""How MLflow's pages show a sweep: its trials sorted by score, with the columns that answer its question.
+"""Views of a sweep in MLflow's pages: its trials sorted by score, with a column per searched setting.
 
 A saved view is a tag of the experiment, which MLflow 3.17's page lists under "Views". The sweep's coordinator
-keeps one per sweep (`RunStore.keep_view`); `harness ui` prints its address.
+saves one per sweep (`RunStore.keep_view`), and `harness ui` prints its address.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from urllib.parse import quote
 
 from harness.tracking import names
 
-MODEL_TRAINING = (
-    "workflowType=machine_learning"  # of an address; MLflow's pages else open for language models
-)
-VIEW_TAG = "mlflow.sharedViewState."  # and the view's key
+# In an address; without it, MLflow's pages open in the mode for language models.
+MODEL_TRAINING = "workflowType=machine_learning"
+VIEW_TAG = "mlflow.sharedViewState."  # followed by the view's key
 
 
 def trials_page(run_id: str, tags: Mapping[str, str]) -> str:
@@ -89,7 +88,7 @@ def _trials_of(run_id: str) -> str:
 
 
 def _score_of(tags: Mapping[str, str]) -> str:
-    """Return the metric that holds a trial's score; those of an earlier version end with it."""
+    """Return the metric that holds a trial's score; earlier versions recorded no `best/…` metrics."""
     return names.BEST + tags[names.METRIC] if names.METRIC in tags else names.VAL_ACCURACY
 
 
