@@ -1,4 +1,7 @@
-"""Runs side by side: what each reached, what it cost, and only the configuration that differs."""
+"""`harness compare`: recorded runs side by side, with their scores, their cost and the settings that differ.
+
+`compare_runs` is the entry; `table.py` lays the result out as text, CSV and Markdown.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,9 @@ from harness.tracking.choice import (
 )
 from harness.tracking.runs import RunRecord, find_runs, get_run
 
-# Where files lie shaped nothing; parameter counts have their own column.
-# What was asked of the cache of features is not always what a run could do: `features.` says how it trained.
+# Parameters that get no column of settings. The folders do not influence a result, and parameter counts have
+# a column of their own. `finetune.cache_features` is only a request, which a run may be unable to fulfil: the
+# parameters under `features.` say how it trained.
 IGNORED_PARAMS = (
     "tracking.",
     "data.dir",
@@ -41,7 +45,7 @@ IGNORED_PARAMS = (
     "finetune.cache_features",
     "finetune.feature_views",
 )
-NO_ANSWER = ("infeasible", "failed")  # however good the score, such a run is no candidate
+NO_ANSWER = ("infeasible", "failed")  # such a run stands below all others, however good its score
 
 
 def compare(
@@ -52,7 +56,7 @@ def compare(
     Args:
         sort: a column of the table, such as ``val/accuracy``, ``minutes`` or ``optim.lr``. By default, a
             sweep's trials stand as in its leaderboard, other runs by ``val/accuracy``.
-        sweep: that all the runs are trials of.
+        sweep: the sweep, if all the runs are trials of one.
 
     Raises:
         TrackingError: there is no run, or no such column.
@@ -65,7 +69,7 @@ def compare(
         meant = {record.run_id for record in records}
         records = [trial for trial in sweep.ranked if trial.run_id in meant]
     rows = [_facts(record) | {key: _setting(record, key) for key in settings} for record in records]
-    if sweep is not None:  # what it was told: its leaderboard shows the same
+    if sweep is not None:  # the score that the sweep received, as in its leaderboard
         for record, row in zip(records, rows, strict=True):
             row[metric] = sweep.score(record)
     columns = _columns(rows, settings, metric)
@@ -118,7 +122,7 @@ def compare_runs(
 def _sweep_asked_for(
     tracking: TrackingConfig, run_ids: Sequence[str] | None, sweep: str | None, filter_string: str | None
 ) -> tuple[RunRecord | None, list[str]]:
-    """Return the parent of the sweep to be compared, and which one it is, in words; None: other runs."""
+    """Return the parent run of the sweep that is asked for, and lines that name it; None: no sweep is."""
     if sweep is None and not run_ids and not filter_string:
         parent = newest_sweep(tracking)
         if parent is None:
@@ -145,8 +149,8 @@ def _sweep_asked_for(
 
 
 def differing_params(records: Sequence[RunRecord]) -> list[str]:
-    """Return the configuration keys that the runs do not agree on; a key that some lack differs, too."""
-    keys = {key: None for record in records for key in _params(record)}  # a set that keeps its order
+    """Return the settings that are not the same in all runs; one that some runs lack is not the same."""
+    keys = {key: None for record in records for key in _params(record)}  # a dict, to keep their order
     return [key for key in keys if len({record.params.get(key) for record in records}) > 1]
 
 
@@ -187,10 +191,10 @@ def _ranking(
     metric: str,
     sweep: RecordedSweep | None,
 ) -> tuple[str, ...]:
-    """Return the columns by importance: which run, what it reached, and what was chosen for it.
+    """Return the columns by importance: the run, its result, its settings.
 
-    Of the settings, those come first that the sweep searches; then those that most runs have, and of these
-    the ones that take most values.
+    Settings that the sweep searches come first, in the order of its space. The others follow: those that most
+    runs have, then those with the most values.
     """
 
     def key(setting: str) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn without a screen and without matplotlib's global state."""
+"""Draws the confusion matrix, without a screen and without matplotlib's global state (`pyplot`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-CELL_INCHES_FEW, CELL_INCHES_MANY = 0.55, 0.3  # up to and beyond ...
 FEW_CLASSES = 20
+CELL_INCHES_FEW, CELL_INCHES_MANY = 0.55, 0.3  # up to FEW_CLASSES, and beyond
 MAX_NAME_LENGTH = 24  # characters
 INCHES_PER_POINT = 1 / 72
 BASE_FONT = "DejaVu Sans"  # always there: it comes with matplotlib
@@ -43,7 +43,14 @@ def confusion_matrix_figure(counts_KK: np.ndarray, class_names: Sequence[str], t
 
 
 def _square_axes(side: float, names: float) -> tuple[Figure, Axes]:
-    """Return a figure around square axes, in inches: matplotlib's layout needs a minute for 100 classes."""
+    """Return a figure around square axes.
+
+    Placed by hand, as matplotlib's automatic layout takes a minute for 100 classes.
+
+    Args:
+        side: of the axes, in inches.
+        names: the length of the longest class name, in inches.
+    """
     margin = names + 0.55  # below and to the left: the classes' names and the axis' own
     width, height = side + margin + 1.1, side + margin + 0.4
     figure = Figure(figsize=(width, height), dpi=100)
@@ -54,7 +61,7 @@ def _square_axes(side: float, names: float) -> tuple[Figure, Axes]:
 
 
 def _columns(label: str) -> float:
-    """Return about how wide a label is, in font sizes."""
+    """Return the approximate width of a label, as a multiple of the font size."""
     return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in label)
 
 
@@ -69,9 +76,8 @@ def _write_names(axes: Axes, labels: Sequence[str], font: FontProperties) -> Non
 
 
 def _write_counts(axes: Axes, counts_KK: np.ndarray, shares_KK: np.ndarray, font_size: float) -> None:
-    shrunk = font_size * min(
-        1.0, 4 / len(str(counts_KK.max()))
-    )  # five digits and more must stay in their cell
+    # Numbers of five digits and more must stay in their cells.
+    shrunk = font_size * min(1.0, 4 / len(str(counts_KK.max())))
     for row, column in np.argwhere(counts_KK > 0):
         color = "white" if shares_KK[row, column] > 0.5 else "black"
         count = str(counts_KK[row, column])
@@ -79,7 +85,7 @@ def _write_counts(axes: Axes, counts_KK: np.ndarray, shares_KK: np.ndarray, font
 
 
 def _drawable(class_names: Sequence[str]) -> tuple[list[str], FontProperties]:
-    """Return labels and the fonts that draw them; a name that no font here can draw becomes its number."""
+    """Return the labels and the fonts for them; a name that no installed font can draw becomes its number."""
     names = [_shortened(name) for name in class_names]
     characters = frozenset("".join(names))
     fonts = _upright_fonts()

@@ -1,4 +1,7 @@
-"""What a classifier is worth, from its probabilities."""
+"""Metrics of a classifier on a split, from its logits or probabilities.
+
+`harness/training/module.py` computes them after each epoch, `harness/training/evaluate.py` after training.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 
 def split_metrics(logits_NK: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    """Return every figure that is reported of a model's answers on a split: the loss and those below.
+    """Return every metric that is reported of a split: the loss, and those of `classification_metrics`.
 
     Args:
         logits_NK: (N, K), finite.
@@ -33,7 +36,8 @@ def classification_metrics(probabilities_NK: np.ndarray, labels_N: np.ndarray) -
     a ratio 0/0 counts as 0. The AUC runs over the classes that the labels hold; it is NaN if that is one.
 
     Args:
-        probabilities_NK: (N, K), any monotone score per class will do; ties go to the lower class.
+        probabilities_NK: (N, K), or any score that rises with the probability. Of equal scores of an image,
+            the class with the lower number is predicted.
         labels_N: (N,), integers in [0, K).
 
     Raises:
@@ -74,10 +78,11 @@ def per_class_table(
 
 
 def _macro_auc(scores_NK: np.ndarray, labels_N: np.ndarray) -> float:
-    """Return the mean over the classes that occur, each from the ranks of its scores (ties share theirs).
+    """Return the mean one-vs-rest AUC over the classes that occur, each from the ranks of its scores.
 
-    scikit-learn's `roc_auc_score` builds a curve for each class, which is slow to do after every epoch where
-    there are a thousand.
+    The AUC is the Mann-Whitney U statistic divided by the number of pairs; equal scores get their mean rank.
+    scikit-learn's `roc_auc_score` builds a curve for each class, which is slow after every epoch where there
+    are a thousand classes.
     """
     present, counts = np.unique(labels_N, return_counts=True)
     if len(present) < 2:

@@ -1,4 +1,7 @@
-"""A table of runs: as text that fits a terminal, as CSV, in Markdown."""
+"""`Comparison`: a table of runs, as text that fits a terminal, as CSV and as Markdown.
+
+`compare.py` fills it.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ from rich.table import Table
 
 from harness.errors import TrackingError
 
-Cell = str | float | None  # a float is a measurement, a string everything else; None was not recorded
+Cell = str | float | None  # a float is a number that can be compared; None: not recorded
 
 RUN, TRIAL, STATUS = "run", "trial", "status"
 BEST_EPOCH, MINUTES, TRAINABLE, RUN_ID = "best epoch", "minutes", "trainable", "run id"
 NUM_SHOWN = 50  # runs, on a terminal; the files hold all
-SHORT_ID = 8  # characters, where room is scarce; they stand for the run as long as no other begins so
+SHORT_ID = 8  # characters of a run's id where room is scarce; enough unless another id begins with them
 GAP = 2  # blanks between two columns
-MAX_CELL = 28  # characters of a cell in a table that has to fit; the files hold it in full
+MAX_CELL = 28  # characters of a cell where the width is limited; the files hold it whole
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Comparison:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    constant: int  # configuration columns left out because all runs agree
+    constant: int  # how many settings were left out because they are the same in all runs
     ranking: tuple[str, ...] = ()  # the columns, the most important first
     notes: tuple[str, ...] = ()  # which runs were taken, and which others may be meant
 

@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Options, exit codes and defaults that several commands share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_mlruns(command: argparse.ArgumentParser) -> None:
 
 
 def place_overrides(options: argparse.Namespace) -> list[str]:
-    """Return the places that were named by options as the overrides that they are short for."""
+    """Return the overrides for which the options `--mlruns` and `--storage` are short."""
     from harness.config.overrides import as_override_value
 
     places = {"tracking.dir": options.mlruns, "sweep.storage": getattr(options, "storage", None)}

@@ -1,4 +1,8 @@
-"""The command line: parse, call, print errors. Heavy modules are imported by the command that needs them."""
+"""The parser of every command, and the commands other than those about sweeps (`sweeps.py`).
+
+`harness/__main__.py` calls `main`. Each `run_…` function is one command: it turns options into arguments,
+calls the function that does the work, and prints the result.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,11 @@ AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 a mistake named in one line, 130 interrupted."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0 done, 2 a mistake, which was printed in one line, 130 interrupted.
+    """
     never_fail_to_print()
     try:
         options = parse(arguments)
@@ -37,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except BrokenPipeError:  # `harness compare | head`
+    # `harness compare | head`. Python writes to stdout once more when it ends, which would print a traceback.
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except KeyboardInterrupt:
@@ -47,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return what was typed; options and overrides may stand in any order, which argparse alone forbids."""
+    """Return the parsed command line; unlike argparse alone, it takes options and overrides in any order."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
@@ -58,7 +67,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of every command; it imports nothing heavy, so `--help` is instant."""
+    """Return the parser of every command."""
     parser = argparse.ArgumentParser(prog="harness", description=sys.modules["harness"].__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -174,7 +183,8 @@ def run_data(options: argparse.Namespace) -> int:
     if options.features:
         print(summarise_features(config.data, clear=options.clear))
         return EXIT_OK
-    data = config.data.model_copy(update={"batch_size": 1})  # a look at the images needs no batch
+    # No batches are made here, so a data set that is smaller than a batch can be described as well.
+    data = config.data.model_copy(update={"batch_size": 1})
     print(summarise(data, options.output, augment=config.augment))
     return EXIT_OK
 
@@ -209,7 +219,7 @@ def run_compare(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     from harness.export import export_run
 
-    with raising():  # a bundle is not left half made
+    with raising():  # so that the unfinished bundle is removed
         print(export_run(tracking_config(options), options.run_id, options.output, show=print))
     return EXIT_OK
 
@@ -225,7 +235,7 @@ def run_predict(options: argparse.Namespace) -> int:
 def run_ui(options: argparse.Namespace) -> int:
     from harness.tracking.ui import serve
 
-    with raising():  # its server ends first
+    with raising():  # so that the server is ended first
         return serve(tracking_config(options), options.port, assistant=options.assistant)
 
 

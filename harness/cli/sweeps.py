@@ -1,4 +1,8 @@
-"""The commands about sweeps: run one, look at one, work on one that runs elsewhere."""
+"""The commands `harness sweep` and `harness worker`.
+
+`main.py` adds them to its parser. The work is in `harness/search/sweep.py` and `worker.py`; the tables of
+`sweep list` and `--status` are in `harness/search/report/status.py`.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +81,7 @@ def _look_at_sweeps(options: argparse.Namespace) -> int:
 
 
 def _asked_for(words: Sequence[str]) -> tuple[str | None, str | None]:
-    """Return the name that was asked for, and the file: `make sweep` puts `sweep=FILE` before it."""
+    """Return the name of the sweep that was asked for, and its file, which `make sweep` gives."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     names = [word for word in words if "=" not in word]
     if len(names) > 1:

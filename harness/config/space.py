@@ -203,14 +203,16 @@ def _check_can_hold(subject: str, when: Condition, space: Mapping[str, Dimension
         given = values if isinstance(values, list) else [values]
         dimension = space.get(path)
         if isinstance(dimension, FloatRange):
-            raise ValueError(f"{subject} hangs on one value of {path}, a range of numbers: that never holds")
+            raise ValueError(
+                f"{subject} depends on one value of {path}, a range of numbers: that never holds"
+            )
         for value in given:
             if dimension is not None and not _contains(dimension, value):
                 hint = nearest(dimension, value)
-                raise ValueError(f"{subject} hangs on {path}={as_yaml(value)}, which can never hold{hint}")
+                raise ValueError(f"{subject} depends on {path}={as_yaml(value)}, which can never hold{hint}")
         possible[path] = [value for value in possible.get(path, given) if value in given]
         if not possible[path]:
-            raise ValueError(f"{subject} can never hold: no value of {path} suits all that it hangs on")
+            raise ValueError(f"{subject} can never hold: no value of {path} suits all that it depends on")
 
 
 def _demands(when: Condition, space: Mapping[str, Dimension]) -> Iterator[tuple[str, Scalar | list[Scalar]]]:

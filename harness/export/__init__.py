@@ -1,6 +1,13 @@
-"""From a finished run to a bundle that can be given away, and from a bundle to class names.
+"""`harness export` writes a bundle of a run's best checkpoint; `harness predict` classifies images with one.
 
-Importing this needs no torch, and neither does predicting; `export_run` imports it when it is called.
+    run.py                       finds the run and its validation images
+    bundle.py                    writes the bundle and checks it
+    onnx_graph.py, weights.py    its ONNX file and its weights
+    manifest.py, card.py         its `config.json` and its README.md
+    parity.py, checksums.py      the checks: same logits, unaltered files
+    predict.py, runners.py       classify images with a bundle
+
+Neither importing this package nor predicting needs torch; `export_run` imports it when it is called.
 """
 
 from harness.export.predict import Bundle, Prediction, Predictions, load_bundle, predict_files

@@ -1,7 +1,7 @@
-"""From a checkpoint to a verified bundle: weights, ONNX graph, configuration, model card, checksums.
+"""`export_checkpoint`: writes a bundle of a checkpoint: weights, ONNX graph, configuration, card, checksums.
 
-Everything is written beside the target under another name and moved there only when it is proven, so
-that a failed export leaves neither half a bundle nor one less.
+`run.py` calls it. The files are written to a folder beside the target, and checked there. Then the folder is
+renamed. A failed export leaves no half of a bundle, and an earlier bundle stays.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DECODE_RULE = (  # of harness.data.decoding.decode, in words
     "{ranges}, its shorter side resized to {size} pixels (Pillow, bicubic), its centre cropped"
 )
 PACKAGES = ("harness", "torch", "timm", "onnx", "onnxruntime", "safetensors", "numpy", "pillow")
-MACHINE_KEYS = ("dir", "cache_dir")  # of `data`: where files lay on one machine, nobody else's business
+MACHINE_KEYS = ("dir", "cache_dir")  # of `data`: folders of one machine, which a bundle does not disclose
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ExportResult:
     config: BundleConfig
 
     def __str__(self) -> str:
-        """Return what a person wants to read after an export: what, how exact, and what to type next."""
+        """Return the lines shown after an export: the files, how exact they are, and what to type next."""
         config, agreed = self.config, self.config.parity
         names = (manifest.WEIGHTS_FILE, manifest.ONNX_FILE)
         files = ", ".join(f"{name} {_megabytes(self.path / name)}" for name in names)
@@ -68,10 +68,12 @@ class ExportResult:
 def export_checkpoint(
     checkpoint_path: Path, output_dir: Path, *, name: str, val_images: ImageArrays, facts: RunFacts
 ) -> ExportResult:
-    """Write the bundle `output_dir/name`, replacing an earlier one only when the new one is proven.
+    """Write the bundle `output_dir/name`; it replaces an earlier one only after its checks have passed.
 
     Args:
-        val_images: what torch and ONNX Runtime are compared on; up to 256 of them.
+        name: of the bundle: letters, digits, '-', '_' and '.'.
+        val_images: torch and ONNX Runtime are compared on up to 256 of them.
+        facts: what is known of the run, for the configuration and the card.
 
     Raises:
         ExportError: the model cannot be exported, fails parity, or the target cannot be (over)written.
@@ -165,7 +167,7 @@ def _timm_section(classifier: ImageClassifier, checkpoint: Checkpoint) -> dict[s
 
 
 def _portable(training: dict[str, Any]) -> dict[str, Any]:
-    """Leave out of the training configuration where files lay: a bundle is made to be given away."""
+    """Return the training configuration without this machine's folders, as a bundle is given to others."""
     data = {key: value for key, value in training["data"].items() if key not in MACHINE_KEYS}
     return {key: value for key, value in training.items() if key != "tracking"} | {"data": data}
 
@@ -191,7 +193,7 @@ def _target(output_dir: Path, name: str) -> Path:
 
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
-    """A new folder beside the target, which is gone afterwards unless it became the target."""
+    """Yield a new folder beside the target; it is removed afterwards unless it was renamed to the target."""
     folder = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         folder.mkdir(parents=True)
@@ -209,7 +211,10 @@ def _staging(target: Path) -> Iterator[Path]:
 
 
 def _replace(folder: Path, target: Path) -> None:
-    """Move a finished bundle to its place; an earlier one is there until the moment before."""
+    """Rename a finished bundle to its target.
+
+    A folder cannot be renamed onto another, so an earlier bundle is moved away first, and back on failure.
+    """
     if not target.exists():
         folder.rename(target)
         return

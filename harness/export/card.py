@@ -1,4 +1,4 @@
-"""The model card (README.md of a bundle), generated from what is known and nothing else."""
+"""Renders a bundle's model card (its README.md) from its `config.json`; unknown facts are left out."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def render_card(config: BundleConfig) -> str:
 
 
 def describe_model(config: BundleConfig) -> str:
-    """Return the architecture in one word or two, as a person would name it."""
+    """Return the usual name of the architecture."""
     return config.model.name if config.model.kind == "timm" else config.model.kind
 
 
@@ -200,7 +200,7 @@ def _by_split(config: BundleConfig) -> dict[str, dict[str, float]]:
 
 
 def _monitor(config: BundleConfig) -> str:
-    """Return the metric that has decided about the run; it was always the accuracy once."""
+    """Return the metric by which the epoch was chosen; earlier versions had none but the accuracy."""
     monitor: dict[str, str] = config.training.get("trainer", {}).get("monitor", {})
     return monitor.get("metric", "val/accuracy")
 

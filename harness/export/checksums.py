@@ -1,4 +1,4 @@
-"""`SHA256SUMS` of a bundle, as `sha256sum --check` reads it."""
+"""Writes and verifies a bundle's `SHA256SUMS`, in the format of `sha256sum --check`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a bundle says about itself: `config.json`, checked when written and when read.
+"""`BundleConfig`: the schema of a bundle's `config.json`, checked when it is written and when it is read.
 
-This file is the contract between :mod:`harness.export.bundle`, which writes a bundle, and
-:mod:`harness.export.predict`, which needs neither torch nor the training code to use one.
+:mod:`harness.export.bundle` writes it; :mod:`harness.export.predict` reads it, and needs neither torch nor
+the training code for that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUMS_FILE = "SHA256SUMS"
 
 
 class GraphInput(Section):
-    """What goes into `model.onnx`: raw pixels, with a batch of any size."""
+    """The input of `model.onnx`: raw pixels, in batches of any size."""
 
     name: str = "images"
     dtype: Literal["uint8"] = "uint8"
@@ -39,7 +39,7 @@ class GraphInput(Section):
 
 
 class GraphOutput(Section):
-    """What comes out: one logit per class, in the order of `classes`; no softmax is applied."""
+    """The output of `model.onnx`: one logit per class, in the order of `classes`, without softmax."""
 
     name: str = "logits"
     dtype: Literal["float32"] = "float32"
@@ -50,9 +50,9 @@ class GraphOutput(Section):
 class Preprocessing(Section):
     """How a file becomes the graph's input, and what the graph does with that input."""
 
-    decode_size: int  # pixels: the training images' side; files are brought to it before the graph
-    decode_rule: str  # in words
-    # of files deeper than 8 bits: what becomes 0 … 255
+    decode_size: int  # pixels: the training images' side, to which the caller brings an image file
+    decode_rule: str  # how the caller does it, in words
+    # Of images deeper than 8 bits: the values that become 0 and 255.
     pixel_range: dict[PixelType, tuple[float, float]] = Field(default_factory=dict)
     image_size: int  # pixels: the graph resizes its input to this square
     interpolation: str
@@ -70,17 +70,16 @@ class DataFacts(Section):
 
 
 class RunFacts(Section):
-    """What the run store knows of the exported run; whatever is unknown stays out of the card."""
+    """What the run store knows of the exported run; the card omits what is None."""
 
     run_id: str | None = None
     sweep: str | None = None
     trial: int | None = None
-    num_trials: int | None = None  # complete and pruned trials, among which this one was chosen
+    num_trials: int | None = None  # complete and pruned trials, from which this one was chosen
     is_best_of_sweep: bool = False
-    test_readings: int | None = None  # of the test split, for the run or, of a trial, for its whole sweep
-    metrics: dict[str, float] = Field(
-        default_factory=dict
-    )  # val/… and, only if the run was evaluated on it, test/…
+    test_readings: int | None = None  # how often the test split was read for the run, or for a trial's sweep
+    # `val/…` and, if the run was evaluated on the test split, `test/…`.
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class ParityFacts(Section):
@@ -112,7 +111,8 @@ class BundleConfig(Section):
     parity: ParityFacts
     training: dict[str, Any]  # the run's whole configuration, as it was resolved
     versions: dict[str, str]
-    # What `timm.create_model("local-dir:<folder>", pretrained=True)` reads; None of networks that are ours.
+    # The keys that `timm.create_model("local-dir:<folder>", pretrained=True)` reads; None for our own
+    # networks.
     architecture: str | None = None
     num_classes: int | None = None
     label_names: tuple[str, ...] | None = None

@@ -1,4 +1,4 @@
-"""From an ImageClassifier to one self-contained ONNX file that takes raw uint8 pixels."""
+"""Exports an ImageClassifier as one self-contained ONNX file that takes raw uint8 pixels."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from harness.export.manifest import GraphInput, GraphOutput
 
 
 def export_onnx(classifier: nn.Module, path: Path, graph_input: GraphInput) -> None:
-    """Write the classifier, its resizing and normalisation included, for batches of any size.
+    """Write the classifier with its resizing and normalisation, for batches of any size.
 
-    The image size is fixed: it is the one that the model was trained and measured with, and the crop that
-    `Preprocess` derives from other sizes cannot be traced by torch.export.
+    The image size is fixed to the one of training: torch.export cannot trace the crop that `Preprocess`
+    derives from the size of its input.
 
     Args:
-        classifier: on the CPU; put into evaluation mode here, since torch exports training mode silently.
+        classifier: on the CPU; it is put into evaluation mode, since torch exports training mode silently.
+        path: of the ONNX file.
+        graph_input: the name of the input, and its height and width.
 
     Raises:
         ExportError: torch cannot express this model in ONNX.
     """
     classifier.eval()
-    # Two images, since torch.export would take a batch of one for a constant.
+    # Two images: from a batch of one, torch.export would conclude that the batch size is the constant 1.
     example = torch.zeros(2, 3, graph_input.height, graph_input.width, dtype=torch.uint8)
     try:
         with _quiet(), torch.no_grad():
@@ -43,7 +45,7 @@ def export_onnx(classifier: nn.Module, path: Path, graph_input: GraphInput) -> N
             )
             assert program is not None
             program.save(path, external_data=False)
-    except Exception as error:  # whatever torch.export meets in a model of timm's hundreds
+    except Exception as error:  # of any class: timm has hundreds of models, torch.export many errors
         raise ExportError(
             f"this model cannot be exported to ONNX ({_cause(error)}): choose another"
         ) from error
@@ -58,7 +60,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporter says about its own internals: a failure still raises."""
+    """Silence the exporter's messages about its internals; a failure still raises."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Proof that the exported files compute what the trained model computes, on real images."""
+"""Checks that the exported files give the trained model's logits, on real validation images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from harness.export.manifest import ParityFacts
 from harness.export.runners import Runner
 
 NUM_IMAGES = 256
-BATCH_SIZES = (1, 2, 7, 32, 64)  # cycled until every image was used
-RELATIVE_TOLERANCE = 1e-4  # of the largest logit: rounding stays far below it, a wrong graph far above
+BATCH_SIZES = (1, 2, 7, 32, 64)  # one after the other, repeated until every image was used
+RELATIVE_TOLERANCE = 1e-4  # of the largest logit: rounding causes far less, a wrong graph far more
 
 
 def choose_images(split: ImageArrays) -> NDArray[np.uint8]:
@@ -25,6 +25,9 @@ def choose_images(split: ImageArrays) -> NDArray[np.uint8]:
 
 def check_parity(reference: Runner, exported: Runner, images_NCHW: NDArray[np.uint8]) -> ParityFacts:
     """Compare the logits of every image, in batches of several sizes.
+
+    Args:
+        images_NCHW: uint8, (N, 3, H, W).
 
     Raises:
         ExportError: the logits differ by more than the tolerance, or are not finite.
@@ -39,7 +42,7 @@ def check_parity(reference: Runner, exported: Runner, images_NCHW: NDArray[np.ui
     difference = float(np.abs(expected_NK - actual_NK).max())
     tolerance = RELATIVE_TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))
     agreement = float((expected_NK.argmax(1) == actual_NK.argmax(1)).mean())
-    if not difference <= tolerance:  # so written, NaN fails too
+    if not difference <= tolerance:  # not `difference > tolerance`, which NaN would pass
         raise ExportError(
             f"torch and ONNX Runtime disagree on {len(expected_NK)} validation images: logits differ by up to"
             f" {difference:.3g} (allowed {tolerance:.3g}), top-1 agreement {agreement:.2%}; "
@@ -55,7 +58,7 @@ def check_parity(reference: Runner, exported: Runner, images_NCHW: NDArray[np.ui
 
 
 def check_identical(reference: Runner, reloaded: Runner, images_NCHW: NDArray[np.uint8]) -> None:
-    """Check that the weights that were written and read again give the same logits, bit for bit.
+    """Check that the weights, written and read again, give the same logits, bit for bit.
 
     Raises:
         ExportError: any logit differs.

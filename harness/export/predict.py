@@ -1,4 +1,7 @@
-"""Class names for image files, from a bundle alone: ONNX Runtime, numpy and Pillow, no torch."""
+"""`predict_files`: classifies image files with a bundle alone, by ONNX Runtime, numpy and Pillow.
+
+`harness predict` and `harness.api` call it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one file: its likeliest classes, or why there are none."""
+    """The likeliest classes of one file, or why it could not be read."""
 
     file: Path
     classes: tuple[tuple[str, float], ...] = ()  # (name, probability), likeliest first
@@ -47,7 +50,7 @@ class Prediction:
 class Predictions(list[Prediction]):
     """One prediction per file, in the order of the files; prints as a table."""
 
-    passed_over: tuple[PassedOver, ...] = ()  # of the folders among them
+    passed_over: tuple[PassedOver, ...] = ()  # files in the given folders that are no images
 
     @property
     def failed(self) -> bool:
@@ -74,10 +77,11 @@ def load_bundle(bundle_dir: str | Path) -> Bundle:
 
 
 def predict_files(bundle_dir: str | Path, files: Sequence[str | Path], *, top_k: int = 3) -> Predictions:
-    """Classify image files of any mode and size; a file that cannot be read gets its error, the rest a class.
+    """Classify image files of any mode and size; a prediction of a file that cannot be read holds its error.
 
     Args:
-        files: a folder stands for the images in it and below.
+        files: image files, and folders, which stand for the images in them and below.
+        top_k: how many classes each prediction names.
 
     Returns:
         One prediction per file, in their order.
@@ -129,7 +133,7 @@ def _decode(path: Path, size: int, pixel_range: PixelRange) -> NDArray[np.uint8]
         return decode_image(path, size, pixel_range)
     except FileNotFoundError:
         return "no such file"
-    except Exception as error:  # whatever Pillow's decoders raise at damage
+    except Exception as error:  # of any class: Pillow's decoders raise many at a damaged file
         return first_line(error)
 
 

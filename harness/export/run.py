@@ -1,6 +1,7 @@
-"""From the run store to a bundle: which checkpoint, on which images it is proven, what is known of it.
+"""`export_run`: exports a run of the run store, with its validation images and its recorded metrics.
 
-The heavy imports are inside, so that `harness.export` stays cheap for those who only predict.
+`harness export` and `harness.api` call it; `bundle.py` writes the bundle. Torch is imported in the functions,
+as `harness.export` must not need it for predicting.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def export_run(
 
     Args:
         run: id, prefix of an id, or name; None for the best trial of the sweep that ran last.
-        show: told which run is taken, and why, before the work begins.
+        show: called before the work begins, with a line that says which run is taken and why.
 
     Raises:
         TrackingError: there is no such run, or it kept no checkpoint.
-        DataError: the images it was validated on are not there any more.
-        ExportError: they are other images now, or the bundle fails its proof.
+        DataError: its validation images are gone.
+        ExportError: the images have changed since, or the exported model does not give the same answers.
     """
     from harness.export.bundle import export_checkpoint, slug
     from harness.tracking.choice import choose
@@ -53,7 +54,7 @@ def export_run(
 
 
 def _facts(choice: ChosenRun) -> RunFacts:
-    """Collect what is recorded of the run, and what its sweep's parent keeps of it: the test result."""
+    """Collect the run's metrics; the test metrics of a sweep's best trial stand in the sweep's parent run."""
     from harness.tracking import names
     from harness.tracking.readings import count_readings
 

@@ -1,4 +1,4 @@
-"""A bundle's two runtimes behind one shape: a function from uint8 images to logits, in numpy."""
+"""A model in torch or in ONNX Runtime as the same kind of function: numpy uint8 images to numpy logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle's weights as a torch model again."""
+"""Writes a bundle's weights, and builds the torch model from them again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from harness.models import ImageClassifier, build_model
 def save_weights(state_dict: dict[str, torch.Tensor], path: Path) -> None:
     """Write a state dict as safetensors; tensors that share memory are written once each."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
-    path.write_bytes(save(tensors))  # safetensors' own save_file leaves a file that only its owner can read
+    # Not safetensors' save_file: the file that it leaves can be read by its owner only.
+    path.write_bytes(save(tensors))
 
 
 def load_classifier(bundle_dir: str | Path) -> ImageClassifier:
