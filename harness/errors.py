@@ -1,4 +1,4 @@
-"""What can go wrong, drawn once.
+"""Every error that the harness raises on purpose, and how errors are put in one line.
 
 HarnessError                 a user's mistake or a fault of the world: one clear line, exit code 2
 ├── ConfigError              a key, group, value or combination of values that makes no sense
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from harness.credentials import shown
 
@@ -102,6 +102,13 @@ class ExportError(HarnessError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, without passwords, or its type where it has none."""
     return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, then the error that it was raised from or while handling, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def type_and_first_line(error: BaseException) -> str:

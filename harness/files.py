@@ -1,4 +1,4 @@
-"""Helpers for files that every layer shares: atomic writes, SHA-256, free space, rows as CSV.
+"""Helpers for files that every layer shares: atomic writes, new databases, SHA-256, free space, CSV.
 
 `harness.tracking`, `harness.training`, `harness.export` and `harness.search` call them. Checkpoints have a
 writer of their own, in `harness.training.checkpoint_io`, which also survives a power cut.

@@ -1,4 +1,4 @@
-"""From `configs/` and command-line overrides to a validated configuration, with where each value came from.
+"""Composes `configs/` and overrides into a validated configuration, and traces the origin of each value.
 
 Hydra composes (groups, defaults lists, override grammar); pydantic validates. No Hydra state outlives a call.
 """
@@ -30,10 +30,10 @@ TRIAL_OVERRIDES = ("evaluate_test=false",)  # of every trial: selection sees the
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep as asked for: its configuration, the run it starts from, and the overrides that made both.
+    """A sweep's validated configuration: its section `sweep`, the run it starts from, and the overrides.
 
-    An arm is one choice of config files (groups) with the rules that then hold. Hydra composes each arm once;
-    a trial is its arm with the trial's other values put in place, which spares it most of what Hydra costs.
+    An arm is one choice of config files (groups) with the rules that then hold. Hydra composes each arm once.
+    A trial's configuration is its arm with the trial's other values set, which is much faster than Hydra.
 
     Args:
         sweep: The section `sweep`: space, rules, objective, budget.
@@ -196,7 +196,7 @@ def _searched(section: Any) -> set[str]:
 def _base_values(
     values: Mapping[str, Any], paths: set[str], overrides: Sequence[str], config_dir: Path
 ) -> dict[str, Any]:
-    """Return the one value that paths have which the command line took out of the space."""
+    """Return the values of the paths that the command line fixed, which took them out of the space."""
     if not paths:
         return {}
     known = defaults_list("sweep", overrides, config_dir).overrides.known_choices

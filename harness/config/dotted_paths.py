@@ -1,7 +1,8 @@
-"""What the schema allows at a dotted path such as `optim.momentum`.
+"""Looks up what the schema allows at a dotted path such as `optim.momentum`.
 
-A section can be of several kinds (`optim` is sgd, adam, …); a path counts where any of them has it. Used for
-error messages, and to know whether a value on the command line is meant as text.
+A section can be of several kinds (`optim` is sgd, adam, …); a path is known if any kind has it.
+`overrides.py` and `validation.py` use it, for error messages and to know whether a value on the command line
+is a text.
 """
 
 from __future__ import annotations

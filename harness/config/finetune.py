@@ -1,4 +1,4 @@
-"""The finetuning policies: which tensors train, at what rate, and what of the frozen part can be kept.
+"""The finetuning policies: which tensors train, at what rate, and whether the frozen part can be cached.
 
 A policy is one class here and one file in `configs/finetune/`. The schema takes every class below that has a
 `kind`; `harness.models.freezing` hands a policy the names of a network's tensors and applies its choice.
@@ -40,12 +40,14 @@ class Trainable:
 
 
 class FinetunePolicy(Section):
-    """What the harness asks of every policy."""
+    """The interface of a finetuning policy."""
 
     kind: str
-    step_cost: ClassVar[int]  # of a training step, compared with the other policies: the dearest is measured
-    freezes: ClassVar[bool] = True  # then a network of random weights is refused
-    trains: ClassVar[str]  # for people
+    # The rank of a training step by cost among the policies. Of those that a sweep searches, the most
+    # expensive one is measured when `sweep.slots=auto` is resolved.
+    step_cost: ClassVar[int]
+    freezes: ClassVar[bool] = True  # a policy that freezes refuses a network with random weights
+    trains: ClassVar[str]  # what it trains, in words, for messages
 
     @property
     def backbone_rate(self) -> float:
@@ -62,13 +64,13 @@ class FinetunePolicy(Section):
 
 
 class FrozenBackbone(FinetunePolicy):
-    """What a policy has whose frozen part runs before anything that trains: it need only run once."""
+    """A policy whose frozen part runs before every part that trains, so its activations can be cached."""
 
-    # Keep what the frozen part computes, in data.cache_dir, where that changes nothing but time: without
-    # augmentation, and with a flip alone, whose two views are kept.
+    # Cache the activations of the frozen part in data.cache_dir where the training stays the same: without
+    # augmentation, and with flips alone, of which both views are cached.
     cache_features: bool = True
-    # With other augmentation: so many views of each training image, the image itself first, are kept and
-    # shown in turn, in place of new draws in every epoch. None = new draws, and nothing is kept.
+    # With other augmentation: cache so many views of each training image, the first of which is the image
+    # itself, and show them in turn instead of new draws in every epoch. None = new draws, no cache.
     feature_views: Annotated[int, Field(ge=1)] | None = None
 
     @property

@@ -1,7 +1,7 @@
-"""The only file that calls Hydra: overrides are checked before, its errors become one line, no state stays.
+"""The only file that calls Hydra; `compose.py` calls its functions.
 
-Hydra keeps global state while it is open; each function here opens it and closes it again. `compose.py` calls
-them.
+Hydra keeps global state while it is open, so each function opens it and closes it again. Overrides are
+checked before Hydra sees them, and its errors become a ConfigError of one line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a sweep's trials may cost, and whether a cost is to be optimised beside the metric."""
+"""Costs of a trial in a sweep's configuration: constraints on them, and a cost as the second objective."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal, get_args
 from harness.config.base import Section
 from harness.errors import did_you_mean
 
-# Measured of every run (harness.training.costs): all parameters; one image at a time, on the run's device and
-# in its precision; the epochs, with their validation.
+# harness.training.costs measures them in every run: the number of all parameters; the time of a prediction
+# for one image, on the run's device and in its precision; the time of all epochs with their validation.
 Cost = Literal["params_millions", "latency_ms", "train_seconds"]
 COSTS: tuple[str, ...] = get_args(Cost)
 
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*", re.IGNORECASE)
-SMALLEST_BOUND = 1e-9  # what an excess is measured against where the bound is 0
+SMALLEST_BOUND = 1e-9  # the divisor of an excess where the bound is 0
 
 
 class SecondObjective(Section):

@@ -73,12 +73,12 @@ class FolderData(BaseData):
     include: Patterns = ()  # glob patterns of names, or of paths below `dir`; empty: every image
     exclude: Patterns = ()  # likewise, of files and folders that are left out
     decode_size: Annotated[int, Field(ge=8, le=1024)] = 224  # pixels; shorter side resized, centre cropped
-    # That becomes 0 … 255; what is missing is measured.
+    # The values that become 0 and 255; for a type that is missing here, they are measured.
     pixel_range: dict[PixelType, Annotated[tuple[float, float], Field(strict=False)]] = Field(
         default_factory=dict
     )
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
-    max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the memory; beyond it, files are read anew
+    max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the memory; larger sets stay in their files
     num_workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes that then decode; 0 = the run's own
 
     @field_validator("pixel_range")

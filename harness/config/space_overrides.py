@@ -1,4 +1,4 @@
-"""What the command line does to a sweep's space; `compose_sweep` applies both functions.
+"""Applies the command line's overrides to a sweep's space; `compose_sweep` calls both functions.
 
 edit_space      sweep.space.optim.lr.high=0.1   changes, adds or removes a dimension
 without_fixed   optim.lr=0.001                  fixes a searched path, which then leaves the space

@@ -1,4 +1,4 @@
-"""What a data set holds, for people: counts, statistics, digest and a look at the images themselves."""
+"""`harness data`: describes a data set by counts, statistics and digest, and draws samples of its images."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from harness.errors import first_line
+from harness.errors import causes, first_line
 from harness.tracking.logged_model import delete_models, log_checkpoint
 from harness.tracking.moved import found_path
 from harness.tracking.spool import Operation, Spool
@@ -79,20 +79,13 @@ def is_refusal(error: BaseException) -> bool:
 
     Such an operation must not be tried again: it would hold back every later one.
     """
-    causes = list(_causes(error))
     # No database takes such a text or number. MLflow wraps the database's error in one of its own, whose code
     # says only "internal error".
-    if any(isinstance(cause, UnicodeEncodeError | DataError) for cause in causes):
+    if any(isinstance(cause, UnicodeEncodeError | DataError) for cause in causes(error)):
         return True
     if isinstance(error, MlflowException):
         return error.error_code in REFUSALS
     return not isinstance(error, STORE_ERRORS)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _halves(operation: Operation) -> list[Operation]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, causes
 from harness.files import atomic_write
 from harness.signals import held_back, leave_at_once
 
@@ -242,12 +242,7 @@ def _join() -> None:
 
 def _keep(error: Exception, path: Path) -> None:
     """Leave an exception for the launcher, with what it was raised from, which pickle would drop."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        chain.append(_sendable(cause))
-        cause = cause.__cause__ or cause.__context__
-    atomic_write(path, pickle.dumps(chain))
+    atomic_write(path, pickle.dumps([_sendable(cause) for cause in causes(error)]))
 
 
 def _sendable(error: BaseException) -> BaseException:

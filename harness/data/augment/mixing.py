@@ -1,7 +1,7 @@
-"""Mixup and cutmix: each image of a batch blended with, or partly covered by, another one, labels alike.
+"""Mixup and cutmix: each image of a batch is blended with, or partly covered by, another; so are the labels.
 
-Applied after all other augmentation. The draws are a few numbers per image and are made on the host: the
-same on every device, of which some cannot draw from a Beta distribution.
+They are applied after all other augmentation. The draws are a few numbers per image. They are made on the
+host, so they are the same on every device; some devices cannot draw from a Beta distribution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.data.augment.transforms import box_mask
 
 @dataclass(frozen=True)
 class MixDraws:
-    """What is mixed into each image of a batch.
+    """The draws for one batch: the partner of each image, and how they are mixed.
 
     Args:
         partners: int64 (B,), a permutation: the image from whose place the other pixels come.

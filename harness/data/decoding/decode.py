@@ -1,4 +1,4 @@
-"""One image file of any format, mode, depth and size, as a square of 8-bit RGB."""
+"""Decodes one image file of any format, mode, depth and size to a square of 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from harness.data.decoding.pixels import PixelRange, ValueRange, to_rgb, value_r
 # Of what Pillow knows, these hold no pixels that it can decode, or start another program (EPS).
 NO_IMAGES = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
 LARGEST_IMAGE = 100_000_000  # pixels; a small file can claim billions
-MAGIC_BYTES = 16  # that Pillow's formats are told by
+MAGIC_BYTES = 16  # at the start of a file, by which Pillow recognises its format
 NO_RANGE: PixelRange = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What has to be known of a file before all of a data set can be decoded alike."""
+    """Facts about one file that must be known of every file before the data set is decoded."""
 
     value_range: ValueRange | None  # None: 8 bits
-    has_frames: bool  # more than the one that is taken
+    has_frames: bool  # the file holds several frames, of which the first is decoded
 
 
 def decode_image(path: Path, size: int, pixel_range: PixelRange = NO_RANGE) -> np.ndarray:

@@ -120,7 +120,7 @@ def decode_files(root: Path, paths: list[str], size: int, pixel_range: PixelRang
 
 
 class _Decoder:
-    """All that a worker is given; the paths of each batch are sent to it."""
+    """The data set that each worker holds; the paths of each batch are sent to it."""
 
     def __init__(self, root: Path, size: int, pixel_range: PixelRange) -> None:
         self.root = root

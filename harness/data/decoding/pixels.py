@@ -1,4 +1,4 @@
-"""What the pixels of each type mean: the one rule by which they become 8-bit RGB.
+"""The rule by which pixels of each type become 8-bit RGB.
 
 =============================  =======================================================================
 pixels                         become
@@ -46,7 +46,7 @@ OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"
 
 @dataclass(frozen=True)
 class ValueRange:
-    """Between which finite values the pixels of one type lie.
+    """The range of the finite pixels of one type.
 
     Args:
         steps: `NUM_STEPS` quantiles of them, to see what scaling leaves of their differences.
@@ -61,7 +61,7 @@ class ValueRange:
 
 
 class DeepPixels(NamedTuple):
-    """What 8 bits do not hold: values (H, W) or (H, W, 3), and alpha of 16 bits."""
+    """Pixels of more than 8 bits: values (H, W) or (H, W, 3), and alpha of 16 bits."""
 
     type: PixelType
     values: np.ndarray
@@ -69,7 +69,7 @@ class DeepPixels(NamedTuple):
 
 
 def value_range_of(image: Image.Image) -> ValueRange | None:
-    """Return where an opened file's values lie; None where 8 bits hold them, so that nothing is to decide."""
+    """Return the range of an opened file's values; None for pixels of 8 bits, which need no scaling."""
     deep = _deep_pixels(image)
     return None if deep is None else _value_range(deep)
 
@@ -106,7 +106,7 @@ def _range_by_rule(kind: PixelType, low: float, high: float) -> tuple[float, flo
 
 
 def is_squeezed(value_range: ValueRange, low: float, high: float) -> bool:
-    """Tell whether scaling this range makes one level of what differs: a dark, a white or a flat image."""
+    """Return whether scaling this range gives different values one level: a dark, white or flat image."""
     before, after = (
         len(set(values)) for values in (value_range.steps, _scale(np.array(value_range.steps), low, high))
     )

@@ -1,4 +1,4 @@
-"""Where images come from: one module per data set, each with a `load` that returns a decoded set.
+"""The data sets: one module for each, with a function `load` that returns a decoded set.
 
     cifar10.py   verified by content; cifar10_files.py reads its formats, cifar10_download.py fetches it
     digits.py    scikit-learn's digits

@@ -1,4 +1,7 @@
-"""Fetch CIFAR-10 from its own site, else from the hub; into place only once it is read and verified."""
+"""Downloads CIFAR-10 from its own site, else from the hub.
+
+`cifar10.py` calls `download`. A copy is moved into the data folder only after it has been read and verified.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def download(data_dir: Path, read: Callable[[Copy], Content]) -> tuple[Copy, Content]:
-    """Download a copy into `data_dir` and return it with what `read` made of it.
+    """Download a copy into `data_dir`; return it with the result of `read`.
 
     Args:
         read: Reads and verifies a copy; one that it refuses (DataError) is not kept.

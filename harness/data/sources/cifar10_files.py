@@ -1,4 +1,4 @@
-"""Read CIFAR-10 in the forms that it is handed around in: the hub's parquet, the batches, their archive.
+"""Reads CIFAR-10 in each of its published forms: the hub's parquet, the batches, their archive.
 
 The batches are pickles; they are read by an unpickler that can build arrays and nothing else.
 """

@@ -1,10 +1,11 @@
-"""What a folder's layout means: which images are of which class, and of which split if the tree says so.
+"""Reads a folder's layout: the class of each image, and its split if the tree gives one.
 
     CLASS/…                     split by us
     SPLIT/CLASS/…               split as given; the spellings of a split's name are in `SPELLINGS`
     WRAPPER/…                   a single folder around either, as zip files have it, is seen through
 
-Below a class folder any depth will do. What could be meant in two ways is refused with what was seen.
+Below a class folder, images may lie at any depth. A tree that can be understood in two ways is refused with a
+message that says what was found.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def scan(
 ) -> tuple[Folder, list[PassedOver]]:
     """Return the tree below a folder, and what is passed over in it.
 
-    A link to a folder is followed, unless it leads back to where it lies; below such a link no other is that
-    leads into the tree or to where that link has led already, so that no chain of links is endless.
+    Links to folders are followed, except where that could go on for ever: a link to a folder that it lies in,
+    and, below a followed link, another link into the tree or to the place where that link led.
 
     Raises:
         DataError: If a folder cannot be read.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from typing import Literal
 
 from harness.errors import (
@@ -14,6 +13,7 @@ from harness.errors import (
     ImageSizeError,
     StorageError,
     TrackingError,
+    causes,
     type_and_first_line,
 )
 
@@ -50,14 +50,14 @@ def judge(error: Exception) -> tuple[Verdict, str]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, of the device or of the host."""
-    return any(_says_out_of_memory(cause) for cause in _causes(error))
+    return any(_says_out_of_memory(cause) for cause in causes(error))
 
 
 def is_lost_worker(error: BaseException) -> bool:
     """Return whether a process that loads data has died."""
     return any(
         "DataLoader worker" in str(cause) and any(text in str(cause) for text in LOST_WORKER_TEXTS)
-        for cause in _causes(error)
+        for cause in causes(error)
     )
 
 
@@ -67,11 +67,3 @@ def _says_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what it was raised from; Lightning and the DataLoader wrap some."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
