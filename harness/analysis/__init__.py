@@ -1,5 +1,7 @@
 """Results: metrics of a split, figures of them, and tables of runs.
 
-metrics.py, figures.py   called after training and evaluation (`harness/training/evaluate.py`)
-compare.py, table.py     `harness compare`: the rows and columns, and their layout
+    metrics.py, figures.py   called after each epoch and after training (`harness/training/evaluate.py`)
+    compare.py, table.py     `harness compare`: the rows and columns, and their layout
+
+`compare.py` reads recorded runs and so lies above `harness.training`; the other three lie below it.
 """
