@@ -1,7 +1,8 @@
-"""A run's training step on made-up images: how fast it is and what memory it takes, without its data.
+"""Measures the speed and the memory of a run's training step, on random images.
 
-What is left out: Lightning's own 0.3 ms a step, validation, checkpoints, and cached features: a frozen part
-runs forward each time, as it does when its features are computed.
+`harness.search.coordinator.measure_slots` runs several of these at a time to find how many trials fit on a
+CPU. Lightning's own 0.3 ms a step, validation, checkpoints and cached features are not measured: a frozen
+part runs forward in every step, as it does while its features are computed.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.train import model_facts
 
-TINY_BATCH, SMALL_BATCH = 2, 16  # images, to learn how time and memory grow with the batch
-LONGEST_STEP_S = 0.5  # a batch that would take longer is cut: images a second hardly change
+TINY_BATCH, SMALL_BATCH = 2, 16  # images; two sizes, to see how time and memory grow with the batch
+LONGEST_STEP_S = 0.5  # a slower batch is made smaller: images per second hardly change
 
 
 class StepBenchmark:
-    """A run that learns nothing, ready to be timed once it is made.
+    """The training step of a run on random images, warmed up and ready to be timed.
+
+    `memory` is what the whole batch would take, in bytes.
 
     Args:
         image_size: height and width of the data set's images, in pixels.
@@ -47,11 +50,11 @@ class StepBenchmark:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """Find a batch that is quick enough, and what the whole batch would take of the memory."""
+        """Find the largest batch that is quick enough, and extrapolate its memory to the whole batch."""
         wanted = self._config.data.batch_size
         tiny, self.batch_size = min(TINY_BATCH, wanted), min(SMALL_BATCH, wanted)
         self._step(tiny)
-        before = _own_memory()  # with gradients and what the optimiser keeps
+        before = _own_memory()  # after a step: gradients and the optimiser's state are allocated
         seconds = self._step(self.batch_size)
         while self.batch_size < wanted and 2 * seconds < LONGEST_STEP_S:
             self.batch_size = min(2 * self.batch_size, wanted)
@@ -61,11 +64,11 @@ class StepBenchmark:
         self.memory = after + per_image * (wanted - self.batch_size)  # bytes
 
     def time_steps(self, seconds: float) -> tuple[float, float]:
-        """Train for so long, and one step at least.
+        """Train for this many seconds, and for one step at least.
 
         Returns:
-            Images a second, and the share of the time that this thread had a core: all of it, unless other
-            processes want the cores, too.
+            Images per second, and the fraction of the time that this thread had a core: 1 unless other
+            processes compete for the cores.
         """
         started, worked, num_images = time.perf_counter(), time.thread_time(), 0
         for index in itertools.count():
@@ -81,7 +84,7 @@ class StepBenchmark:
         images = torch.from_numpy(self._splits.train.gather(slice(batch_size))).permute(0, 3, 1, 2)
         labels = torch.from_numpy(self._splits.train.labels[:batch_size])
         images, labels = images.to(self._machine.device), labels.to(self._machine.device)
-        # The first of an epoch: alternating flips know no others, as the epoch is one batch long.
+        # Position 0 each time: alternating flips are laid out for the epoch's one batch.
         batch = self._data.mix(self._data.augment(images, index, 0), labels, index, 0)
         with self._machine.autocast():
             loss = self._module.training_step(batch, index)
@@ -109,5 +112,5 @@ def _made_up(image_size: tuple[int, int], num_classes: int, count: int) -> Image
 
 
 def _own_memory() -> int:
-    """Return the bytes that this process alone holds: what a fork shares with its server is there once."""
+    """Return the bytes of this process alone, without the memory shared with the server of forks."""
     return int(psutil.Process().memory_full_info().uss)

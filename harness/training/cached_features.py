@@ -1,7 +1,9 @@
-"""A frozen backbone is run once per image and view; after that only what trains runs.
+"""Computes the activations of a frozen backbone once per image and view, so that only the rest runs in
+training.
 
-What the frozen part computes is kept on disk (`harness.data.features`) and entered into the network where the
-first trainable module starts (`harness.models.trunk`). When that is done: `harness.training.image_views`.
+`train.py` calls `load_or_compute_features`. `image_views.py` decides whether that is allowed,
+`harness.models.trunk` finds where the frozen part ends, and `harness.data.features` keeps the activations on
+disk.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ from harness.training.collectives import current_ranks
 from harness.training.image_views import count_views, is_exhaustive, is_flip_alone, needs_images
 from harness.training.machine import Machine
 
-SHARED_DEPTHS = (0, 1, 2, 3)  # one pass keeps what the linear probe and the shallowest partial trials need
-PROBED_IMAGES = 2  # to see the network run
-BATCH = 128
-LARGEST_HALF = 1e4  # where a few images have activations beyond it, halves are not tried: they end at 65,504
-LIBRARIES = ("torch", "timm")  # other versions may compute other bits
+SHARED_DEPTHS = (0, 1, 2, 3)  # in one entry, for the probe and the shallowest partial runs
+PROBED_IMAGES = 2  # on which the network is watched to find the boundaries
+BATCH = 128  # images in a forward pass; fixed, as another size may round otherwise
+LARGEST_HALF = 1e4  # float16 ends at 65,504; if the probed images exceed this, it is not tried
+LIBRARIES = ("torch", "timm")  # whose versions are part of an entry's name: others may compute other bits
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +52,17 @@ def load_or_compute_features(
     machine: Machine,
     stop_requested: Callable[[], bool] | None = None,
 ) -> FeatureDataModule | None:
-    """Return activations in place of images, and have the classifier enter there; None where images must do.
+    """Return cached activations and set the classifier to take them; None if the run has to train on images.
+
+    Missing activations are computed here. Ranks divide that work as independent processes do, through the
+    entry's locks, and all return alike: either all train on activations, or none does.
 
     Args:
-        images: what is trained on otherwise.
-
-    Ranks that train together share the work as any processes do, and end alike.
+        images: the data module of the images; used if the result is None.
+        stop_requested: called between chunks of rows.
 
     Raises:
-        Interrupted: it was asked to stop; what was computed stays.
+        Interrupted: `stop_requested` returned True on some rank; the rows computed so far stay on disk.
     """
     ranks = current_ranks()
     data, is_interrupted = None, False
@@ -66,8 +70,10 @@ def load_or_compute_features(
         data = _own_data(classifier, images, config, machine, stop_requested)
     except Interrupted:
         is_interrupted = True
+    # Every rank gets here, whatever happened to it: a rank that raised before would leave the others waiting.
     if ranks.any(is_interrupted):
         raise Interrupted
+    # One rank without activations (a full disk, say) is enough: the ranks' batches must stay alike.
     if ranks.any(data is None):
         classifier.enter_at_pixels()
         return None
@@ -93,6 +99,7 @@ def _own_data(
     if reason is None:
         assert num_views is not None
         plan = _Plan(classifier, images.splits, config, machine, num_views)
+        # As in training, where the memory format decides about the last bits.
         classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         rows = plan.rows(finetune.trained_depth, stop_requested or (lambda: False))
         if rows is not None:
@@ -107,13 +114,14 @@ def _own_data(
                 rank_info=images.rank_info,
             )
         reason = plan.reason
+    # Views that were asked for and are not used are a warning, an optimisation that does not apply is not.
     is_asked_for = finetune.feature_views is not None and not is_exhaustive(config.augment)
     log.log(logging.WARNING if is_asked_for else logging.INFO, "features: not cached, %s", reason)
     return None
 
 
 def _flips(images: ImageDataModule, machine: Machine) -> Callable[[int], np.ndarray]:
-    """Return what says which images an epoch mirrors: those that it would without the cache."""
+    """Return the function from an epoch to its views, (N,) 0 or 1: those that a run on images would draw."""
     return lambda epoch: images.flips(epoch, machine.device).astype(np.int64)
 
 
@@ -123,25 +131,33 @@ def _array_name(depth: int) -> str:
 
 @dataclass
 class _Plan:
-    """What is cached for a run, and how it is computed."""
+    """The activations of one run: which cache entry holds them, and how its rows are computed.
+
+    Rows are ordered by view, then by image, training before validation: with N training images and V views,
+    row v * N + i is view v of training image i, and the rows from V * N on are the validation images.
+    """
 
     classifier: ImageClassifier
     splits: ImageSplits
     config: RunConfig
     machine: Machine
     num_views: int
-    reason: str = ""  # why it is not cached
+    reason: str = ""  # for people: why nothing is cached
 
     def __post_init__(self) -> None:
         self.num_rows = self.num_views * len(self.splits.train) + len(self.splits.val)
         self._augment = BatchAugment(self.config.augment)
 
     def rows(self, depth: int, stop_requested: Callable[[], bool]) -> np.ndarray | None:
-        """Return the activations at a depth, and have the classifier enter there; None with a `reason`.
+        """Return the activations at a depth, and set the classifier to take them; None sets `reason`.
+
+        Returns:
+            All rows, float16 or float32, memory-mapped.
 
         Raises:
-            Interrupted: it was asked to stop; what was computed stays.
+            Interrupted: `stop_requested` returned True; the rows computed so far stay on disk.
         """
+        # In float16 first. One row beyond its range starts everything anew in float32, in another entry.
         for half in (True, False):
             started = time.perf_counter()
             try:
@@ -164,19 +180,25 @@ class _Plan:
                 self.reason = f"the disk is full ({self.config.data.cache_dir})"
                 return None
             log.info("features: ready after %.1f s", time.perf_counter() - started)
+            # The boundaries are those of the entry, found by the process that made it.
             boundary = next(boundary for boundary in boundaries if boundary.depth == depth)
             self.classifier.enter_at(boundary.entry, boundary.passed)
             return entry.read(_array_name(depth))
         raise AssertionError("float32 has no such limit")
 
     def _open(self, depth: int, *, half: bool) -> tuple[FeatureEntry, list[Boundary]] | None:
-        """Open the entry that has this depth: one with the neighbouring depths, else one of its own."""
+        """Open the entry that holds this depth: one shared with other depths if there is room, else its own.
+
+        Returns:
+            The entry and its boundaries; None sets `reason`.
+        """
         limit = self.config.data.feature_cache_gb * 1e9
         shared = SHARED_DEPTHS if depth in SHARED_DEPTHS else (depth,)
         shaped_by = self._shaped_by()
         for depths in dict.fromkeys([shared, (depth,)]):
             key = feature_key({**shaped_by, "depths": depths, "half": half})
             cache_dir = Path(self.config.data.cache_dir)
+            # Called only if the entry does not exist yet: it runs the network.
             describe = lambda depths=depths: self._describe(depths, depth, half=half)  # noqa: E731
             entry = open_features(cache_dir, key, self.num_rows, describe, limit)
             if entry is not None:
@@ -186,6 +208,7 @@ class _Plan:
         return None
 
     def _shaped_by(self) -> dict[str, Any]:
+        """Return everything that the activations depend on, but for the depth: its hash names the entry."""
         preprocess = self.classifier.preprocess
         is_drawn = self.num_views > 1 and not is_flip_alone(self.config.augment)
         return {
@@ -202,6 +225,7 @@ class _Plan:
         }
 
     def _describe(self, depths: Sequence[int], wanted: int, *, half: bool) -> EntryLayout | None:
+        """Return the shapes and types of a new entry's arrays; None if the network has no boundary there."""
         images = self._images(0, PROBED_IMAGES)
         found = find_boundaries(self.classifier, images, depths)
         if wanted not in found:
@@ -224,7 +248,7 @@ class _Plan:
         )
 
     def _computer(self, boundaries: Sequence[Boundary]) -> Callable[[int, int], Mapping[str, np.ndarray]]:
-        """Return the function that computes a range of rows."""
+        """Return the function that computes the rows from `start` to `stop`, by the name of their array."""
 
         def compute(start: int, stop: int) -> dict[str, np.ndarray]:
             firsts = range(start, stop, BATCH)
@@ -239,34 +263,37 @@ class _Plan:
         return {_array_name(depth): _to_rows(activations) for depth, activations in found.items()}
 
     def _images(self, start: int, stop: int) -> Tensor:
-        """Return the images behind a range of rows: training, view after view, then validation."""
+        """Return the images (B, 3, H, W) of a range of rows, as their views show them."""
         count = len(self.splits.train)
         parts = []
         while start < stop:
+            # A range can reach from one view into the next, and from training into validation.
             view, position = divmod(start, count)
             if view >= self.num_views:
                 arrays, position, view = self.splits.val, start - self.num_views * count, 0
             else:
                 arrays = self.splits.train
             end = min(position + stop - start, len(arrays))
+            # Gathered by range, as many as are left in this view.
             images = torch.from_numpy(arrays.gather(slice(position, end))).permute(0, 3, 1, 2)
             parts.append(self._view(images.to(self.machine.device), view, position))
             start += end - position
         return torch.cat(parts)
 
     def _view(self, images_BCHW: Tensor, view: int, position: int) -> Tensor:
-        """Return the images themselves for view 0, mirrored or as augmentation draws for the others."""
+        """Return view 0, the images themselves, or another one: mirrored, or as augmentation draws it."""
         if view == 0:
             return images_BCHW
         if is_flip_alone(self.config.augment):
             return images_BCHW.flip(3)
+        # Seeded by view and position: whichever process computes a chunk draws the same.
         generator = torch.Generator(images_BCHW.device)
         generator.manual_seed(stream_seed(self.config.seed, VIEW_STREAM, view, position))
         return self._augment(images_BCHW, generator)
 
 
 def _to_rows(activations: Tensor) -> np.ndarray:
-    """Return activations as they are kept: maps in (B, H, W, C) order, halves where they fit."""
+    """Return activations in the order in which they are kept, float32: maps as (B, H, W, C)."""
     rows = activations.permute(0, 2, 3, 1) if activations.ndim == 4 else activations
     return rows.float().cpu().numpy()
 

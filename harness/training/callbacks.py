@@ -1,4 +1,8 @@
-"""What happens between epochs: record, decide whether to go on, stop when asked."""
+"""Lightning callbacks: they record epochs, decide when the run ends, write checkpoints, and stop on request.
+
+`fit.py` gives them to the Trainer. `checkpoint_io.py` writes the bytes of a checkpoint; `resume_point.py`
+reads the history that :class:`EpochRecorder` has left in one.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +29,14 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 class Interrupted(Exception):  # noqa: N818 - an event, not an error
-    """The run was asked to stop; its last checkpoint stands."""
+    """`stop_requested` returned True. The run can be resumed from its last checkpoint."""
 
 
 class StopOnRequest(pl.Callback):
-    """Leaves `fit` at the end of a batch when somebody asked for it (a signal, a lost coordinator).
+    """Ends `fit` after a batch, by raising :class:`Interrupted`, once `stop_requested` returns True.
 
-    The unfinished epoch is dropped: raising skips the epoch's end, where a checkpoint would be written.
-    Ranks leave together, whichever of them was asked.
+    The unfinished epoch is dropped: raising skips the end of the epoch, where a checkpoint would be written.
+    If one rank is asked, all ranks stop after the same batch.
     """
 
     def __init__(self, stop_requested: Callable[[], bool]) -> None:
@@ -44,13 +48,18 @@ class StopOnRequest(pl.Callback):
             raise Interrupted
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        # Ranks may differ by a batch here, so that they cannot agree after each; the epoch's end is near.
+        # Ranks can have different numbers of validation batches, so a collective per batch would hang. With
+        # several ranks the request waits for the next training batch.
         if self.ranks.is_alone and self.stop_requested():
             raise Interrupted
 
 
 class EpochRecorder(pl.Callback):
-    """The one path for metrics: gathers an epoch's, hands them to the tracker, asks whether to go on."""
+    """Collects the metrics of each epoch, logs them to the tracker, and decides whether the run goes on.
+
+    All epochs are kept in `history`, which every checkpoint holds: a resumed run decides from it as an
+    uninterrupted one would.
+    """
 
     def __init__(
         self,
@@ -60,22 +69,24 @@ class EpochRecorder(pl.Callback):
     ) -> None:
         """
         Args:
-            trainer: says what decides which epoch is kept, and when the run ends early.
+            trainer: its `monitor` and `select` choose the epoch that is kept, its
+                `early_stopping_patience` ends the run early.
+            on_epoch: called on rank 0 after each epoch; returns whether the run goes on.
         """
         self.tracker = tracker
         self.on_epoch = on_epoch
         self.monitor, self.select = trainer.monitor, trainer.select
         self.patience = trainer.early_stopping_patience
-        self.history: list[dict[str, float]] = []  # one entry an epoch, kept in every checkpoint
+        self.history: list[dict[str, float]] = []  # the metrics of each epoch
         self.decision: Decision = "continue"
         self.diverged = False
-        self.best_logits: Tensor | None = None  # of the validation images at the best epoch of this process
+        self.best_logits: Tensor | None = None  # on validation, of the best epoch of this process
         self.best_logits_epoch = -1
         self.ranks = current_ranks()
-        self.seconds_before = 0.0  # that earlier attempts have trained
+        self.seconds_before = 0.0  # training time before this process resumed the run
         self._began = time.perf_counter()
         self._started = self._trained = 0.0
-        self._learning_rate = math.nan  # of the newest optimiser step
+        self._learning_rate = math.nan  # in the newest optimiser step
 
     @property
     def best_epoch(self) -> int:
@@ -84,11 +95,11 @@ class EpochRecorder(pl.Callback):
 
     @property
     def best_metrics(self) -> dict[str, float]:
-        """What was measured on the validation images in the epoch that is kept."""
+        """The validation metrics ("val/...") of the epoch that is kept."""
         return _of_validation(self.history[self.best_epoch])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A run that was killed after its last epoch, but before it had told anybody, has nothing to train.
+        # A run that was killed after its last epoch and before it was recorded has nothing left to train.
         trainer.should_stop = self._is_over()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -98,7 +109,7 @@ class EpochRecorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         assert isinstance(pl_module, ClassifierModule)
-        # Here, as the schedule has moved on to the next step's rate by the end of the batch.
+        # Read before the step: at the end of the batch the schedule has already set the next step's rate.
         self._learning_rate = _learning_rate(pl_module.config.optim.lr, optimizer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -126,7 +137,7 @@ class EpochRecorder(pl.Callback):
         trainer.should_stop = self._is_over() or self.decision == "interrupt"
 
     def _is_over(self) -> bool:
-        """Tell whether the run ends here for good, from nothing but what a checkpoint holds."""
+        """Tell whether the run is pruned or out of patience; a resumed run comes to the same answer."""
         if self.decision == "prune":
             return True
         if self.patience is None or not self.history:
@@ -134,7 +145,7 @@ class EpochRecorder(pl.Callback):
         return len(self.history) - 1 - best_epoch(self.history, self.monitor, "best") >= self.patience
 
     def _log_epoch(self, epoch: int) -> None:
-        """Record an epoch; where it is the best so far, under `best/` too, so that lists of runs show it."""
+        """Log an epoch's metrics, and as `best/...`, for MLflow's lists of runs, if it is the best so far."""
         metrics = self.history[epoch]
         best: dict[str, float] = {}
         if best_epoch(self.history[: epoch + 1], self.monitor, self.select) == epoch:
@@ -159,28 +170,31 @@ class EpochRecorder(pl.Callback):
         return {"history": self.history, "is_pruned": self.decision == "prune"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the epochs before an interruption; the tracker gets those it has not seen."""
+        """Restore the epochs of an interrupted run, and log them again: the tracker skips what it has."""
         self.history = list(state_dict["history"])
-        if state_dict.get("is_pruned"):  # older checkpoints do not say
+        if state_dict.get("is_pruned"):  # absent in checkpoints of earlier versions
             self.decision = "prune"
         if self.history:
-            in_epochs = sum(metrics["epoch_seconds"] for metrics in self.history)  # older ones know no more
+            # Checkpoints of earlier versions hold the seconds of each epoch, but not the run's.
+            in_epochs = sum(metrics["epoch_seconds"] for metrics in self.history)
             self.seconds_before = self.history[-1].get(names.TRAINED_SECONDS, in_epochs)
         for epoch in range(len(self.history)):
             self._log_epoch(epoch)
 
 
 def history_in(raw: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Return the epochs that a checkpoint, as it was loaded, tells of."""
+    """Return the metrics of each epoch from the raw content of a checkpoint."""
+    # Lightning stores a callback's state under its class name: renaming EpochRecorder would orphan
+    # checkpoints.
     history: list[dict[str, float]] = raw["callbacks"][EpochRecorder.__qualname__]["history"]
     return history
 
 
 class KeepCheckpoints(Checkpoint):
-    """Writes `last.ckpt` after each epoch, and `best.ckpt` where the recorder says that it is the best.
+    """Writes `last.ckpt` after each epoch, and `best.ckpt` after an epoch that is the best so far.
 
-    Lightning's ModelCheckpoint has an account of its own of what is best, and drops it where the folder is
-    found under another path; it would also keep an epoch whose loss is NaN.
+    Lightning's ModelCheckpoint keeps its own score of the best epoch, forgets it when the folder is found
+    under another path, and would keep an epoch whose loss is NaN. Here the recorder's history decides.
     """
 
     def __init__(self, folder: Path, recorder: EpochRecorder) -> None:
@@ -190,7 +204,8 @@ class KeepCheckpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.recorder.diverged:
             return
-        if self.recorder.best_epoch == trainer.current_epoch:  # first: `last.ckpt` counts on it
+        # `best.ckpt` first: a `last.ckpt` is resumed from only if its history's best epoch is on disk.
+        if self.recorder.best_epoch == trainer.current_epoch:
             trainer.save_checkpoint(self.folder / BEST)
         trainer.save_checkpoint(self.folder / LAST)
 
@@ -209,6 +224,6 @@ def best_epoch(
 
 
 def _learning_rate(base_lr: float, optimizer: torch.optim.Optimizer) -> float:
-    """Return what the schedule has made of `optim.lr`; groups may have multiples of it."""
+    """Return `optim.lr` times the schedule's factor; parameter groups may train with multiples of it."""
     group = optimizer.param_groups[0]
     return float(base_lr * (group["lr"] / group["initial_lr"]))

@@ -1,4 +1,8 @@
-"""The content of a checkpoint, and the model rebuilt from one; `checkpoint_io.py` writes the file."""
+"""The content of a checkpoint, and how a model is rebuilt from one.
+
+`evaluate.py`, `resume_point.py`, `harness.export` and MLflow's loader (`harness.tracking.scoring`) load
+checkpoints through this module. Lightning collects the content; `checkpoint_io.py` writes the bytes.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,13 @@ from harness.errors import CheckpointError, first_line
 from harness.models import ImageClassifier, build_model
 from harness.training.checkpoint_io import damaged, verify_digest
 
-SECTION = "harness"  # where a checkpoint keeps what Lightning does not know of
-PREFIX = "classifier."  # of the classifier's tensors within the LightningModule's
+SECTION = "harness"  # the key of our part of a checkpoint, beside Lightning's
+PREFIX = "classifier."  # of the classifier's tensor names within the LightningModule
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model cannot be rebuilt or understood without, as plain values."""
+    """The facts needed to rebuild and use a model, beside its weights."""
 
     config: dict[str, Any]
     class_names: tuple[str, ...]
@@ -78,11 +82,11 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def load_raw(path: Path) -> dict[str, Any]:
-    """Return all that a checkpoint holds, on the CPU, as Lightning and this program wrote it.
+    """Return the whole content of a checkpoint, on the CPU: Lightning's part, and ours under `SECTION`.
 
     Raises:
-        DamagedCheckpointError: its bytes are not those that were written.
-        CheckpointError: it is missing, or was not written by this program.
+        DamagedCheckpointError: its bytes are not the bytes that were written.
+        CheckpointError: it is missing, does not load, or was not written by this program.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: train the run first, or name another")
@@ -90,9 +94,9 @@ def load_raw(path: Path) -> dict[str, Any]:
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        if (
-            is_verified
-        ):  # too little memory, another version: nothing that another copy of the file would mend
+        # The bytes are right, so the cause is too little memory or another version of torch: the previous
+        # checkpoint would fail alike, and must not be fallen back to.
+        if is_verified:
             raise CheckpointError(f"{path} is whole, but does not load: {first_line(error)}") from error
         raise damaged(path, type(error).__name__) from error
     if not isinstance(raw, dict) or not isinstance(raw.get(SECTION), Mapping) or "state_dict" not in raw:

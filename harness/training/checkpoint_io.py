@@ -30,13 +30,13 @@ from torch import nn
 from harness.errors import NO_SPACE, CheckpointError, DamagedCheckpointError, DiskFullError
 from harness.files import free_bytes
 
-NO_COMMENT = b"\0\0"  # what ends a file as torch writes it: the length of the zip's comment
+NO_COMMENT = b"\0\0"  # the last two bytes of a zip without a comment: the comment's length
 LABEL = b"sha256:"
 COMMENT_BYTES = len(LABEL) + 64
 SEAL_BYTES = len(NO_COMMENT) + COMMENT_BYTES
-ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22  # the record that ends a zip, where there is no comment
+ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22  # the last record of a zip, and its size without a comment
 
-FILES_OF_A_RUN = 5  # best and last, the one before each, and the one that is being written
+FILES_OF_A_RUN = 5  # best and last, the previous of each, and the one that is being written
 READ_BYTES = 1 << 20
 
 
@@ -44,8 +44,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written so that a crash or a power cut cannot tear them.
 
     Args:
-        before_replace: called when a file is whole and about to take the place of the one before; a process
-            that has no business there any more ends in it.
+        before_replace: called after a file is written completely and before it replaces the one before. A
+            sweep's trial checks here that it still owns the trial, and raises if it does not.
     """
 
     def __init__(self, before_replace: Callable[[], object] = lambda: None) -> None:
@@ -54,21 +54,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Put a checkpoint in place of the one before it, which is kept.
+        """Replace the checkpoint at `path`, and keep the replaced one as `<name>.previous.ckpt`.
 
         Raises:
-            DiskFullError: there is no room for it; what was there stays as it was.
+            DiskFullError: there is no room for it; the checkpoints on disk stay as they were.
             CheckpointError: the folder cannot be written.
         """
         target = Path(path)
+        # With the PID: a suspended process that wakes must not write into its successor's file.
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         content = _HashedContent()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb", buffering=0) as file:
                 content.write_to(file, checkpoint)
+                # Synced before it is renamed, or a power cut could leave the new name on an empty file.
                 os.fsync(file.fileno())
             self._before_replace()
+            # Between these two renames there is no file at `path`; a resumed run then takes the previous one.
             if target.is_file():
                 target.replace(previous_of(target))
             partial.replace(target)
@@ -76,15 +79,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             raise _explain(error, target, content.num_bytes) from error
         finally:
+            # After a success there is nothing to remove; after a failure the partial file is of no use.
             with contextlib.suppress(OSError):
                 partial.unlink()
 
 
 class _HashedContent:
-    """What `torch.save` writes to: it hashes what passes.
+    """The file object that `torch.save` writes to. It hashes the bytes and counts them.
 
-    Where the disk is full it swallows the rest, so that what was needed is known; torch would make an
-    unrelated RuntimeError of it.
+    After a failed write it discards all further bytes and goes on counting, so that the message about a full
+    disk can say how much room the checkpoint needs. The error is raised at the end: raised within
+    `torch.save` it would come out as an unrelated RuntimeError.
     """
 
     def __init__(self) -> None:
@@ -96,6 +101,8 @@ class _HashedContent:
         self._file = file
         torch.save(checkpoint, self)  # type: ignore[arg-type]  # `write` and `flush` are all it needs
         self._raise_error()
+        # A zip ends with the length of its comment (2 bytes, 0 so far) and the comment: both are written
+        # anew.
         file.seek(-len(NO_COMMENT), os.SEEK_CUR)
         self._write(memoryview(_seal(self._sha256.hexdigest())))
         self._raise_error()
@@ -123,30 +130,31 @@ class _HashedContent:
 
 
 def previous_of(path: Path) -> Path:
-    """Return where the checkpoint that `path` replaced is kept."""
+    """Return the path under which the checkpoint replaced by `path` is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def forget_previous(folder: Path) -> None:
-    """Remove what is kept for nothing but to resume a run from."""
+    """Remove the `.previous.ckpt` files of a finished run, which only a resumed run would need."""
     _remove(folder, "*.previous.ckpt")
 
 
 def verify_digest(path: Path) -> bool:
-    """Check that a file is what was written.
+    """Compare a checkpoint file with the SHA-256 that was stored in it.
 
     Returns:
-        False where that cannot be known: a checkpoint of an older version, without a digest.
+        True if they match; False if the file has no digest, as in versions before there was one.
 
     Raises:
-        DamagedCheckpointError: it is not, or its disk does not give it back.
-        CheckpointError: this user may not read it.
+        DamagedCheckpointError: they differ, or the disk fails to read the file.
+        CheckpointError: this user may not read the file.
     """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - SEAL_BYTES))
             seal = file.read()
+            # A whole zip without a comment comes from an earlier version. A truncated one has no such ending.
             if seal[-ZIP_END_BYTES:].startswith(ZIP_END) and seal.endswith(NO_COMMENT):
                 return False
             is_sound = size > SEAL_BYTES and seal == _seal(_digest(file, size - SEAL_BYTES))
@@ -164,15 +172,18 @@ def damaged(path: Path, why: str) -> DamagedCheckpointError:
 
 
 def make_room(folder: Path, model: nn.Module) -> None:
-    """Remove what killed writers left, and see that a run's checkpoints will fit before hours are spent.
+    """Remove the partial files of killed writers, and check that this run's checkpoints will fit on the disk.
+
+    Called before training, so that a full disk shows before hours are spent.
 
     Raises:
-        DiskFullError: they may not.
+        DiskFullError: they may not fit.
     """
     _remove(folder, ".*.partial")
     tensors = [*model.parameters(), *model.buffers()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    bytes_a_file = sum(t.nbytes for t in (*tensors, *trainable, *trainable))  # with Adam's two moments
+    # Trainable parameters count three times: Adam, the largest of the optimisers, keeps two moments of each.
+    bytes_a_file = sum(t.nbytes for t in (*tensors, *trainable, *trainable))
     num_present = len(list(folder.glob("*.ckpt")))
     needed = bytes_a_file * max(1, FILES_OF_A_RUN - num_present)
     free = free_bytes(folder)
@@ -193,7 +204,7 @@ def _seal(digest: str) -> bytes:
 
 
 def _digest(file: BinaryIO, num_bytes: int) -> str:
-    """Return the SHA-256 of the first bytes of a file as torch wrote it, before its comment was added."""
+    """Return the SHA-256 of the first `num_bytes` and of the two bytes that the comment has replaced."""
     sha256 = hashlib.sha256()
     file.seek(0)
     while num_bytes and (chunk := file.read(min(READ_BYTES, num_bytes))):
@@ -204,7 +215,7 @@ def _digest(file: BinaryIO, num_bytes: int) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renames durable too (POSIX; elsewhere folders cannot be opened)."""
+    """Sync a folder, so that renames in it survive a power cut. POSIX only: others cannot open folders."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,8 @@
-"""What processes that train one model together tell each other; a single process says nothing to itself."""
+"""Collectives between ranks (broadcast, sum, gather, average); no-ops in a single process.
+
+`module.py`, `callbacks.py`, `train.py` and others get their rank from `current_ranks`. `launch_ranks.py`
+starts the processes.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,18 @@ Value = TypeVar("Value")
 
 
 class PeerDied(SystemExit):
-    """Another rank is gone in the middle of something: this process can only leave, to be started again."""
+    """Another rank died. This process exits too: a collective without all ranks never completes."""
 
     def __init__(self) -> None:
         super().__init__(1)
 
 
 class Ranks(RankInfo):
-    """The processes that train together, seen from one of them. Each method but `rank` is called by all."""
+    """The ranks that train one model together, seen from one of them. All ranks must call each method."""
 
     @property
     def is_zero(self) -> bool:
-        """Whether this is the process that speaks to Optuna and MLflow and writes checkpoints."""
+        """Whether this is rank 0, the only one that writes to Optuna's database, MLflow and checkpoints."""
         return self.rank == 0
 
     @property
@@ -36,7 +40,7 @@ class Ranks(RankInfo):
         return self.world_size == 1
 
     def broadcast(self, value: Value) -> Value:
-        """Return rank 0's value, any plain object."""
+        """Return rank 0's value, any object that pickle takes."""
         if self.is_alone:
             return value
         held = [value]
@@ -45,10 +49,10 @@ class Ranks(RankInfo):
         return held[0]
 
     def from_zero(self, ask: Callable[[], Value]) -> Value:
-        """Have rank 0 alone do something, and return what it returned.
+        """Call `ask` on rank 0 alone, and return its result on all ranks.
 
         Raises:
-            HarnessError: rank 0's, on every rank.
+            HarnessError: rank 0's error, on every rank.
         """
         if self.is_alone:
             return ask()
@@ -65,7 +69,7 @@ class Ranks(RankInfo):
         return answer
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is up on any rank."""
+        """Return whether the flag is True on any rank."""
         return flag if self.is_alone else self.sum([float(flag)])[0] > 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -78,7 +82,7 @@ class Ranks(RankInfo):
         return summed.tolist()
 
     def gather(self, rows: list[Tensor]) -> list[Tensor]:
-        """Return the tensors of all ranks, in their order and on the CPU, to rank 0; to the others none."""
+        """Return on rank 0 the tensors of all ranks, on the CPU, ordered by rank; elsewhere nothing."""
         if self.is_alone:
             return rows
         found: list[Any] | None = [None] * self.world_size if self.is_zero else None
@@ -90,6 +94,7 @@ class Ranks(RankInfo):
         """Replace floating-point tensors by their means over the ranks."""
         if self.is_alone or not tensors:
             return
+        # In one collective: a network has a hundred such tensors.
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with exit_if_peer_died():
             dist.all_reduce(flat)
@@ -99,7 +104,7 @@ class Ranks(RankInfo):
 
 
 def current_ranks() -> Ranks:
-    """Return this process as one of its ranks; the only one, unless `launch_ranks.py` started it."""
+    """Return the ranks of this process: itself alone, unless `launch_ranks.py` started it."""
     if not dist.is_initialized():
         return Ranks()
     return Ranks(dist.get_rank(), dist.get_world_size())
@@ -107,10 +112,10 @@ def current_ranks() -> Ranks:
 
 @contextmanager
 def exit_if_peer_died() -> Iterator[None]:
-    """Turn what torch raises when another rank has gone into our own leaving.
+    """Exit this process when a collective fails because another rank died.
 
     Raises:
-        PeerDied: another rank has gone.
+        PeerDied: another rank died.
     """
     try:
         yield

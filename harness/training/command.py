@@ -1,4 +1,7 @@
-"""What `harness train` does: one run, recorded and told of, on one device or on several together."""
+"""The command `harness train`: one run, on one device or on several together, printed and recorded.
+
+`harness.cli`, `harness.api` and `resume_run.py` call `run_training`; read on in `train.py`.
+"""
 
 from __future__ import annotations
 
@@ -90,14 +93,14 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
 
 
 def _start_run(config: RunConfig, run_id: str | None) -> Tracker:
-    experiment = config.tracking.experiment or load_splits(config.data).name  # what `auto` really got
+    experiment = config.tracking.experiment or load_splits(config.data).name  # data=auto is resolved
     name = config.tracking.run_name or f"{config.model.kind}-{config.finetune.kind}"
     return open_store(config.tracking).start_run(name, experiment, {"harness.kind": "train"}, run_id=run_id)
 
 
 @contextmanager
 def _sole_process(folder: Path) -> Iterator[None]:
-    """Keep a second process from training the same run."""
+    """Hold a lock on the run's folder, so that no second process trains the same run."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -118,7 +121,7 @@ def _print_result(result: RunResult, monitor: str) -> None:
 
 
 def print_epoch(report: EpochReport, monitor: str = "val/accuracy") -> Decision:
-    """Print an epoch in a line, with the metric that decides, and go on."""
+    """Print an epoch's metrics in one line, the monitored one among them; return "continue"."""
     metrics = report.metrics
     watched = "" if monitor in ("val/loss", "val/accuracy") else f"{monitor} {metrics[monitor]:.4f}  "
     print(

@@ -1,4 +1,9 @@
-"""What a model costs to keep, to use and to train."""
+"""Measures what a model costs: parameters, latency of one image, seconds of training.
+
+`train.py` calls `measure_costs` at the end of a run. Sweeps use the costs as constraints or as a second
+objective (`harness.config.objectives`), and reject models that are too large with `count_params_millions`
+beforehand.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +28,11 @@ MIN_PASSES, MAX_PASSES, ENOUGH_S = 5, 50, 1.0
 def measure_costs(
     checkpoint: Path, image_HWC: np.ndarray, history: Sequence[Mapping[str, float]], machine: Machine
 ) -> dict[str, float]:
-    """Return what constraints and a second objective can be about (`harness.config.objectives.Cost`).
+    """Return the costs by the names of `harness.config.objectives.Cost`.
 
     Args:
         image_HWC: uint8, of the size that the data have.
-        history: the metrics of every epoch, also of those before an interruption.
+        history: the metrics of every epoch, those before an interruption included.
     """
     classifier = restore_classifier(load_checkpoint(checkpoint))
     classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -40,7 +45,7 @@ def measure_costs(
 
 
 def count_params_millions(config: RunConfig) -> float:
-    """Return the parameters of a run's model before anything of it is trained, or even in memory."""
+    """Return the number of parameters of a run's model, in millions, without allocating them."""
     num_classes = len(load_splits(config.data).class_names)
     with torch.device("meta"):
         return _millions(build_model(config.model, num_classes, load_weights=False))
@@ -52,10 +57,9 @@ def _millions(model: nn.Module) -> float:
 
 @torch.inference_mode()
 def _latency_ms(classifier: ImageClassifier, image_BCHW: Tensor, machine: Machine) -> float:
-    """Return the time of a forward pass over one image, preprocessing included.
+    """Return the time of the fastest forward pass over one image, preprocessing included.
 
-    Of several passes it is the fastest: what makes one slower is the rest of the machine, other trials above
-    all, and says nothing about the model.
+    The fastest of several, because slower ones show what else runs on the machine, such as other trials.
     """
     times: list[float] = []
     with machine.autocast():

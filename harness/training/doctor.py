@@ -1,4 +1,7 @@
-"""What this machine has, and what `auto` means on it."""
+"""The command `harness doctor`: what this machine has, and which device and precision `auto` picks on it.
+
+`machine.py` makes that choice.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from harness.training.machine import resolve_machine
 
 
 def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
-    """Return one line a fact: versions, device, precision, threads, disk, data, run store."""
+    """Return versions, device, precision, threads, disk, data and run store, one fact per line."""
     machine = resolve_machine(TrainerConfig())
     disk = shutil.disk_usage(Path.cwd())
     facts = {

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: the answer to `--dry-run`."""
+"""Describes a run without training it, for `harness train --dry-run` and `harness sweep --dry-run`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.training.machine import check_devices, resolve_machine
 
 
 def describe_run(config: RunConfig) -> str:
-    """Return sizes, steps, parameters, device and precision of a run, for people.
+    """Return sizes, steps, parameters, device and precision of a run, as lines of text.
 
     The model is built on the meta device: no weights are loaded, no memory is taken.
 
     Raises:
-        HarnessError: whatever would stop the run before its first step, but for missing weights.
+        HarnessError: the run would fail before its first step. Missing weights are not noticed.
     """
     machine, devices = resolve_machine(config.trainer), config.trainer.devices
     check_devices(devices, machine.device.type, torch.cuda.device_count())

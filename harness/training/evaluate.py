@@ -1,4 +1,9 @@
-"""What a model is worth on a split: probabilities, metrics, confusion matrix, and their record."""
+"""Evaluates a model on a split: logits, metrics, confusion matrix, and their record.
+
+`record.py` evaluates a run's best epoch; `harness.search.coordinator.evaluate_best` evaluates a sweep's best
+checkpoint on the test split, which this module reads through `harness.data.held_out`. The formulas are in
+`harness.analysis.metrics`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,7 @@ Split = Literal["val", "test"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's predictions on one split, and what follows from them."""
+    """The metrics of a model's predictions on one split."""
 
     split: Split
     metrics: dict[str, float]  # named "val/accuracy", "val/f1", …
@@ -93,14 +98,14 @@ def _note_reading(store: RunStore, choice: ChosenRun) -> str:
 
 
 def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = None) -> dict[str, float]:
-    """Score a checkpoint on a split of the data that it was trained on, and record the result.
+    """Evaluate a checkpoint on a split of the data that it was trained on, and record the result.
 
     Returns:
         Metrics named after the split: `test/accuracy`, `test/precision`, …
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or the data are not those it was trained on.
-        DataError: the images cannot be had.
+        CheckpointError: the checkpoint is damaged, or its data set has changed since.
+        DataError: the images cannot be read.
     """
     checkpoint = load_checkpoint(path)
     machine = machine_at_hand(checkpoint.config.trainer)
@@ -131,7 +136,7 @@ def _load_arrays(checkpoint: Checkpoint, split: Split) -> ImageArrays:
 def predict(
     classifier: ImageClassifier, arrays: ImageArrays, machine: Machine, batch_size: int, tta: Tta = "none"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits, float32 (N, K), with test-time augmentation and without it."""
+    """Return logits, float32 (N, K) on the CPU: first with test-time augmentation, then without it."""
     classifier.eval()
     averaged, plain = [], []
     for images, _ in eval_batches(arrays, batch_size):
@@ -145,7 +150,7 @@ def predict(
 def evaluate(
     logits_NK: np.ndarray, labels_N: np.ndarray, class_names: tuple[str, ...], split: Split
 ) -> Evaluation:
-    """Return every figure that is reported about a split."""
+    """Return the metrics, the confusion matrix and the table of classes of a split."""
     metrics = split_metrics(logits_NK, labels_N)
     predictions_N = logits_NK.argmax(1)
     return Evaluation(
@@ -160,10 +165,10 @@ def evaluate(
 def record_evaluation(tracker: Tracker, evaluation: Evaluation, known: Container[str] = ()) -> None:
     """Record metrics, the confusion matrix as a picture and as JSON, and the table of classes.
 
-    What is evaluated is the kept epoch's checkpoint: figures of validation are recorded under `best/`.
+    Validation metrics are recorded as `best/...`, because the evaluated checkpoint is the best epoch's.
 
     Args:
-        known: names of metrics that the run has already.
+        known: names of metrics that the run has already; these are not recorded again.
     """
     split, class_names = evaluation.split, evaluation.class_names
     prefix = names.BEST if split == "val" else ""

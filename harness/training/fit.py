@@ -1,4 +1,8 @@
-"""Lightning's loop, set up to do what it is told and nothing else, and resumed where it was interrupted."""
+"""Lightning's training loop: how it is set up, and from which checkpoint it starts.
+
+`train.py` calls `fit`. Lightning gets no logger, no progress bar and no checkpoint callback of its own; the
+callbacks are in `callbacks.py`, the training step in `module.py`.
+"""
 
 from __future__ import annotations
 
@@ -38,19 +42,30 @@ def fit(
     checkpoint_dir: Path,
     stop_requested: Callable[[], bool] | None,
 ) -> Status:
-    """Run Lightning's loop without its overhead, resuming where there is something to resume.
+    """Train to the end, from the run's last checkpoint if there is one.
+
+    Args:
+        recorder: collects the epochs' metrics, and decides when the run ends.
+        checkpoint_dir: where checkpoints are looked for and written.
+        stop_requested: called after each batch; True ends the run.
+
+    Returns:
+        "finished", "pruned" or "interrupted".
 
     Raises:
         DivergedError: the loss became NaN or infinite.
-        CheckpointError: there are checkpoints of another question, or no room for this one's.
-        Interrupted: it was asked to stop.
-        PeerDied: another rank has gone.
+        CheckpointError: the folder's checkpoints are of another configuration, or there is no room for new
+            ones.
+        Interrupted: `stop_requested` returned True.
+        PeerDied: another rank died.
     """
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
-    resume_from = current_ranks().from_zero(  # alone: it moves files
+    # On rank 0 alone, because it moves damaged and outdated files away.
+    resume_from = current_ranks().from_zero(
         lambda: find_resume_point(checkpoint_dir, module.facts, recorder.select, recorder.monitor)
     )
     module.to(memory_format=torch.channels_last)
+    # After the checkpoint was chosen and before the Trainer sees the module: compiled in place, names stay.
     if module.config.trainer.compile:
         module.classifier.network.compile()
     with exit_if_peer_died():
@@ -70,7 +85,7 @@ def build_trainer(
     checkpoint_dir: Path,
     stop_requested: Callable[[], bool] | None,
 ) -> pl.Trainer:
-    """Return a Trainer that logs nothing itself and keeps the best and the last checkpoint."""
+    """Return a Trainer without loggers, whose callbacks keep the best and the last checkpoint."""
     quiet_lightning()
     callbacks: list[pl.Callback] = [
         recorder,
@@ -89,30 +104,35 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # our loaders give each rank its shard themselves
         default_root_dir=checkpoint_dir,
     )
 
 
 def _rank_arguments(ranks: Ranks, checkpoint_io: AtomicCheckpointIO) -> dict[str, Any]:
-    """Return the Trainer's arguments for one process, or for one of several that torch's agent started."""
+    """Return the Trainer's arguments for a single process, or for a rank that torch's agent has started."""
     if ranks.is_alone:
-        return {"devices": 1, "plugins": [checkpoint_io, LightningEnvironment()]}  # in a Slurm job too
+        # Named, or Lightning would take a Slurm job around us for a group of ranks.
+        return {"devices": 1, "plugins": [checkpoint_io, LightningEnvironment()]}
     return {
         "devices": ranks.world_size,
-        # The module puts the ranks' batch norms together itself, once an epoch instead of every step.
+        # The module averages the batch norms' statistics over the ranks once an epoch; DDP would copy rank
+        # 0's to all others before every step.
         "strategy": DDPStrategy(forward_sync_buffers=False),
-        "plugins": [checkpoint_io, TorchElasticEnvironment()],  # not Slurm's, which may be around us
+        "plugins": [checkpoint_io, TorchElasticEnvironment()],
     }
 
 
 def quiet_lightning() -> None:
-    """Silence hints that do not apply: our batches come ready-made from memory, without workers."""
+    """Silence Lightning's hints that do not apply here; the comments say why."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    # Batches are cut from arrays in memory: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings(
-        "ignore", message=".*callbacks used to create the checkpoint.*"
-    )  # older versions'
-    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # we start our ranks
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen ones
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning 2.6.6 on torch 2.14
+    # Checkpoints of earlier versions name callbacks that are gone.
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+    # In a Slurm job, too, `launch_ranks.py` starts the ranks.
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    # Frozen modules are in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    # Lightning 2.6.6 uses a class that torch 2.14 has deprecated.
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

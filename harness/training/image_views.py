@@ -1,9 +1,10 @@
-"""Which views of its training images a run sees, and so when a frozen backbone's activations may be cached.
+"""Decides which views of its training images a run sees, and so whether activations may be cached.
 
-They are cached unasked only where that changes nothing but time: without augmentation, or with a horizontal
-flip alone, whose two views are all there are; each image is then shown as the uncached run would show it.
-With other augmentation a run draws anew in every epoch, unless `finetune.feature_views` asks for so many
-fixed views of each image: that is another way to train, and is recorded as one.
+A view is an image as augmentation shows it. `cached_features.py` and `train.py` ask here. Activations are
+cached without being asked for only where this changes nothing but the time: without augmentation, or with a
+horizontal flip alone, which has two views. With other augmentation every epoch draws new views, unless
+`finetune.feature_views` asks for a fixed number of views of each image. That is another way to train, and is
+recorded as such.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ NEW_VIEWS = "new in each epoch"
 
 
 def describe_regime(config: RunConfig, cached_views: int | None) -> dict[str, bool | int | str]:
-    """Return how a run really sees its training images, for its record.
+    """Return whether a run trained on cached activations, and how many views of each image it saw.
 
     Args:
-        cached_views: of each image, in a cache that the run trains from; None where it trains on images.
+        cached_views: the number of views in the cache; None if the run trains on images.
     """
     views = count_views(config.augment, None) if cached_views is None else cached_views
     return {"cached": cached_views is not None, "views": NEW_VIEWS if views is None else views}
 
 
 def needs_images(config: RunConfig) -> str | None:
-    """Return what in the configuration has to see images in every epoch, None if nothing has."""
+    """Return the reason why this configuration needs images in every epoch; None if there is none."""
     if config.augment.mixup_alpha or config.augment.cutmix_alpha:
         return "mixup and cutmix mix images"
     if config.evaluation.tta != "none":
@@ -37,7 +38,7 @@ def needs_images(config: RunConfig) -> str | None:
 
 
 def count_views(augment: AugmentConfig, feature_views: int | None) -> int | None:
-    """Return how many views of an image there are, or are asked for; None: new ones in every epoch."""
+    """Return the number of views of each image that can be kept; None if every epoch draws new ones."""
     if not is_exhaustive(augment):
         return feature_views
     num_views = 2 if is_flip_alone(augment) else 1
@@ -45,10 +46,10 @@ def count_views(augment: AugmentConfig, feature_views: int | None) -> int | None
 
 
 def is_exhaustive(augment: AugmentConfig) -> bool:
-    """Tell whether all views of an image can be kept."""
+    """Tell whether the augmentation has so few views that all of them can be kept."""
     return augment == AugmentConfig() or is_flip_alone(augment)
 
 
 def is_flip_alone(augment: AugmentConfig) -> bool:
-    """Tell whether an image has two views only."""
+    """Tell whether the augmentation is a horizontal flip and nothing else: two views."""
     return augment == AugmentConfig(flip=augment.flip) and bool(augment.flip)

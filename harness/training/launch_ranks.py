@@ -1,8 +1,9 @@
-"""Starts the processes that train one model together, one per device, and sees them to their end.
+"""Starts the ranks: the processes that train one model together on this machine, one per device.
 
-torch's elastic agent (what `torchrun` runs) starts them on this machine, watches them, and ends them all if
-one dies. They are functions here, not command lines: on a CPU they are forked from this process, which has
-imported everything; where there are GPUs they start afresh, since CUDA does not survive a fork.
+`command.py` (`harness train`) and `harness.search.trial.multi_device` (a sweep's trial) call `launch`.
+torch's elastic agent, the one behind `torchrun`, starts the ranks, watches them, and ends all of them if one
+dies. On a CPU they are forked from this process, which has imported everything already. With GPUs they are
+spawned, because CUDA does not survive a fork. Inside a rank, read on in `collectives.py`.
 """
 
 from __future__ import annotations
@@ -31,37 +32,38 @@ from harness.signals import held_back, leave_at_once
 
 EXIT_STOPPED = 128 + signal.SIGTERM
 EXIT_FAILED = 1
-STOPPING = (signal.SIGTERM, signal.SIGINT)  # the latter where it is not ignored: a sweep's trials ignore it
+STOPPING = (signal.SIGTERM, signal.SIGINT)  # a sweep's trials ignore SIGINT: then it does not count
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 Work = Callable[..., int]  # called in each rank; importable by name, as are its arguments
 
 
-# ── the process that starts them ──────────────────────────────────────────────────────────────────
+# ── the launcher ──────────────────────────────────────────────────────────────────────────────────
 
 
 def launch(work: Work, num_ranks: int, *args: Any, grace_s: float = 30.0) -> int:
-    """Run `work(*args)` in several processes that train together, as one thing that succeeds, stops or fails.
+    """Run `work(*args)` in `num_ranks` processes, and wait for them.
 
-    SIGTERM and Ctrl-C are passed on, for `stop_requested` to tell. If this process dies, however it does, so
-    do they.
+    SIGTERM and Ctrl-C are passed on to the ranks, where `stop_requested` reports them. If this process dies,
+    even by SIGKILL, the ranks die too.
 
     Args:
-        work: returns an exit code; all ranks are to return the same.
-        grace_s: how long they may take to leave once asked, before they are killed.
+        work: called in each rank; returns an exit code, the same on all ranks.
+        grace_s: seconds between asking the ranks to stop and killing them.
 
     Returns:
-        The exit code; 143 where they were stopped; 128 + the signal where one was killed.
+        The exit code: what `work` returned, 143 if the ranks were stopped, 128 + the signal if one was
+        killed.
 
     Raises:
-        Exception: what the first rank to fail has raised.
+        Exception: the exception of the first rank that failed.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        silence(logging.getLogger(name))  # what they say is said here
+        silence(logging.getLogger(name))  # this function reports how the ranks ended
     _stop_with_coordinator()
     with _own_signals(), tempfile.TemporaryDirectory(prefix="harness-ranks-") as folder:
         agent = elastic_launch(_agent_config(num_ranks, folder, grace_s), _run_rank)
@@ -89,7 +91,7 @@ def _agent_config(num_ranks: int, folder: str, grace_s: float) -> Any:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",  # a free port
         local_addr="127.0.0.1",  # a machine need not know its own name
-        max_restarts=0,  # whoever started us decides about that
+        max_restarts=0,  # a sweep's scheduler decides about that
         start_method=start_method(),
         logs_specs=DefaultLogsSpecs(log_dir=folder),
         signals_to_handle=",".join(number.name for number in _handled()),
@@ -98,25 +100,26 @@ def _agent_config(num_ranks: int, folder: str, grace_s: float) -> Any:
 
 
 def start_method() -> str:
-    """Return how ranks start: forked, where there is no CUDA, which does not survive it."""
+    """Return "fork" on Linux without CUDA, "spawn" elsewhere: CUDA does not survive a fork."""
     import torch
 
     return "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
 
 
 def silence(logger: logging.Logger) -> None:
-    """Drop what a logger says and all below it, which may have levels of their own."""
+    """Drop the messages of a logger and of the loggers below it, which may have levels of their own."""
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
 
 
 @contextmanager
 def _pending_in_ranks() -> Iterator[None]:
-    """Leave signals pending, for `stop_requested`, in the processes that this thread starts within.
+    """Block the signals in the ranks that this thread starts meanwhile: they stay pending for
+    `stop_requested`.
 
-    They are born with the signals blocked, and so are all their threads: a library's, started by an import
-    before we could block anything there, would else take the signals, for whatever handler there is.
-    This process goes on hearing them, by a thread that does not block them.
+    A new process inherits the mask of the thread that starts it, and so do all its threads. If a rank blocked
+    the signals itself, a thread that a library has started during an import would still receive them, and run
+    whatever handler there is. This process still receives them, in a thread that does not block them.
     """
     done = threading.Event()
     threading.Thread(target=done.wait, name="hears signals", daemon=True).start()
@@ -129,7 +132,7 @@ def _pending_in_ranks() -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Leave when asked to before anything has started; from then on the agent takes the signals."""
+    """Exit on a signal that comes before the agent has started; the agent then sets handlers of its own."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         if number == signal.SIGINT:
@@ -149,7 +152,7 @@ def _handled() -> list[signal.Signals]:
 
 
 def _stop_with_coordinator() -> None:
-    """Stop when the process that started us is gone, as if it had asked for it."""
+    """Send this process SIGTERM when its multiprocessing parent, if it has one, ends."""
     coordinator = parent_process()
 
     def watch() -> None:
@@ -162,7 +165,7 @@ def _stop_with_coordinator() -> None:
 
 
 def _first_error(folder: Path) -> Exception | None:
-    """Return what the first rank to fail has raised; None where one was killed, or left by itself."""
+    """Return the exception of the first rank that failed; None if a rank was killed or called `sys.exit`."""
     found = sorted(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns)
     if not found:
         return None
@@ -180,7 +183,7 @@ def _exit_code(code: int) -> int:
     return 128 - code
 
 
-# ── the processes themselves ──────────────────────────────────────────────────────────────────────
+# ── inside a rank ─────────────────────────────────────────────────────────────────────────────────
 
 
 def is_rank() -> bool:
@@ -189,19 +192,21 @@ def is_rank() -> bool:
 
 
 def known_pid() -> int:
-    """Return the process by which others know this one: a rank's launcher, which outlives all ranks."""
+    """Return the PID that a claim holds for this process: a rank's launcher, which outlives all its ranks."""
     return os.getppid() if is_rank() else os.getpid()
 
 
 def stop_requested() -> bool:
-    """Tell, in a rank, whether it was asked to stop."""
+    """Tell, in a rank, whether a signal has asked it to stop."""
     return not signal.sigpending().isdisjoint(STOPPING)
 
 
 def _run_rank(work: Work, args: tuple[Any, ...], folder: str) -> int:
     import torch.distributed as dist
 
-    _die_with_launcher()  # signals are pending here, as Lightning's handler would broadcast in mid-batch
+    # The signals stay blocked here (`_pending_in_ranks`): Lightning's handler for SIGTERM would start a
+    # collective in the middle of a batch.
+    _die_with_launcher()
     try:
         _join()
         code = work(*args)
@@ -213,21 +218,20 @@ def _run_rank(work: Work, args: tuple[Any, ...], folder: str) -> int:
     if code:
         sys.exit(code)
     dist.destroy_process_group()
-    signal.signal(
-        signal.SIGTERM, signal.SIG_DFL
-    )  # nothing is left to be stopped: the agent may end us at once
+    # The work is done, so the agent may end this process at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     return 0
 
 
 def _die_with_launcher() -> None:
-    """Have the kernel end this process with the one that started it, even if that one is killed."""
+    """Have the kernel kill this process when its launcher dies, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _join() -> None:
-    """Meet the other ranks; what they tell each other goes over the host, gradients from device to device."""
+    """Join the process group: Gloo for tensors in host memory, NCCL for those on GPUs (gradients)."""
     import torch
     import torch.distributed as dist
 
@@ -241,12 +245,12 @@ def _join() -> None:
 
 
 def _keep(error: Exception, path: Path) -> None:
-    """Leave an exception for the launcher, with what it was raised from, which pickle would drop."""
+    """Write an exception to a file for the launcher, with its chain of causes, which pickle would drop."""
     atomic_write(path, pickle.dumps([_sendable(cause) for cause in causes(error)]))
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """Return the exception as it is, or what it says where pickle cannot make it again."""
+    """Return the exception itself, or a RuntimeError with its message if pickle cannot restore it."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -1,4 +1,8 @@
-"""What `auto` means on this machine: device, precision, memory layout, threads. Decided here alone."""
+"""Decides device, precision, threads and memory settings of a process that trains; no other module does.
+
+`train.py`, `evaluate.py` and `harness.export` call `resolve_machine` or `machine_at_hand`. Each process that
+trains calls `prepare_process` once, before its first tensor.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,9 @@ class Machine:
 
 
 def prepare_process(threads: int | None, keep_memory: bool) -> None:
-    """Set what holds for a whole process that trains, once, before the first tensor.
+    """Set threads, memory allocation and precision of matrix products for this whole process.
+
+    Called once, before the first tensor.
 
     Args:
         threads: intra-op CPU threads; None keeps what the process was given.
@@ -59,12 +65,15 @@ def prepare_process(threads: int | None, keep_memory: bool) -> None:
         keep_large_blocks()
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA; CPUs keep full fp32
     if not torch.cuda.is_available():
-        # Or torch (2.14) looks for NVIDIA's library in every optimiser step, a fifth of a linear probe.
+        # Otherwise torch 2.14 looks for NVIDIA's library in every optimiser step, which takes a fifth of the
+        # time of a linear probe.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def keep_large_blocks() -> bool:
-    """Stop glibc from handing large tensors back to the system after every step, only to fault them in again.
+    """Stop glibc from returning large tensors' memory to the system after every step.
+
+    The next step would get it back page by page, with a page fault for each.
 
     Returns:
         Whether the setting took; False where the C library is not glibc.
@@ -77,7 +86,7 @@ def keep_large_blocks() -> bool:
 
 
 def resolve_machine(trainer: TrainerConfig) -> Machine:
-    """Return the device and precision that the configuration means here.
+    """Return the device and precision of a configuration on this machine; "auto" becomes a choice.
 
     Raises:
         ConfigError: a device that this machine lacks, or a precision that the device cannot do.
@@ -99,9 +108,10 @@ def resolve_machine(trainer: TrainerConfig) -> Machine:
 
 
 def machine_at_hand(trainer: TrainerConfig) -> Machine:
-    """Return where a trained model is used: as it was trained where this machine can, else as it can.
+    """Return the device and precision for using a trained model.
 
-    What differs is said: figures of another precision may differ in their last digits.
+    Those of its training, if this machine has them. Otherwise those of "auto", with a warning, because
+    metrics at another precision may differ in their last digits.
     """
     try:
         return resolve_machine(trainer)
@@ -116,7 +126,7 @@ def machine_at_hand(trainer: TrainerConfig) -> Machine:
 
 
 def check_devices(wanted: int, device: str, num_gpus: int) -> None:
-    """Refuse to train on more devices together than this machine has.
+    """Refuse to train on more devices than this machine has.
 
     Raises:
         ConfigError: too few GPUs, or a kind of device that cannot train together.
@@ -136,6 +146,6 @@ def _best_precision(device: str) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware; emulated it is slower than fp32."""
+    """Tell whether the CPU multiplies bf16 in hardware; emulated bf16 is slower than fp32."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

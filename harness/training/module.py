@@ -1,4 +1,8 @@
-"""The LightningModule: loss, optimiser, and metrics summed on the device, read once an epoch."""
+"""The LightningModule of a classifier: loss, optimiser, and the metrics of an epoch.
+
+`train.py` makes it, `fit.py` hands it to Lightning's Trainer, and `callbacks.py` reads its metrics after each
+epoch. Training metrics are summed on the device and read once an epoch, so that no step waits for the device.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,11 @@ from harness.training.tta import predict_logits
 
 
 class RunningMeans:
-    """Mean loss and accuracy of an epoch's training batches, summed on the device without waiting for it.
+    """Mean loss and accuracy of an epoch's training batches, summed on the device.
 
-    Validation metrics come from :func:`split_metrics` alone, which `evaluate` calls too. torchmetrics would
-    do for the means, but its update costs about five times as much per step as this one.
+    `update` does not wait for the device; `compute` does. Validation metrics are not computed here but by
+    :func:`split_metrics`, which `evaluate.py` also calls. torchmetrics computes the same means, but its
+    `update` took about five times as long (72-105 µs against 16 µs a step on a CPU).
     """
 
     def __init__(self) -> None:
@@ -40,7 +45,8 @@ class RunningMeans:
         """Count a batch.
 
         Args:
-            labels: int64 (B,), or probabilities (B, K) of mixed images, whose dominant class is what counts.
+            loss: mean over the batch, a scalar.
+            labels: int64 (B,), or probabilities (B, K) of mixed images; the most probable class is the label.
         """
         labels_B = labels if labels.ndim == 1 else labels.argmax(1)
         batch = labels_B.shape[0]
@@ -49,26 +55,26 @@ class RunningMeans:
         self.num_images += batch
 
     def reduce(self, ranks: Ranks) -> None:
-        """Add up what all ranks have counted."""
+        """Replace the sums of this rank by those over all ranks."""
         if not ranks.is_alone:
             own = [float(self.loss_sum), float(self.num_correct), float(self.num_images)]
             self.loss_sum, self.num_correct, num_images = ranks.sum(own)
             self.num_images = int(num_images)
 
     def compute(self) -> tuple[float, float]:
-        """Return (mean loss, accuracy); this is where the device is waited for."""
+        """Return (mean loss, accuracy). Waits for the device."""
         count = max(self.num_images, 1)
         return float(self.loss_sum) / count, float(self.num_correct) / count
 
 
 class ClassifierModule(pl.LightningModule):
-    """An :class:`ImageClassifier` with its loss and optimiser. It logs nothing: a callback records."""
+    """An :class:`ImageClassifier` with its loss and optimiser. It logs nothing: `EpochRecorder` does."""
 
     def __init__(self, classifier: ImageClassifier, config: RunConfig, facts: ModelFacts, num_batches: int):
         """
         Args:
-            facts: what goes into every checkpoint beside the weights.
-            num_batches: of one training epoch, for schedules that count in steps.
+            facts: about model and data; written into every checkpoint beside the weights.
+            num_batches: training batches in an epoch; schedules count in optimiser steps.
         """
         super().__init__()
         self.classifier = classifier
@@ -76,12 +82,12 @@ class ClassifierModule(pl.LightningModule):
         self.facts = facts
         self.num_batches = num_batches
         self.train_means = RunningMeans()
-        self.val_logits = torch.empty(0)  # (N, K), float32, on the CPU of rank 0: of the newest epoch
-        self.val_metrics: dict[str, float] = {}  # of the newest epoch, the same on all ranks
+        self.val_logits = torch.empty(0)  # newest epoch's, float32 (N, K), on the CPU; empty on ranks but 0
+        self.val_metrics: dict[str, float] = {}  # newest epoch's, the same on all ranks
         self._val_batches: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
-        self._at_rest: list[Tensor] = []  # parameters that have come to the end of their own schedule
+        self._at_rest: list[Tensor] = []  # parameters whose learning rate has reached 0 before the run's end
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self.classifier(images_BCHW)
@@ -94,8 +100,10 @@ class ClassifierModule(pl.LightningModule):
             self.train_means.update(loss, logits, labels)
             return loss
         shard = self.trainer.train_dataloader.shard(batch_idx)  # type: ignore[union-attr]
+        # A batch too small to divide goes to every rank as a whole: only one rank counts its images.
         if shard.counts:
             self.train_means.update(loss, logits, labels)
+        # DDP gives the ranks' gradients equal weight, although their shards can differ in size.
         return loss * shard.weight
 
     def _training_logits(self, images: Tensor) -> Tensor:
@@ -117,24 +125,29 @@ class ClassifierModule(pl.LightningModule):
         self._val_batches.append((logits.float(), labels))
 
     def on_train_epoch_start(self) -> None:
-        # Dropout and the like draw from the epoch's own stream: a resumed epoch repeats an uninterrupted one.
+        # Dropout and stochastic depth draw from a seed of epoch and rank, so that a resumed epoch draws the
+        # numbers that it would have drawn in an uninterrupted run.
         torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch + (self.ranks.rank << 32))
         self.train_means.reset()
         groups = self.trainer.optimizers[0].param_groups
-        # What has come to the end of its own schedule needs no gradients any more.
+        # A group whose schedule ends early (Muon's stem) needs no gradients any more: its backward pass is
+        # saved.
         self._at_rest = [parameter for group in groups if group["lr"] <= 0 for parameter in group["params"]]
         if self.ranks.is_alone:
             for parameter in self._at_rest:
                 parameter.requires_grad_(False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # DDP waits for the gradient of whatever had one when it began, so there it is made and dropped.
+        # DDP waits for the gradients of all parameters that had one when training began, so with several
+        # ranks they are computed and dropped here; without a gradient the optimiser leaves a parameter as it
+        # is.
         for parameter in self._at_rest:
             parameter.grad = None
 
     def on_validation_epoch_start(self) -> None:
         self._val_batches.clear()
-        if not self.config.trainer.sync_batchnorm:  # what each rank has seen of its shares, put together
+        # Each rank's batch norms have tracked the statistics of its own shards.
+        if not self.config.trainer.sync_batchnorm:
             self.ranks.average(running_statistics(self._norms))
 
     def on_validation_epoch_end(self) -> None:
@@ -159,13 +172,14 @@ class ClassifierModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning's own refuses fused optimisers with bf16 and fp16, as they unscale gradients themselves.
-        # With bf16 there is no scale; with fp16 the scaler takes it away here, and tells the optimiser so.
+        # Lightning's own method refuses fused optimisers with bf16 and fp16, because they unscale gradients
+        # themselves. With bf16 there is no scale. With fp16 the scaler removes it here, before the norm is
+        # taken, and remembers that, so that the fused optimiser does not divide again.
         if gradient_clip_val is None:
             return
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            scaler.unscale_(optimizer)  # of others, Lightning has unscaled the gradients before
+            scaler.unscale_(optimizer)  # for other optimisers Lightning has done so already
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
@@ -175,7 +189,7 @@ class ClassifierModule(pl.LightningModule):
 
 
 def _val_metrics(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Return what can be said of these answers; of answers that are no numbers, a loss of NaN alone."""
+    """Return the finite metrics, as "val/..."; of logits that are not finite, a loss of NaN alone."""
     if not logits_NK.isfinite().all():
         return {"val/loss": math.nan}
     metrics = split_metrics(logits_NK.numpy(), labels_N.numpy())

@@ -1,7 +1,7 @@
-"""Muon: momentum whose update is orthogonalised, for weights; and SGD for everything else, in one optimiser.
+"""The optimiser Muon: momentum with orthogonalised updates for weights, SGD for all other parameters.
 
-torch's own Muon takes matrices only, decays weights instead of fixing their norm, and computes in bf16,
-which CPUs without the instructions emulate.
+`optim.py` makes it, from the groups of `muon_groups`. torch's own Muon takes matrices only, decays weights
+instead of fixing their norm, and computes in bf16, which most CPUs emulate.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ _NO_NORM = 1e-7  # below it, weights are zero
 
 
 class Muon(Optimizer):
-    """Nesterov's momentum; with `orthogonalise` a group steps by orthogonal matrices, at a fixed norm.
+    """SGD with Nesterov's momentum; groups with `orthogonalise` step by orthogonal matrices.
 
-    A filter bank counts as a matrix with a row for each output. Before every step its norm is set to
-    √(number of outputs), so that `lr` is relative; with `keep_norm`, to the norm that it began with, and the
-    step is scaled alike: what a pretrained network computes is then not changed by the norm alone.
-    State is the momentum buffer and, with `keep_norm`, that norm.
+    In those groups a filter bank is a matrix with a row for each output. Before each step its norm is set to
+    √(number of outputs), so that `lr` is relative to the weights. With `keep_norm` it is set to its norm at
+    the first step instead, and the update is scaled by the same ratio, so that a pretrained network still
+    computes what it did. The state of a parameter is its momentum buffer and, with `keep_norm`, that norm.
     Source: K. Jordan et al., https://kellerjordan.github.io/posts/muon, with the fixed norm of
     https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py); there in bf16.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
-        """Take groups with `lr`, `momentum` and perhaps the options named here."""
+        """Make the optimiser.
+
+        Args:
+            groups: each with `params`, `lr` and `momentum`; the other options have the defaults below.
+        """
         defaults = {"weight_decay": 0.0, "orthogonalise": False, "keep_norm": False}
         super().__init__(groups, {**defaults, "num_newton_schulz_steps": 3})
 
@@ -65,17 +69,16 @@ class Muon(Optimizer):
                     state["norm"] = torch.where(norm > _NO_NORM, norm, usual)
                 step = step * (state["norm"] / usual)
                 usual = state["norm"]
-            parameter.mul_(
-                usual / norm.clamp(min=_NO_NORM)
-            )  # weights that are all zero stay so until stepped
+            # Weights that are all zero have no norm to set; they stay zero until the step below.
+            parameter.mul_(usual / norm.clamp(min=_NO_NORM))
         parameter.add_(step, alpha=-group["lr"])
 
 
 def orthogonalise(matrix_MN: Tensor, num_steps: int) -> Tensor:
-    """Return about UVᵀ of the singular value decomposition USVᵀ, by Newton-Schulz iteration, in float32.
+    """Return approximately UVᵀ, where USVᵀ is the matrix' singular value decomposition, in float32.
 
-    Singular values are not driven to 1 exactly but to between about 0.7 and 1.2, which trains as well; those
-    far below the largest take more steps than three.
+    By Newton-Schulz iteration. Singular values end between about 0.7 and 1.2, which trains as well as 1 does;
+    those far below the largest would need more than three steps.
     """
     x = matrix_MN if matrix_MN.shape[0] <= matrix_MN.shape[1] else matrix_MN.T
     x = x / x.norm().clamp(min=1e-7)
@@ -89,13 +92,14 @@ def orthogonalise(matrix_MN: Tensor, num_steps: int) -> Tensor:
 def muon_groups(
     classifier: ImageClassifier, optim: MuonOptim, finetune: FinetuneConfig
 ) -> list[dict[str, Any]]:
-    """Return the groups of what trains: matrices and filters by Muon, all else by SGD; the stem's apart."""
+    """Return the parameter groups: filters and matrices for Muon, all else for SGD; the stem's apart."""
     backbone, head = parameter_groups_by_role(classifier)
     scale = finetune.backbone_rate
     in_stem = _stem_parameters(classifier.network, optim)
     filters = _filters(classifier.network)
     rest = [parameter for parameter in backbone if id(parameter) not in in_stem]
     stem = [parameter for parameter in backbone if id(parameter) in in_stem]
+    # `build_schedule` reads this entry: the stem's learning rate reaches its end after `stem_epochs`.
     horizon = {} if optim.stem_epochs is None else {"max_epochs": optim.stem_epochs}
     groups = [
         _muon_group("backbone/weights", [p for p in rest if id(p) in filters], optim, scale),
@@ -113,14 +117,14 @@ def muon_groups(
 
 
 def _stem_parameters(network: nn.Module, optim: MuonOptim) -> set[int]:
-    if optim.stem_epochs is None:  # then nothing sets the stem apart, and no depth groups are needed
+    if optim.stem_epochs is None:  # the stem is not treated apart: networks without depth groups train too
         return set()
     names = set(depth_groups(network)[0])
     return {id(parameter) for name, parameter in network.named_parameters() if name in names}
 
 
 def _filters(network: nn.Module) -> set[int]:
-    """Return the weights that act as matrices; embeddings, tables and scales have no singular directions."""
+    """Return the ids of linear and convolutional weights: embeddings and scales are no linear maps."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     return {id(module.weight) for module in network.modules() if isinstance(module, kinds)}
 

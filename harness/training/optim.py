@@ -1,4 +1,8 @@
-"""Optimisers and learning-rate schedules, in optimiser steps."""
+"""Builds the optimiser and its learning-rate schedule, which counts in optimiser steps.
+
+`module.py` calls both when Lightning starts to train. The groups and the update rule of Muon are in
+`muon.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,10 @@ _ONE_CYCLE_RISE = 0.3
 
 
 def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:
-    """Return the optimiser over what trains: backbone and head apart, each with and without weight decay.
+    """Return the optimiser of all parameters that train.
 
-    Muon has groups of its own.
+    Backbone and head have groups of their own, each divided into parameters with and without weight decay.
+    Muon's groups are others, see `muon_groups`.
     """
     if isinstance(optim, MuonOptim):
         return Muon(muon_groups(classifier, optim, finetune))
@@ -42,9 +47,10 @@ def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: F
 def build_schedule(
     optimizer: Optimizer, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: int
 ) -> LambdaLR:
-    """Return the schedule, to be stepped after every optimiser step; its state resumes exactly.
+    """Return the schedule, to be stepped after every optimiser step.
 
-    A parameter group with an entry `max_epochs` goes through the whole schedule in so many epochs.
+    A parameter group with an entry `max_epochs` (Muon's stem) runs through the whole schedule in that many
+    epochs, and keeps the last rate for the rest of the run. The entry is a part of every checkpoint.
     """
 
     def factor_over(epochs: float) -> Callable[[int], float]:
@@ -58,8 +64,8 @@ def build_schedule(
 def lr_factor(step: int, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: float) -> float:
     """Return the learning rate of optimiser step `step` (from 0) as a factor of the base rate.
 
-    Warm-up is linear and would be 0 one step before the run, so that the first step is not lost. Cosine
-    and linear end at `final_lr_ratio` with the run; steps past the end keep the last factor.
+    Warm-up is linear. It starts above 0, or the first step would change nothing. Cosine and linear schedules
+    end at `final_lr_ratio`; steps past the end keep the last factor.
     """
     total_steps = math.ceil(steps_per_epoch * max_epochs)
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
@@ -80,7 +86,7 @@ def lr_factor(step: int, schedule: ScheduleConfig, steps_per_epoch: int, max_epo
 
 
 def _one_cycle(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -> float:
-    """Return Smith's one-cycle policy: up, then down, along cosines, as torch's OneCycleLR draws it.
+    """Return the factor of Smith's one-cycle policy: up, then down, along cosines, as in torch's OneCycleLR.
 
     Momentum is not cycled, unlike in the paper.
     Source: https://arxiv.org/abs/1708.07120
@@ -92,7 +98,7 @@ def _one_cycle(step: int, warmup_steps: int, total_steps: int, final_ratio: floa
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
-    """Go from start to end along half a cosine, staying at either outside of progress 0 to 1."""
+    """Return the value at `progress` (0 to 1, clipped) of half a cosine from `start` to `end`."""
     progress = min(1.0, max(0.0, progress))
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -113,7 +119,7 @@ def _parameter_groups(
 def _split_by_decay(
     role: str, parameters: list[nn.Parameter], lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Return up to two groups: weights decay; norms and biases, which have one dimension, don't."""
+    """Return up to two groups: weights, which decay, and norms and biases (one dimension), which do not."""
     training = [parameter for parameter in parameters if parameter.requires_grad]
     weights = [parameter for parameter in training if parameter.ndim > 1]
     others = [parameter for parameter in training if parameter.ndim <= 1]

@@ -1,4 +1,8 @@
-"""What a run leaves behind: everything that shaped it before it starts, what it is worth when it ends."""
+"""Records a run in its tracker: its configuration and surroundings at the start, its results at the end.
+
+`train.py` calls `record_setup` and `record_best`; the metrics of each epoch are logged by `callbacks.py`.
+`harness.search.report.parent_run` records a sweep's data with `record_data`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ log = logging.getLogger(__name__)
 def record_setup(
     tracker: Tracker, config: RunConfig, splits: ImageSplits, freezing: FreezeReport, machine: Machine
 ) -> None:
-    """Print and record everything that shaped the run, before it starts."""
+    """Log and record data, model, machine, configuration and environment, before the run starts."""
     log.info("data: %s, %d + %d images, %s", splits.name, len(splits.train), len(splits.val), splits.source)
     log.info("model: %s, %s", config.model.kind, freezing)
     log.info("machine: %s", ", ".join(machine.describe().values()))
@@ -39,7 +43,7 @@ def record_setup(
 
 
 def record_data(tracker: Tracker, splits: ImageSplits) -> None:
-    """Record which images are trained and selected on."""
+    """Record the data sets of training and validation, by name and digest."""
     for context, arrays in (("training", splits.train), ("validation", splits.val)):
         tracker.log_data(
             name=splits.name,
@@ -59,15 +63,16 @@ def record_best(
     machine: Machine,
     best: Path,
 ) -> None:
-    """Evaluate the best checkpoint on validation (on test only where asked for) and keep it as a model."""
+    """Evaluate the best checkpoint on validation and, if configured, on test; log it as a model."""
     tracker.set_tags({names.CHECKPOINT: recorded_path(best, config.tracking.dir)})
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
-        logits = recorder.best_logits.numpy()  # just computed: no second pass over the images
+        logits = recorder.best_logits.numpy()  # of this process' own validation: no second pass
     else:
         classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
         logits, _ = predict(classifier, splits.val, machine, config.data.batch_size, config.evaluation.tta)
     evaluation = evaluate(logits, splits.val.labels, splits.class_names, "val")
-    # What the epoch has measured stands; an epoch of an older version has measured less.
+    # The epoch's own metrics stand: pruning and selection have used them. Epochs of earlier versions have
+    # fewer.
     evaluation.metrics.update(recorder.best_metrics)
     record_evaluation(tracker, evaluation, known=recorder.best_metrics)
     tracker.log_summary({names.BEST_EPOCH: recorder.best_epoch})

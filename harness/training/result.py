@@ -1,4 +1,8 @@
-"""What a run says to whoever started it: after each epoch, and at its end. Imports nothing heavy."""
+"""The reports of a run to its caller: one after each epoch, one at the end.
+
+`train.py` makes them; `command.py`, `harness.api` and a sweep's trial read them. This module imports no
+torch, so that a sweep's coordinator can import it quickly.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ Status = Literal["finished", "pruned", "interrupted"]
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One finished epoch, as shown to whoever decides about the run."""
+    """One finished epoch, handed to `on_epoch`, which decides whether the run goes on."""
 
     epoch: int  # 0-based
     max_epochs: int
@@ -22,7 +26,7 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run hands back."""
+    """The result of a run."""
 
     run_id: str
     status: Status

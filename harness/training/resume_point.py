@@ -1,8 +1,9 @@
-"""Where an interrupted run goes on from.
+"""Finds the checkpoint from which an interrupted run goes on; `fit.py` calls `find_resume_point`.
 
-A `last.ckpt` serves if it is whole and the checkpoint of the best epoch that it tells of is at hand too.
-Otherwise the one before it does, and failing that the beginning: the epochs are repeated exactly, so the
-run ends as if nothing had happened. Damaged files are set aside as `<name>.damaged`.
+`last.ckpt` is taken if it is undamaged and the checkpoint of its best epoch is there too. Otherwise the
+previous `last.ckpt` is taken, and without that the run starts from the beginning. Either way the repeated
+epochs come out the same, bit for bit. Damaged files are renamed to `<name>.damaged`. `checkpoint_io.py`
+writes the files; `resume_run.py` is the command `harness train --resume`.
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ def find_resume_point(
     select: Literal["best", "last"],
     monitor: MonitorConfig = BY_ACCURACY,
 ) -> Path | None:
-    """Return the checkpoint to go on from, with its best epoch's in its place; None: from the beginning.
+    """Return the checkpoint to go on from, or None to start from the beginning.
+
+    The files are moved so that the returned one is `last.ckpt` and `best.ckpt` is of its best epoch.
+
+    Args:
+        facts: of the run that is to go on; the checkpoint's must agree with them.
+        select: whether the best or the last epoch is the one that is kept.
+        monitor: decides which epoch is the best.
 
     Raises:
-        CheckpointError: the folder holds another question's checkpoints.
+        CheckpointError: the folder holds checkpoints of another configuration or of other data.
     """
     last = folder / LAST
     problems: dict[str, None] = {}  # an ordered set
@@ -55,13 +63,13 @@ def find_resume_point(
 
 
 def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> None:
-    """Refuse to go on from a checkpoint of another model or other data, or with other steps or rates.
+    """Refuse to go on from a checkpoint whose run had another model, other data, other steps or other rates.
 
     Args:
-        before: what the checkpoint says of its run.
+        before: the checkpoint's section `SECTION`.
 
     Raises:
-        CheckpointError: it is another question's.
+        CheckpointError: something differs that its epochs depend on.
     """
     now = facts.to_dict()
     for part in ("data_digest", "class_names"):
@@ -86,7 +94,7 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
 
 
 def _check_length(path: Path, num_done: int, was: int, wanted: dict[str, Any]) -> None:
-    """Refuse another number of epochs where the learning rates until now would have been others."""
+    """Refuse another number of epochs if the learning rates of the finished epochs depend on that number."""
     max_epochs, kind = wanted["trainer"]["max_epochs"], wanted["optim"]["schedule"]["kind"]
     if max_epochs != was and kind not in SCHEDULES_OF_ANY_LENGTH:
         raise CheckpointError(
@@ -101,7 +109,7 @@ def _check_length(path: Path, num_done: int, was: int, wanted: dict[str, Any]) -
 
 
 def _monitor_of(config: dict[str, Any]) -> dict[str, str]:
-    """Return what decides about a run, also about those of a time when that was always the accuracy."""
+    """Return a run's trainer.monitor; runs of versions without that setting were decided by the accuracy."""
     monitor = config.get("trainer", {}).get("monitor", {})
     return MonitorConfig.model_validate(monitor).model_dump()
 
@@ -109,7 +117,14 @@ def _monitor_of(config: dict[str, Any]) -> dict[str, str]:
 def _put_best_back(
     folder: Path, raw: dict[str, Any], select: Literal["best", "last"], monitor: MonitorConfig
 ) -> None:
-    """Have `best.ckpt` be the best of the epochs that a checkpoint tells of, not a later one's."""
+    """Make `best.ckpt` the checkpoint of the best epoch in the history of `raw`.
+
+    A run that was killed between the writing of `best.ckpt` and of `last.ckpt` has a later one, which that
+    history does not know; the right one is then the previous `best.ckpt`.
+
+    Raises:
+        DamagedCheckpointError: neither file is of that epoch, or both are damaged.
+    """
     history = history_in(raw)
     epoch = best_epoch(history, monitor, select)
     best = folder / BEST
@@ -130,7 +145,7 @@ def _is_of_epoch(path: Path, epoch: int, score: float) -> bool:
 
 
 def _load_whole(path: Path) -> dict[str, Any]:
-    """Load a checkpoint, or set it aside."""
+    """Load a checkpoint; rename it to `<name>.damaged` if it is damaged, and raise."""
     try:
         return load_raw(path)
     except DamagedCheckpointError as error:

@@ -1,4 +1,8 @@
-"""What `harness train --resume RUN` does: an interrupted run goes on, an ended one trains longer."""
+"""The command `harness train --resume RUN`: continues an interrupted run, or trains a finished one longer.
+
+`harness.cli` and `harness.api` call it. It checks what may change and calls `command.py` with the run's
+recorded configuration; `resume_point.py` then picks the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +32,18 @@ ELSEWHERE = (
 def resume_training(
     tracking: TrackingConfig, reference: str, overrides: Sequence[str] = ()
 ) -> tuple[int, RunResult | None]:
-    """Go on with a run as it was configured, after its last complete epoch.
+    """Continue a run after its last complete epoch, with its recorded configuration.
 
     Args:
         reference: the run's id, a unique prefix of it, or its unique name.
-        overrides: how long it is to train, and on what.
+        overrides: of the settings in `LONGER` and `ELSEWHERE` alone.
 
     Returns:
-        The command's exit code and the result, as `run_training`.
+        The command's exit code and the result, as from `run_training`.
 
     Raises:
-        TrackingError: there is no such run, there is nothing to go on with, or it is a sweep's.
-        ConfigError: an override changes what its epochs until now have depended on.
+        TrackingError: there is no such run, nothing is left to train, or the run belongs to a sweep.
+        ConfigError: an override changes a setting that the finished epochs depend on.
     """
     run = get_run(tracking, reference)
     if run.kind != "train":
@@ -54,17 +58,17 @@ def resume_training(
         for path, value in _trainer(config).items()
         if value != _trainer(before)[path]
     }
-    if changes:  # parameters keep their first value
+    if changes:  # as tags: MLflow never changes a parameter that is logged
         open_store(tracking).note(run.run_id, changes)
     moved = config.tracking.model_copy(update={"dir": tracking.dir})
     return run_training(config.model_copy(update={"tracking": moved}), run.run_id)
 
 
 def _changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return the configuration with other values of what may change.
+    """Return the configuration with the overrides applied.
 
     Raises:
-        ConfigError: something else is to change, or a value is wrong.
+        ConfigError: an override names a setting that may not change, or has a wrong value.
     """
     values = config.to_dict()
     for override in parse_overrides(overrides):
@@ -79,10 +83,10 @@ def _changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def _check_longer(run: RunRecord, before: RunConfig, config: RunConfig) -> None:
-    """Refuse to go on with a run that has nothing left to do, or that cannot train longer.
+    """Check that there are epochs left to train, and that the schedule allows the number of epochs.
 
     Raises:
-        TrackingError: it is such a run.
+        TrackingError: there are none, or it does not.
     """
     name, kind = f"run {run.run_id} ({run.name})", config.optim.schedule.kind
     more, was = config.trainer.max_epochs, before.trainer.max_epochs

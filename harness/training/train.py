@@ -1,4 +1,8 @@
-"""One training run from its configuration to its record: the function to read first."""
+"""One training run, from its configuration to its record.
+
+`harness.training.command` (`harness train`) and `harness.search.trial.run` (a sweep's trial) call `train`.
+Read on in `fit.py` for the training loop, and in `record.py` for what is recorded.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ from harness.training.module import ClassifierModule
 from harness.training.record import record_best, record_setup
 from harness.training.result import Decision, EpochReport, RunResult, Status
 
-NUM_IMAGES_SHOWN = 2000  # to a network that computes a layer from images
+NUM_IMAGES_SHOWN = 2000  # training images for a network that computes a layer from them
 
 
 def train(
@@ -47,19 +51,26 @@ def train(
 ) -> RunResult:
     """Train, choose the best epoch by `trainer.monitor`, evaluate and record it.
 
-    A run that was interrupted goes on from `checkpoint_dir`, at the epoch after its last complete one (see
-    `resume_point.py`), and ends with the weights of an uninterrupted run. The tracker's run is always closed.
+    An interrupted run goes on from the checkpoints in `checkpoint_dir`, with the epoch after its last
+    complete one (`resume_point.py`), and ends with the weights of an uninterrupted run. The tracker's run is
+    always closed, also where training fails.
 
     All ranks that train one model together (`launch_ranks.py`) call this with the same configuration; rank 0
     alone records, decides and writes checkpoints.
 
     Args:
-        on_epoch: called after each epoch; its answer may end the run early.
-        stop_requested: asked after each batch; True leaves at once, resumable.
+        tracker: records the run; a SilentTracker on all ranks but 0.
+        checkpoint_dir: the run's own folder for `best.ckpt` and `last.ckpt`.
+        on_epoch: called on rank 0 after each epoch; its answer may end the run early.
+        stop_requested: called after each batch; on True the run ends with status "interrupted", and a later
+            call with the same folder resumes it.
+
+    Returns:
+        Status, score, metrics of the best epoch, and its checkpoint.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
-        HarnessError: data, model or checkpoint are not as the configuration says.
+        HarnessError: data, model or checkpoint do not fit the configuration.
     """
     started = time.perf_counter()
     recorder = EpochRecorder(tracker, config.trainer, on_epoch)
@@ -71,9 +82,9 @@ def train(
         machine = resolve_machine(config.trainer)
         pl.seed_everything(config.seed, verbose=False)
         splits = load_splits(config.data)
-        config = config.model_copy(
-            update={"data": as_loaded(config.data, splits)}
-        )  # what `auto` was, for good
+        # From here on the configuration names the data set that data=auto has found: a resumed run takes it
+        # too.
+        config = config.model_copy(update={"data": as_loaded(config.data, splits)})
         classifier, freezing = prepare_model(config, splits)
         ranks.from_zero(lambda: make_room(checkpoint_dir, classifier))
         if ranks.is_zero:
@@ -92,14 +103,14 @@ def train(
         if is_recorder:
             record_best(tracker, config, splits, recorder, machine, best)
             forget_previous(checkpoint_dir)
-        seconds = time.perf_counter() - started  # what the costs take to measure is not the run's
+        seconds = time.perf_counter() - started  # before the costs: measuring them is not training
         if is_recorder:
             costs = measure_costs(best, splits.val.gather(np.array([0]))[0], recorder.history, machine)
     except BaseException as error:
         tracker.set_tags({"harness.failure": shown(f"{type(error).__name__}: {error}")[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
-    if is_recorder:  # otherwise the last whole epoch has said how long it took so far
+    if is_recorder:  # an interrupted run keeps the seconds that its last complete epoch has logged
         tracker.log_summary({names.TRAINED_SECONDS: recorder.seconds_before + seconds, **costs})
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
@@ -123,7 +134,7 @@ def _result(
 
 
 def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifier, FreezeReport]:
-    """Return the model as it starts to train, and what of it does."""
+    """Return the model as it is before the first step, and a report of which parameters train."""
     classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
     show_images(classifier, splits.train)
     freezing = apply_freezing(classifier, config.finetune)
@@ -140,11 +151,13 @@ def choose_data(
     machine: Machine,
     stop_requested: Callable[[], bool] | None,
 ) -> ImageDataModule | FeatureDataModule:
-    """Return cached activations where they serve, with the classifier set to take them; otherwise images.
+    """Return cached activations of the frozen backbone where that is possible, otherwise images.
+
+    With activations, the classifier is also set to take them in place of images.
 
     Raises:
         ConfigError: the augmentation does not fit the images.
-        Interrupted: it was asked to stop.
+        Interrupted: `stop_requested` returned True while activations were computed.
     """
     pin_memory = machine.device.type == "cuda"
     images = ImageDataModule(
@@ -155,7 +168,7 @@ def choose_data(
 
 
 def show_images(classifier: ImageClassifier, train: ImageArrays) -> None:
-    """Let a network that asks for it compute a layer from training images, evenly picked."""
+    """Pass evenly spaced training images to a network that computes a layer from them; skip all others."""
     if isinstance(classifier.network, InitialisedFromImages):
         positions = np.linspace(0, len(train) - 1, min(len(train), NUM_IMAGES_SHOWN)).astype(np.int64)
         images_BCHW = torch.from_numpy(train.gather(positions)).permute(0, 3, 1, 2)
@@ -163,7 +176,7 @@ def show_images(classifier: ImageClassifier, train: ImageArrays) -> None:
 
 
 def model_facts(config: RunConfig, splits: ImageSplits) -> ModelFacts:
-    """Return what goes into every checkpoint beside the weights."""
+    """Return the facts about model and data that every checkpoint holds beside the weights."""
     return ModelFacts(
         config.to_dict(), splits.class_names, splits.mean, splits.std, splits.name, splits.digest
     )

@@ -1,4 +1,8 @@
-"""Test-time augmentation: the logits of several views of an image, averaged."""
+"""Test-time augmentation: averages a network's logits over several views of each image.
+
+`module.py` (validation) and `evaluate.py` call `predict_logits`; `evaluation.tta` in the configuration names
+the views.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ def predict_logits(
 ) -> tuple[Tensor, Tensor]:
     """Return logits (B, K) averaged over the views that `tta` names, and those of the images alone.
 
-    flip: the image and its mirror image. flip_shift: half the weight is theirs, the other half belongs to
-    both of them shifted by a pixel along either diagonal, the border reflected.
+    "flip" averages the image and its mirror image. "flip_shift" gives half of the weight to these two, the
+    other half to both of them shifted by a pixel up and left, and down and right, with the border reflected.
     Source: K. Jordan, https://arxiv.org/abs/2404.00498, section 3.5 (there "multi-crop").
 
     Args:
