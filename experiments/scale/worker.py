@@ -22,13 +22,17 @@ from optuna.storages._rdb import models as _models  # noqa: F401 - its tables, c
 from sqlalchemy.orm import configure_mappers
 
 from harness.config.compose import SweepPlan
+from harness.config.schema import RunConfig
 from harness.search.ownership.claims import Claim, Claims
 from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.storage import open_storage
 from harness.search.study.trials import find_study
 from harness.search.trial import run as trial
+from harness.search.trial.attempt import Attempt
 from harness.search.trial.spec import TrialSpec
-from harness.training.result import EpochReport, RunResult
+from harness.tracking import Tracker
+from harness.tracking.silent import SilentTracker
+from harness.training.result import Decision, EpochReport, RunResult
 
 PRELOAD = [
     __name__,
@@ -44,6 +48,7 @@ DONE = ".done"  # suffix of what a worker leaves that was not killed, nor has le
 IDLE_S = 0.5  # between two looks of a worker that finds nothing to take
 
 Times = dict[str, list[float]]  # step of a trial -> seconds of every time
+OnEpoch = Callable[[EpochReport], Decision]
 
 
 @dataclass(frozen=True)
@@ -101,39 +106,48 @@ def run_trial(job: Job, claim: Claim, times: Times) -> None:
         threads=None,
         device_indices=None,
     )
-    with patch.object(trial, "_Attempt", partial(TimedAttempt, times, job, time.perf_counter())):
-        exit_code = trial._run_attempt(spec, job.folder, lambda: False, None)
+    with patch.object(trial, "Attempt", partial(TimedAttempt, times, time.perf_counter())):
+        exit_code = trial.run_attempt(
+            spec, job.folder, lambda: False, partial(report_epochs, times, job, claim.number)
+        )
     assert exit_code == 0
 
 
-class TimedAttempt(trial._Attempt):
-    """An attempt whose training does nothing but report, and which looks at the clock."""
+class TimedAttempt(Attempt):
+    """An attempt that prepares no training, opens no run, and looks at the clock."""
 
     times: Times
-    job: Job
 
-    def __init__(self, times: Times, job: Job, placed: float, *args: Any) -> None:
+    def __init__(self, times: Times, placed: float, *args: Any) -> None:
         super().__init__(*args)
         object.__setattr__(self, "times", times)  # the dataclass is frozen
-        object.__setattr__(self, "job", job)
         times["begin"].append(time.perf_counter() - placed)
 
-    def train(self, stop_requested: Callable[[], bool], train: Any) -> RunResult:
+    def prepare(self) -> RunConfig:
         with timed(self.times, "suggest"):
-            self._suggest()
-        metric, epochs = self.plan.sweep.metric, self.job.reports
-        for epoch in range(epochs):
-            # Every trial's curve is the same: no pruner ends one, whatever it costs to ask it.
-            with timed(self.times, "report"):
-                decision = self._on_epoch(EpochReport(epoch, epochs, {metric: 0.5 + 0.01 * epoch}))
-            assert decision == "continue"
-            time.sleep(self.job.pause_s * random.uniform(0.5, 1.5))
-        score = random.Random(self.spec.number).random()
-        return RunResult("none", "finished", score, epochs - 1, {metric: score}, None, 0.1)
+            return self._suggest()
+
+    def open_run(self, config: RunConfig, stop_requested: Callable[[], bool]) -> Tracker:
+        return SilentTracker()
 
     def tell(self, result: RunResult) -> int:
         with timed(self.times, "tell"):
             return super().tell(result)
+
+
+def report_epochs(
+    times: Times, job: Job, number: int, config: RunConfig, *, on_epoch: OnEpoch, **_: object
+) -> RunResult:
+    """Stand in for training: report every epoch, and end with a random score."""
+    metric = config.trainer.monitor.metric
+    for epoch in range(job.reports):
+        # Every trial's curve is the same: no pruner ends one, whatever it costs to ask it.
+        with timed(times, "report"):
+            decision = on_epoch(EpochReport(epoch, job.reports, {metric: 0.5 + 0.01 * epoch}))
+        assert decision == "continue"
+        time.sleep(job.pause_s * random.uniform(0.5, 1.5))
+    score = random.Random(number).random()
+    return RunResult("none", "finished", score, job.reports - 1, {metric: score}, None, 0.1)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from harness.config.schema import RunConfig
 from harness.errors import DataError, DivergedError
 from harness.search.study import keys
 from harness.search.trial import run as trial
+from harness.search.trial.attempt import Attempt
 from harness.tracking import Tracker, names
 from harness.training.result import EpochReport, RunResult
 from tests.search.behaviour import Behaviour, account, note
@@ -52,7 +53,7 @@ def _die_before_noting_the_run(folder: Path) -> None:
             note(folder, "opened")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trial._Attempt._note = die  # type: ignore[method-assign]
+    Attempt._note = die  # type: ignore[method-assign]
 
 
 def fake_train(

@@ -129,12 +129,19 @@ def test_what_creates_is_not_repeated_blindly(backend: RetryingStorage) -> None:
 
 
 def test_an_outage_in_whatever_a_trial_asks_leaves_it_resumable(monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(*_: object) -> None:
+    def train(*_: object, **__: object) -> None:
         raise StorageInternalError from OperationalError("SELECT", {}, Exception("database is locked"))
 
-    monkeypatch.setattr(trial._Attempt, "train", train)
-    for collaborator in ("SweepPlan", "database_exists", "open_storage", "Lease", "studies", "add_to_cache"):
+    for collaborator in (
+        "SweepPlan",
+        "database_exists",
+        "open_storage",
+        "Lease",
+        "studies",
+        "add_to_cache",
+        "Attempt",
+    ):
         monkeypatch.setattr(trial, collaborator, MagicMock())
     monkeypatch.setattr(optuna.trial, "Trial", MagicMock())
     with pytest.raises(StorageError, match="database is locked"):
-        trial._run_attempt(MagicMock(), Path(), lambda: False, None)
+        trial.run_attempt(MagicMock(), Path(), lambda: False, train)

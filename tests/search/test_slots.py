@@ -11,7 +11,7 @@ from harness.config.schema import RunConfig, TrainerConfig
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 from harness.search.coordinator.slots import count_gpus, resolve_slots
-from harness.search.trial import run as trial
+from harness.search.trial.attempt import set_up_process
 from harness.search.trial.spec import pin_devices
 from harness.training import machine
 
@@ -146,6 +146,6 @@ def test_a_trial_takes_the_threads_that_the_slots_were_counted_with(monkeypatch:
     monkeypatch.setattr(machine, "prepare_process", lambda threads, keep_memory: taken.append(threads))
     base = RunConfig(trainer=TrainerConfig(threads=2))
     slots = resolve_slots(sweep(slots=2, threads_per_trial=1), base.trainer.threads, 2, "cpu", 0)
-    trial._prepare(base, slots.threads)
-    trial._prepare(base, None)
+    set_up_process(base, slots.threads)
+    set_up_process(base, None)
     assert taken == [1, 2]

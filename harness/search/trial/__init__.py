@@ -1,7 +1,8 @@
 """One trial's process, from its spec to what it tells the study.
 
     __main__.py        `python -m harness.search.trial SPEC.json`, as executors start it
-    run.py             the whole: open the study, suggest, train, report each epoch, tell the result
+    run.py             the whole, in order: open the study, prepare, train, tell
+    attempt.py         what a trial asks of the study and the run store, and what it tells them
     spec.py            what the process is given, and how it hears that it should stop
     outcomes.py        what an exception says about a trial: infeasible, failed, or to be started again
     exit_codes.py      how the process tells the scheduler
