@@ -25,9 +25,9 @@ from experiments.performance.matmul import matmul_flops
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.tracking.address import store_exists
-from harness.tracking.flatten import flatten
 from harness.tracking.runs import RunRecord, find_runs
 from harness.tracking.store import open_store
+from harness.tracking.tracker import flatten
 from harness.training.callbacks import LAST, history_in
 from harness.training.checkpoint import load_raw
 from harness.training.machine import Machine, prepare_process, resolve_machine

@@ -19,11 +19,10 @@ from mlflow import MlflowClient
 
 from harness.errors import first_line
 from harness.tracking import names
-from harness.tracking.flatten import flatten
 from harness.tracking.logged_model import shrink_example
 from harness.tracking.mlflow_writes import STORE_ERRORS, Point, apply
 from harness.tracking.spool import Lane, Operation, Points, Spool
-from harness.tracking.tracker import RunStatus
+from harness.tracking.tracker import RunStatus, flatten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, first_line
 from harness.tracking import names
 from harness.tracking.address import store_exists, store_uri
-from harness.tracking.mlflow_writes import STORE_ERRORS
+from harness.tracking.mlflow_writes import NO_SUCH_RUN, STORE_ERRORS
 from harness.tracking.store import open_store
 
 PAGE_SIZE = 1000
@@ -185,7 +185,7 @@ def _run_with_id(tracking: TrackingConfig, run_id: str) -> RunRecord | None:
     try:
         run = client.get_run(run_id)
     except STORE_ERRORS as error:
-        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+        if isinstance(error, MlflowException) and error.error_code == NO_SUCH_RUN:
             return None
         raise TrackingError(f"{store_uri(tracking)} cannot be read: {first_line(error)}") from error
     if run.info.lifecycle_stage == "deleted":

@@ -29,7 +29,7 @@ from harness.files import create_database
 from harness.tracking import names
 from harness.tracking.address import DATABASE, database_uri, store_identity, store_uri
 from harness.tracking.mlflow_tracker import MlflowTracker
-from harness.tracking.mlflow_writes import STORE_ERRORS, apply, is_refusal
+from harness.tracking.mlflow_writes import NO_SUCH_RUN, STORE_ERRORS, apply, is_refusal
 from harness.tracking.moved import follow_move
 from harness.tracking.spool import Points, Spool, spooled_runs
 from harness.tracking.tracker import RunStatus
@@ -113,7 +113,7 @@ class RunStore:
         try:
             self.client.get_run(run_id)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code == NO_SUCH_RUN:
                 return False
             raise TrackingError(f"{self.uri} cannot be read: {first_line(error)}") from error
         return True

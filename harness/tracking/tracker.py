@@ -1,11 +1,12 @@
 """`Tracker`: the interface through which training records one run.
 
-`harness.tracking.mlflow_tracker` implements it for MLflow, `harness.tracking.silent` for ranks that record
-nothing. Training calls it in `harness/training/record.py` and `callbacks.py`.
+`harness.tracking.mlflow_tracker` implements it for MLflow; `SilentTracker`, below, records nothing. Training
+calls it in `harness/training/record.py` and `callbacks.py`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+MAX_VALUE_LENGTH = 6000  # characters; MLflow refuses longer parameters
 
 
 class Tracker(Protocol):
@@ -93,3 +95,32 @@ class Tracker(Protocol):
     def finish(self, status: RunStatus) -> None:
         """Close the run with its true outcome."""
         ...
+
+
+class SilentTracker:
+    """A tracker that records nothing, for the ranks above 0: when several train one model, rank 0 records."""
+
+    run_id = ""
+
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """Do nothing."""
+
+    log_params = log_epoch = log_summary = set_tags = log_text = log_dict = _nothing
+    log_figure = log_data = log_model = finish = _nothing
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return ``{"optim.lr": "0.001"}``, each value as it would be typed on the command line."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = _as_text(value)
+    return flat
+
+
+def _as_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 1] + "…"

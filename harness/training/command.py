@@ -22,8 +22,8 @@ from harness.data import load_splits, remember_auto, resolve_auto
 from harness.errors import TrackingError
 from harness.signals import EXIT_INTERRUPTED, StopSignals, leave_at_once
 from harness.tracking import Tracker
-from harness.tracking.silent import SilentTracker
 from harness.tracking.store import open_store
+from harness.tracking.tracker import SilentTracker
 from harness.training import launch_ranks
 from harness.training.collectives import current_ranks
 from harness.training.machine import check_devices, prepare_process, resolve_machine

@@ -9,8 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.tracking.flatten import flatten
-from harness.tracking.tracker import RunStatus
+from harness.tracking.tracker import RunStatus, flatten
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from harness.config.schema import RunConfig
-from harness.tracking.silent import SilentTracker
+from harness.tracking.tracker import SilentTracker
 from harness.training import launch_ranks
 from harness.training.collectives import current_ranks
 from harness.training.result import EpochReport, RunResult

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness.config.schema import RunConfig
 from harness.search.trial.outcomes import RESUMABLE_ERRORS
-from harness.tracking.silent import SilentTracker
+from harness.tracking.tracker import SilentTracker
 from harness.training.collectives import Ranks, current_ranks
 from harness.training.launch_ranks import EXIT_STOPPED, launch, stop_requested
 
