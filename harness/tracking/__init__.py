@@ -1,11 +1,13 @@
 """Runs are recorded in MLflow and read back from it; while MLflow cannot be reached, they wait on disk.
 
-    tracker.py                    `Tracker`, the interface that training writes to and one that records
-    nothing mlflow_tracker.py             the tracker of one MLflow run mlflow_writes.py, spool.py    each
-    write to a run as plain JSON: done now, or kept on disk until it can be logged_model.py, scoring.py   a
-    checkpoint as a model that MLflow can load store.py                      `RunStore`: opens the store and
-    its runs (address.py, moved.py: where it is) runs.py, choice.py            recorded runs, and which sweep
-    or run is meant names.py                      every tag, metric and parameter that other packages read
+    tracker.py                    `Tracker`, the interface that training writes to
+    mlflow_tracker.py             the tracker of one MLflow run
+    mlflow_writes.py, spool.py    each write to a run as plain JSON: done now, or kept on disk until it can be
+    logged_model.py, scoring.py   a checkpoint as a model that MLflow can load
+    store.py                      `RunStore`: opens the store and its runs (address.py, moved.py: where it is)
+    runs.py, choice.py            recorded runs, and which sweep or run is meant
+    readings.py, environment.py   what is recorded about test readings, and about code and machine
+    names.py                      every tag, metric and parameter that other packages read
     ui.py, ui_app.py, views.py    `harness ui`
 
 MLflow reads its settings from the environment, some of them when it is imported. They are set below, since

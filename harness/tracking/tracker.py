@@ -1,7 +1,7 @@
 """`Tracker`: the interface through which training records one run.
 
-`harness.tracking.mlflow_tracker` implements it for MLflow; `SilentTracker`, below, records nothing. Training
-calls it in `harness/training/record.py` and `callbacks.py`.
+`harness.tracking.mlflow_tracker` implements it for MLflow; `SilentTracker`, below, records nothing.
+`harness/training/record.py` and `callbacks.py` write to a tracker.
 """
 
 from __future__ import annotations
