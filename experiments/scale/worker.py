@@ -31,7 +31,7 @@ from harness.search.trial import run as trial
 from harness.search.trial.attempt import Attempt
 from harness.search.trial.spec import TrialSpec
 from harness.tracking import Tracker
-from harness.tracking.silent import SilentTracker
+from harness.tracking.tracker import SilentTracker
 from harness.training.result import Decision, EpochReport, RunResult
 
 PRELOAD = [
