@@ -1,4 +1,8 @@
-"""Backbones of timm: by name, at the size asked for, with weights if they are wanted."""
+"""Builds timm's networks: by name, for an image size, with pretrained weights or without.
+
+`build_model` in `classifier.py` calls `build_backbone`. Read on in `pretrained.py` for where weights come
+from and how they are checked.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +27,21 @@ from harness.models.weight_files import read_state_dict
 def build_backbone(
     config: EfficientNetLite0 | TimmModel, num_classes: int, *, load_weights: bool
 ) -> nn.Module:
-    """Return timm's network with a new head.
+    """Return timm's network with a new head for `num_classes` classes.
 
     Args:
-        load_weights: False builds the architecture only, without file or hub, also on the meta device.
+        load_weights: False builds the architecture only: no file and no hub is needed, and the meta device
+            works.
 
     Raises:
-        ModelError: the name, the weights or the image size cannot be had.
+        ModelError: timm does not know the name, the weights cannot be loaded, or the network rejects the
+            size.
     """
     if isinstance(config, EfficientNetLite0):
         network = _build_lite0(config, num_classes, load_weights)
     else:
         network = _build_timm(config, num_classes, load_weights)
-    if isinstance(config, TimmModel):  # EfficientNet-Lite0 takes any size that its section allows
+    if isinstance(config, TimmModel):  # EfficientNet-Lite0 takes all sizes of its section
         _check_image_size(network, config)
     if config.is_pretrained and load_weights:
         start_head_at_zero(network, config.image_size or _own_size(network))
@@ -43,7 +49,8 @@ def build_backbone(
 
 
 def _build_lite0(config: EfficientNetLite0, num_classes: int, load_weights: bool) -> nn.Module:
-    # The `tf_` variant: the packaged weights load into the plain one too, and mispredict there.
+    # The `tf_` variant pads as TensorFlow does. The packaged weights would load into the plain variant, too,
+    # and predict badly there.
     network = timm.create_model("tf_efficientnet_lite0", num_classes=num_classes)
     if config.pretrained and load_weights:
         load_packaged_lite0(network)
@@ -55,9 +62,9 @@ def _build_timm(config: TimmModel, num_classes: int, load_weights: bool) -> nn.M
     if not (config.is_pretrained and load_weights):
         return _create(config, num_classes)
     file = find_weights(config)
-    if file is None:  # what is published is in a format that timm alone reads
+    if file is None:  # published in a format that only timm reads
         network = _create(config, num_classes, pretrained=True)
-        check_finite(network.state_dict(), f"what is published for {config.name}")
+        check_finite(network.state_dict(), f"the published file of {config.name}")
         return network
     source = f"model.weights={config.weights}" if config.weights is not None else file
     network = _create(config, num_classes)
@@ -90,7 +97,8 @@ def _adapt(config: TimmModel, num_classes: int, state: dict[str, Tensor]) -> dic
 
     # Without the name of a head, timm does not take the head's tensors out.
     overlay = {"state_dict": state, "custom_load": False, "classifier": None}
-    # torch calls `watch` for every submodule that any module registers, the new network's root included.
+    # torch calls `watch` whenever a module gets a submodule; the root of the new network is one of the
+    # parents.
     hook = register_module_module_registration_hook(watch)
     try:
         with torch.device("meta"):
@@ -110,7 +118,7 @@ def _adapt(config: TimmModel, num_classes: int, state: dict[str, Tensor]) -> dic
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
-        # Of more than a thousand names only near ones help.
+        # timm has more than a thousand names: only similar ones are shown.
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = did_you_mean(name, near) or "; timm.list_models() lists the known ones"
         raise ModelError(f"timm has no model named {name!r}{hint}")
@@ -147,13 +155,13 @@ def _timm_options(config: TimmModel) -> dict[str, Any]:
 
 
 def _has_fixed_input_size(name: str) -> bool:
-    """Tell whether the model must be told its input size, as ViTs must; the others reject `img_size`."""
+    """Tell whether the model is built for one input size, as ViTs are; other models reject `img_size`."""
     described = timm.get_pretrained_cfg(name)
     return described is not None and described.fixed_input_size
 
 
 def _check_image_size(network: nn.Module, config: TimmModel) -> None:
-    """Send one image through without computing, so that a wrong size shows before training."""
+    """Pass an image through on the meta device, so that a wrong size is noticed before training."""
     own_size = _own_size(network)
     size = config.image_size or own_size
     try:
@@ -185,10 +193,10 @@ def _meta_twin(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _forward_works(network: nn.Module, size: int) -> bool:
-    """Try it for real: a few models compute with the values of their buffers, which meta has none of."""
+    """Run the network on the CPU: a few models need values of buffers, which the meta device lacks."""
     try:
         with torch.inference_mode():
             copy.deepcopy(network).eval()(torch.zeros(1, 3, size, size))
-    except Exception:  # whatever it is, the caller reports the size
+    except Exception:  # the caller reports the size, with the error of the meta device
         return False
     return True

@@ -1,4 +1,8 @@
-"""The classifier that everything else handles: pixels in, logits out."""
+"""The image classifier that all other packages handle: pixels in, logits out.
+
+`build_model` makes one from a configuration; `harness.training` trains it and `harness.export` exports it.
+Networks are built in `backbones.py` and `scratch.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ _DEFAULT_MEAN = _DEFAULT_STD = (0.5, 0.5, 0.5)
 
 
 class ImageClassifier(nn.Module):
-    """A network in timm's protocol with its preprocessing in front.
+    """A network in timm's protocol (`protocol.py`), after its preprocessing.
 
-    `frozen_modules` names the modules of `network` that `apply_freezing` froze. They stay in eval mode
-    whatever mode the classifier is put in, so that batch norm keeps its statistics and neither dropout
-    nor stochastic depth disturbs what no longer learns.
+    `frozen_modules` names the modules of `network` that `apply_freezing` froze. They stay in eval mode in
+    every mode of the classifier, so that their batch norms keep their statistics, and without dropout and
+    stochastic depth a frozen part computes the same in every epoch.
     """
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, is_pretrained: bool = False) -> None:
@@ -35,28 +39,32 @@ class ImageClassifier(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Pixels of the side of what the network sees."""
+        """The side, in pixels, of the square images that the network receives."""
         return self.preprocess.image_size
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits (B, num_classes).
 
         Args:
-            images_BCHW: uint8, or float in [0, 1]; any height and width. After `enter_at`: activations.
+            images_BCHW: uint8, or float in [0, 1]; any height and width. After `enter_at`: activations,
+                float.
         """
         if self._entry is None:
             return self.network(self.preprocess(images_BCHW))
         entry = self.network.get_submodule(self._entry)
+        # A linear probe needs nothing of the network but its head.
         is_head = entry in heads(self.network)
         return (entry if is_head else self.network)(images_BCHW.float())
 
     def enter_at(self, entry: str, passed: Sequence[str]) -> None:
-        """Take the activations that enter the module `entry` in place of images, of any float type.
+        """Let `forward` take the activations that enter the module `entry`, in place of images.
 
-        The weights stay where they are: the modules that have run by then hand on what they are given.
+        The network's own forward pass still runs: the modules before `entry` are replaced by stand-ins that
+        return their input. The state dict and the parameters stay the same.
 
         Args:
-            passed: the topmost of those modules.
+            entry: the name of the first module that runs.
+            passed: the names of the modules that have finished before it, without their submodules.
         """
         self.enter_at_pixels()
         self._entry = entry
@@ -68,7 +76,7 @@ class ImageClassifier(nn.Module):
                 self.network.set_submodule(name, stand_ins[module], strict=True)
 
     def enter_at_pixels(self) -> None:
-        """Take images again, with every module back in its place."""
+        """Let `forward` take images again: every module is put back in its place."""
         for name, module in self._replaced.items():
             # Only this flag is not shared: the stand-in may have been put in another mode meanwhile.
             module.training = self.network.get_submodule(name).training
@@ -76,7 +84,7 @@ class ImageClassifier(nn.Module):
         self._entry, self._replaced = None, {}
 
     def train(self, mode: bool = True) -> ImageClassifier:
-        """Set the mode of all but the frozen modules."""
+        """Set the mode of all modules but the frozen ones, which stay in eval mode."""
         super().train(mode)
         set_frozen_eval(self)
         return self
@@ -103,7 +111,7 @@ def _stand_in(module: nn.Module) -> nn.Module:
 
 
 def set_frozen_eval(classifier: ImageClassifier) -> None:
-    """Put the frozen modules in eval mode; `ImageClassifier.train` does it by itself."""
+    """Put the frozen modules in eval mode. `ImageClassifier.train` calls this; others need not."""
     for name in classifier.frozen_modules:
         classifier.network.get_submodule(name).eval()
 
@@ -119,13 +127,14 @@ def build_model(
     """Return the configured classifier with a new head, all parameters trainable.
 
     Args:
-        mean: per channel, of pixels in [0, 1]; what a from-scratch model normalises with (default 0.5).
-            timm's models use their own.
+        mean: per channel, of pixels in [0, 1]. From-scratch models normalise with it (default 0.5); timm's
+            models have means of their own.
         std: likewise.
-        load_weights: False builds the architecture only, without file or hub, also on the meta device.
+        load_weights: False builds the architecture only: no file and no hub is needed, and the meta device
+            works.
 
     Raises:
-        ModelError: the name, the weights or the image size cannot be had.
+        ModelError: the name is unknown, the weights cannot be loaded, or the network rejects the image size.
     """
     if isinstance(config, ScratchModel):
         mean = _DEFAULT_MEAN if mean is None else mean

@@ -1,9 +1,11 @@
-"""Two kinds of convolution that a CPU computes faster as something else, to the same numbers.
+"""Two kinds of convolution that a CPU computes faster as another operation, to the same numbers up to
+rounding.
 
-A 1 x 1 convolution is a matrix product, and as one it takes between 0.4 and 1.0 of the time (torch 2.14,
-fp32, forward and backward). Small images leave the last stages of a mobile network with maps of 2 x 2 pixels,
-on which a depthwise convolution is a short sum of products: 8 ms in place of 33 ms for 64 maps of 1,152
-channels and a 5 x 5 filter.
+`harness.training.train` replaces a network's convolutions before the first step, so that a run uses the same
+kernels from its beginning to its end. A 1 x 1 convolution is a matrix product, and as one it takes between
+0.4 and 1.0 of the time (torch 2.14, fp32, forward and backward). Small images leave the last stages of a
+mobile network with maps of 2 x 2 pixels, on which a depthwise convolution is a short sum of products: 8 ms in
+place of 33 ms for 64 maps of 1,152 channels and a 5 x 5 filter.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from torch.nn import functional as F
 
 from harness.models.protocol import replace_modules
 
-LARGEST_MAP = 4  # pixels; the sum's work grows with the square, and from 3 x 3 pixels on it no longer pays
+LARGEST_MAP = 4  # pixels; the work grows with its square, and at 3 x 3 pixels conv2d is faster
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A 1 x 1 convolution, as a matrix product."""
+    """A 1 x 1 convolution, computed as a matrix product on a CPU in fp32."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         if not _runs_in_fp32_on_cpu(images_BCHW):
@@ -30,7 +32,7 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A convolution with a group for each channel; on small maps, as a sum."""
+    """A convolution with a group for each channel; on small maps computed as a sum on a CPU in fp32."""
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         height, width = images_BCHW.shape[-2:]
@@ -40,7 +42,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def speed_up_convolutions(network: nn.Module) -> None:
-    """Have pointwise and depthwise convolutions take the short way on a CPU, in fp32; weights stay theirs."""
+    """Replace pointwise and depthwise convolutions by the classes above, with the same parameters."""
     replace_modules(network, _faster)
 
 
@@ -61,7 +63,7 @@ def _as(kind: type[nn.Conv2d], conv: nn.Conv2d) -> nn.Conv2d:
         padding=conv.padding,  # type: ignore[arg-type]
         groups=conv.groups,
         bias=conv.bias is not None,
-        device="meta",  # it takes no memory and no random numbers
+        device="meta",  # takes neither memory nor random numbers: the parameters are replaced at once
     )
     other.weight, other.bias = conv.weight, conv.bias
     return other
@@ -82,9 +84,10 @@ def _runs_in_fp32_on_cpu(images_BCHW: Tensor) -> bool:
 
 
 def depthwise_as_sum(images_BCHW: Tensor, weight_C1KK: Tensor) -> Tensor:
-    """Return what `conv2d` does with stride 1, zero padding to the same size, and a group for each channel.
+    """Return the depthwise convolution of stride 1, padded with zeros to the same size.
 
-    Every output pixel is a sum over all input pixels, weighted by the tap that lies between the two.
+    Every output pixel is a sum over all input pixels, each weighted by the filter's tap at the offset between
+    them.
     """
     batch, channels, height, width = images_BCHW.shape
     taps_TC = weight_C1KK.flatten(1).T
@@ -96,9 +99,9 @@ def depthwise_as_sum(images_BCHW: Tensor, weight_C1KK: Tensor) -> Tensor:
 
 
 @functools.cache
-@torch.inference_mode(False)  # it is used again where gradients are wanted
+@torch.inference_mode(False)  # the cached tensor is also used where gradients are needed
 def _taps_between(height: int, width: int, tall: int, wide: int) -> Tensor:
-    """Return which tap of a filter links an output to an input pixel, int64 (O, I); tall · wide for none."""
+    """Return the tap at the offset from output to input pixel, int64 (O, I); tall · wide if outside."""
     rows, columns = torch.arange(height * width) // width, torch.arange(height * width) % width
     tap_row = rows[None, :] - rows[:, None] + tall // 2
     tap_column = columns[None, :] - columns[:, None] + wide // 2

@@ -1,17 +1,17 @@
 """Applies a finetuning policy to a network, and divides a network into depth groups.
 
-The policies are in `harness.config.finetune`; `harness.training.train` calls `apply_freezing`.
+The policies are in `harness.config.finetune`. `harness.training.train` calls `apply_freezing`; `trunk.py`
+uses the depth groups to find where a frozen part ends.
 
-Depth groups are timm's coarse ones (the stem, then one per stage), with three rules so that "the last k"
-means what a person expects:
+Depth groups are timm's coarse ones: the stem, then one group per stage. Three rules make "the last k groups"
+mean what a person expects:
 
 * the head (`get_classifier()`) belongs to no group and always trains;
-* what follows the last stage (a final norm, a head convolution, a neck that timm assigns to nothing)
-  belongs to the last group;
+* tensors after the last stage (a final norm, a head convolution, a neck) belong to the last group;
 * a group without a weight of two or more dimensions (a lone batch norm) belongs to the group before it.
 
-Every parameter and buffer is in exactly one group or in the head. Only `partial` asks for groups: the other
-two policies hold for networks too whose depth timm does not describe.
+Every parameter and buffer is in exactly one group or in the head. Only the policy `partial` uses groups: the
+others also work for networks whose depth timm does not describe.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from timm.models._manipulate import group_with_matcher  # the public group_parameters sees no buffers
+from timm.models._manipulate import group_with_matcher  # the public group_parameters leaves out buffers
 from torch import nn
 
 from harness.config.schema import FinetuneConfig
@@ -28,12 +28,12 @@ from harness.models.classifier import ImageClassifier
 from harness.models.protocol import TimmNetwork, head_names, named_tensors
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_UNMATCHED = "\0"  # a tensor name that no pattern matches: it falls into the group of the unassigned
+_UNMATCHED = "\0"  # matches no pattern, so its group is that of the tensors that timm assigns to nothing
 
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What `apply_freezing` did, to be printed and recorded."""
+    """The outcome of `apply_freezing`, to be printed and recorded."""
 
     policy: str
     trainable_parameters: int
@@ -77,10 +77,12 @@ class NetworkNames:
 
 
 def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> FreezeReport:
-    """Let the policy's parameters train and freeze all others, batch-norm statistics and dropout included.
+    """Let the parameters that the policy names train, and freeze all others.
+
+    In frozen modules batch-norm statistics are frozen too, and dropout is off.
 
     Raises:
-        ModelError: more depth groups are asked for than the model has, or it has none.
+        ModelError: the policy asks for more depth groups than the model has, or timm describes none.
     """
     network = classifier.network
     chosen = finetune.trainable(NetworkNames(network))
@@ -88,7 +90,7 @@ def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> Fre
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)
     classifier.frozen_modules = _frozen_modules(network, trainable)
-    classifier.train(classifier.training)
+    classifier.train(classifier.training)  # puts the frozen modules in eval mode
     return FreezeReport(
         policy=finetune.kind,
         trainable_parameters=_count(network, requires_grad=True),
@@ -100,7 +102,7 @@ def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> Fre
 
 
 def parameter_groups_by_role(classifier: ImageClassifier) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters of the backbone and of the head, frozen ones too: together, every one once."""
+    """Return the parameters of the backbone and those of the head, frozen ones included."""
     in_head = head_names(classifier.network)
     backbone: list[nn.Parameter] = []
     head: list[nn.Parameter] = []
@@ -110,10 +112,10 @@ def parameter_groups_by_role(classifier: ImageClassifier) -> tuple[list[nn.Param
 
 
 def depth_groups(network: nn.Module) -> list[list[str]]:
-    """Return the names of the backbone's parameters and buffers by depth, shallow to deep, head left out.
+    """Return the names of the backbone's parameters and buffers by depth, from shallow to deep.
 
     Raises:
-        ModelError: timm does not say how deep the network's tensors lie, or says it of some only.
+        ModelError: timm does not describe the depth of this network.
     """
     head = head_names(network)
     tensors = {name: tensor for name, tensor in named_tensors(network) if name not in head}
@@ -130,6 +132,7 @@ def depth_groups(network: nn.Module) -> list[list[str]]:
         by_depth.setdefault(ordinals[name], []).append(name)
     groups: list[list[str]] = []
     for depth in sorted(by_depth):
+        # The second and third rule of this module's docstring.
         has_weight = any(tensors[name].ndim > 1 for name in by_depth[depth])
         if groups and (depth == unmatched or not has_weight):
             groups[-1] += by_depth[depth]
@@ -149,7 +152,7 @@ def _without_groups(network: nn.Module) -> ModelError:
 
 
 def _frozen_modules(network: nn.Module, trainable: set[str]) -> tuple[str, ...]:
-    """Return the topmost modules that hold tensors, none of which trains."""
+    """Return the names of the topmost modules whose tensors are all frozen; they hold at least one."""
     held_by: dict[str, list[str]] = {}
     for tensor_name, _ in named_tensors(network):
         parts = tensor_name.split(".")

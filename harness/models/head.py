@@ -1,4 +1,7 @@
-"""How a new head on pretrained features starts: at zero, and able to learn."""
+"""Sets the new head of a pretrained network to zero, so that it starts without random logits.
+
+`backbones.py` calls `start_head_at_zero` after it has loaded the weights.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,19 @@ from harness.models.protocol import heads
 
 @torch.no_grad()
 def start_head_at_zero(network: nn.Module, image_size: int) -> None:
-    """Set the last layer that yields logits to zero, in each head: no random logits disturb the first steps.
+    """Set the last layer of each head to zero: random logits would disturb the backbone in the first steps.
 
-    Only that layer: a head that is zero in two layers has no gradient but that of the last bias, for ever.
-    Which layer it is, the network shows: from the last that ran backwards, until all logits are zero.
+    Only the last layer: in a head with two layers of zeros no weight ever gets a gradient. The layers are
+    found by running the network: starting with the one that ran last, layers that yield `num_classes` values
+    are zeroed until all logits are zero.
     Source: Kolesnikov et al. (2020), "Big Transfer", which initialises the new head with zeros.
 
+    Args:
+        image_size: the side, in pixels, of the two random images that the network is run on.
+
     Raises:
-        ModelError: such a layer sees the same of two different images, so that no training tells them apart.
+        ModelError: the head receives equal or non-finite features for two different images: the pretrained
+            weights are of no use.
     """
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     was_training = network.training

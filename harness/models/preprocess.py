@@ -1,4 +1,8 @@
-"""From decoded images of any size to what a network was trained on: resized, cropped, normalised."""
+"""Resizes, crops and normalises images, as a part of the network.
+
+`build_model` puts :class:`Preprocess` in front of every network, so that training and every exported model
+preprocess alike.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ from torch import Tensor, nn
 
 
 class Preprocess(nn.Module):
-    """Resize on the device and normalise, as the first layer of every classifier and every export.
+    """Resizes and normalises on the device, as the first layer of every classifier and every export.
 
-    The shorter side is brought to `image_size`, then the centre is cropped; no size changes if none has to.
-    Resizing always uses the antialiased kernels: they are Pillow's, with which the pretrained weights
-    were made, they alias nothing when shrinking, and when enlarging they are no slower.
+    The shorter side becomes `image_size`, then the centre is cropped. Images that have this size already are
+    not resized. Resizing always uses the antialiased kernels. They compute as Pillow does, with which the
+    pretrained weights were trained; they do not alias when shrinking, and they are no slower when enlarging.
     """
 
     mean: Tensor
@@ -27,7 +31,7 @@ class Preprocess(nn.Module):
         std: Sequence[float],
         interpolation: str = "bilinear",
     ) -> None:
-        """Keep what the network expects.
+        """Describe the images that the network expects.
 
         Args:
             image_size: pixels, of both sides.
@@ -38,12 +42,12 @@ class Preprocess(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.interpolation = interpolation
-        # Not persistent: they are configuration, not weights, and a checkpoint names them in its header.
+        # Not persistent: they are configuration, not weights. A checkpoint holds them in its own section.
         self.register_buffer("mean", torch.tensor(tuple(mean)).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(tuple(std)).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return float32 images of `image_size`, normalised, in the memory format they came in.
+        """Return normalised float32 images of `image_size`, in the memory format of the input.
 
         Args:
             images_BCHW: uint8, or float in [0, 1]; any height and width.
@@ -53,10 +57,11 @@ class Preprocess(nn.Module):
         if height == width == self.image_size:
             return self._normalise(images_BCHW, white)
         channels_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
-        # The antialiased kernels are twice as fast on planes, and bytes are quicker to move than floats.
+        # The antialiased kernels are twice as fast on contiguous planes. Rearranged before the conversion to
+        # float32, while a pixel is one byte.
         planes_BCHW = images_BCHW.contiguous()
-        # Resizing is linear and its weights sum to one, so it commutes with normalising: do that on
-        # whichever side has fewer pixels.
+        # Resizing is linear and its weights sum to one, so it commutes with normalising, which is done where
+        # there are fewer pixels.
         if height * width <= self.image_size**2:
             resized_BCHW = self._resize(self._normalise(planes_BCHW, white))
         else:
@@ -70,7 +75,7 @@ class Preprocess(nn.Module):
         return f"image_size={self.image_size}, {self.interpolation}, mean={mean}, std={std}"
 
     def _normalise(self, images_BCHW: Tensor, white: float) -> Tensor:
-        """Subtract the mean and divide by the deviation of pixels in [0, `white`], in one pass over them."""
+        """Subtract the mean from pixels in [0, `white`] and divide by the deviation, in one pass."""
         scale = 1 / self.std
         return torch.addcmul(-self.mean * scale, images_BCHW.float(), scale / white)
 

@@ -1,4 +1,8 @@
-"""Where pretrained weights come from, and the proof that they arrived."""
+"""Finds pretrained weights, loads them, and checks that every tensor of the network was in the file.
+
+`backbones.py` calls `find_weights` and `load_backbone`; `weight_files.py` reads the files. timm's own loader
+passes over tensors that do not match, and would leave them random without a word.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +32,16 @@ def load_backbone(
     source: str,
     adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Load all but the head, and see that the whole network was in the file.
+    """Load all tensors but the head's, and check that the whole network was in the file.
 
     Args:
-        source: what the message calls the file.
-        adapt: from a publisher's names and shapes to those of the network.
+        state: the content of the file.
+        source: the name of the file, for messages.
+        adapt: converts a publisher's names and shapes to those of the network.
 
     Raises:
-        ModelError: tensors are missing, have another shape or architecture, or are not finite.
+        ModelError: tensors are missing, have another shape, belong to another architecture, or are not
+            finite.
     """
     own = network.state_dict()
     state, prefix = without_prefix(state, own)
@@ -62,7 +68,7 @@ def load_backbone(
 
 
 def check_finite(state: dict[str, Tensor], source: str) -> None:
-    """Refuse weights that no training can go on from.
+    """Refuse weights with NaN or infinite values: no training can start from them.
 
     Raises:
         ModelError: there are NaN or infinite values.
@@ -82,7 +88,7 @@ def _check_all_there(
     state: dict[str, Tensor],
     source: str,
 ) -> None:
-    # Counters may be missing, of older files; statistics and weights may not.
+    # Integer tensors are counters and tables, which older files lack. Weights and statistics must be there.
     missing = [name for name, t in backbone.items() if name not in matching and t.is_floating_point()]
     reshaped = [name for name in missing if name in state]
     extra = [name for name in state if name not in backbone and _is_learnt(state[name])]
@@ -109,14 +115,15 @@ def _check_all_there(
 
 
 def _is_learnt(tensor: object) -> bool:
-    """Tell whether it is a weight or a statistic; integers are counters and look-up tables."""
+    """Tell whether a value is a weight or a statistic; integers are counters and look-up tables."""
     return isinstance(tensor, Tensor) and tensor.is_floating_point()
 
 
 def _lies_in_the_backbone(name: str, backbone: dict[str, Tensor], network: nn.Module) -> bool:
-    """Tell whether a tensor that the network lacks lies in a part that it has: another architecture's.
+    """Tell whether a tensor that the network lacks belongs to a part that the network has.
 
-    Another head, a decoder or a text tower lies beside what the network has, and is merely left out.
+    Then the file is of another architecture. Tensors of other parts (another head, a decoder, a text tower)
+    are left out with a warning.
     """
     part = name.partition(".")[0]
     parts_of_head = {own.partition(".")[0] for own in head_names(network)}
@@ -146,7 +153,7 @@ def load_packaged_lite0(network: nn.Module) -> None:
 
 
 def read_packaged_lite0(network: nn.Module) -> dict[str, Tensor]:
-    """Return the packaged ImageNet weights, 1000-class head included, under the names of timm's network.
+    """Return the packaged ImageNet weights, with their head of 1000 classes, under timm's names.
 
     Raises:
         ModelError: the package is missing or damaged.
@@ -165,7 +172,7 @@ def read_packaged_lite0(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _rename(packaged: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Give each tensor the name of its twin in timm: both list the same layers in the same order."""
+    """Return the tensors under timm's names: both list the same layers in the same order."""
     head = head_names(network)
     renamed = {}
     for (old_name, tensor), (name, twin) in zip(packaged.items(), network.state_dict().items(), strict=True):
@@ -179,10 +186,10 @@ def _rename(packaged: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
 
 
 def find_weights(config: TimmModel) -> str | None:
-    """Return the file to load: the user's, else the hub's; None where timm alone reads what is published.
+    """Return the path of the user's file or of the hub's; None if only timm can read the published format.
 
     Raises:
-        ModelError: nobody publishes weights, or the hub cannot be reached.
+        ModelError: there are no published weights, or the hub cannot be reached.
     """
     if config.weights is not None:
         return str(Path(config.weights).expanduser())
@@ -193,7 +200,7 @@ def find_weights(config: TimmModel) -> str | None:
             "set model.pretrained=false, or model.weights=FILE for weights of your own"
         )
     if not described.hf_hub_id:
-        return None  # an address outside the hub, which fails at once if it cannot be reached
+        return None  # at an address outside the hub: timm fetches it, and fails fast if it cannot
     file = _find_cached(described)
     if file is None:
         _require_hub(config.name, described.hf_hub_id)
@@ -202,7 +209,7 @@ def find_weights(config: TimmModel) -> str | None:
 
 
 def _find_cached(described: Any) -> str | None:
-    """Return the hub's file if it was downloaded before: asking the hub first would cost a minute offline."""
+    """Return the hub's file if it is in the local cache: offline, asking the hub would take a minute."""
     for repo, revision, filename in _published(described):
         cached = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision)
         if isinstance(cached, str):
@@ -225,16 +232,16 @@ def _download(name: str, described: Any) -> str | None:
 
 
 def _published(described: Any) -> list[tuple[str, str | None, str]]:
-    """Return repository, revision and file name of what may lie on the hub."""
+    """Return repository, revision and file name of each file that the hub may have."""
     if described.custom_load:
-        return []  # the publisher's own format, which timm reads only by itself
+        return []  # the publisher's own format, which only timm reads
     repo, _, revision = described.hf_hub_id.partition("@")
     names = (described.hf_hub_filename,) if described.hf_hub_filename else _HUB_FILES
     return [(repo, revision or None, name) for name in names]
 
 
 def _require_hub(name: str, hub_id: str) -> None:
-    """Ask the hub once, briefly: its own client tries for a minute before it gives up."""
+    """Ask the hub once, with a short timeout: its own client tries for a minute."""
     try:
         huggingface_hub.HfApi().model_info(hub_id.partition("@")[0], timeout=_HUB_TIMEOUT_S)
     except Exception as error:  # the client's transport, and so its exceptions, differ between releases

@@ -1,4 +1,8 @@
-"""timm's model protocol: what every network here answers, whoever wrote it."""
+"""The part of timm's model protocol that all networks here follow, and helpers that rely on it.
+
+`freezing.py`, `trunk.py`, `pretrained.py` and others use these functions to handle networks without knowing
+their architecture. A new from-scratch network needs the methods of :class:`TimmNetwork`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ from torch import Tensor, nn
 
 
 class TimmNetwork(Protocol):
-    """The part of the protocol that the harness relies on, besides `nn.Module` and `pretrained_cfg`."""
+    """The methods that the harness calls, besides those of `nn.Module`; and an attribute `pretrained_cfg`."""
 
     def get_classifier(self) -> nn.Module | Iterable[nn.Module]:
-        """Return the classification head, or several."""
+        """Return the classification head, or the heads."""
         ...
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any] | Callable[[str], Any]:
@@ -22,20 +26,24 @@ class TimmNetwork(Protocol):
 
 @runtime_checkable
 class InitialisedFromImages(Protocol):
-    """A network with a layer that is computed from training images; it must see some before it trains."""
+    """A network with a layer that is computed from training images, before the first step."""
 
     def init_from_images(self, images_BCHW: Tensor) -> None:
-        """Take normalised float images of the training split."""
+        """Compute the layer.
+
+        Args:
+            images_BCHW: of the training split, float32, normalised.
+        """
         ...
 
 
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return parameters and buffers, those that no state dict holds too."""
+    """Return parameters and buffers, including buffers that are in no state dict."""
     return [*module.named_parameters(), *module.named_buffers()]
 
 
 def heads(network: nn.Module) -> list[nn.Module]:
-    """Return the classification heads: one, or two of networks that were distilled."""
+    """Return the classification heads: one, or two for distilled networks."""
     classifier = cast(TimmNetwork, network).get_classifier()
     return [classifier] if isinstance(classifier, nn.Module) else list(classifier)
 
@@ -49,12 +57,13 @@ def head_names(network: nn.Module) -> set[str]:
 
 
 def replace_modules(network: nn.Module, substitute: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Put others in the place of some of a network's modules: under all their names, and in their mode.
+    """Replace some of a network's modules, under all names that they are registered under.
 
-    A module with hooks stays, as it may not be what it looks like (weight norm is a hook).
+    Modules with hooks are kept, because a hook may change what they compute (weight norm is one).
 
     Args:
-        substitute: returns what replaces a module, with the same tensors under the same names; None keeps it.
+        substitute: returns the replacement of a module, with the same tensors under the same names, or None
+            to keep the module.
     """
     places: dict[nn.Module, list[str]] = {}
     for name, module in network.named_modules(remove_duplicate=False):

@@ -1,4 +1,8 @@
-"""From-scratch CNNs for small images, in timm's protocol so that freezing treats them like timm's."""
+"""CNNs for small images, trained from scratch; they follow timm's protocol (`protocol.py`), as freezing
+needs.
+
+`build_model` in `classifier.py` calls `build_scratch`. The `speed_cnn` is in `speed.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from harness.config.schema import ScratchModel
 from harness.errors import ImageSizeError
 from harness.models.speed import SpeedNet
 
-# Below these a pooling or a valid convolution would be left with nothing.
+# Smaller images would leave a pooling or an unpadded convolution without pixels.
 SMALLEST_IMAGE_SIZES = {
     "lenet": 16,
     "keras_cnn": 18,
@@ -42,7 +46,7 @@ class ScratchNet(nn.Module):
         return self.forward_head(self.forward_features(images_BCHW))
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """Return what the head sees, (B, num_features)."""
+        """Return the head's input, (B, num_features)."""
         return self.stages(images_BCHW)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -73,10 +77,10 @@ def build_scratch(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> nn.Module:
-    """Return the randomly initialised network, its input described as timm does (`pretrained_cfg`).
+    """Return the randomly initialised network, with timm's description of its input (`pretrained_cfg`).
 
     Raises:
-        ImageSizeError: the image size leaves nothing behind the network's poolings.
+        ImageSizeError: the images are too small for the network's poolings.
     """
     size, smallest = config.image_size, SMALLEST_IMAGE_SIZES[config.kind]
     if size < smallest:

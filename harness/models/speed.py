@@ -1,4 +1,7 @@
-"""The CNN of the CIFAR-10 speed record: a whitening layer and three plain groups of 3x3 convolutions.
+"""The CNN of the CIFAR-10 speed record: a whitening layer and three groups of 3x3 convolutions.
+
+`scratch.py` builds it as `speed_cnn`; `harness.training.train` shows it training images before the first
+step.
 
 Source: K. Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, https://arxiv.org/abs/2404.00498, as of
 https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py).
@@ -13,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WHITENING_KERNEL = 2  # pixels, of both sides
-WHITENING_EPS = 5e-4  # added to each variance, so that directions without any are not blown up
+WHITENING_EPS = 5e-4  # added to each variance: directions without any would be divided by zero
 GROUP_WIDTHS = (64, 256, 256)
 
 
 class SpeedNet(nn.Module):
-    """Whitened patches, three groups that each halve the map, global max pooling, a linear head.
+    """A whitening layer, three groups that each halve the map, global max pooling, and a linear head.
 
-    `init_from_images` must see training images before the first step; a checkpoint holds what it found.
+    `init_from_images` must be called before the first step. Its result is a buffer, which checkpoints hold.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -34,14 +37,14 @@ class SpeedNet(nn.Module):
         nn.init.normal_(self.head.weight)
 
     def init_from_images(self, images_BCHW: Tensor) -> None:
-        """Set the frozen first layer from normalised training images (a few thousand are plenty)."""
+        """Compute the frozen first layer from normalised training images; a few thousand suffice."""
         self.whiten.init_from_images(images_BCHW)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images_BCHW))
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """Return what the head sees, (B, num_features)."""
+        """Return the head's input, (B, num_features)."""
         return self.groups(F.gelu(self.whiten(images_BCHW))).amax((2, 3))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -58,9 +61,9 @@ class SpeedNet(nn.Module):
 
 
 class Whitening(nn.Module):
-    """A 2x2 convolution that decorrelates patches and scales each direction to unit variance, in both signs.
+    """A 2x2 convolution whose outputs are decorrelated and of unit variance, each with both signs.
 
-    Its filters are a buffer: they are computed, not learnt. The bias is learnt.
+    Its filters are computed from images and kept as a buffer; only its bias is learnt.
     """
 
     weight: Tensor
@@ -106,7 +109,7 @@ class ConvGroup(nn.Sequential):
 
 
 class DiracConv(nn.Conv2d):
-    """A 3x3 convolution whose first outputs start as copies of its inputs."""
+    """A 3x3 convolution whose first `num_in` outputs are initialised to copy its inputs."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__(num_in, num_out, kernel_size=3, padding=1, bias=False)
@@ -115,9 +118,10 @@ class DiracConv(nn.Conv2d):
 
 
 class BiasNorm(nn.BatchNorm2d):
-    """Batch norm that learns its bias alone; its scales are a buffer of ones.
+    """Batch norm whose bias is learnt and whose scales are a buffer of ones.
 
-    Published: a momentum of 0.4 at batches of 2,000. 0.1 averages as many images at batches of 500.
+    The publication has a momentum of 0.4 for batches of 2,000 images. For batches of 500, a momentum of 0.1
+    averages over as many images.
     """
 
     def __init__(self, num_features: int) -> None:

@@ -1,7 +1,9 @@
-"""Batch norm over the batch of all processes that train together, in place of each one's own share.
+"""Batch norm over the whole batch of all ranks, in place of each rank's own shard.
 
-torch's SyncBatchNorm has kernels for GPUs only. On a CPU the sums are taken here, to the same numbers; there
-it is for trying out, and for tests, what several GPUs do.
+`harness.training.train` calls `synchronise_norms` if `trainer.sync_batchnorm` is set; without it
+`harness.training.module` averages the ranks' `running_statistics` once an epoch. On GPUs torch's
+SyncBatchNorm does the work. It has no CPU kernels, so on a CPU `SyncedBatchNorm` computes the same: it is
+slow, and meant for tests.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from harness.models.protocol import replace_modules
 
 
 def synchronise_norms(network: nn.Module, device: torch.device) -> None:
-    """Have every batch norm that learns take its statistics from all processes; weights and names stay."""
+    """Replace every batch norm by one that takes its statistics from all ranks; parameters and names stay."""
     if device.type == "cuda":
         convert_sync_batchnorm(network)
     else:
@@ -38,16 +40,17 @@ def learning_norms(network: nn.Module) -> list[nn.Module]:
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """A batch norm for any number of dimensions, with what timm's norms do after it."""
+    """A synchronised batch norm for inputs of any number of dimensions."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = _normalise(self, inputs) if self.training else super().forward(inputs)
+        # timm's BatchNormAct2d has these two submodules; torch's own batch norms have not.
         for name in ("drop", "act"):
             outputs = getattr(self, name, nn.Identity())(outputs)
         return outputs
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Take any: the norm that this replaces would have refused."""
+        """Accept any number of dimensions."""
 
 
 def _synchronised(norm: nn.Module) -> nn.Module | None:
@@ -67,12 +70,14 @@ def _normalise(norm: Any, inputs: Tensor) -> Tensor:
     values = inputs.float()
     axes = [axis for axis in range(inputs.ndim) if axis != 1]
     shape = [1, -1] + [1] * (inputs.ndim - 2)
+    # Two passes, mean and then squares of differences: the difference of sums of squares would lose digits.
     own = torch.cat([values.sum(axes), values.new_tensor([inputs.numel() / inputs.shape[1]])])
     total = _SumOverRanks.apply(own)
     count = total[-1].detach()
     mean = total[:-1] / count
     centred = values - mean.view(shape)
     variance = _SumOverRanks.apply(centred.square().sum(axes)) / count
+    # As in torch, the running variance is the unbiased one.
     _track(norm, mean.detach(), variance.detach() * count / (count - 1))
     outputs = centred * (variance + norm.eps).rsqrt().view(shape)
     if norm.affine:
@@ -91,7 +96,7 @@ def _track(norm: Any, mean: Tensor, variance: Tensor) -> None:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """A sum over all processes, through which gradients flow back to each."""
+    """A sum over all ranks. Its gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

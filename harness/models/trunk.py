@@ -1,8 +1,9 @@
-"""Where the frozen part of a network ends, what it computes, and how to go on from there.
+"""Finds where the frozen part of a network ends, and computes what enters the rest of it.
 
 The *trunk* is everything that runs before the first module that trains. Its output for an image never
-changes, so it can be computed once and kept. Nothing here knows a particular architecture: one forward
-pass with hooks shows in which order the modules run, and what was found is compared with the whole network.
+changes, so `harness.training.cached_features` computes it once and keeps it. No architecture is known here:
+hooks record the order in which modules run in one forward pass, and a boundary found from it counts only if
+the network, entered there, computes the same as from the image. `ImageClassifier.enter_at` is the other half.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from harness.models.classifier import ImageClassifier
 from harness.models.freezing import depth_groups
 from harness.models.protocol import head_names, heads, named_tensors
 
-TOLERANCE = 1e-3  # of the largest activation, where the trunk's output and what follows are taken apart
+TOLERANCE = 1e-3  # relative to the largest logit, between the whole network and its two parts
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """Where the trunk ends if the last `depth` groups and the head train.
+    """The end of the trunk if the last `depth` groups and the head train.
 
     Args:
-        depth: depth groups behind it; 0 is a linear probe.
-        entry: the first module that trains; what is kept is its input.
-        passed: the topmost modules that have run by then.
+        depth: the number of depth groups after the boundary; 0 is a linear probe.
+        entry: the name of the first module that trains. Its input is what the trunk computes.
+        passed: the names of the modules that have finished before it, without their submodules.
     """
 
     depth: int
@@ -40,24 +41,27 @@ class Boundary:
 
 
 class _ReachedError(Exception):
-    """The deepest entry was reached: what comes after need not be computed."""
+    """The last boundary was reached: the rest of the forward pass is not needed."""
 
 
 def find_boundaries(
     classifier: ImageClassifier, images_BCHW: Tensor, depths: Sequence[int]
 ) -> dict[int, Boundary]:
-    """Return, for each depth at which the network can be entered, where; other depths are left out.
+    """Return the boundary for each depth at which the network can be entered; other depths are left out.
 
-    A depth is left out where a skip connection or a tensor outside of any module crosses the boundary.
+    A depth is left out if a skip connection, or a tensor outside of any module, crosses the boundary: then
+    the input of one module does not determine what follows.
 
     Args:
-        images_BCHW: a few images, to see the network run.
+        images_BCHW: a few images, on which the network is run.
+        depths: numbers of depth groups that train.
     """
+    # Distilled networks have two heads: a linear probe would have two entries.
     if len(heads(classifier.network)) > 1:
         return {}
     try:
         groups = depth_groups(classifier.network)
-    except ModelError:  # there are none, and a linear probe needs none
+    except ModelError:  # timm describes none; depth 0, the linear probe, needs none
         groups = []
     events = _watch(classifier, images_BCHW)
     found = {}
@@ -75,9 +79,9 @@ def find_boundaries(
 def trunk_activations(
     classifier: ImageClassifier, images_BCHW: Tensor, boundaries: Sequence[Boundary]
 ) -> dict[int, Tensor]:
-    """Return what enters the network's trainable part, for each boundary by its depth, from one pass.
+    """Return the activations at each boundary, by depth, from one forward pass in eval mode.
 
-    The network runs in eval mode, and no further than it must.
+    The pass ends at the boundary of the smallest depth, which is the last one that it reaches.
     """
     captured: dict[int, Tensor] = {}
     shallowest = min(boundary.depth for boundary in boundaries)
@@ -100,7 +104,7 @@ def trunk_activations(
 
 
 def trunk_digest(classifier: ImageClassifier) -> str:
-    """Return the sha256 (hex) of every tensor but the head's, and of their names."""
+    """Return the SHA-256 (hex) of the names and values of all tensors but the head's."""
     head, digest = head_names(classifier.network), hashlib.sha256()
     for name, tensor in named_tensors(classifier.network):
         if name not in head:
@@ -109,17 +113,18 @@ def trunk_digest(classifier: ImageClassifier) -> str:
     return digest.hexdigest()
 
 
-# ── looking at a network run ──────────────────────────────────────────────────────────────────────
+# ── watching a network run ──────────────────────────────────────────────────────────────────────
 
 Event = tuple[str, str]  # "enter" or "leave", a module's name
 
 
 @torch.inference_mode()
 def _watch(classifier: ImageClassifier, images_BCHW: Tensor) -> list[Event]:
-    """Return the order in which the network's modules start and end."""
+    """Return the events in which modules start and end during a forward pass, in their order."""
     events: list[Event] = []
     with _eval_mode(classifier), contextlib.ExitStack() as hooks:
         for name, module in classifier.network.named_modules():
+            # The root, whose name is empty, starts before everything and tells nothing.
             if name:
                 enter = module.register_forward_pre_hook(lambda *_, name=name: events.append(("enter", name)))
                 leave = module.register_forward_hook(lambda *_, name=name: events.append(("leave", name)))
@@ -132,13 +137,17 @@ def _watch(classifier: ImageClassifier, images_BCHW: Tensor) -> list[Event]:
 def _boundary(
     network: nn.Module, events: Sequence[Event], trainable: set[str], depth: int
 ) -> Boundary | None:
-    """Return where the first module starts that trains as a whole, if nothing before it trains."""
+    """Return the boundary before the first module that trains as a whole, if nothing before it trains."""
     for index, (event, name) in enumerate(events):
         if event == "enter" and _trains_as_a_whole(network, name, trainable):
             entered = {later for kind, later in events[index:] if kind == "enter"}
             left = {earlier for kind, earlier in events[:index] if kind == "leave"}
+            # No module may run on both sides, and all that trains must lie in modules that start after the
+            # boundary.
             if left & entered or not all(_is_inside(tensor, entered) for tensor in trainable):
                 return None
+            # A module that has only started (an outer stage) is not in `left`: its own forward pass must
+            # still run.
             passed = tuple(sorted(module for module in left if not _is_inside(module, left)))
             return Boundary(depth, name, passed)
     return None
@@ -157,7 +166,7 @@ def _is_inside(name: str, modules: set[str]) -> bool:
 
 @torch.inference_mode()
 def _joins(classifier: ImageClassifier, boundary: Boundary, images_BCHW: Tensor) -> bool:
-    """Tell whether trunk and tail together compute what the whole network does."""
+    """Tell whether the trunk, and the network entered at its end, compute what the network computes."""
     try:
         with _eval_mode(classifier), _random_head(classifier):
             whole = classifier(images_BCHW)
@@ -166,12 +175,13 @@ def _joins(classifier: ImageClassifier, boundary: Boundary, images_BCHW: Tensor)
                 parts = classifier(activations)
     except Exception:  # each architecture that cannot be entered there fails in its own way
         return False
+    # Not bit for bit: kernels may round otherwise when a pass starts in the middle.
     return bool((whole - parts).abs().max() <= TOLERANCE * whole.abs().max())
 
 
 @contextlib.contextmanager
 def _random_head(classifier: ImageClassifier) -> Iterator[None]:
-    """Give the head random weights for a while: a new one is all zeros and would hide what enters it."""
+    """Give the head random weights meanwhile: a new head is zero, and would hide differences in its input."""
     head = classifier.network.get_classifier()  # type: ignore[operator]
     kept = {name: parameter.clone() for name, parameter in head.named_parameters()}
     generator = torch.Generator().manual_seed(0)
@@ -186,7 +196,7 @@ def _random_head(classifier: ImageClassifier) -> Iterator[None]:
 
 @contextlib.contextmanager
 def entered_at(classifier: ImageClassifier, boundary: Boundary) -> Iterator[None]:
-    """Let the classifier take activations for a while, see :meth:`ImageClassifier.enter_at`."""
+    """Enter the classifier at a boundary within the block, see :meth:`ImageClassifier.enter_at`."""
     classifier.enter_at(boundary.entry, boundary.passed)
     try:
         yield

@@ -1,4 +1,7 @@
-"""The one reader of weights: from a file of any origin to a state dict, or a line that says what it is."""
+"""Reads a file of weights of any origin into a state dict, or says in one line what the file is instead.
+
+`pretrained.py` reads pretrained weights with it. `harness.export.weights` reads exported bundles by itself.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from harness.errors import ModelError, first_line
 
-BUNDLE_WEIGHTS = "model.safetensors"  # of a folder: an exported bundle, or timm's own layout
+BUNDLE_WEIGHTS = "model.safetensors"  # in the folder of an exported bundle, or in timm's own layout
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "net", "params")
 _START_BYTES = 512  # enough to tell what a file is
 
@@ -23,13 +26,13 @@ _START_BYTES = 512  # enough to tell what a file is
 def read_state_dict(path: str | Path, source: str | None = None) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors, .pth, .pt, .bin or .ckpt file, or of an exported bundle's folder.
 
-    Of a checkpoint that holds more than weights, the weights are found, averaged ones (EMA) first.
+    In a checkpoint that holds more than weights, the weights are searched for, averaged ones (EMA) first.
 
     Args:
-        source: what a message calls the file; by default its path.
+        source: the name of the file, for messages; by default its path.
 
     Raises:
-        ModelError: it cannot be read; the line says what the file really is.
+        ModelError: the file cannot be read; the message says what it is instead.
     """
     file, source = Path(path).expanduser(), source or str(path)
     if file.is_dir():
@@ -85,7 +88,7 @@ def _unpickle(source: str, file: Path) -> Any:
 
 
 def _tensors_of(content: Any, source: str) -> dict[str, Tensor]:
-    """Return the state dict in what was unpickled, which may lie in other dicts."""
+    """Return the state dict in an unpickled object, where other dicts may wrap it."""
     if isinstance(content, Mapping):
         tensors = {
             name: value
@@ -105,10 +108,13 @@ def _tensors_of(content: Any, source: str) -> dict[str, Tensor]:
 
 
 def without_prefix(state: dict[str, Tensor], expected: Iterable[str]) -> tuple[dict[str, Tensor], str]:
-    """Return the tensors under the network's own names, and the prefix that was taken off (or "").
+    """Return the tensors under the network's own names, and the prefix that was removed (or "").
 
-    Whatever wraps a network puts its attribute's name before all of them: ``module.``, ``model.``,
-    ``classifier.network.``. The prefix is that with which most names are the network's.
+    A module that wraps a network puts the name of its attribute before all names: ``module.``, ``model.``,
+    ``classifier.network.``. The removed prefix is the one that turns the most names into the network's.
+
+    Args:
+        expected: the names of the network's tensors.
     """
     known = set(expected)
     counts: Counter[str] = Counter()
@@ -118,7 +124,7 @@ def without_prefix(state: dict[str, Tensor], expected: Iterable[str]) -> tuple[d
             if ".".join(parts[depth:]) in known:
                 counts["".join(part + "." for part in parts[:depth])] += 1
     prefix = max(counts, key=lambda candidate: (counts[candidate], -len(candidate)), default="")
-    if not prefix or 2 * counts[prefix] < len(known):  # a publisher's own names may match here and there
+    if not prefix or 2 * counts[prefix] < len(known):  # a publisher's names can match by chance
         return state, ""
     return {
         name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
