@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.analysis.metrics import split_metrics
@@ -21,7 +21,7 @@ from harness.models import ImageClassifier
 from harness.models.sync_norm import learning_norms, running_statistics
 from harness.training.checkpoint import SECTION, ModelFacts
 from harness.training.collectives import Ranks, current_ranks
-from harness.training.optim import build_optimizer, build_schedule
+from harness.training.optim import build_optimizer, build_schedule, parameters_at_rest
 from harness.training.tta import predict_logits
 
 
@@ -87,7 +87,7 @@ class ClassifierModule(pl.LightningModule):
         self._val_batches: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
-        self._at_rest: list[Tensor] = []  # parameters whose learning rate has reached 0 before the run's end
+        self._at_rest: list[nn.Parameter] = []  # see `parameters_at_rest`
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self.classifier(images_BCHW)
@@ -129,10 +129,9 @@ class ClassifierModule(pl.LightningModule):
         # numbers that it would have drawn in an uninterrupted run.
         torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch + (self.ranks.rank << 32))
         self.train_means.reset()
-        groups = self.trainer.optimizers[0].param_groups
-        # A group whose schedule ends early (Muon's stem) needs no gradients any more: its backward pass is
-        # saved.
-        self._at_rest = [parameter for group in groups if group["lr"] <= 0 for parameter in group["params"]]
+        # Parameters whose schedule has ended (Muon's stem) need no gradients: without them, backward is
+        # cheaper.
+        self._at_rest = parameters_at_rest(self.trainer.optimizers[0])
         if self.ranks.is_alone:
             for parameter in self._at_rest:
                 parameter.requires_grad_(False)

@@ -32,7 +32,12 @@ def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: F
     """
     if isinstance(optim, MuonOptim):
         return Muon(muon_groups(classifier, optim, finetune))
-    groups = _parameter_groups(classifier, optim, finetune)
+    backbone, head = parameter_groups_by_role(classifier)
+    groups = [
+        *_split_by_decay("backbone", backbone, optim.lr * finetune.backbone_rate, optim.weight_decay),
+        *_split_by_decay("head", head, optim.lr, optim.weight_decay),
+    ]
+    assert groups, "nothing trains: even a linear probe trains its head"
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= {"cpu", "cuda", "mps"}  # one pass over each tensor; the meta device has no kernels
     match optim.kind:
@@ -59,6 +64,16 @@ def build_schedule(
     return LambdaLR(
         optimizer, [factor_over(group.get("max_epochs", max_epochs)) for group in optimizer.param_groups]
     )
+
+
+def parameters_at_rest(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the parameters whose schedule has ended at a learning rate of 0, before the end of the run.
+
+    At the start of an epoch, only a group with an entry `max_epochs` of its own can have got there.
+    """
+    return [
+        parameter for group in optimizer.param_groups if group["lr"] <= 0 for parameter in group["params"]
+    ]
 
 
 def lr_factor(step: int, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: float) -> float:
@@ -101,19 +116,6 @@ def _cosine(start: float, end: float, progress: float) -> float:
     """Return the value at `progress` (0 to 1, clipped) of half a cosine from `start` to `end`."""
     progress = min(1.0, max(0.0, progress))
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _parameter_groups(
-    classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig
-) -> list[dict[str, Any]]:
-    backbone, head = parameter_groups_by_role(classifier)
-    backbone_scale = finetune.backbone_rate
-    groups = [
-        *_split_by_decay("backbone", backbone, optim.lr * backbone_scale, optim.weight_decay),
-        *_split_by_decay("head", head, optim.lr, optim.weight_decay),
-    ]
-    assert groups, "nothing trains: even a linear probe trains its head"
-    return groups
 
 
 def _split_by_decay(
