@@ -1,97 +1,65 @@
-"""One trial over several devices: rank 0 runs it as any trial is run, the others train along with it.
+"""A trial on several devices: a process (rank) for each; all call `train` with one configuration.
 
-Rank 0 alone knows of Optuna and MLflow. It tells the others which run it is; from there on all call `train`.
+`run.py` calls `run_over_ranks`. Rank 0 alone knows of Optuna and MLflow: it makes the attempt as a single
+process would (`run.run_attempt`) and sends the others the configuration. Read
+`harness/training/launch_ranks.py` for how ranks are started and stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from harness.config.schema import RunConfig
+from harness.search.trial.attempt import set_up_process
 from harness.search.trial.outcomes import RESUMABLE_ERRORS
+from harness.search.trial.run import TrainFunction, run_attempt
+from harness.search.trial.spec import TrialSpec
 from harness.tracking.tracker import SilentTracker
-from harness.training.collectives import Ranks, current_ranks
+from harness.training.collectives import current_ranks
 from harness.training.launch_ranks import EXIT_STOPPED, launch, stop_requested
 
-if TYPE_CHECKING:
-    from harness.training.result import RunResult
 
-TrainFunction = Callable[..., "RunResult"]
-RunTrial = Callable[[Callable[[], bool], TrainFunction], int]  # (stop_requested, train) -> exit code
-
-
-def run_over_ranks(
-    run_trial: RunTrial,
-    train: TrainFunction,
-    num_ranks: int,
-    folder: Path,
-    threads: int | None,
-    grace_s: float,
-) -> int:
-    """Run a trial over several processes of this machine.
+def run_over_ranks(spec: TrialSpec, folder: Path, train: TrainFunction) -> int:
+    """Run a trial in several processes of this machine.
 
     Args:
-        run_trial: runs it in one process, with what stands in for training; importable by name.
-        threads: of each process.
-        grace_s: between asking a rank to stop and ending it.
+        folder: the trial's own.
+        train: importable by name, because ranks may be spawned.
 
     Returns:
         The trial's exit code: 143 stopped and resumable, 0 ended, others: a rank died.
 
     Raises:
-        StorageError: a database or the disk let a rank down; the trial can be resumed. Likewise:
+        StorageError: a rank found the database away; the trial can be resumed. Likewise:
         TrackingError, DiskFullError.
     """
+    num_ranks, grace_s = spec.plan["sweep"]["devices_per_trial"], spec.plan["sweep"]["grace_seconds"]
     try:
-        return launch(_run_rank, num_ranks, run_trial, train, folder, threads, grace_s=grace_s)
+        return launch(_run_rank, num_ranks, spec, folder, train, grace_s=grace_s)
     except RESUMABLE_ERRORS:
-        raise  # nothing is to be told
+        raise  # the study is told nothing: the trial goes on later
     except Exception as error:
-        # A rank's: by now all are gone, and it is told here as if training in one process had raised it.
-        return run_trial(lambda: False, _Failed(error))
+        # The error came from a rank, and all ranks have exited. Report it from this process as if training in
+        # a single process had raised it.
+        failure = error
 
-
-class _Failed:
-    """Stands in for training that has failed already, so that the trial ends with that failure."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def __call__(self, config: RunConfig, *, tracker: Any, **_: Any) -> NoReturn:
-        tracker.set_tags({"harness.failure": f"{type(self.error).__name__}: {self.error}"[:500]})
+    def fail(config: RunConfig, *, tracker: Any, **_: Any) -> NoReturn:
+        tracker.set_tags({"harness.failure": f"{type(failure).__name__}: {failure}"[:500]})
         tracker.finish("FAILED")
-        raise self.error
+        raise failure
+
+    return run_attempt(spec, folder, lambda: False, fail)
 
 
-def _run_rank(run_trial: RunTrial, train: TrainFunction, folder: Path, threads: int | None) -> int:
+def _run_rank(spec: TrialSpec, folder: Path, train: TrainFunction) -> int:
+    """Do one rank's part of the trial; return its exit code."""
     ranks = current_ranks()
     if ranks.is_zero:
-        return _lead(run_trial, train, ranks)
-    return _follow(train, folder, threads, ranks)
-
-
-def _lead(run_trial: RunTrial, train: TrainFunction, ranks: Ranks) -> int:
-    has_begun = False
-
-    def train_together(config: RunConfig, **how: Any) -> RunResult:
-        nonlocal has_begun
-        has_begun = True
-        return train(ranks.broadcast(config), **how)
-
-    code = run_trial(stop_requested, train_together)
-    if not has_begun:
-        ranks.broadcast(None)  # the trial has ended elsewhere, or its configuration cannot be
-    return code
-
-
-def _follow(train: TrainFunction, folder: Path, threads: int | None, ranks: Ranks) -> int:
-    from harness.training.machine import prepare_process
-
-    config: RunConfig | None = ranks.broadcast(None)
+        return run_attempt(spec, folder, stop_requested, train)
+    config: RunConfig | None = ranks.broadcast(None)  # what rank 0 sends before it trains
     if config is None:
-        return 0
-    prepare_process(threads or config.trainer.threads, config.trainer.keep_memory)
+        return 0  # rank 0 has nothing to train, and tells the study why
+    set_up_process(config, spec.threads)
     result = train(config, tracker=SilentTracker(), checkpoint_dir=folder, stop_requested=stop_requested)
     return EXIT_STOPPED if result.status == "interrupted" else 0

@@ -6,7 +6,6 @@ MLflow run. Read on in `attempt.py` for what is asked and told, and in `harness/
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import optuna
 
 from harness.config.compose import SweepPlan
+from harness.config.schema import RunConfig
 from harness.credentials import shown
 from harness.errors import StorageError, first_line
 from harness.logs import show_messages
@@ -28,6 +28,7 @@ from harness.search.trial.attempt import Attempt
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.search.trial.outcomes import RESUMABLE_ERRORS
 from harness.search.trial.spec import StopFlag, TrialSpec, pin_devices
+from harness.training.launch_ranks import is_rank
 
 if TYPE_CHECKING:
     from harness.training.result import RunResult
@@ -52,20 +53,12 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
     stop_requested = StopFlag()
     if spec.device_indices is not None:
         pin_devices(spec.device_indices)  # before torch is imported, which may look for GPUs
-    num_devices = spec.plan["sweep"]["devices_per_trial"]
     try:
-        if num_devices == 1:
+        if spec.plan["sweep"]["devices_per_trial"] == 1:
             return run_attempt(spec, path.parent, stop_requested, train)
         from harness.search.trial.multi_device import run_over_ranks
 
-        return run_over_ranks(
-            functools.partial(run_attempt, spec, path.parent),
-            train or _real_train(),
-            num_devices,
-            path.parent,
-            threads=spec.threads,
-            grace_s=spec.plan["sweep"]["grace_seconds"],
-        )
+        return run_over_ranks(spec, path.parent, train or _real_train())
     except RESUMABLE_ERRORS as error:
         print(error, file=sys.stderr)
         return EXIT_UNAVAILABLE
@@ -74,13 +67,29 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
 def run_attempt(
     spec: TrialSpec, folder: Path, stop_requested: Callable[[], bool], train: TrainFunction | None
 ) -> int:
-    """Train the trial in this process, and tell the study how it ended; return the exit code."""
+    """Train the trial in this process, and tell the study how it ended.
+
+    Where the trial trains on several devices, rank 0 calls this.
+
+    Args:
+        folder: the trial's own, for its checkpoints.
+        stop_requested: asked after each batch; True leaves the trial to be resumed.
+        train: stands in for :func:`harness.training.train.train`.
+
+    Returns:
+        The exit code, see `exit_codes.py`.
+
+    Raises:
+        StorageError: the database is away; the trial can be resumed. Likewise:
+        TrackingError, DiskFullError.
+    """
     plan = SweepPlan.from_dict(spec.plan)
     if not database_exists(spec.storage):
         raise StorageError(f"the database of sweeps {shown(spec.storage)} is gone")
     storage = open_storage(spec.storage, plan.sweep.lease_seconds, trusted=True)
     lease = Lease(storage, spec.trial_id, spec.attempt, beat_interval(plan.sweep.lease_seconds))
     if not lease.is_held():
+        _tell_other_ranks(None)
         return 0  # another process has taken the trial over, or ended it
     study = studies.load_study_for_trial(storage, spec.sweep_name, plan.sweep, spec.number)
 
@@ -94,19 +103,25 @@ def run_attempt(
         reported = frozenset(add_to_cache(trial).intermediate_values)
         attempt = Attempt(spec, plan, study, trial, lease, reported)
         try:
-            config = attempt.prepare()
+            try:
+                config = attempt.prepare()
+                tracker = attempt.open_run(config, stop_requested)
+            except Exception:
+                _tell_other_ranks(None)  # or they would wait for a configuration
+                raise
+            _tell_other_ranks(config)
             train = train or _real_train()  # imported only here, where the lease is kept meanwhile
             result = train(
                 config,
-                tracker=attempt.open_run(config, stop_requested),
+                tracker=tracker,
                 checkpoint_dir=folder,
                 on_epoch=attempt.on_epoch,
                 stop_requested=stop,
             )
         except RESUMABLE_ERRORS:
-            raise
+            raise  # the study is told nothing: the trial goes on later
         except Exception as error:
-            if is_outage(error):  # of a call that is not repeated
+            if is_outage(error):  # of a call that RetryingStorage does not repeat
                 cause = first_line(error.__cause__ or error)
                 raise StorageError(f"the database of sweeps does not answer: {cause}") from error
             return attempt.settle(error)
@@ -114,6 +129,14 @@ def run_attempt(
         if exit_code == EXIT_STOPPED:
             lease.let_go()
         return exit_code
+
+
+def _tell_other_ranks(config: RunConfig | None) -> None:
+    """Send the other ranks, if there are any, what to train; None: nothing."""
+    if is_rank():  # asked without importing torch
+        from harness.training.collectives import current_ranks
+
+        current_ranks().broadcast(config)
 
 
 def _real_train() -> TrainFunction:
