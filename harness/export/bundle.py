@@ -117,9 +117,10 @@ def _write(
     )
     config.write(folder)
     (folder / manifest.CARD_FILE).write_text(render_card(config), encoding="utf-8")
+    # The check reads the files that were written, as whoever gets the bundle will, not the objects in memory.
     reloaded = restore(manifest.read_config(folder), folder)
     parity.check_identical(torch_runner(classifier), torch_runner(reloaded), images_NCHW)
-    write_checksums(folder)
+    write_checksums(folder)  # last, as it covers every other file
     return config
 
 
