@@ -216,10 +216,10 @@ def _prepare(overrides: list[str]) -> RunConfig:
 
 def set_up(overrides: list[str], *, channels_last: bool = False) -> Setup:
     config = _prepare(overrides)
-    machine = resolve_machine(config.trainer)
     torch.manual_seed(config.seed)
     splits = load_splits(config.data)
     classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
+    machine = resolve_machine(config.trainer, classifier.network)
     show_images(classifier, splits.train)
     apply_freezing(classifier, config.finetune)
     classifier.to(machine.device)

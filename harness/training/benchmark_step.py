@@ -38,10 +38,10 @@ class StepBenchmark:
 
     def __init__(self, config: RunConfig, image_size: tuple[int, int], num_classes: int) -> None:
         self._config = config
-        self._machine = resolve_machine(config.trainer)
         self._splits = _made_up(image_size, num_classes, config.data.batch_size)
         self._data = ImageDataModule(self._splits, config.data, config.augment, config.seed)
         classifier = build_model(config.model, num_classes, load_weights=False)
+        self._machine = resolve_machine(config.trainer, classifier.network)
         apply_freezing(classifier, config.finetune)
         speed_up_convolutions(classifier.network)
         classifier.to(self._machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -21,11 +21,13 @@ from harness.training.machine import resolve_machine
 def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
     """Return versions, device, precision, threads, disk, data and run store, one fact per line."""
     machine = resolve_machine(TrainerConfig())
+    is_by_network = machine.device.type == "cpu" and machine.precision == "bf16"
+    by_network = " (fp32 for networks with grouped convolutions)" if is_by_network else ""
     disk = shutil.disk_usage(Path.cwd())
     facts = {
         "python": f"{platform.python_version()} on {platform.platform()}",
         **package_versions(),
-        "device": ", ".join(machine.describe().values()),
+        "device": ", ".join(machine.describe().values()) + by_network,
         "gpus": str(torch.cuda.device_count()),
         "cores": f"{available_cores()} of {os.cpu_count()}",
         "disk": f"{disk.free / 2**30:.1f} GiB free of {disk.total / 2**30:.1f}",

@@ -25,6 +25,7 @@ def describe_run(config: RunConfig) -> str:
     with torch.device("meta"):
         classifier = build_model(config.model, len(splits.class_names), load_weights=False)
         freezing = apply_freezing(classifier, config.finetune)
+    machine = resolve_machine(config.trainer, classifier.network)
     together = f"{devices} × " if devices > 1 else ""
     steps = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())
     facts = {

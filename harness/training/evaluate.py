@@ -108,10 +108,11 @@ def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = N
         DataError: the images cannot be read.
     """
     checkpoint = load_checkpoint(path)
-    machine = machine_at_hand(checkpoint.config.trainer)
-    arrays = _load_arrays(checkpoint, split)
-    classifier = restore_classifier(checkpoint).to(machine.device)
     config = checkpoint.config
+    arrays = _load_arrays(checkpoint, split)
+    classifier = restore_classifier(checkpoint)
+    machine = machine_at_hand(config.trainer, classifier.network)
+    classifier.to(machine.device)
     logits, plain = predict(classifier, arrays, machine, config.data.batch_size, config.evaluation.tta)
     evaluation = evaluate(logits, arrays.labels, checkpoint.class_names, split)
     if config.evaluation.tta != "none":

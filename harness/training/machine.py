@@ -13,6 +13,7 @@ import platform
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
@@ -85,8 +86,11 @@ def keep_large_blocks() -> bool:
     return all(libc.mallopt(option, value) for option, value in settings.items())
 
 
-def resolve_machine(trainer: TrainerConfig) -> Machine:
+def resolve_machine(trainer: TrainerConfig, network: nn.Module | None = None) -> Machine:
     """Return the device and precision of a configuration on this machine; "auto" becomes a choice.
+
+    Args:
+        network: that is to run there; without it, the precision of "auto" is that of most networks.
 
     Raises:
         ConfigError: a device that this machine lacks, or a precision that the device cannot do.
@@ -101,22 +105,22 @@ def resolve_machine(trainer: TrainerConfig) -> Machine:
         wanted = "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if not available[wanted]:
         raise ConfigError(f"trainer.device={wanted}: this machine has none; use trainer.device=auto or cpu")
-    precision = _best_precision(wanted) if trainer.precision == "auto" else trainer.precision
+    precision = _best_precision(wanted, network) if trainer.precision == "auto" else trainer.precision
     if precision == "fp16" and wanted == "cpu":
         raise ConfigError("trainer.precision=fp16 is for GPUs: use auto, bf16 or fp32 on a CPU")
     return Machine(torch.device(wanted), precision)
 
 
-def machine_at_hand(trainer: TrainerConfig) -> Machine:
+def machine_at_hand(trainer: TrainerConfig, network: nn.Module) -> Machine:
     """Return the device and precision for using a trained model.
 
     Those of its training, if this machine has them. Otherwise those of "auto", with a warning, because
     metrics at another precision may differ in their last digits.
     """
     try:
-        return resolve_machine(trainer)
+        return resolve_machine(trainer, network)
     except ConfigError:
-        here = resolve_machine(trainer.model_copy(update={"device": "auto", "precision": "auto"}))
+        here = resolve_machine(trainer.model_copy(update={"device": "auto", "precision": "auto"}), network)
     log.warning(
         "the run asked for trainer.device=%s, trainer.precision=%s, which this machine does not have: "
         "its model is used on %s in %s",
@@ -137,12 +141,22 @@ def check_devices(wanted: int, device: str, num_gpus: int) -> None:
         raise ConfigError("mps cannot train on several devices together: use one, or trainer.device=cpu")
 
 
-def _best_precision(device: str) -> str:
+def _best_precision(device: str, network: nn.Module | None) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device == "cpu" and _cpu_has_bf16():
+    # On CPUs with bf16 units, torch 2.14 trains grouped and depthwise convolutions in bf16 at a quarter to
+    # three quarters of their speed in fp32 (EfficientNet, MobileNet, RegNetY, ConvNeXt), dense ones faster.
+    if (
+        device == "cpu"
+        and _cpu_has_bf16()
+        and not (network is not None and _has_grouped_convolutions(network))
+    ):
         return "bf16"
     return "fp32"
+
+
+def _has_grouped_convolutions(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in network.modules())
 
 
 def _cpu_has_bf16() -> bool:

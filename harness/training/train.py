@@ -79,13 +79,14 @@ def train(
     status: Status
     costs: dict[str, float] = {}
     try:
-        machine = resolve_machine(config.trainer)
+        resolve_machine(config.trainer)  # a device that is not there is named before anything is loaded
         pl.seed_everything(config.seed, verbose=False)
         splits = load_splits(config.data)
         # From here on the configuration names the data set that data=auto has found: a resumed run takes it
         # too.
         config = config.model_copy(update={"data": as_loaded(config.data, splits)})
         classifier, freezing = prepare_model(config, splits)
+        machine = resolve_machine(config.trainer, classifier.network)
         ranks.from_zero(lambda: make_room(checkpoint_dir, classifier))
         if ranks.is_zero:
             record_setup(tracker, config, splits, freezing, machine)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
@@ -26,6 +27,14 @@ def test_a_cpu_gets_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.Monk
     assert resolve_machine(cpu).precision == "bf16"
     monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: False)
     assert resolve_machine(cpu).precision == "fp32"
+
+
+def test_a_cpu_runs_grouped_convolutions_in_fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, depthwise = nn.Sequential(nn.Conv2d(4, 4, 3)), nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
+    monkeypatch.setattr(machine, "_cpu_has_bf16", lambda: True)
+    assert resolve_machine(TrainerConfig(device="cpu"), dense).precision == "bf16"
+    assert resolve_machine(TrainerConfig(device="cpu"), depthwise).precision == "fp32"
+    assert resolve_machine(TrainerConfig(device="cpu", precision="bf16"), depthwise).precision == "bf16"
 
 
 def test_a_missing_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,5 +70,5 @@ def test_a_trained_model_is_used_on_what_is_at_hand_and_that_is_said(
         resolve_machine(asked)
 
     with caplog.at_level("WARNING"):
-        assert machine_at_hand(asked) == resolve_machine(TrainerConfig())
+        assert machine_at_hand(asked, nn.Linear(1, 1)) == resolve_machine(TrainerConfig())
     assert f"trainer.precision={precision}, which this machine does not have" in caplog.text

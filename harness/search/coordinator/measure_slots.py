@@ -198,7 +198,7 @@ def _facts(case: BenchmarkCase, found: Sequence[Candidate]) -> dict[str, Any]:
         "classes": case.num_classes,
         "keep_memory": run.trainer.keep_memory,
         "cpu": machine.describe()["device_name"],
-        "precision": machine.precision,
+        "precision": [run.trainer.precision, machine.precision],
         "torch": package_versions().get("torch"),
         "cores": available_cores(),
         "candidates": [[candidate.slots, candidate.threads] for candidate in found],
