@@ -14,7 +14,7 @@ from harness.config.provenance import annotate
 from harness.credentials import shown
 from harness.errors import ConfigError, TrackingError, first_line
 from harness.logs import show_messages
-from harness.search.study.storage import storage_url
+from harness.search.database.storage import storage_url
 
 URL_SAFE = st.text(st.characters(min_codepoint=33, max_codepoint=0x24F, exclude_characters="@/"), min_size=4)
 

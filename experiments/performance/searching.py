@@ -154,9 +154,9 @@ def _pss(process: psutil.Process) -> int:
 
 def recording_seconds(overrides: list[str], epochs: int) -> tuple[float, float]:
     """Return the median seconds of recording an epoch in MLflow, and of reporting it to Optuna."""
+    from harness.search.database.optuna_private import trial_id
+    from harness.search.database.storage import open_storage, storage_url
     from harness.search.study import trials as studies
-    from harness.search.study.optuna_private import trial_id
-    from harness.search.study.storage import open_storage, storage_url
     from harness.search.suggest import pruners
 
     plan = compose_sweep([*overrides, "sweep=default"])

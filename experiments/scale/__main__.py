@@ -27,8 +27,8 @@ from experiments.scale.postgres import NoPostgresError, running_postgres
 from experiments.scale.simulation import Crew, Simulated, prepare, simulate
 from experiments.scale.worker import Job
 from harness.config.compose import SweepPlan, compose_sweep
-from harness.search.study.optuna_private import study_id
-from harness.search.study.storage import DATABASE, open_storage
+from harness.search.database.optuna_private import study_id
+from harness.search.database.storage import DATABASE, open_storage
 from harness.search.study.trials import create_study
 from harness.tracking.environment import capture_environment
 

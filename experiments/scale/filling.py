@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 
-from harness.search.study.storage import RetryingStorage
+from harness.search.database.storage import RetryingStorage
 
 PARTS = (
     models.TrialParamModel,

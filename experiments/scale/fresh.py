@@ -15,9 +15,9 @@ import psutil
 from experiments.scale.simulation import prepare
 from experiments.scale.worker import Job
 from harness.config.compose import SweepPlan
+from harness.search.database.optuna_private import add_to_cache, study_id
+from harness.search.database.storage import open_storage
 from harness.search.study import keys
-from harness.search.study.optuna_private import add_to_cache, study_id
-from harness.search.study.storage import open_storage
 from harness.search.study.trials import find_study, load_study_for_trial, read_rows, storage_of
 from harness.search.suggest.pruners import build_pruner, report_score, should_prune
 from harness.search.suggest.space import suggest

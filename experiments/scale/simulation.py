@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from experiments.scale.sampling import Meter, Usage
 from experiments.scale.worker import DONE, PRELOAD, Job, Times, work
-from harness.search.study.storage import RetryingStorage, is_server, open_storage
+from harness.search.database.storage import RetryingStorage, is_server, open_storage
 from harness.search.study.trials import find_study
 
 

@@ -23,9 +23,9 @@ from sqlalchemy.orm import configure_mappers
 
 from harness.config.compose import SweepPlan
 from harness.config.schema import RunConfig
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.database.storage import open_storage
 from harness.search.ownership.claims import Claim, Claims
-from harness.search.study.retrying_storage import RetryingStorage
-from harness.search.study.storage import open_storage
 from harness.search.study.trials import find_study
 from harness.search.trial import run as trial
 from harness.search.trial.attempt import Attempt

@@ -34,7 +34,7 @@ def _add_places(command: argparse.ArgumentParser) -> None:
 
 
 def _database(options: argparse.Namespace) -> str:
-    from harness.search.study.storage import storage_url
+    from harness.search.database.storage import storage_url
 
     return storage_url(tracking_config(options).dir, options.storage)
 

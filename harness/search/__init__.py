@@ -7,7 +7,8 @@
     executors/     where a trial's process runs: this machine, Ray, Slurm
     trial/         what happens in that process, from its spec to its result
     ownership/     which process may work on which trial: claims, leases, heartbeats
-    study/         the database: opened, locked, asked; whose sweep it is; every attribute's name (keys.py)
+    study/         the sweep's study: its trials as rows, whose sweep it is, every attribute's name (keys.py)
+    database/      Optuna's database: opened, retried, locked, queried
     suggest/       the space, samplers, pruners, constraints, starting points
     report/        what people see: progress, leaderboard, status, the sweep's run in MLflow
 

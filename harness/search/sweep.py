@@ -25,6 +25,7 @@ from harness.search.coordinator.follow import FOLLOWING, follow
 from harness.search.coordinator.measure_slots import is_measured
 from harness.search.coordinator.scheduler import Outcome, Scheduler
 from harness.search.coordinator.slots import find_slots
+from harness.search.database.locks import LockedError, LostLockError
 from harness.search.executors.base import Executor
 from harness.search.executors.build import build_executor
 from harness.search.report import parent_run as record
@@ -41,7 +42,6 @@ from harness.search.study.locate import (
     locate_sweep,
     open_study,
 )
-from harness.search.study.locks import LockedError, LostLockError
 from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.search.suggest.space import check_space, describe_dimension
 from harness.search.trial.exit_codes import EXIT_STOPPED

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.sweep import SweepConfig
-from harness.search.study.storage import open_storage, storage_url
+from harness.search.database.storage import open_storage, storage_url
 from harness.search.study.trials import create_study
 
 DROPPED = "-dac_override,-dac_read_search,-fowner"  # what lets root into everybody's files

@@ -16,9 +16,9 @@ from experiments.scale.__main__ import Database, job_of, main, plan_of
 from experiments.scale.filling import fill
 from experiments.scale.postgres import ABSENT, NoPostgresError, Server, find_programs
 from experiments.scale.simulation import Simulated, find_mistakes, simulate
+from harness.search.database.storage import RetryingStorage, open_storage
 from harness.search.ownership.claims import Claims
 from harness.search.study import keys
-from harness.search.study.storage import RetryingStorage, open_storage
 from harness.search.study.trials import create_study, find_study
 
 NAME = "sweep"

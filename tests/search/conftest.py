@@ -16,14 +16,14 @@ from rich.console import Console
 
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.schema import TrackingConfig
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.database.storage import open_storage, storage_url
 from harness.search.executors.local import LocalExecutor
-from harness.search.study.retrying_storage import RetryingStorage
-from harness.search.study.storage import open_storage, storage_url
 from harness.search.study.trials import TrialRow, find_study, read_rows
 from harness.search.sweep import SweepResult, run_sweep
 from harness.tracking.store import open_store
-from tests.search import fake_training
-from tests.search.behaviour import account
+from tests.search.helpers import fake_training
+from tests.search.helpers.behaviour import account
 
 SMALL = """# @package _global_
 defaults:

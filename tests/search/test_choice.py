@@ -13,8 +13,8 @@ from harness.errors import TrackingError
 from harness.search.report.parent_run import SweepRecord
 from harness.search.study.trials import ranked
 from harness.tracking.choice import choose, find_sweep, newest_sweep, read_sweep
-from tests.search.behaviour import account
 from tests.search.conftest import SmallSweep
+from tests.search.helpers.behaviour import account
 
 
 def tracking_of(sweep: SmallSweep) -> TrackingConfig:

@@ -19,15 +19,15 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.config.sweep import SweepConfig
+from harness.search.database.optuna_tables import TrialHead
+from harness.search.database.storage import open_storage, storage_url
 from harness.search.ownership import lease as lease_module
 from harness.search.ownership.claims import Claim, Claims
 from harness.search.ownership.lease import Lease
 from harness.search.ownership.process_id import ProcessId, start_time_of
 from harness.search.study import keys
-from harness.search.study.optuna_tables import TrialHead
-from harness.search.study.storage import open_storage, storage_url
 from harness.search.study.trials import create_study, find_study
-from tests.search.calls import is_alive, wait_for
+from tests.search.helpers.calls import is_alive, wait_for
 
 SWEEP = SweepConfig.model_validate({"space": {"seed": {"type": "int", "low": 0, "high": 9}}})
 LEASE_S = 1.0  # the shortest that Optuna's clock, of seconds, can tell

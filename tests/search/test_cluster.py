@@ -14,7 +14,7 @@ from harness.config.executor import LocalExecutorConfig, RayExecutorConfig, Slur
 from harness.errors import ConfigError
 from harness.search.executors.build import build_executor
 from harness.search.executors.child_process import trial_environment
-from harness.search.executors.cluster import Node, Share, share_cluster
+from harness.search.executors.cluster import Node, TrialResources, divide_cluster
 from harness.search.executors.local import LocalExecutor
 from harness.search.study.locate import locate_sweep
 
@@ -24,29 +24,35 @@ BOX = Node(cores=32, num_gpus=8)
 @pytest.mark.parametrize(
     ("overrides", "nodes", "expected"),
     [
-        ([], [BOX], Share(8, 4, 4, 1)),
-        ([], [BOX, BOX, Node(128, 0)], Share(16, 4, 4, 1)),  # a node without GPUs holds no trial of theirs
-        ([], [BOX, Node(4, 4)], Share(12, 1, 1, 1)),  # threads that suit every node
-        ([], [Node(2, 4)], Share(4, 1, 0.5, 1)),  # fewer cores than GPUs: all GPUs work
-        (["sweep.devices_per_trial=2"], [BOX, Node(8, 1)], Share(4, 8, 8, 2)),
-        (["sweep.threads_per_trial=2"], [BOX], Share(8, 2, 2, 1)),
-        (["trainer.threads=3"], [BOX], Share(8, 3, 3, 1)),
-        (["sweep.slots=3"], [BOX], Share(3, 4, 4, 1)),
-        (["trainer.device=cpu"], [Node(8, 4)], Share(4, 2, 2, 0)),
-        ([], [Node(2, 0), Node(2, 0)], Share(4, 1, 1, 0)),
+        ([], [BOX], TrialResources(8, 4, 4, 1)),
+        (
+            [],
+            [BOX, BOX, Node(128, 0)],
+            TrialResources(16, 4, 4, 1),
+        ),  # a node without GPUs holds no trial of theirs
+        ([], [BOX, Node(4, 4)], TrialResources(12, 1, 1, 1)),  # threads that suit every node
+        ([], [Node(2, 4)], TrialResources(4, 1, 0.5, 1)),  # fewer cores than GPUs: all GPUs work
+        (["sweep.devices_per_trial=2"], [BOX, Node(8, 1)], TrialResources(4, 8, 8, 2)),
+        (["sweep.threads_per_trial=2"], [BOX], TrialResources(8, 2, 2, 1)),
+        (["trainer.threads=3"], [BOX], TrialResources(8, 3, 3, 1)),
+        (["sweep.slots=3"], [BOX], TrialResources(3, 4, 4, 1)),
+        (["trainer.device=cpu"], [Node(8, 4)], TrialResources(4, 2, 2, 0)),
+        ([], [Node(2, 0), Node(2, 0)], TrialResources(4, 1, 1, 0)),
     ],
 )
-def test_a_cluster_is_shared_out(overrides: list[str], nodes: Sequence[Node], expected: Share) -> None:
-    assert share_cluster(compose_sweep(overrides), nodes) == expected
+def test_a_cluster_is_shared_out(
+    overrides: list[str], nodes: Sequence[Node], expected: TrialResources
+) -> None:
+    assert divide_cluster(compose_sweep(overrides), nodes) == expected
 
 
 def test_the_threads_of_the_executor_hold_where_the_sweep_has_none() -> None:
-    assert share_cluster(compose_sweep([]), [BOX], threads=6).threads == 6
-    assert share_cluster(compose_sweep(["sweep.threads_per_trial=2"]), [BOX], threads=6).threads == 2
+    assert divide_cluster(compose_sweep([]), [BOX], threads=6).threads == 6
+    assert divide_cluster(compose_sweep(["sweep.threads_per_trial=2"]), [BOX], threads=6).threads == 2
 
 
 def test_no_slot_of_a_cluster_is_pinned_by_us() -> None:
-    assert share_cluster(compose_sweep([]), [BOX]).slots.device_indices(5, 1) is None
+    assert divide_cluster(compose_sweep([]), [BOX]).slots.device_indices(5, 1) is None
 
 
 def test_the_local_executor_is_the_default() -> None:

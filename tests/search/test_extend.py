@@ -13,10 +13,10 @@ import pytest
 from harness.cli.main import parse
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
+from harness.search.database.storage import open_storage, storage_url
 from harness.search.study import identity
 from harness.search.study import trials as studies
 from harness.search.study.extend import widen_trials
-from harness.search.study.storage import open_storage, storage_url
 from harness.search.suggest.constraints import tell_costs
 from harness.search.suggest.space import suggest
 from tests.search.conftest import SmallSweep

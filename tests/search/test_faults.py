@@ -17,9 +17,18 @@ from harness.search.ownership.process_id import ProcessId
 from harness.search.study import identity as code
 from harness.search.study import keys
 from harness.search.study.trials import storage_of
-from tests.search.calls import Call, calls_of, check_promises, is_alive, is_stopped, kill, pid_of, wait_for
 from tests.search.conftest import SMALL, SmallSweep
-from tests.search.real_training import run_real_trial
+from tests.search.helpers.calls import (
+    Call,
+    calls_of,
+    check_promises,
+    is_alive,
+    is_stopped,
+    kill,
+    pid_of,
+    wait_for,
+)
+from tests.search.helpers.real_training import run_real_trial
 
 MOMENTS = ("opened", "start", "epoch", "report", "checkpoint", "end")
 SHORT_LEASE = "sweep.lease_seconds=2"

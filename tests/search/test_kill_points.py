@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from harness.search.study.trials import TrialRow, find_study, read_rows
-from tests.search.calls import Call, Calls, calls_of, check_promises, kill, wait_for
 from tests.search.conftest import SmallSweep
-from tests.search.real_training import run_real_trial
+from tests.search.helpers.calls import Call, Calls, calls_of, check_promises, kill, wait_for
+from tests.search.helpers.real_training import run_real_trial
 
 PATIENT = ("sweep.max_retries=1000", "sweep.slots=2")  # a trial that is killed fifty times has not failed
 WHAT = ("trial", "trial", "coordinator", "everything")

@@ -10,9 +10,9 @@ from unittest.mock import MagicMock
 import optuna
 import pytest
 
+from harness.search.database.storage import open_storage
 from harness.search.ownership.claims import Claims
 from harness.search.ownership.lease import Lease
-from harness.search.study.storage import open_storage
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.spool import Spool
 

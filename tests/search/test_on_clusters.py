@@ -19,7 +19,7 @@ from harness.config.executor import RayExecutorConfig
 from harness.errors import ConfigError, SweepError
 from harness.search.sweep import SweepResult, run_sweep
 from tests.search.conftest import SmallSweep
-from tests.search.coordinator import build_fake_executor
+from tests.search.helpers.coordinator import build_fake_executor
 from tests.services import require, wait_until
 from tests.services.ray import RayCluster
 
@@ -38,7 +38,7 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def start_one(sweep: SmallSweep, *more: str, **environment: str) -> subprocess.Popen[str]:
-        program = [sys.executable, "-m", "tests.search.coordinator", str(sweep.configs)]
+        program = [sys.executable, "-m", "tests.search.helpers.coordinator", str(sweep.configs)]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started.append(
             subprocess.Popen(

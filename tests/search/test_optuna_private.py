@@ -20,11 +20,11 @@ from optuna.trial import TrialState
 
 import harness.search
 from harness.errors import HarnessError
-from harness.search.study import optuna_private as private
-from harness.search.study.first_objective import FirstObjectiveStorage
-from harness.search.study.optuna_tables import DirectStorage
-from harness.search.study.retrying_storage import RetryingStorage
-from harness.search.study.storage import open_storage
+from harness.search.database import optuna_private as private
+from harness.search.database.first_objective import FirstObjectiveStorage
+from harness.search.database.optuna_tables import DirectStorage
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.database.storage import open_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
@@ -61,7 +61,7 @@ def test_only_two_files_touch_optunas_private_names() -> None:
         for line in path.read_text().splitlines()
         if private_access.search(line) and not line.strip().startswith('"')  # names of modules to preload
     }
-    assert found == {"study/optuna_private.py", "study/optuna_tables.py"}
+    assert found == {"database/optuna_private.py", "database/optuna_tables.py"}
 
 
 # ── studies and trials ────────────────────────────────────────────────────────────────────────────

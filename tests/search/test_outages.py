@@ -19,8 +19,8 @@ from experiments.scale.postgres import free_port
 from harness.config.schema import TrackingConfig
 from harness.tracking.store import open_store
 from harness.tracking.ui import server_command, server_environment
-from tests.search.calls import WAIT_S, Call, calls_of, check_promises, wait_for
 from tests.search.conftest import SmallSweep
+from tests.search.helpers.calls import WAIT_S, Call, calls_of, check_promises, wait_for
 from tests.services import wait_until
 
 AWAY = "database of sweeps does not answer"
@@ -189,7 +189,7 @@ class Server:
         """Start a call of the sweep whose run store is this server."""
         words = [str(self.sweep.configs), *self.sweep.overrides(*overrides)]
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.search.coordinator", *words],
+            [sys.executable, "-m", "tests.search.helpers.coordinator", *words],
             env=os.environ | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.port}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -22,10 +22,10 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from harness.errors import StorageError
-from harness.search.study import retrying_storage as patience
-from harness.search.study.optuna_tables import DirectStorage
-from harness.search.study.retrying_storage import RetryingStorage
-from harness.search.study.storage import open_storage
+from harness.search.database import retrying_storage as patience
+from harness.search.database.optuna_tables import DirectStorage
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.database.storage import open_storage
 from harness.search.trial import run as trial
 
 # Of Optuna's cache, with their arguments: `s` is the study's id, `t` that of a running trial.

@@ -16,12 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
+from harness.search.database.optuna_tables import UtcNow
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.database.storage import open_storage
 from harness.search.ownership.claims import Claims
 from harness.search.ownership.process_id import ProcessId
 from harness.search.study import keys
-from harness.search.study.optuna_tables import UtcNow
-from harness.search.study.retrying_storage import RetryingStorage
-from harness.search.study.storage import open_storage
 
 
 @pytest.fixture

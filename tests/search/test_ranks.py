@@ -21,8 +21,8 @@ from harness.errors import ConfigError
 from harness.search.executors.local import LocalExecutor
 from harness.search.sweep import SweepResult, run_sweep
 from harness.tracking.store import open_store
-from tests.search import ranks_training
 from tests.search.conftest import SmallSweep
+from tests.search.helpers import ranks_training
 from tests.training.together import is_running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ def test_rank_zeros_pruner_ends_both(small_sweep: SmallSweep, run_statuses: Stat
 
 
 def start(small: SmallSweep, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.search.ranks_training", str(small.configs)]
+    command = [sys.executable, "-m", "tests.search.helpers.ranks_training", str(small.configs)]
     return subprocess.Popen(
         [*command, *small.overrides(*TOGETHER, *more)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -12,9 +12,9 @@ import optuna
 import pytest
 
 from harness.config.sweep import SweepConfig
+from harness.search.database.storage import open_storage, storage_url
 from harness.search.report.leaderboard import leaderboard_csv
 from harness.search.study import keys
-from harness.search.study.storage import open_storage, storage_url
 from harness.search.study.trials import create_study, find_study
 from harness.search.trial.replicates import choose_seed, describe_replicates, replicated, warn_of_replicates
 from tests.search.conftest import SmallSweep

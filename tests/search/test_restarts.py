@@ -12,12 +12,12 @@ import pytest
 
 from experiments.scale.postgres import Server
 from harness.config.compose import compose_sweep
+from harness.search.database.locks import LockedError, LostLockError
 from harness.search.ownership.claims import Claims
 from harness.search.study.locate import coordinator_lock_in
-from harness.search.study.locks import LockedError, LostLockError
 from harness.search.study.trials import create_study, find_study
-from tests.search.calls import calls_of, check_promises, wait_for
 from tests.search.conftest import SmallSweep
+from tests.search.helpers.calls import calls_of, check_promises, wait_for
 from tests.search.test_kill_points import Killer
 
 pytestmark = pytest.mark.integration

@@ -10,14 +10,14 @@ import optuna
 import pytest
 
 from harness.config.sweep import SweepConfig
+from harness.search.database.locks import LockedError
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.database.storage import open_storage, storage_url
 from harness.search.ownership.claims import Claims
 from harness.search.ownership.lease import Lease
 from harness.search.study import keys
-from harness.search.study.locks import LockedError
-from harness.search.study.retrying_storage import RetryingStorage
-from harness.search.study.storage import open_storage, storage_url
 from harness.search.study.trials import create_study, find_study
-from tests.search.calls import CONTEXT, PRELOAD
+from tests.search.helpers.calls import CONTEXT, PRELOAD
 
 SWEEP = SweepConfig.model_validate({"space": {"seed": {"type": "int", "low": 0, "high": 9}}})
 

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
-from harness.search.study import storage
+from harness.search.database import storage
 from harness.search.study import trials as studies
 
 SWEEP = SweepConfig.model_validate({"space": {"seed": {"type": "int", "low": 0, "high": 9}}})

@@ -294,7 +294,13 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def start_one(sweep: SmallSweep) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.search.coordinator", str(sweep.configs), *sweep.overrides()]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.search.helpers.coordinator",
+            str(sweep.configs),
+            *sweep.overrides(),
+        ]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started.append(subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipe))
         return started[-1]

@@ -33,8 +33,8 @@ from harness.search.coordinator.measure_slots import (
 from harness.search.coordinator.slots import Measurement, Slots, find_slots
 from harness.search.executors.local import LocalExecutor
 from harness.search.sweep import describe_sweep
-from tests.search import fake_training
 from tests.search.conftest import SmallSweep
+from tests.search.helpers import fake_training
 
 PLENTY = 1e15  # bytes
 

@@ -12,12 +12,12 @@ import pytest
 from harness.cli.main import main
 from harness.errors import SweepError, TrackingError
 from harness.search.coordinator.stop import request_stop
+from harness.search.database.storage import storage_url
 from harness.search.executors.local import LocalExecutor
 from harness.search.report.status import find_sweep, open_sweeps, read_status, status_line
-from harness.search.study.storage import storage_url
 from harness.search.worker import run_worker
-from tests.search import fake_training
 from tests.search.conftest import SmallSweep
+from tests.search.helpers import fake_training
 
 
 def work(sweep: SmallSweep, *overrides: str, name: str | None = None) -> int:

@@ -7,9 +7,9 @@ import time
 import optuna
 from rich.console import Console
 
+from harness.search.database.locks import LockedError
 from harness.search.report.progress import build_progress, view_of
 from harness.search.study.locate import SweepContext, coordinator_lock_in
-from harness.search.study.locks import LockedError
 from harness.search.study.trials import read_rows, storage_of
 from harness.signals import StopSignals
 

@@ -18,7 +18,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Share:
+class TrialResources:
     """What a trial takes of a cluster, and how many trials at a time."""
 
     count: int
@@ -32,7 +32,7 @@ class Share:
         return Slots(self.count, self.threads, num_gpus=0)
 
 
-def share_cluster(plan: SweepPlan, nodes: Sequence[Node], threads: int | None = None) -> Share:
+def divide_cluster(plan: SweepPlan, nodes: Sequence[Node], threads: int | None = None) -> TrialResources:
     """Choose what is left to `auto`: a trial for each GPU (or `devices_per_trial` of them).
 
     A cluster without GPUs holds on each node what the same sweep would run on that machine alone.
@@ -50,12 +50,12 @@ def share_cluster(plan: SweepPlan, nodes: Sequence[Node], threads: int | None = 
         fitting = [node.num_gpus // devices for node in with_gpus]
         cores = min(node.cores / count for node, count in zip(with_gpus, fitting, strict=True))
         threads = threads or max(1, int(cores))
-        share = Share(sum(fitting), threads, min(threads, cores), devices)
+        resources = TrialResources(sum(fitting), threads, min(threads, cores), devices)
     else:
         alone = sweep.model_copy(update={"slots": "auto"})
         slots = [resolve_slots(alone, threads, node.cores, "cpu", num_gpus=0) for node in nodes]
         threads = min(slot.threads for slot in slots)
-        share = Share(sum(slot.count for slot in slots), threads, threads, 0)
+        resources = TrialResources(sum(slot.count for slot in slots), threads, threads, 0)
     if sweep.slots == "auto":
-        return share
-    return Share(sweep.slots, share.threads, share.cores, share.num_gpus)
+        return resources
+    return TrialResources(sweep.slots, resources.threads, resources.cores, resources.num_gpus)

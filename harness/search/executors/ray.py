@@ -35,7 +35,7 @@ from harness.errors import ConfigError, SweepError, first_line  # noqa: E402
 from harness.search.coordinator.slots import Slots  # noqa: E402
 from harness.search.executors.base import EXIT_VANISHED, LOG, TRIAL_MODULE, Placement  # noqa: E402
 from harness.search.executors.child_process import TrialProcess, trial_environment  # noqa: E402
-from harness.search.executors.cluster import Node, Share, share_cluster  # noqa: E402
+from harness.search.executors.cluster import Node, TrialResources, divide_cluster  # noqa: E402
 from harness.search.trial.exit_codes import EXIT_STOPPED  # noqa: E402
 
 OBJECT_STORE_BYTES = 80 * 2**20  # of a local cluster; nothing but exit codes goes through it
@@ -93,19 +93,19 @@ class RayExecutor:
 
     def __init__(self, config: RayExecutorConfig, module: str = TRIAL_MODULE) -> None:
         self._config, self._module = config, module
-        self._share = Share(1, 1, 1, 0)
+        self._resources = TrialResources(1, 1, 1, 0)
 
     def prepare(self, plan: SweepPlan) -> Slots:
         _connect(self._config)
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = [Node(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources]
-        self._share = share_cluster(plan, [node for node in nodes if node.cores])
-        return self._share.slots
+        self._resources = divide_cluster(plan, [node for node in nodes if node.cores])
+        return self._resources.slots
 
     def place(self, spec_path: Path) -> RayPlacement:
         actor_class = ray.remote(TrialProcess).options(
-            num_cpus=self._share.cores,
-            num_gpus=self._share.num_gpus,
+            num_cpus=self._resources.cores,
+            num_gpus=self._resources.num_gpus,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=4,  # `stop` and `kill` are heard while `run` waits

@@ -27,7 +27,7 @@ from harness.errors import ConfigError, SweepError
 from harness.search.coordinator.slots import Slots
 from harness.search.executors.base import EXIT_VANISHED, LOG, TRIAL_MODULE, Placement
 from harness.search.executors.child_process import run_in_job, save_environment
-from harness.search.executors.cluster import Node, Share, share_cluster
+from harness.search.executors.cluster import Node, TrialResources, divide_cluster
 from harness.search.trial.exit_codes import EXIT_STOPPED
 
 NOT_STARTED = ("PENDING", "CONFIGURING")
@@ -121,15 +121,15 @@ class SlurmExecutor:
                 "sweep.executor.kind=slurm needs Slurm's commands: there is no sbatch on the PATH"
             )
         self._config, self._module = config, module
-        self._share, self._grace_s = Share(1, 1, 1, 0), 60.0
+        self._resources, self._grace_s = TrialResources(1, 1, 1, 0), 60.0
         self._unsubmitted: list[SlurmPlacement] = []
         self._asked_at = -math.inf
 
     def prepare(self, plan: SweepPlan) -> Slots:
         nodes = _find_nodes(self._config.partition)
-        self._share = share_cluster(plan, nodes, self._config.cpus_per_task)
+        self._resources = divide_cluster(plan, nodes, self._config.cpus_per_task)
         self._grace_s = plan.sweep.grace_seconds
-        return self._share.slots
+        return self._resources.slots
 
     def place(self, spec_path: Path) -> SlurmPlacement:
         """Submit with the next `wait`, together with what else is placed until then."""
@@ -171,18 +171,18 @@ class SlurmExecutor:
             placement.job = job
 
     def _build_submitter(self, sweep_folder: Path) -> submitit.SlurmExecutor:
-        config, share = self._config, self._share
+        config, resources = self._config, self._resources
         submitter = submitit.SlurmExecutor(
             sweep_folder / "slurm",
             python=f"exec {shlex.quote(sys.executable)}",  # replaces the shell that the job's signals go to
         )
-        gpus = f"gpu:{share.num_gpus}" if share.num_gpus else None
+        gpus = f"gpu:{resources.num_gpus}" if resources.num_gpus else None
         submitter.update_parameters(
             job_name=_job_name(sweep_folder),
             partition=config.partition,
             time=config.time_minutes,
             gres=config.gres or gpus,
-            cpus_per_task=config.cpus_per_task or share.threads,
+            cpus_per_task=config.cpus_per_task or resources.threads,
             mem=None if config.memory_gb is None else f"{math.ceil(config.memory_gb * 1024)}M",
             setup=config.setup or None,
             use_srun=False,

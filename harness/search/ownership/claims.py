@@ -20,12 +20,12 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from harness.search.database.optuna_private import study_id
+from harness.search.database.optuna_tables import OpenTrials, TrialHead
+from harness.search.database.retrying_storage import RetryingStorage
 from harness.search.ownership.lease import beat_interval
 from harness.search.ownership.process_id import ProcessId, end_process
 from harness.search.study import keys
-from harness.search.study.optuna_private import study_id
-from harness.search.study.optuna_tables import OpenTrials, TrialHead
-from harness.search.study.retrying_storage import RetryingStorage
 
 logger = logging.getLogger(__name__)
 

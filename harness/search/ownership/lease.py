@@ -16,10 +16,10 @@ from typing import Any
 from optuna.trial import TrialState
 
 from harness.errors import StorageError
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.database.storage import BEATS_PER_LEASE
 from harness.search.ownership.process_id import ProcessId
 from harness.search.study import keys
-from harness.search.study.retrying_storage import RetryingStorage
-from harness.search.study.storage import BEATS_PER_LEASE
 from harness.training.launch_ranks import is_rank
 
 logger = logging.getLogger(__name__)

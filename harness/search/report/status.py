@@ -10,12 +10,12 @@ from rich.table import Table
 
 from harness.credentials import shown
 from harness.errors import SweepError, did_you_mean
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.database.storage import database_exists, open_storage
 from harness.search.ownership.claims import Claims
 from harness.search.ownership.process_id import ProcessId
 from harness.search.report.progress import format_score, short_params
 from harness.search.study import keys
-from harness.search.study.retrying_storage import RetryingStorage
-from harness.search.study.storage import database_exists, open_storage
 from harness.search.study.trials import TrialRow, best_row, find_study, read_rows, storage_of
 
 

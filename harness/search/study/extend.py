@@ -19,12 +19,12 @@ from optuna.trial import FrozenTrial
 
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
+from harness.search.database.optuna_private import study_id
+from harness.search.database.optuna_tables import redeclare_trials
+from harness.search.database.storage import open_storage
 from harness.search.report.status import read_status
 from harness.search.study import identity, keys
 from harness.search.study.locate import SweepContext
-from harness.search.study.optuna_private import study_id
-from harness.search.study.optuna_tables import redeclare_trials
-from harness.search.study.storage import open_storage
 from harness.search.study.trials import find_study, read_rows
 from harness.search.suggest.samplers import distribution_of
 

@@ -24,11 +24,12 @@ from harness.credentials import shown
 from harness.data import load_splits
 from harness.errors import ConfigError, SweepError
 from harness.search.coordinator.completion import has_ended
+from harness.search.database import storage
+from harness.search.database.retrying_storage import RetryingStorage
 from harness.search.report import parent_run as record
-from harness.search.study import identity, keys, storage
+from harness.search.study import identity, keys
 from harness.search.study import trials as study
 from harness.search.study.identity import check_code
-from harness.search.study.retrying_storage import RetryingStorage
 from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.search.suggest.starting_points import enqueue_points
 

@@ -21,9 +21,10 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.sweep import SweepConfig
-from harness.search.study import keys, optuna_private
-from harness.search.study.optuna_private import database_beneath
-from harness.search.study.retrying_storage import RetryingStorage
+from harness.search.database import optuna_private
+from harness.search.database.optuna_private import database_beneath
+from harness.search.database.retrying_storage import RetryingStorage
+from harness.search.study import keys
 from harness.search.suggest.constraints import broken_constraints
 from harness.search.suggest.samplers import build_sampler
 from harness.tracking.moved import found_path

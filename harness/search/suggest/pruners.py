@@ -2,7 +2,7 @@
 
 `trial/run.py` calls this after every epoch. Optuna refuses to report or prune where a study has two
 objectives. Scores after an epoch are of the first objective only, so pruners are given a view of the database
-in which studies have just that one (`study/first_objective.py`).
+in which studies have just that one (`database/first_objective.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from optuna.pruners import (
 )
 
 from harness.config.sampling import PrunerConfig
-from harness.search.study.first_objective import FirstObjectiveStorage
-from harness.search.study.optuna_private import storage_beneath
+from harness.search.database.first_objective import FirstObjectiveStorage
+from harness.search.database.optuna_private import storage_beneath
 
 
 def build_pruner(config: PrunerConfig, max_epochs: int) -> BasePruner:

@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial
 
 from harness.config.space import Choice, Dimension, FloatRange, grid_points
 from harness.config.sweep import SweepConfig
-from harness.search.study.optuna_private import QmcSamplerAt, enqueued_point
+from harness.search.database.optuna_private import QmcSamplerAt, enqueued_point
 
 NSGAII_POPULATION = 20  # Optuna's own 50 is more than most sweeps have trials
 

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.space import FloatRange, Scalar
 from harness.config.sweep import SweepConfig
-from harness.search.study.optuna_private import change_enqueued_point, enqueued_point
+from harness.search.database.optuna_private import change_enqueued_point, enqueued_point
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from harness.config.schema import RunConfig
 from harness.credentials import shown
 from harness.data import remember_auto
 from harness.errors import HarnessError, NoSuchRunError, TrackingError
+from harness.search.database.retrying_storage import PATIENCE_S
 from harness.search.ownership.lease import Lease
 from harness.search.study import keys
-from harness.search.study.retrying_storage import PATIENCE_S
 from harness.search.study.trials import storage_of
 from harness.search.suggest.constraints import broken_constraints, tell_costs
 from harness.search.suggest.pruners import build_pruner, report_score, should_prune

@@ -13,8 +13,8 @@ import optuna
 
 from harness.config.space import grid_points
 from harness.config.sweep import SweepConfig
+from harness.search.database.optuna_private import study_id
 from harness.search.study import keys
-from harness.search.study.optuna_private import study_id
 from harness.search.study.trials import TrialRow, storage_of
 
 MAX_SEED = 2**32

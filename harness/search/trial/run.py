@@ -19,11 +19,11 @@ from harness.config.schema import RunConfig
 from harness.credentials import shown
 from harness.errors import StorageError, first_line
 from harness.logs import show_messages
+from harness.search.database.optuna_private import add_to_cache
+from harness.search.database.retrying_storage import is_outage
+from harness.search.database.storage import database_exists, open_storage
 from harness.search.ownership.lease import Lease, beat_interval
 from harness.search.study import trials as studies
-from harness.search.study.optuna_private import add_to_cache
-from harness.search.study.retrying_storage import is_outage
-from harness.search.study.storage import database_exists, open_storage
 from harness.search.trial.attempt import Attempt
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.search.trial.outcomes import RESUMABLE_ERRORS

@@ -20,9 +20,9 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from harness.credentials import shown
 from harness.errors import StorageError, first_line
-from harness.search.study.locks import build_lock, queued_lock
-from harness.search.study.optuna_private import is_in_transaction, optuna_in_one_transaction
-from harness.search.study.optuna_tables import DirectStorage, OpenTrials, TrialHead
+from harness.search.database.locks import build_lock, queued_lock
+from harness.search.database.optuna_private import is_in_transaction, optuna_in_one_transaction
+from harness.search.database.optuna_tables import DirectStorage, OpenTrials, TrialHead
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from harness.search.coordinator import scheduler
 from harness.search.executors.base import Executor
 from harness.search.executors.local import LocalExecutor, RunTrial
 from harness.search.sweep import run_sweep
-from tests.search.behaviour import Behaviour
-from tests.search.fake_training import PRELOAD, run_trial
+from tests.search.helpers.behaviour import Behaviour
+from tests.search.helpers.fake_training import PRELOAD, run_trial
 
 LOOK_S = 0.3  # of waiting loops: tests wait for others more often than people do
 
@@ -53,11 +53,11 @@ def build_fake_executor(config: ExecutorConfig, run: RunTrial = run_trial) -> Ex
         case RayExecutorConfig():
             from harness.search.executors.ray import RayExecutor
 
-            return RayExecutor(config, module="tests.search.fake_training")
+            return RayExecutor(config, module="tests.search.helpers.fake_training")
         case SlurmExecutorConfig():
             from harness.search.executors.slurm import SlurmExecutor
 
-            return SlurmExecutor(config, module="tests.search.fake_training")
+            return SlurmExecutor(config, module="tests.search.helpers.fake_training")
 
 
 def _die_noting(fatal: str) -> None:

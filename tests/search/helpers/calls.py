@@ -22,11 +22,16 @@ from typing import Any
 import psutil
 
 from harness.search.executors.local import PRELOADED, RunTrial
-from tests.search import coordinator
 from tests.search.conftest import SmallSweep
-from tests.search.fake_training import run_trial
+from tests.search.helpers import coordinator
+from tests.search.helpers.fake_training import run_trial
 
-PRELOAD = [*PRELOADED, "tests.search.calls", "tests.search.fake_training", "harness.analysis.figures"]
+PRELOAD = [
+    *PRELOADED,
+    "tests.search.helpers.calls",
+    "tests.search.helpers.fake_training",
+    "harness.analysis.figures",
+]
 WAIT_S = 300.0  # for what takes seconds where nothing else runs
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -10,7 +10,7 @@ from typing import Any
 from harness.config.schema import RunConfig
 from harness.search.trial import run as trial
 from harness.training.result import EpochReport, RunResult
-from tests.search.behaviour import Behaviour, account, note
+from tests.search.helpers.behaviour import Behaviour, account, note
 
 
 def run_real_trial(spec_path: str) -> int:

@@ -19,8 +19,8 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 from harness.credentials import shown
 from harness.errors import ConfigError, SweepError, first_line
 from harness.files import create_database
-from harness.search.study.optuna_private import check_version
-from harness.search.study.retrying_storage import PATIENCE_S, RetryingStorage, is_server
+from harness.search.database.optuna_private import check_version
+from harness.search.database.retrying_storage import PATIENCE_S, RetryingStorage, is_server
 
 DATABASE = "optuna.db"
 BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer

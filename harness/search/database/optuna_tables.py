@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from harness.search.study.optuna_private import CMA_ES_PATTERN, CONSTRAINT_PREFIX, session_of, tables
+from harness.search.database.optuna_private import CMA_ES_PATTERN, CONSTRAINT_PREFIX, session_of, tables
 
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 P = ParamSpec("P")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow.store.db.utils
 
-from harness.search.study import storage
+from harness.search.database import storage
 from harness.search.trial import run as trial
 
 

@@ -22,7 +22,7 @@ from harness.search.trial import run as trial
 from harness.search.trial.attempt import Attempt
 from harness.tracking import Tracker, names
 from harness.training.result import EpochReport, RunResult
-from tests.search.behaviour import Behaviour, account, note
+from tests.search.helpers.behaviour import Behaviour, account, note
 
 GIVEN_DEVICE = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the harness clears it where there is no card
 
@@ -33,7 +33,7 @@ PRELOAD = [  # for a fork server of trials that train nothing: neither Lightning
     "optuna.storages._rdb.storage",
     "sqlalchemy.dialects.sqlite",
     "harness.search.executors.local",  # or every trial would import it
-    "tests.search.fake_training",
+    "tests.search.helpers.fake_training",
 ]
 
 
