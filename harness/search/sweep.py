@@ -1,7 +1,8 @@
 """A sweep from its plan to its leaderboard: the function to read first in this folder.
 
-Every call looks at the database, does what is missing, and says how to go on. A first call, a repeated one,
-one after Ctrl-C and one after a power cut differ in nothing but what they find.
+Every call reads the database, does the work that is missing, and prints how to go on. A first call, a
+repeated one, one after Ctrl-C and one after a power cut run the same code; only the state they find differs.
+`harness sweep` calls `run_sweep`. Read `coordinator/scheduler.py` next.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a call of a sweep hands back."""
+    """The state of a sweep at the end of one call."""
 
     name: str
     outcome: Outcome
@@ -76,18 +77,19 @@ def run_sweep(
     executor: Executor | None = None,
     extend: bool = False,
 ) -> SweepResult:
-    """Run a sweep, or what is missing of it, and show its leaderboard.
+    """Run a sweep, or the part of it that is missing, and show its leaderboard.
 
     Args:
-        command: what the user types to continue; made from the plan's overrides where absent.
-        executor: places the trials; by default what `sweep.executor` says.
-        extend: the plan asks for more than the sweep so far, on purpose.
+        command: the shell command that continues the sweep; by default it is made from the plan's overrides.
+        executor: places the trials; by default the one that `sweep.executor` names.
+        extend: enlarge the existing sweep to the plan's space and constraints first.
 
     Raises:
-        ConfigError: a space or a device that cannot be.
-        DataError: images that cannot be had.
-        SweepError: another sweep under this name, a sweep that is being run, or trials that keep failing.
-        TrackingError: a run store that cannot be written.
+        ConfigError: the space holds an invalid run, or the configuration asks for a missing device.
+        DataError: the images cannot be loaded.
+        SweepError: the name belongs to another sweep, the sweep is running (with `extend`), or trials keep
+            failing.
+        TrackingError: the run store cannot be written.
     """
     started = time.monotonic()
     console = console or build_console()
@@ -115,10 +117,10 @@ def run_sweep(
 
 
 def describe_sweep(plan: SweepPlan) -> str:
-    """Return what a sweep would do, without doing it: the space, the budget, and one run of every arm.
+    """Describe a sweep without running it: the space, the budget, and one run of every arm.
 
     Raises:
-        HarnessError: whatever would stop the sweep before its first trial.
+        HarnessError: the error that would stop the sweep before its first trial.
     """
     from harness.training.dry_run import describe_run
 
@@ -149,9 +151,10 @@ def _describe_slots(plan: SweepPlan) -> str:
 def _coordinate(
     home: SweepContext, store: RunStore, executor: Executor, console: Console, started: float
 ) -> SweepResult | None:
-    """Run the sweep's trials and record what comes out; None where another process coordinates the sweep.
+    """Run the sweep's trials and record the result; None if another process coordinates the sweep.
 
-    Another process may do so from the beginning, or by now: a database that was away has forgotten our lock.
+    That process may have held the coordinator lock before us, or it has taken the lock meanwhile: a database
+    server that restarts forgets ours.
     """
     sweep = home.plan.sweep
     with ExitStack() as stack:
@@ -175,7 +178,7 @@ def _coordinate(
 
                     outcome = scheduler.run(signals, on_tick)
                 if outcome == "interrupted" and has_ended(read_rows(study), sweep):
-                    outcome = "complete"  # we were asked to stop as it ended
+                    outcome = "complete"  # the signal came while the last trial ended
                 if outcome != "interrupted" and has_ended(read_rows(study), sweep):
                     try:
                         evaluate_best(home, study, store, sweep_record, console, signals)
@@ -188,7 +191,7 @@ def _coordinate(
 
 
 def _follow(home: SweepContext, console: Console, started: float) -> SweepResult | None:
-    """Show a sweep that another process coordinates; None where that process leaves and work is left."""
+    """Show a sweep that another process coordinates; None if that process ends before the sweep does."""
     say(console, FOLLOWING.format(name=home.name))
     study = open_study(home)
     if exit_code := follow(home, study, console, started):
@@ -197,7 +200,7 @@ def _follow(home: SweepContext, console: Console, started: float) -> SweepResult
 
 
 def _note_call(home: SweepContext, study: optuna.Study) -> None:
-    """Let the next `make compare`, `make export` and `--status` mean the sweep whose result is shown now."""
+    """Record this call, because `make compare`, `make export` and `--status` take the sweep called last."""
     run_id = study.user_attrs.get(keys.PARENT_RUN_ID)
     try:
         study.set_user_attr(keys.CALLED, time.time())
@@ -215,13 +218,13 @@ def _open_store(home: SweepContext) -> RunStore:
 
 @contextmanager
 def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> Iterator[SweepRecord]:
-    """Keep the parent run open within, and close it with what truly became of this call."""
+    """Keep the sweep's MLflow run (the parent run) open, and close it with the outcome of this call."""
     from harness.tracking import names
     from harness.tracking.views import sweep_view
 
     identity = {names.STUDY: study.user_attrs.get(keys.SWEEP_ID, home.name)}
     known = study.user_attrs.get(keys.PARENT_RUN_ID)
-    run_id = known or store.find_run(home.experiment, identity)  # opened by a call that could not note it
+    run_id = known or store.find_run(home.experiment, identity)  # a killed call may have opened it unrecorded
     sweep = home.plan.sweep
     space = ",".join(sweep.space)
     question = {names.METRIC: sweep.metric, names.DIRECTION: sweep.direction, names.SPACE: space}
@@ -235,9 +238,9 @@ def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> I
     try:
         yield sweep_record
     except LostLockError:
-        raise  # the record is that of whoever runs the sweep by now
+        raise  # another process coordinates the sweep now, and it writes the parent run
     except StorageError:
-        tracker.finish("FAILED")  # what else there is to record stands in the database that is away
+        tracker.finish("FAILED")  # the leaderboard cannot be written: its database is away
         raise
     except BaseException:
         sweep_record.close("FAILED")

@@ -1,7 +1,8 @@
-"""A further machine at work on a sweep: it joins by hand, takes trials as they come, and leaves at will.
+"""`harness worker`: a further machine joins a sweep that was begun elsewhere, and may leave at any time.
 
-It needs what the trials need: this program as it is there, the same images, the run store, and for trials
-that are resumed elsewhere a `tracking.dir` that all machines see.
+The machine needs the same code, the same images and access to the run store. Trials can be resumed on
+another machine only if `tracking.dir` is shared by all. Read `coordinator/scheduler.py` next, which places
+the trials.
 """
 
 from __future__ import annotations
@@ -44,20 +45,20 @@ def run_worker(
     console: Console | None = None,
     executor: Executor | None = None,
 ) -> int:
-    """Work on a sweep that was begun elsewhere, until it is complete or we are asked to leave.
+    """Work on a sweep that was begun elsewhere, until it is complete or this process is asked to stop.
 
     Args:
-        name: the sweep; the one that was called last by default.
-        url: of the database.
-        overrides: what is different on this machine, such as `data.dir`, `sweep.slots` or `tracking.dir`.
+        name: the sweep; by default the one that was called last.
+        url: the database's address.
+        overrides: settings that differ on this machine, such as `data.dir`, `sweep.slots` or `tracking.dir`.
 
     Returns:
         The exit code: 0, or 130 / 143 where a signal ended the call.
 
     Raises:
-        ConfigError: what is different here makes the space reach a run that cannot be.
-        SweepError: no such sweep, another identity or other code here, or trials that keep failing.
-        TrackingError: the sweep's runs are not in this machine's run store.
+        ConfigError: with this machine's settings, the space holds an invalid run.
+        SweepError: there is no such sweep, its identity or code differs here, or trials keep failing.
+        TrackingError: this machine's run store does not hold the sweep's runs.
     """
     console = console or build_console()
     home, study = _join(name, url, overrides, config_dir)

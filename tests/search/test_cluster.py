@@ -25,11 +25,8 @@ BOX = Node(cores=32, num_gpus=8)
     ("overrides", "nodes", "expected"),
     [
         ([], [BOX], TrialResources(8, 4, 4, 1)),
-        (
-            [],
-            [BOX, BOX, Node(128, 0)],
-            TrialResources(16, 4, 4, 1),
-        ),  # a node without GPUs holds no trial of theirs
+        # A node without GPUs holds no trial that needs one.
+        ([], [BOX, BOX, Node(128, 0)], TrialResources(16, 4, 4, 1)),
         ([], [BOX, Node(4, 4)], TrialResources(12, 1, 1, 1)),  # threads that suit every node
         ([], [Node(2, 4)], TrialResources(4, 1, 0.5, 1)),  # fewer cores than GPUs: all GPUs work
         (["sweep.devices_per_trial=2"], [BOX, Node(8, 1)], TrialResources(4, 8, 8, 2)),
@@ -40,9 +37,7 @@ BOX = Node(cores=32, num_gpus=8)
         ([], [Node(2, 0), Node(2, 0)], TrialResources(4, 1, 1, 0)),
     ],
 )
-def test_a_cluster_is_shared_out(
-    overrides: list[str], nodes: Sequence[Node], expected: TrialResources
-) -> None:
+def test_a_cluster_is_divided(overrides: list[str], nodes: Sequence[Node], expected: TrialResources) -> None:
     assert divide_cluster(compose_sweep(overrides), nodes) == expected
 
 

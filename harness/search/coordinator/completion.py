@@ -1,4 +1,7 @@
-"""When a sweep has its answer before its budget is spent. Pure: any call comes to the same conclusion."""
+"""Decides when a sweep ends: its budget is spent, its target is reached, or patience has run out.
+
+The functions depend on the trials alone, so every call and every machine decides the same.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from harness.search.study.trials import TrialRow, best_row
 
 
 def has_ended(rows: list[TrialRow], sweep: SweepConfig) -> bool:
-    """Return whether there is nothing left to train."""
+    """Return whether the sweep needs no further trial."""
     is_spent = sum(row.has_ended for row in rows) >= sweep.num_trials
     return is_spent or reason_to_stop(rows, sweep) is not None
 
 
 def reason_to_stop(rows: list[TrialRow], sweep: SweepConfig) -> str | None:
-    """Return why no more trials are to be started; None if there is no reason."""
+    """Return why no more trials are started although the budget is not spent; None if there is no reason."""
     best = best_row(rows, sweep.direction)
     if best is None or best.score is None:
         return None

@@ -1,4 +1,7 @@
-"""The end of a sweep: the model that was chosen meets the test split, and how often that happens is kept."""
+"""The last step of a sweep: evaluates the best trial's checkpoint on the test split, and counts that.
+
+`sweep.py` calls `evaluate_best` once all trials have ended. `harness/tracking/readings.py` stores the counts.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ def evaluate_best(
     console: Console,
     signals: StopSignals,
 ) -> None:
-    """Read the test split for the model that was chosen of all trials, and remember it.
+    """Evaluate the best trial's checkpoint on the test split, and store the result in the study.
 
-    A repeated command does not look again. A sweep that is given more trials afterwards may choose another
-    model, which is then another reading.
+    A repeated command does not evaluate the same trial again. If the sweep gets more trials and another one
+    becomes the best, that one is evaluated too, which counts as another reading.
 
     Raises:
-        KeyboardInterrupt: we were asked to stop.
+        KeyboardInterrupt: a signal asked this call to stop.
     """
     best = best_row(read_rows(study, home.runs), home.plan.sweep.direction)
     if best is None or best.checkpoint is None or not needs_test(study, home.plan, best):
@@ -55,10 +58,10 @@ def evaluate_best(
 
 
 def _note_reading(store: RunStore, parent_run_id: str, run_id: str, command: str) -> int | None:
-    """Note that the test split is read now.
+    """Record that the test split is read now.
 
     Returns:
-        Which reading of the sweep it is; None if that cannot be told.
+        The number of this reading in the sweep, from 1; None if the earlier ones are not known.
     """
     from harness.tracking.readings import next_reading
 
@@ -74,7 +77,7 @@ def _note_reading(store: RunStore, parent_run_id: str, run_id: str, command: str
 
 
 def describe_readings(home: SweepContext, study: optuna.Study) -> str | None:
-    """Return how often the test split was read for the sweep, in words; None if it was not, or is unknown."""
+    """Return in words how often the test split was read for the sweep; None if never, or if unknown."""
     from harness.tracking.readings import count_readings, describe_reading
     from harness.tracking.store import open_store
 

@@ -1,4 +1,7 @@
-"""A second call of a sweep that is being run: it follows, and is there when the first one ends early."""
+"""A second call of a running sweep shows its progress, and takes over if the first call ends early.
+
+`sweep.py` calls `follow` when another process holds the coordinator lock.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ FOLLOWING = "sweep {name} is being run by another process: following it, and tak
 
 
 def follow(home: SweepContext, study: optuna.Study, console: Console, started: float) -> int:
-    """Show the sweep's progress until nobody coordinates it any more.
+    """Show the sweep's progress until no process coordinates it any more.
 
     Returns:
-        The exit code if we were asked to leave before, otherwise 0.
+        128 + the signal's number if a signal ended this call before; otherwise 0.
     """
     sweep = home.plan.sweep
     with StopSignals() as signals, build_progress(console, sweep.metric) as progress:

@@ -1,8 +1,8 @@
-"""How many trials train at a time on a CPU: the slots × threads with the most images a second in all.
+"""Measures how many trials to train at a time on a CPU: the slots × threads with the most images per second.
 
-Which is best depends on the model and the machine, so it is measured: as many processes as there would be
-trials take training steps of the sweep's heaviest run at the same time. What was found is kept for the next
-sweep that asks the same.
+The best choice depends on the model and the machine. So as many processes as there would be trials take
+training steps of the sweep's most expensive run at the same time. The result is kept in a file for the next
+sweep with the same facts. `LocalExecutor.prepare` calls `measured_slots`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ BUDGET_S = 10.0  # after it no further candidate is measured, once there are two
 MEASURE_S = 1.5  # of steps, per candidate
 READY_S = 60.0  # for a model to be built and to take its first steps
 CLEARLY_WORSE = 0.9  # of the best so far: fewer slots still would be worse again
-AS_GOOD = 0.95  # of the best; then more slots win, as what is not measured of a trial takes one core
-QUIET = 0.85  # of the cores' time: with less, somebody else was at work, and the next call measures again
+# Within 5 % of the best counts as equal. Then prefer more slots, because start-up, validation and
+# checkpoints, which are not measured, use one core each.
+AS_GOOD = 0.95
+QUIET = 0.85  # of the cores' time; below it other processes were busy, and the next call measures again
 SHAPING = ("model", "finetune", "augment")  # sections that decide what a step costs
 
 
@@ -67,7 +69,7 @@ class BenchmarkCase:
 
 
 def candidates(cores: int, num_trials: int, memory: float) -> list[Candidate]:
-    """Return what can be: powers of two and as many as fit, most slots first; together they use the cores."""
+    """Return the candidates, most slots first: powers of two, and the most that fit; each uses all cores."""
     limit = max(1, min(cores, num_trials, int(memory / MEMORY_PER_TRIAL)))
     powers = itertools.takewhile(lambda count: count < limit, (2**power for power in itertools.count()))
     most = {cores // count: count for count in (*powers, limit)}  # of equal threads, the more slots
@@ -82,7 +84,7 @@ def explore(
     """Measure from the most slots down, until it gets clearly worse or takes too long.
 
     Args:
-        measure: None for a candidate that cannot be, such as one that is out of memory.
+        measure: returns None for a candidate that fails, such as one that runs out of memory.
     """
     started, measured = clock(), list[Measurement]()
     for candidate in found:
@@ -98,7 +100,7 @@ def explore(
 
 
 def choose(measured: Sequence[Measurement], memory: float) -> Measurement | None:
-    """Return the most slots of those that are as good as the best and fit into the memory."""
+    """Return the fastest candidate that fits into memory; of nearly equal ones, the one with most slots."""
     fitting = [m for m in measured if m.slots * (m.memory + TRIAL_OVERHEAD) <= memory]
     if not fitting:
         return min(measured, key=lambda m: m.slots, default=None)
@@ -120,7 +122,7 @@ def measured_slots(plan: SweepPlan, by_rule: Slots) -> Slots:
     """Return the best slots of this machine for a sweep, measured now unless they are known.
 
     Args:
-        by_rule: what holds where there is nothing to measure, or no way to.
+        by_rule: the slots to use where nothing can be measured.
     """
     if not is_measured(plan):
         return by_rule
@@ -136,7 +138,7 @@ def measured_slots(plan: SweepPlan, by_rule: Slots) -> Slots:
 
 
 def heaviest_run(plan: SweepPlan) -> RunConfig:
-    """Return the base run with what of the space shapes a trial's steps, where they are most expensive."""
+    """Return the base run with the model, finetuning and augmentation of the space's most expensive trial."""
     costs = {policy.model_fields["kind"].default: policy.step_cost for policy in policies()}
 
     def weight(chosen: dict[str, Scalar]) -> tuple[float, ...]:
@@ -186,7 +188,7 @@ def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Meas
 
 
 def _facts(case: BenchmarkCase, found: Sequence[Candidate]) -> dict[str, Any]:
-    """Return everything that the speed depends on, but for what else the machine does meanwhile."""
+    """Return everything that the speed depends on, except the load by other processes."""
     from harness.training.machine import resolve_machine
 
     run, machine = case.run, resolve_machine(case.run.trainer)
@@ -206,7 +208,7 @@ def _facts(case: BenchmarkCase, found: Sequence[Candidate]) -> dict[str, Any]:
 
 
 def read_measurements(file: Path) -> list[Measurement]:
-    """Return what an earlier call has measured; nothing where it cannot be read."""
+    """Return an earlier call's measurements; an empty list if there are none, or they cannot be read."""
     try:
         return [Measurement(**m) for m in json.loads(file.read_text(encoding="utf-8"))["measured"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -238,7 +240,7 @@ Work = Callable[[BenchmarkCase, int, Connection], None]
 def measure_together(
     case: BenchmarkCase, candidate: Candidate, work: Work = _benchmark
 ) -> Measurement | None:
-    """Let as many processes train at the same time; None if one of them cannot.
+    """Let `candidate.slots` processes train at the same time; None if one of them fails.
 
     Args:
         work: what each of them does, and says about it.

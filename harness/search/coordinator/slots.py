@@ -1,4 +1,8 @@
-"""How many trials run at a time, and what each may use of this machine."""
+"""Decides how many trials run at a time, and which GPUs and how many CPU threads each one gets.
+
+The executors call this before the first trial. Where a CPU's slots are left to `auto`, `measure_slots.py`
+measures them instead.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +17,27 @@ MAX_AUTO_SLOTS = 4  # on a CPU: beyond it, trials wait for memory rather than fo
 
 @dataclass(frozen=True)
 class Measurement:
-    """What so many trials at a time reached in all."""
+    """Measured throughput of `slots` concurrent trials."""
 
     slots: int
     threads: int  # of each
     images_per_second: float  # of all together
     memory: float  # bytes, of each trial's training step
-    cpu_share: float = 1.0  # less, where other processes wanted the cores meanwhile
+    cpu_share: float = 1.0  # of the cores' time; below 1 if other processes used the cores meanwhile
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The places of a sweep on one machine."""
+    """How many trials one machine trains at a time, and the resources of each."""
 
     count: int
     threads: int  # CPU threads of each trial
     num_gpus: int  # 0: not pinned
     warning: str | None = None
-    measured: tuple[Measurement, ...] = ()  # what this choice was made from, if it was measured
+    measured: tuple[Measurement, ...] = ()  # all candidates, if the choice was measured
 
     def device_indices(self, slot: int, per_trial: int = 1) -> list[int] | None:
-        """Return the GPUs of a slot, neighbours where a trial takes several."""
+        """Return the indices of a slot's GPUs; they are adjacent if a trial takes several."""
         if not self.num_gpus:
             return None
         first = slot % (self.num_gpus // per_trial) * per_trial
@@ -61,9 +65,10 @@ def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
 
 
 def count_gpus(visible: str, shown: int) -> int:
-    """Return how many places for trials there are on GPUs.
+    """Return the number of GPUs, or of parts of GPUs (MIG), that trials can use.
 
-    CUDA shows a process one part of a GPU (MIG) at most, whatever is listed; each trial gets its own.
+    CUDA shows a process at most one MIG part, although the variable may list several. So the parts are
+    counted in the variable, and each trial gets one.
 
     Args:
         visible: CUDA_VISIBLE_DEVICES.
@@ -76,10 +81,10 @@ def count_gpus(visible: str, shown: int) -> int:
 def resolve_slots(
     sweep: SweepConfig, trainer_threads: int | None, cores: int, device: str, num_gpus: int
 ) -> Slots:
-    """Choose what is left to `auto`; slots × threads never exceeds the cores unless the user fixed both.
+    """Return the slots; settings that are `auto` are chosen so that slots × threads never exceeds the cores.
 
     Raises:
-        ConfigError: a trial wants more devices than there are.
+        ConfigError: a trial needs more devices than there are.
     """
     from harness.training.machine import check_devices
 
@@ -102,7 +107,7 @@ def resolve_slots(
 
 
 def _idle(num_gpus: int, together: int, count: int, threads: int) -> str | None:
-    """Return what to say of GPUs that no trial gets."""
+    """Return a warning about GPUs that no trial gets; None if all are used."""
     idle = f"{num_gpus - count * together} of {num_gpus} GPUs stay idle"
     if count * together >= num_gpus:
         return None

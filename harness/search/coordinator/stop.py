@@ -14,7 +14,7 @@ from harness.search.study import keys
 
 
 class StopRequest:
-    """The note as one process that works on the sweep sees it; a note from before it began is not for it."""
+    """Tells one process of the sweep whether `--stop` was called since that process began."""
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study
@@ -25,5 +25,5 @@ class StopRequest:
 
 
 def request_stop(study: optuna.Study) -> None:
-    """Ask everything that works on the sweep to stop resumably."""
+    """Ask all processes that work on the sweep to stop; their trials can be resumed."""
     study.set_user_attr(keys.STOP_REQUESTED, uuid.uuid4().hex)

@@ -1,4 +1,8 @@
-"""What a trial's memory hangs on, so that what did not fit is not tried again in the same sweep."""
+"""Remembers which (model, batch size, device) ran out of memory, and rejects trials that need as much.
+
+`attempt.py` stores the footprint of a trial that ran out of memory, and checks each new trial against all of
+the sweep's.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ _NOT_IN_MEMORY = {"backbone_lr_scale", "cache_features", "feature_views"}  # of 
 
 
 def footprint(config: RunConfig) -> dict[str, Any]:
-    """Return the batch size, and what else must be equal for two trials to need the same memory for it."""
+    """Return the batch size, and the settings that decide how much memory a batch of that size needs."""
     from harness.training.machine import resolve_machine
 
     machine = resolve_machine(config.trainer).describe()

@@ -1,4 +1,7 @@
-"""What an exception says about a trial: that it has no score, that it went wrong, or that the machine did."""
+"""Classifies an exception in a trial: infeasible (it has no score), failed, or lost (start it again).
+
+`attempt.py` calls `judge` and tells the study accordingly.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ from harness.errors import (
     type_and_first_line,
 )
 
-# infeasible: an answer, which the sampler learns. failed: an accident, which ends the trial without one.
-# lost: not the trial's fault, so it is started again.
+# infeasible: the configuration can have no score; the sampler learns to avoid it.
+# failed: an error that says nothing about the configuration; the trial ends, and the sampler ignores it.
+# lost: the machine's fault, not the trial's; the trial is started again.
 Verdict = Literal["infeasible", "failed", "lost"]
 
-# Of the machine, not of the trial: it can go on.
+# Errors of the machine, not of the trial: the trial stays resumable, and the study is told nothing.
 RESUMABLE_ERRORS = (StorageError, TrackingError, DiskFullError)
 
 OUT_OF_MEMORY_TEXTS = (  # of plain RuntimeErrors
@@ -34,7 +38,7 @@ LOST_WORKER_TEXTS = ("exited unexpectedly", "is killed by signal")
 
 
 class InfeasibleError(HarnessError):
-    """The trial can have no score, which is known without training."""
+    """It is known without training that the trial can have no score."""
 
 
 def judge(error: Exception) -> tuple[Verdict, str]:

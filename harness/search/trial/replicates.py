@@ -1,7 +1,8 @@
 """Replicates: a configuration that is drawn again is trained again, with a seed of its own.
 
-With the same seed it would end with the same digits, and be counted as evidence that it is not. The sampler
-of a small space draws one configuration often; so does `sweep.enqueue`, on purpose.
+With the same seed, the second training would give exactly the same score and look like a second piece of
+evidence. Samplers of small spaces draw one configuration often, and `sweep.enqueue` may repeat one on
+purpose. `attempt.py` calls `choose_seed`; the reports call the other functions.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ MAX_NAMED = 8  # replicates in one line
 
 
 def choose_seed(study: optuna.Study, trial_id: int, overrides: Sequence[str], seed: int) -> int:
-    """Return the seed that a trial trains with, and note it at the trial, with what makes its configuration.
+    """Return the seed that a trial trains with, and store it with the trial and its configuration.
 
-    It is the run's own, or the next one that no trial of this configuration has. Two processes that draw the
-    same configuration at the same time get different ones, as they choose under the sweep's lock.
+    The seed is the run's own, or the next higher one that no trial of the same configuration has. Two
+    processes that draw one configuration at the same time get different seeds, because they choose under the
+    sweep's lock.
 
     Args:
-        overrides: what the trial's configuration is made of.
+        overrides: the trial's configuration, as overrides.
         seed: the run's own.
     """
     storage = storage_of(study)

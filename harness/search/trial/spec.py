@@ -1,4 +1,7 @@
-"""What a trial's process is given, and what it sets up for itself before anything else."""
+"""The file that a trial's process is started with, its stop flag, and the GPUs that it may see.
+
+The scheduler writes a `TrialSpec`, an executor passes its path on, and `run.py` reads it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """A command line's worth of work: which trial of which sweep, and what it may use."""
+    """Which trial of which sweep a process is to run, and the devices and threads that it may use."""
 
     sweep_name: str
     storage: str  # URL of the database
@@ -25,10 +28,10 @@ class TrialSpec:
     data_kind: str  # what `data=auto` stands for in this sweep
     experiment: str
     parent_run_id: str
-    attempt: int  # of the claim that this is: an older one than the trial's has lost it
-    threads: int | None  # of each of its processes; None: what they are given
+    attempt: int  # number of the claim; if the database holds a higher one, another process has the trial
+    threads: int | None  # of each of its processes; None: as the configuration says
     device_indices: list[int] | None  # among the visible GPUs; None: no pinning
-    command: str = ""  # that continues the sweep, without any password
+    command: str = ""  # the shell command that continues the sweep, without any password
 
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +44,7 @@ class TrialSpec:
 
 
 class StopFlag:
-    """Whether this process should stop: it was asked by SIGTERM, or its coordinator is gone."""
+    """Tells whether this process should stop: it got SIGTERM, or its coordinator is dead."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -52,12 +55,12 @@ class StopFlag:
         self._asked = True
 
     def __call__(self) -> bool:
-        # The parent's end of a pipe, closed by the system whatever way the coordinator dies.
+        # is_alive() asks a pipe whose other end the system closes when the coordinator dies, however it does.
         return self._asked or (self._coordinator is not None and not self._coordinator.is_alive())
 
 
 def pin_devices(indices: Sequence[int]) -> None:
-    """Leave some GPUs visible; must happen before CUDA is touched."""
+    """Make only some GPUs visible to this process. Call it before CUDA is initialised."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(number) for number in range(max(indices) + 1)]
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices[i % len(devices)].strip() for i in indices)
