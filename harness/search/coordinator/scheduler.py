@@ -35,7 +35,7 @@ from harness.signals import StopSignals
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
 
-START_S = 300.0  # for a trial's process to come to its work: until then, nothing is heard of it
+START_S = 300.0  # a trial's process may take this long to its first heartbeat: imports from a cold disk
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
 
 Outcome = Literal["complete", "interrupted", "out_of_time", "out_of_space"]
@@ -60,12 +60,12 @@ class Placed:
 
 @dataclass
 class Scheduler:
-    """One machine's part in a sweep; it decides from the database alone, so any call can take over any sweep.
+    """One machine's part in a sweep. It decides from the database alone, so any call can continue it.
 
     Args:
-        store: where the runs of trials are closed whose process is gone.
+        store: the run store; the scheduler closes there the MLflow runs of trials whose process is dead.
         started: when this call began, on the clock of `time.monotonic`; `sweep.max_minutes` counts from it.
-        keep_place: makes sure that this place is ours still; raises LostLockError if it is not.
+        keep_place: makes sure that we still hold the coordinator lock; raises LostLockError if not.
     """
 
     home: SweepContext
@@ -77,10 +77,10 @@ class Scheduler:
     keep_place: Callable[[], None] = lambda: None
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
     _failures: list[TrialRow] = field(default_factory=list)  # in a row
-    _unbegun: set[int] = field(default_factory=set)  # numbers of trials whose process has not come so far
+    _unbegun: set[int] = field(default_factory=set)  # numbers of trials that send no heartbeats yet
     _unavailable: list[int] = field(default_factory=list)  # trials that could not go on, in a row
     _stopping: Outcome | None = None
-    _is_answered: bool = False  # before the budget is spent
+    _is_answered: bool = False  # the target is reached or patience has run out, see completion.py
     _fault: str | None = None  # why no further trial makes sense; running ones may end
 
     def __post_init__(self) -> None:
@@ -93,22 +93,27 @@ class Scheduler:
         return self.home.plan.sweep
 
     def run(self, signals: StopSignals, on_tick: Callable[[list[TrialRow]], None]) -> Outcome:
-        """Return why there is nothing left to wait for.
+        """Keep the slots full until the sweep ends or has to stop; return why it ended.
+
+        Args:
+            signals: counts Ctrl-C and SIGTERM; the second one kills the trials.
+            on_tick: called with the trials after each look at the database.
 
         Raises:
-            SweepError: trials keep failing, or find a database away.
+            SweepError: trials keep failing, or keep finding a database away.
             StorageError: the database is away.
-            LostLockError: another process has taken our place; our trials have been let go.
+            LostLockError: another process coordinates the sweep now; our trials were asked to stop.
         """
         try:
             while True:
                 if signals.count > 1:
                     self._kill_all()
                 if not signals.count:
-                    self.keep_place()
+                    self.keep_place()  # a call that was asked to stop ends anyway
+                # Before the rows are read and trials are claimed: a slot that is free again is used at once.
                 self._settle_ended()
                 rows = read_rows(self.study)
-                # Claimed by this process, while the trial's own process has not begun its work.
+                # A trial's process writes its own id when it enters its lease; until then, ours stands there.
                 self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
                 self._stop_if_asked(signals, rows)
                 self._end_overdue()
@@ -136,10 +141,11 @@ class Scheduler:
         for slot in range(self.slots.count):
             if slot in used:
                 continue
+            # If a trial in our slots has just died, its death is not counted yet: do not claim it before.
             claim = self.claims.take(self.sweep.num_trials, unsettled=self._placed)
             if claim is None:
                 return
-            if claim.to_fail is not None:
+            if claim.to_fail is not None:  # it ran into a timeout, and stopped before it was ended
                 self._fail(read_rows(self.study)[claim.number], claim, claim.to_fail)
                 continue
             yield slot, claim
@@ -161,7 +167,7 @@ class Scheduler:
             device_indices=self.slots.device_indices(slot, together),
             command=home.command,
         )
-        # A file for each attempt: a process that is late must not take the next one's for its own.
+        # One file per attempt: a job that starts late on a cluster must not read the next attempt's number.
         path = home.trial_directory(claim.number) / f"spec-{claim.attempt}.json"
         spec.save(path)
         return path
@@ -174,7 +180,7 @@ class Scheduler:
     # ── trials whose process has ended ────────────────────────────────────────────────────────────
 
     def _settle_ended(self) -> None:
-        """Take the processes that have ended out of their slots, and see what became of their trials."""
+        """Free the slots of processes that have ended, and record how each trial ended."""
         ended = [placed for placed in self._placed.values() if placed.placement.exit_code() is not None]
         rows = read_rows(self.study) if ended else []
         for placed in ended:
@@ -183,7 +189,7 @@ class Scheduler:
             if row.has_ended:
                 self._unavailable.clear()
                 self._count_failures(row)
-            elif row.attempt == placed.claim.attempt:  # else somebody has taken it over
+            elif row.attempt == placed.claim.attempt:  # else another process has claimed the trial since
                 self._settle_unfinished(row, placed)
 
     def _settle_unfinished(self, row: TrialRow, placed: Placed) -> None:
@@ -198,7 +204,7 @@ class Scheduler:
             self._settle_death(row, placed.claim, exit_code)
 
     def _settle_death(self, row: TrialRow, claim: Claim, exit_code: int | None) -> None:
-        """Let a trial be started again whose process died without a word, a few times."""
+        """Count the death of a trial's process; release the trial, or fail it after `max_retries` deaths."""
         deaths = row.deaths + 1
         storage_of(self.study).set_trial_user_attr(row.trial_id, keys.DEATHS, deaths)
         if deaths <= self.sweep.max_retries:
@@ -222,7 +228,8 @@ class Scheduler:
     def _fail(self, row: TrialRow, claim: Claim, reason: str) -> None:
         if not self.claims.holds(claim):
             return
-        self._close_run(row, "FAILED")  # first: nobody looks at the run of a trial that has ended
+        # The run first: if we die in between, the trial is still open, and another coordinator does both.
+        self._close_run(row, "FAILED")
         self.claims.fail(claim, {keys.REASON: reason})
         self._count_failures(read_rows(self.study)[row.number])
 
@@ -251,17 +258,19 @@ class Scheduler:
             self._stopping = "out_of_time"
         else:
             if reason_to_stop(rows, self.sweep) is not None:
-                self._is_answered = True  # running trials may end
+                self._is_answered = True  # no new trials; running ones may end
             return
         for placed in self._placed.values():
             placed.stop()
 
     def _end_overdue(self) -> None:
-        """Ask trials to stop that take too long; end those that do not listen, or are not heard of."""
+        """Ask trials beyond their timeout to stop; kill those that do not stop, or send no heartbeats."""
         abandoned = self.claims.abandoned() if self._placed else set()
         now, timeout_minutes = time.monotonic(), self.sweep.trial_timeout_minutes
         for placed in self._placed.values():
             if placed.placement.is_pending:
+                # It waits in a cluster's queue, perhaps for days. Only we send heartbeats for it; its timeout
+                # has not begun.
                 placed.started = now
                 self.claims.renew(placed.claim)
             elif placed.claim.number in self._unbegun and now - placed.started < START_S:
@@ -272,12 +281,13 @@ class Scheduler:
                 if now - placed.asked_to_stop > self.sweep.grace_seconds:
                     placed.placement.kill()
             elif timeout_minutes is not None and now - placed.started > 60 * timeout_minutes:
+                # Recorded before the trial is asked to stop: a stopped trial is free, and would be resumed.
                 placed.reason = f"longer than sweep.trial_timeout_minutes={timeout_minutes:g}"
                 self.claims.condemn(placed.claim, placed.reason)
                 placed.stop()
 
     def _leave(self) -> None:
-        """Ask our trials to stop, and see to it: without us nobody would."""
+        """Stop our trials before an error ends this call; kill those that are left after the grace period."""
         until = time.monotonic() + self.sweep.grace_seconds
         for placed in self._placed.values():
             placed.stop()
@@ -290,8 +300,9 @@ class Scheduler:
             placed.placement.kill()
 
     def _kill_all(self) -> None:
-        """End every process first: a stopped one might hold the database that is read next."""
+        """Kill all our trials at once and release them, after a second signal."""
         self._stopping = "interrupted"
+        # All processes first: a suspended one may hold a lock of the database that is read next.
         for placed in self._placed.values():
             placed.placement.kill()
         rows = read_rows(self.study) if self._placed else []

@@ -94,6 +94,7 @@ class _ServerLock:
         self._connection: sa.Connection | None = None
 
     def take(self, timeout_s: float) -> None:
+        # AUTOCOMMIT: else a transaction would stay open while the lock is held, and block vacuuming.
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
             until = time.monotonic() + timeout_s
@@ -101,7 +102,7 @@ class _ServerLock:
                 if time.monotonic() >= until:
                     raise LockedError(self._name)
                 time.sleep(0.02)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: the pool must get its connection back
             connection.close()
             raise
         self._connection = connection
@@ -127,7 +128,7 @@ class _ServerLock:
 
     def _lose(self, connection: sa.Connection) -> None:
         self._connection = None
-        connection.invalidate()
+        connection.invalidate()  # closes the socket: the pool must not hand it out again
         connection.close()
 
 

@@ -105,7 +105,7 @@ class DirectStorage(RDBStorage):
         )
         with session_of(self) as session:
             rows = session.execute(query).all()
-        # Once more here: a server may hold texts for equal that differ in case.
+        # Compared once more: MySQL's default collation takes texts for equal that differ in case.
         return [found and json.loads(found) for text, found in rows if text == json.dumps(value)]
 
     def create_taken_trial(self, study_id: int, attrs: Mapping[str, Any]) -> TrialHead:
@@ -115,6 +115,7 @@ class DirectStorage(RDBStorage):
         """
         models = tables()
         with session_of(self) as session:
+            # Locks the study's row, as Optuna does, so that two processes do not give one number twice.
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             trial: Any = self._get_prepared_new_trial(study_id, None, session)
             session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id, heartbeat=UtcNow()))
@@ -129,6 +130,7 @@ class DirectStorage(RDBStorage):
         beats = tables().TrialHeartbeatModel
         with session_of(self, ignore_conflicts=True) as session:
             beat = sa.update(beats).where(beats.trial_id == trial_id).values(heartbeat=UtcNow())
+            # Mostly an update; the first heartbeat of a trial finds no row.
             if session.execute(beat).rowcount == 0:  # type: ignore[attr-defined]
                 session.add(beats(trial_id=trial_id, heartbeat=UtcNow()))
 
@@ -147,6 +149,7 @@ class DirectStorage(RDBStorage):
     ) -> list[FrozenTrial]:
         """Return the trials of a study above an id, and some below; it is what Optuna's cache asks for."""
         trials = tables().TrialModel
+        # Optuna's cache asks for the trials above an id, and for those below that had not ended yet.
         known = {trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than}
         condition = trials.study_id == study_id
         condition &= (trials.trial_id > trial_id_greater_than) | trials.trial_id.in_(known)
@@ -193,7 +196,8 @@ class DirectStorage(RDBStorage):
         }
         with session_of(self) as session:
             query = sa.select(models.TrialModel).where(condition).order_by(models.TrialModel.trial_id)
-            trials = session.scalars(query).all()  # first: what is read of a finished trial is complete
+            # The trials first: a trial that has ended by then gets no more parts, so they are complete.
+            trials = session.scalars(query).all()
             parts = {
                 name: _by_trial(session.execute(sa.select(table.__table__).where(table.trial_id.in_(meant))))
                 for name, table in part_tables.items()
@@ -235,7 +239,7 @@ class DirectStorage(RDBStorage):
         return beat is not None and now - beat > lease
 
 
-# Putting a query together takes as long as its answer, so each is put together once.
+# SQLAlchemy takes as long to build a query as the database takes to answer it, so each is built once.
 
 
 @cache

@@ -98,6 +98,7 @@ class RetryingStorage(DirectStorage):
             LockedError: another holds it still after the time (0: at once).
             StorageError: the database does not answer.
         """
+        # The lock is retried, the caller's block is not: that may have done half of its work.
         lock = build_lock(self.engine, name)
         self.retry(lock.take, timeout_s)
         try:
@@ -113,6 +114,7 @@ class RetryingStorage(DirectStorage):
         return self.retry(self._transact_once, name, call)
 
     def _transact_once(self, name: str, call: Callable[[], Result]) -> Result:
+        # A file lock cannot be lost while we live. A server's can, so there a transaction undoes the writes.
         if not is_server(self.url):
             with self.exclusive(name):
                 return call()
@@ -219,7 +221,7 @@ def is_read_only(error: BaseException) -> bool:
     """Return whether an SQLite file was asked to be written that belongs to another user."""
     cause = _cause(error)
     code = getattr(cause.orig, "sqlite_errorcode", 0) if isinstance(cause, DBAPIError) else 0
-    return code & 0xFF == sqlite3.SQLITE_READONLY  # the lower byte; the others say why
+    return code & 0xFF == sqlite3.SQLITE_READONLY  # the lower byte is the error, the others are details
 
 
 def _cause(error: BaseException) -> BaseException | None:
@@ -227,5 +229,5 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 def _say_away(state: RetryCallState) -> None:
-    if state.attempt_number == 3:
+    if state.attempt_number == 3:  # once, and not for a hiccup of a second
         logger.warning("the database of sweeps does not answer; waiting for it")

@@ -1,6 +1,7 @@
-"""Who places trials: an executor starts `python -m harness.search.trial SPEC` somewhere, and no more.
+"""The interface of executors. An executor starts `python -m harness.search.trial SPEC` somewhere.
 
-An executor knows nothing of Optuna or of budgets; what became of a trial stands in the database.
+The scheduler calls it, and reads from the database how a trial ended; an executor knows neither Optuna nor
+budgets. `local.py`, `ray.py` and `slurm.py` implement it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 LOG = "trial.log"
 TRIAL_MODULE = "harness.search.trial"
-EXIT_VANISHED = -signal.SIGKILL  # a cluster's answer for a process that is gone and left no exit code
+EXIT_VANISHED = -signal.SIGKILL  # stands for the exit code of a cluster's process that left none
 
 
 class Placement(Protocol):
@@ -24,7 +25,7 @@ class Placement(Protocol):
 
     @property
     def is_pending(self) -> bool:
-        """Whether it still waits for a place, as on a cluster that is full; then nothing has run yet."""
+        """Whether the process still waits to be started, for instance in the queue of a full cluster."""
         ...
 
     def exit_code(self) -> int | None:
@@ -32,11 +33,11 @@ class Placement(Protocol):
         ...
 
     def stop(self) -> None:
-        """Ask it to stop at the end of the batch; the trial stays resumable."""
+        """Ask the trial to stop at the end of its batch; it can be resumed."""
         ...
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         ...
 
 
@@ -44,11 +45,11 @@ class Executor(Protocol):
     """A place for trials."""
 
     def prepare(self, plan: SweepPlan) -> Slots:
-        """Begin whatever makes the first placement fast; return how many trials fit, and what each may use.
+        """Get ready to start trials; return how many run at a time and what each may use.
 
         Raises:
-            ConfigError: the configuration asks for what is not there.
-            SweepError: a cluster that does not answer.
+            ConfigError: the configuration asks for devices or nodes that do not exist.
+            SweepError: the cluster does not answer.
         """
         ...
 
@@ -57,9 +58,9 @@ class Executor(Protocol):
         ...
 
     def wait(self, placements: Sequence[Placement], timeout_s: float) -> None:
-        """Return when one of the placements ends, or after the time; what they say is as of then."""
+        """Return when one of the placements has ended, or after the time; update what they report."""
         ...
 
     def close(self) -> None:
-        """Let go of what was begun; placements are lost."""
+        """Release what `prepare` and `place` have started; placements cannot be asked afterwards."""
         ...

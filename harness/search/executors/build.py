@@ -1,4 +1,4 @@
-"""From `sweep.executor` to the executor; what a cluster needs is imported only where it is asked for."""
+"""Builds the executor that `sweep.executor` names; Ray and submitit are imported only if they are needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.search.executors.base import Executor
 
 
 def build_executor(config: ExecutorConfig) -> Executor:
-    """Return what places a sweep's trials.
+    """Return the executor that starts a sweep's trials.
 
     Raises:
         ConfigError: a package that this kind needs is not installed.

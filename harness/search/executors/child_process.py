@@ -1,6 +1,6 @@
-"""A trial's command line as a child process, for executors that have a process of theirs in between.
+"""Runs a trial's command line as a child of a Ray actor or of a Slurm job.
 
-Ray's actor and Slurm's job both import this file on their machine, so it knows the standard library alone.
+Both import this file on their machine, so it imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness.search.executors.base import LOG, TRIAL_MODULE
 
-# What of the coordinator's environment shapes a trial; the rest is the other machine's own.
+# Variables of the coordinator that trials need too; all others are the other machine's own.
 PASSED_ON = ("DATA_DIR", "CACHE_DIR", "MLRUNS_DIR", "MLFLOW_", "HARNESS_", "PG")
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
@@ -78,15 +78,15 @@ class TrialProcess:
 
 
 def trial_environment() -> dict[str, str]:
-    """Return what a trial on another machine needs of this process's environment."""
+    """Return the variables of this process that a trial on another machine needs."""
     passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     return passed_on | {"HARNESS_OFFLINE": "1"}  # the coordinator has the data by now: no trial downloads
 
 
 def save_environment(spec_path: Path) -> str:
-    """Keep what a trial needs of this process's environment beside its spec, for us alone to read.
+    """Write the variables that a trial needs to a file beside its spec that only this user can read.
 
-    It may hold passwords (PGPASSWORD, MLFLOW_TRACKING_URI), and what a batch system is given lies in files.
+    They may hold passwords (PGPASSWORD, MLFLOW_TRACKING_URI), which must not stand in a job's own files.
     """
     path = spec_path.with_suffix(".environment.json")
     path.touch(mode=0o600)
@@ -95,7 +95,7 @@ def save_environment(spec_path: Path) -> str:
 
 
 def run_in_job(spec_path: str, cwd: str, environment_path: str, module: str = TRIAL_MODULE) -> int:
-    """Run a trial within a batch job; its SIGTERM is the trial's, and whatever ends the job ends the trial.
+    """Run a trial within a batch job. A SIGTERM to the job is passed on; the trial dies with the job.
 
     Returns:
         The trial's exit code.
@@ -107,7 +107,7 @@ def run_in_job(spec_path: str, cwd: str, environment_path: str, module: str = TR
 
 
 def _dying_with_parent(number: int) -> Callable[[], None] | None:
-    """Return what lets Linux send a signal to a child whose parent dies, however it dies."""
+    """Return a function for the child to call, after which Linux signals it when its parent dies."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl

@@ -1,4 +1,7 @@
-"""How many trials a cluster holds at a time, and what each takes of it."""
+"""Decides how many trials a cluster runs at a time, and the cores, threads and GPUs of each.
+
+`ray.py` and `slurm.py` call `divide_cluster` with the nodes that they find.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,27 @@ class Node:
 
 @dataclass(frozen=True)
 class TrialResources:
-    """What a trial takes of a cluster, and how many trials at a time."""
+    """How many trials a cluster runs at a time, and the resources of each."""
 
     count: int
     threads: int
-    cores: float  # less than the threads where a node has fewer cores than GPUs
+    cores: float  # to reserve; fewer than the threads if a node has fewer cores than GPUs
     num_gpus: int
 
     @property
     def slots(self) -> Slots:
-        """Return the slots; none is pinned to a GPU, for the cluster does that."""
+        """Return the slots; none is pinned to a GPU, because the cluster assigns GPUs."""
         return Slots(self.count, self.threads, num_gpus=0)
 
 
 def divide_cluster(plan: SweepPlan, nodes: Sequence[Node], threads: int | None = None) -> TrialResources:
-    """Choose what is left to `auto`: a trial for each GPU (or `devices_per_trial` of them).
+    """Return the resources; `auto` means one trial for each GPU, or for each `devices_per_trial` of them.
 
-    A cluster without GPUs holds on each node what the same sweep would run on that machine alone.
+    On a cluster without GPUs, each node runs as many trials as the same sweep would on that machine alone.
 
     Args:
         nodes: at least one.
-        threads: of a trial, where the sweep leaves them to `auto`.
+        threads: of each trial, if the sweep leaves them to `auto`.
     """
     sweep, trainer = plan.sweep, plan.base.trainer
     asked = trainer.threads if sweep.threads_per_trial == "auto" else sweep.threads_per_trial

@@ -1,7 +1,7 @@
-"""Trials as processes of this machine, forked from a server that has already imported everything heavy.
+"""Runs trials as processes of this machine, forked from a server that has imported torch, MLflow and Optuna.
 
-Such a fork costs a tenth of a second where a fresh interpreter needs ten, and it inherits no device, no
-thread pool, no database connection and no lock: the server has none.
+A fork takes 0.1 s where a fresh interpreter takes 10 s. The server opens no device, thread pool, database
+connection or lock, so forks inherit none.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ RunTrial = Callable[[str], int]  # path of a spec -> exit code; importable by na
 
 
 class LocalPlacement:
-    """A process of this machine, pending while the server that it is forked from has not come so far.
+    """A process of this machine; it is pending until the fork server has finished its imports.
 
-    That is seconds at the beginning, of a cold disk a minute, in which nobody may have to wait for us.
+    That takes seconds, or a minute from a cold disk. A thread waits for it, so that the scheduler need not.
     """
 
     def __init__(self, process: BaseProcess, log: Path) -> None:
@@ -83,7 +83,7 @@ class LocalPlacement:
             self.process.kill()
 
     def _is_withdrawn(self, end: int) -> bool:
-        """Keep a process that has not begun from beginning."""
+        """Cancel a process that has not begun; return whether it never will."""
         with self._state:
             if self.is_pending:
                 self._end = end
@@ -107,7 +107,7 @@ class LocalExecutor:
     """Places trials on this machine.
 
     Args:
-        run_trial: what runs in the process; the trial's own entry point by default.
+        run_trial: called in the process with the path of a spec; by default `trial.run.run`.
     """
 
     def __init__(self, run_trial: RunTrial = trial.run, preload: Sequence[str] = PRELOADED) -> None:
@@ -116,7 +116,7 @@ class LocalExecutor:
         self._context.set_forkserver_preload(list(preload))
 
     def prepare(self, plan: SweepPlan) -> Slots:
-        self.start_server()  # takes as long as what follows, and beside it
+        self.start_server()  # it imports while the slots are measured
         return measured_slots(plan, find_slots(plan.sweep, plan.base))
 
     def place(self, spec_path: Path) -> LocalPlacement:
@@ -143,14 +143,14 @@ class LocalExecutor:
 
 
 def _run_in_child(run_trial: RunTrial, spec_path: str) -> None:
-    """Run the trial with its output in its own log; Ctrl-C at the terminal is for the coordinator."""
+    """Run the trial with its output in its own log. Ctrl-C at the terminal is left to the coordinator."""
     leave_to_parent()
     _redirect_output(Path(spec_path).with_name(LOG))
     sys.exit(run_trial(spec_path))
 
 
 def _redirect_output(log: Path) -> None:
-    """Let also what libraries write past Python's streams go to the log."""
+    """Send standard output and error to the log, also what C libraries write past Python's streams."""
     with log.open("ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)

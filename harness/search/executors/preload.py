@@ -1,6 +1,6 @@
-"""Imported by the fork server after everything else: work that each trial would otherwise repeat.
+"""Work that each trial would otherwise repeat; the fork server of `local.py` imports this file last.
 
-Nothing here may start a thread, open a file for long, or touch a device: forks inherit it.
+Forks inherit the server's state, so nothing here may start a thread, keep a file open or use a device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Trials on a Ray cluster: an actor for each, which holds its GPUs and runs its command line.
+"""Runs trials on a Ray cluster: each has an actor, which reserves its GPUs and runs its command line.
 
-Ray places and nothing else: it restarts nothing, and its own process never trains. An actor rather than a
-task, since a running task can be cancelled but not asked to stop.
+Ray restarts nothing; the coordinator does. The trial is a child process of the actor, so Ray's own process
+never trains. It is an actor, not a task, because a running task can be cancelled but not asked to stop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CALL_TIMEOUT_S = 5.0
 
 
 class RayPlacement:
-    """An actor, and the end of its trial."""
+    """A trial's actor, and its exit code once it has ended."""
 
     def __init__(self, actor: Any, log: Path) -> None:
         self._actor, self._log = actor, log
@@ -69,7 +69,7 @@ class RayPlacement:
             self._actor.stop.remote()
 
     def kill(self) -> None:
-        """End it at once, and return when it has: it might hold the database."""
+        """Kill the trial, and return once it is dead: it might hold a lock of the database."""
         if self._exit_code is None and not self.is_pending:
             with suppress(RayError):
                 ray.get(self._actor.kill.remote(), timeout=CALL_TIMEOUT_S)
@@ -150,7 +150,7 @@ def _connect(config: RayExecutorConfig) -> None:
 
 
 def _require_token(address: str) -> None:
-    """Refuse a cluster that anybody may use: who reaches it runs code on it."""
+    """Refuse a cluster without a token: everybody who reaches it could run code on it."""
     token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     has_token = token or (Path.home() / ".ray" / "auth_token").is_file()
     if os.environ["RAY_AUTH_MODE"] == "disabled" or not has_token:
@@ -161,7 +161,7 @@ def _require_token(address: str) -> None:
 
 
 def _reach(address: str) -> None:
-    """Find out in seconds what Ray would find out in minutes: that nobody listens."""
+    """Fail within seconds if no process listens at the address; Ray would take minutes."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         return  # such as "auto"

@@ -1,7 +1,7 @@
-"""Trials as jobs of Slurm, submitted as arrays by submitit; needs a folder of runs that all nodes share.
+"""Runs trials as jobs of Slurm, submitted as arrays by submitit. All nodes must share the folder of runs.
 
-Slurm places and nothing else: its jobs are never requeued. One that is preempted, out of time or on a lost
-node is a death of the trial's process like any other, and the coordinator starts the trial again.
+Slurm never requeues a job. If one is preempted, runs out of time or loses its node, the coordinator counts
+that as a death of the trial's process and starts the trial again.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class SlurmPlacement:
         self._end(EXIT_VANISHED, signal.SIGKILL)
 
     def see(self, state: str | None) -> None:
-        """Take note of what the queue says."""
+        """Store the job's state in the queue; None if it is not there."""
         self.state = state
         self._gone_since = None if state else self._gone_since or time.monotonic()
 
     def _end(self, exit_code: int, number: int) -> None:
-        """Withdraw the job if it has not begun; else signal its own process, which hands the signal on.
+        """Cancel the job if it has not begun; else signal its own process, which passes the signal on.
 
         A plain scancel would signal every process of a trial, and kill none for half a minute.
         """
@@ -109,7 +109,7 @@ class SlurmPlacement:
 
 
 class SlurmExecutor:
-    """Places trials in Slurm's queue: those of one turn of the coordinator as one array.
+    """Submits trials to Slurm's queue, as one array for each turn of the scheduler's loop.
 
     Args:
         module: what `python -m` runs with a spec.
@@ -132,7 +132,7 @@ class SlurmExecutor:
         return self._resources.slots
 
     def place(self, spec_path: Path) -> SlurmPlacement:
-        """Submit with the next `wait`, together with what else is placed until then."""
+        """Return a placement; the next `wait` submits it, together with the others placed by then."""
         placement = SlurmPlacement(spec_path)
         self._unsubmitted.append(placement)
         return placement
@@ -150,7 +150,7 @@ class SlurmExecutor:
             time.sleep(min(left, LOOK_EVERY_S))
 
     def close(self) -> None:
-        """Do nothing: jobs outlive the coordinator, and a later one finds what became of them."""
+        """Do nothing: jobs outlive the coordinator, and a later one reads their results in the database."""
 
     def _submit(self) -> None:
         placements = [placement for placement in self._unsubmitted if placement.exit_code() is None]
@@ -196,7 +196,7 @@ class SlurmExecutor:
         return submitter
 
     def _look_at_queue(self, jobs: Sequence[SlurmPlacement]) -> None:
-        """Ask once for all jobs; where the controller does not answer, what was known stands."""
+        """Ask Slurm's controller about all jobs at once; if it does not answer, keep the known states."""
         names = {_job_name(placement.spec_path.parents[1]) for placement in jobs}
         query = [f"--name={','.join(sorted(names))}", "--me", "--array"]
         answer = _ask("squeue", "--noheader", "--format=%i %T", *query)

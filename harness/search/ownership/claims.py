@@ -34,7 +34,7 @@ HEARTBEATS_TO_WAIT = 2  # before a stale trial counts as abandoned
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial to work on."""
+    """One process's right to work on a trial; a later claim with a higher attempt number replaces it."""
 
     number: int
     trial_id: int
@@ -72,7 +72,7 @@ class Claims:
         abandoned = self._abandoned(survey)
         others = (trial for trial in survey.unfinished if trial.number not in unsettled)
         trial = next((trial for trial in others if self._is_free(trial, abandoned)), None)
-        if trial is not None:
+        if trial is not None:  # before new trials: what was interrupted is finished first
             return self._take_over(trial)
         return self._begin(survey.num_trials) if survey.num_trials < num_trials else None
 
@@ -86,6 +86,7 @@ class Claims:
         self._storage.transact(self._study.study_name, lambda: self._release(claim))
 
     def _release(self, claim: Claim) -> None:
+        # Another process may have claimed the trial since; its owner must stay.
         if self.holds(claim):
             self._storage.set_trial_user_attr(claim.trial_id, keys.OWNER, None)
 
@@ -135,6 +136,7 @@ class Claims:
 
     def _abandoned(self, survey: OpenTrials) -> set[int]:
         now = self._now()
+        # Heartbeats are compared by the database's clock, but the patience runs on ours, which cannot jump.
         stale = [trial.trial_id for trial in survey.unfinished if trial.is_stale]
         self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in stale}
         patience = HEARTBEATS_TO_WAIT * beat_interval(self._storage.lease_seconds)
@@ -149,8 +151,9 @@ class Claims:
         if trial.attr == self.me and trial.number == self._taking:
             return True  # an earlier try of this very call has claimed it, and its answer was lost
         owner = ProcessId.from_json(trial.attr)
+        # No lease is needed to see that a process of this machine is dead.
         if owner.is_here and owner.process() is None:
-            return True  # dead, which we can see on our own machine without waiting for the lease
+            return True
         if trial.trial_id not in abandoned:
             return False
         if owner.trains:
@@ -158,7 +161,7 @@ class Claims:
         return True
 
     def _begin(self, number: int) -> Claim:
-        self._taking = number
+        self._taking = number  # before the write, whose answer may be lost
         attrs = {keys.ATTEMPT: 1, keys.OWNER: self.me}
         trial = self._storage.create_taken_trial(study_id(self._study), attrs)
         return Claim(trial.number, trial.trial_id, attempt=1)

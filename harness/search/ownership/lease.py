@@ -51,7 +51,7 @@ class Lease:
         self._attempt = attempt
         self._interval_s = interval_s
         self._leave = leave
-        self._awake = _clock()
+        self._awake = _clock()  # when this process last knew that it was not suspended
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -91,6 +91,7 @@ class Lease:
 
     def __enter__(self) -> Lease:
         self.check()
+        # By this the coordinator sees that we have begun, and stops sending heartbeats for us.
         owner = ProcessId.current(trains=True)
         self._storage.set_trial_user_attr(self._trial_id, keys.OWNER, owner.to_json())
         self._storage.record_heartbeat(self._trial_id)
@@ -104,7 +105,7 @@ class Lease:
 
     def _stop_beating(self) -> None:
         self._done.set()
-        self._thread.join(self._interval_s)
+        self._thread.join(self._interval_s)  # no longer: a heartbeat may hang if the database is away
 
     def _beat(self) -> None:
         while not self._done.wait(self._interval_s):

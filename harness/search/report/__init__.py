@@ -1,4 +1,4 @@
-"""What people see of a sweep.
+"""Shows and records a sweep for people; nothing here decides anything.
 
     messages.py      what a call prints before and after its trials
     progress.py      what it shows meanwhile: a live table, or lines
@@ -8,5 +8,5 @@
     parent_run.py    the sweep's own run in MLflow, and `sweep.json`
     description.py   the text on that run's page
 
-Nothing here decides anything.
+Read `parent_run.py` for MLflow, `messages.py` for the terminal.
 """

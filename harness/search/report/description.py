@@ -1,4 +1,7 @@
-"""A sweep's description on its page in MLflow, in Markdown: the question, the best trials, how to go on."""
+"""The text on a sweep's page in MLflow, in Markdown: objective, best trials, how to continue.
+
+`parent_run.py` stores it as the parent run's note.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def describe_in_markdown(plan: SweepPlan, rows: Sequence[TrialRow], command: str
     The page folds it after about 100 pixels, so the answer comes first.
 
     Args:
-        command: what continues the sweep.
+        command: the shell command that continues the sweep.
         run_id: of the parent run, whose picture `history.png` is shown; None while it has none.
     """
     sweep = plan.sweep

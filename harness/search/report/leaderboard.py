@@ -1,4 +1,7 @@
-"""A sweep's trials side by side: the table, its CSV, and two pictures."""
+"""A sweep's trials, best first: a table for the terminal, a CSV, and figures of scores and importance.
+
+`messages.py` prints the table; `parent_run.py` stores the rest.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def searched_paths(rows: Sequence[TrialRow]) -> list[str]:
 
 
 def leaderboard_table(rows: Sequence[TrialRow], sweep: SweepConfig, limit: int = 20) -> Table:
-    """Return the leaderboard for a terminal, with the costs that the sweep asks about."""
+    """Return the leaderboard for a terminal, with the costs that the sweep optimises or bounds."""
     paths, costs = searched_paths(rows), asked_costs(sweep)
     front = {row.number for row in pareto_front(rows, sweep)}
     notes = [_hidden(len(rows) - limit), f"{FRONT_MARK} on the Pareto front" if front else ""]
@@ -59,7 +62,7 @@ def leaderboard_table(rows: Sequence[TrialRow], sweep: SweepConfig, limit: int =
 
 
 def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
-    """Return the leaderboard as CSV, unrounded, with what identifies each trial's record."""
+    """Return the leaderboard as CSV, unrounded, with each trial's MLflow run and checkpoint."""
     paths, front = searched_paths(rows), {row.number for row in pareto_front(rows, sweep)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -111,7 +114,7 @@ def _scores(rows: Sequence[TrialRow], state: str) -> dict[int, float]:
 
 
 def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
-    """Return how much each path mattered (PED-ANOVA); None where there is too little to say.
+    """Return how much each path mattered (PED-ANOVA); None for too few trials or equal scores.
 
     Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
     Subspaces", IJCAI 2023, as implemented in Optuna.

@@ -1,4 +1,7 @@
-"""What a sweep says before and after its trials: what it finds, what came out, how to go on."""
+"""Prints what a sweep finds before its trials, and its result and the next commands afterwards.
+
+`sweep.py` calls `greet` and `show_result`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ EXPORT_COMMAND = " · make export (the best model)"
 
 
 class PatientConsole(Console):
-    """A console whose reader may leave (`| head -2`): that ends the show, not the work."""
+    """A console for pipes whose reader may close early (`| head -2`); the sweep then goes on in silence."""
 
     def on_broken_pipe(self) -> None:
         """Say once that nothing more is shown; rich would end the process."""
@@ -42,13 +45,13 @@ class PatientConsole(Console):
 
 
 def build_console() -> Console:
-    """Return a console as wide as the terminal; where there is none, of plain lines, whatever FORCE_COLOR."""
+    """Return a console as wide as the terminal; without one, plain lines even if FORCE_COLOR is set."""
     is_terminal = sys.stdout.isatty()
     return PatientConsole(force_terminal=is_terminal, width=None if is_terminal else PLAIN_WIDTH)
 
 
 def greet(console: Console, home: SweepContext, rows: Sequence[TrialRow], slots: Slots) -> None:
-    """Say what is about to run, where, and what was found of earlier calls."""
+    """Print how many trials will run, on which devices, and how many ended in earlier calls."""
     ended = sum(row.has_ended for row in rows)
     resumed = sum(row.state == "running" for row in rows)
     before = f"; {ended} have ended before" if ended else ""
@@ -96,7 +99,7 @@ def _states(rows: Sequence[TrialRow]) -> str:
 
 
 def stopped_lines(result: SweepResult, num_trials: int, command: str) -> list[str]:
-    """Return what a person wants to know about a sweep that is not complete."""
+    """Return the lines about a sweep that has stopped: why, how far it is, and how to continue it."""
     why = WHY_STOPPED.get(result.outcome, "stopped")
     ended = sum(row.has_ended for row in result.rows)
     return [

@@ -1,7 +1,7 @@
-"""A sweep's own record: its parent run, and `sweep.json` beside its trials.
+"""Records a sweep as an MLflow run (the parent of its trials' runs), and in `sweep.json` beside its trials.
 
-The study's user attributes hold what a later call must know; `sweep.json` mirrors it for people and for
-commands that look for the newest sweep.
+`sweep.py` opens a `SweepRecord`. A later call reads the study's user attributes alone; `sweep.json` repeats
+them for people, and for commands that look for the newest sweep.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ SWEEP_FILE = "sweep.json"
 
 @dataclass
 class SweepRecord:
-    """Where a sweep is recorded while it runs."""
+    """Writes the parent run and `sweep.json` while the sweep runs; one process at a time does."""
 
     plan: SweepPlan
     study: optuna.Study
     tracker: Tracker
     directory: Path
-    command: str  # that continues it
+    command: str  # the shell command that continues the sweep
     status: RunStatus = "FINISHED"  # to be set before it closes
     _num_ended: int = -1
 
@@ -48,7 +48,7 @@ class SweepRecord:
         return names.BEST + self.plan.sweep.metric
 
     def open(self) -> None:
-        """Record what the sweep is, and what it runs on."""
+        """Record the sweep's configuration, data and environment."""
         from harness.training.record import (
             record_data,
         )  # imports Lightning and timm, which trials' server has
@@ -103,7 +103,7 @@ class SweepRecord:
         self.tracker.set_tags({names.NOTE: note})
 
     def _record_best(self, best: TrialRow | None) -> None:
-        """Say which trial is best; nothing of an earlier best stays, whose settings may be others."""
+        """Tag the run with the best trial; tags of an earlier best trial are removed."""
         params = {} if best is None else {path: str(value) for path, value in best.params.items()}
         tags: dict[str, str | None] = {f"best.{path}": params.get(path) for path in self.plan.sweep.space}
         path = None if best is None else best.checkpoint
@@ -133,13 +133,13 @@ class SweepRecord:
 
 
 def plan_facts(plan: SweepPlan) -> dict[str, Any]:
-    """Return what workers compose the same plan from, and what a look from outside shows."""
+    """Return the facts of a plan that workers compose it from, and that `--status` shows."""
     sweep = plan.sweep
     return {"overrides": plan.public_overrides, "num_trials": sweep.num_trials, "metric": sweep.metric}
 
 
 def activity(*, is_new_call: bool = False) -> dict[str, str]:
-    """Return the tags by which the sweep that ran last is known."""
+    """Return the tags by which commands find the sweep that ran last, or was called last."""
     now = f"{time.time():.3f}"
     return {names.ACTIVE_AT: now} | ({names.CALLED_AT: now} if is_new_call else {})
 
@@ -160,5 +160,5 @@ def _best_facts(best: TrialRow) -> dict[str, Any]:
 
 
 def closing_state(rows: Sequence[TrialRow], best: TrialRow | None) -> list[int]:
-    """Return what a closed record covers: how many trials had ended, and which was best."""
+    """Return how many trials had ended and which was best, to tell whether a closed record is up to date."""
     return [sum(row.has_ended for row in rows), -1 if best is None else best.number]

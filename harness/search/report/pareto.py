@@ -1,4 +1,4 @@
-"""The trials of a sweep with two objectives that no other trial beats in both."""
+"""The Pareto front of a sweep with two objectives: the trials that no other trial beats in both."""
 
 from __future__ import annotations
 

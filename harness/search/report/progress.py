@@ -1,4 +1,8 @@
-"""What a person sees while a sweep runs: a live table on a terminal, one line per event elsewhere."""
+"""Shows a running sweep: a live table on a terminal, one line per event elsewhere.
+
+`sweep.py`, `worker.py` and `coordinator/follow.py` build a `Progress` and update it after each look at the
+database.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ REFRESHES_PER_SECOND = 2
 
 @dataclass(frozen=True)
 class SweepView:
-    """One moment of a sweep."""
+    """The state of a sweep at one moment, as it is shown."""
 
     rows: Sequence[TrialRow]
     best: TrialRow | None
@@ -92,7 +96,7 @@ class PlainProgress:
 
     def update(self, view: SweepView) -> None:
         if self._before is None:
-            self._before = {row.number: row for row in view.rows}  # what earlier calls did is no news
+            self._before = {row.number: row for row in view.rows}  # events of earlier calls are not shown
         for row in view.rows:
             for event in self._events(row, self._before.get(row.number)):
                 self._console.print(event, highlight=False, markup=False, soft_wrap=True)
@@ -179,7 +183,7 @@ def format_score(score: float | None) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as people say it: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Return a duration in words: `45 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""Sweeps seen from outside: any terminal, any machine that reaches their database."""
+"""Reads how far sweeps are, for `sweep list` and `--status`, from any machine that reaches their database."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from harness.search.study.trials import TrialRow, best_row, find_study, read_row
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """How far a sweep is, and who works on it."""
+    """How far a sweep is, and which processes work on it."""
 
     name: str
     num_trials: int | None  # the budget; None: written by an older program
     metric: str
     direction: str
     rows: list[TrialRow]
-    silent: frozenset[int]  # ids of the trials of which nothing was heard for longer than their lease
+    silent: frozenset[int]  # ids of trials whose last heartbeat is older than their lease
 
     @property
     def num_ended(self) -> int:
@@ -36,7 +36,7 @@ class SweepStatus:
 
     @property
     def at_work(self) -> list[TrialRow]:
-        """The trials that some process works on."""
+        """The running trials that have a live owner."""
         return [
             row
             for row in self.rows
@@ -55,7 +55,7 @@ class SweepStatus:
 
 
 def is_owned(row: TrialRow) -> bool:
-    """Return whether a process works on the trial, as far as can be told from here."""
+    """Return whether the trial has an owner that is not known to be dead; remote ones count as alive."""
     owner = None if row.owner is None else ProcessId.from_json(row.owner)
     return owner is not None and (not owner.is_here or owner.process() is not None)
 
@@ -72,7 +72,7 @@ def open_sweeps(url: str) -> RetryingStorage:
 
 
 def find_sweep(storage: RetryingStorage, name: str | None, file: str | None = None) -> optuna.Study:
-    """Return the sweep of that name, else the one that was called last; of one file's where it has any.
+    """Return the sweep of that name; by default the one called last, of this file if there is one.
 
     Raises:
         SweepError: there is none.
@@ -115,7 +115,7 @@ def sweeps_table(storage: RetryingStorage) -> Table:
 
 
 def status_table(status: SweepStatus) -> Table:
-    """Return the trials that have begun and not ended, and who works on them."""
+    """Return the running trials as a table, with the process that works on each."""
     table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold")
     for title in ("trial", "epoch", status.metric, "by", "parameters"):
         table.add_column(title)

@@ -33,7 +33,7 @@ from harness.search.study.identity import check_code
 from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.search.suggest.starting_points import enqueue_points
 
-IDENTITY_FILE = "sweep-identity.txt"  # in a sweep's folder: whose it is
+IDENTITY_FILE = "sweep-identity.txt"  # in a sweep's folder; holds the id of the sweep that owns it
 SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
 
 
@@ -67,7 +67,7 @@ class SweepContext:
         return self.directory / f"trial-{number:04d}"
 
     def with_plan(self, plan: SweepPlan) -> SweepContext:
-        """Return the same home with the same plan in another state: its arms composed."""
+        """Return this context with the same plan whose arms have been composed."""
         home = replace(self, plan=plan)
         if "database" in vars(self):
             vars(home)["database"] = self.database  # which is opened once
@@ -149,7 +149,7 @@ def existing_study(home: SweepContext) -> optuna.Study | None:
     found = study.find_study(home.database, home.name)
     asked = None if found is None else found.user_attrs.get(keys.IDENTITY)
     if asked is None:
-        return None  # or its first call was killed before it could store the identity
+        return None  # there is none, or its first call was killed before it could store the identity
     identity.check_same_sweep(home.name, asked, home.identity)
     return found
 

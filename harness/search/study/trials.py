@@ -128,6 +128,7 @@ def read_rows(study: optuna.Study, runs: Path | None = None) -> list[TrialRow]:
 
 def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
     known = trial.user_attrs
+    # NaN and infinity cannot be ranked.
     scores = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
     steps = sorted(scores, key=lambda step: scores[step], reverse=maximize)
     score = scores[steps[0]] if steps else None
@@ -192,5 +193,5 @@ def ranked(rows: Sequence[TrialRow], direction: str) -> list[TrialRow]:
 
 
 def was_removed(checkpoint: Path) -> bool:
-    """Whether a trial's checkpoint had to go for `sweep.checkpoint_gb`."""
+    """Return whether a trial's checkpoint was removed to keep within `sweep.checkpoint_gb`."""
     return not checkpoint.is_file() and checkpoint.with_name(REMOVED_NOTE).is_file()

@@ -35,9 +35,9 @@ NSGAII_POPULATION = 20  # Optuna's own 50 is more than most sweeps have trials
 def build_sampler(sweep: SweepConfig, study: optuna.Study, number: int) -> BaseSampler:  # noqa: PLR0911 - one for each kind
     """Return the sampler of one trial, seeded from the sweep's seed and the trial's number.
 
-    Two processes with one seed would draw the same start-up trials; one generator can't be shared. What goes
-    through a fixed order instead (qmc, grid) takes its place in it from the trial's number, so that no two
-    trials can get the same one.
+    Each trial has its own process, so trials cannot share a random generator; with one seed they would all
+    draw the same values. Samplers with a fixed order (qmc, grid) take their position in it from the trial's
+    number, so no two trials get the same point.
     """
     config = sweep.sampler
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
@@ -118,9 +118,9 @@ class _Qmc(QmcSamplerAt):
 
 
 def _build_grid(sweep: SweepConfig, study: optuna.Study, number: int, seed: int) -> BaseSampler:
-    """Return a sampler that knows one answer: the grid's point for this trial, in a shuffled order.
+    """Return a sampler that proposes one point: the grid's point for this trial, in a shuffled order.
 
-    Optuna's own grid knows no conditions, and its brute force gives one point to two processes at a time.
+    Optuna's GridSampler has no conditional paths, and its BruteForceSampler may give two processes one point.
     """
     random = RandomSampler(seed=seed)
     if enqueued_point(study.get_trials(deepcopy=False)[number]):

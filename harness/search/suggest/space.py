@@ -1,4 +1,4 @@
-"""From a space over dotted configuration paths to one trial's values, and the check before a sweep starts.
+"""Suggests one trial's values from the configured space, and checks the space before a sweep starts.
 
 A trial's process calls `suggest`, then `SweepPlan.compose_trial`; `harness sweep` calls `check_space` first.
 """
@@ -19,7 +19,7 @@ MAX_CORNERS = 64  # combinations of the space's extremes that are validated befo
 
 
 class Suggester(Protocol):
-    """What a space asks of an Optuna trial."""
+    """The methods of an Optuna trial that `suggest` uses."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
@@ -45,7 +45,7 @@ class CheckedSpace(NamedTuple):
     """A plan with its arms composed, and one run of every arm.
 
     Args:
-        runs: By what makes the arm, such as `finetune=partial`.
+        runs: one configuration by each arm's overrides, such as `finetune=partial`.
     """
 
     plan: SweepPlan
@@ -59,7 +59,7 @@ def check_space(plan: SweepPlan) -> CheckedSpace:
         The plan with every arm composed, to be handed to the trials: none of them then waits for Hydra.
 
     Raises:
-        ConfigError: a path that no run has, or a value that no run may have.
+        ConfigError: the space has a path that no run has, or a value that is not valid.
     """
     runs: dict[str, RunConfig] = {}
     for chosen in itertools.islice(corners(plan.sweep), MAX_CORNERS):
@@ -86,7 +86,7 @@ def corners(sweep: SweepConfig) -> Iterator[dict[str, Scalar]]:
 
 
 def describe_dimension(dimension: Dimension) -> str:
-    """Return a dimension for people: `0.0003 to 0.01 (log)`, `1 to 3, where finetune=partial`."""
+    """Return a dimension in words: `0.0003 to 0.01 (log)`, `1 to 3, where finetune=partial`."""
     if isinstance(dimension, Choice):
         text = " | ".join(as_yaml(value) for value in dimension.values)
     else:

@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def enqueue_points(study: optuna.Study, sweep: SweepConfig) -> None:
-    """Let the trials that have not begun be those of `sweep.enqueue`, in their order.
+    """Make the waiting trials of the study those of `sweep.enqueue`, in their order.
 
-    A repeated command changes nothing. A point that has left the configuration gives its place to one that is
-    new there, or leaves its trial to the sampler; one that is added comes last, as far as the budget
-    (`sweep.num_trials`) has room for it. What has begun goes on as it is, and is named.
+    A repeated command changes nothing. If a point has left the configuration, its waiting trial gets a new
+    point, or the sampler's values if there is none. Added points come last, as far as `sweep.num_trials`
+    allows. A trial that has begun keeps its point, and a message names it.
     """
     trials = study.get_trials(deepcopy=False)
     wanted = [{path: _exact(sweep, path, value) for path, value in point.items()} for point in sweep.enqueue]
