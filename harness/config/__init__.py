@@ -4,6 +4,7 @@ compose.py          read this first: files and overrides to `RunConfig` or `Swee
 schema.py           every key of a run: type, unit, range, default
 sweep.py            every key of a sweep, with the sections below
     space.py, sampling.py, objectives.py, executor.py
+finetune.py         the finetuning policies, a class each: which tensors train, and at what rate
 monitor.py          the one metric that decides about a run
 base.py             `Section`, the base of every section: immutable, strict
 

@@ -1,14 +1,19 @@
 """Image classifiers, and which of their parameters train. The only package that imports timm.
 
-- `classifier.py` (read first): the classifier that all other packages handle, and `build_model`.
-- Networks: `backbones.py` builds timm's, `scratch.py` and `speed.py` our own; `protocol.py` says what each
-offers.
-- Weights: `pretrained.py` finds and loads them, `weight_files.py` reads files of any origin, `head.py` sets a
-new
-  head to zero.
-- Finetuning: `freezing.py` applies a policy, `trunk.py` finds where the frozen part of a network ends.
-- Layers: `preprocess.py` (resize and normalise), `convolutions.py` (fast on CPUs), `sync_norm.py` (batch norm
-  over ranks).
+    classifier.py      read this first: the classifier that all other packages handle, and `build_model`
+    backbones.py       builds timm's networks
+    scratch.py         our own networks; speed.py holds the one of the CIFAR-10 speed record
+    protocol.py        what every network offers
+    pretrained.py      finds and loads weights
+    weight_files.py    reads files of weights of any origin
+    head.py            sets a new head to zero
+    freezing.py        applies a finetuning policy
+    trunk.py           finds where the frozen part of a network ends
+    preprocess.py      resizes and normalises
+    convolutions.py    faster convolutions on CPUs
+    sync_norm.py       batch norm over ranks
+
+To add a finetuning policy, write a class in `harness/config/finetune.py` and a file in `configs/finetune/`.
 """
 
 from __future__ import annotations

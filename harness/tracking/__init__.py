@@ -2,7 +2,8 @@
 
     tracker.py                    `Tracker`, the interface that training writes to
     mlflow_tracker.py             the tracker of one MLflow run
-    mlflow_writes.py, spool.py    each write to a run as plain JSON: done now, or kept on disk until it can be
+    mlflow_writes.py              the calls that write to a run in MLflow, each made from plain JSON
+    spool.py                      keeps such writes on disk while the store is away
     logged_model.py, scoring.py   a checkpoint as a model that MLflow can load
     store.py                      `RunStore`: opens the store and its runs (address.py, moved.py: where it is)
     runs.py, choice.py            recorded runs, and which sweep or run is meant

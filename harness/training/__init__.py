@@ -1,13 +1,26 @@
 """Trains one run, from its configuration to its record.
 
-- The run: `train.py` (read first) prepares model and data, `fit.py` runs Lightning's loop, `module.py` holds
-  loss and metrics, `callbacks.py` what happens after an epoch, `record.py` what a run leaves behind.
-- Commands: `command.py` (`harness train`), `resume_run.py` (`--resume`), `dry_run.py`, `doctor.py`.
-- Learning: `optim.py` and `muon.py` (optimisers, learning rates), `tta.py` (test-time augmentation).
-- Checkpoints: `checkpoint.py` (content), `checkpoint_io.py` (bytes on disk), `resume_point.py` (which one a
-  run goes on from).
-- A frozen backbone's activations: `image_views.py` (when they may be cached), `cached_features.py`.
-- Several devices: `launch_ranks.py` starts one process per device, `collectives.py` is how they communicate.
-- Measurements: `evaluate.py` (a split), `costs.py` (size, latency), `benchmark_step.py` (speed and memory).
-- `machine.py` decides device, precision and threads; `result.py` holds what a run reports.
+    train.py             read this first: the whole of a run
+    fit.py               sets up and runs Lightning's loop
+    module.py            loss and metrics of a batch, and the hooks that Lightning calls
+    callbacks.py         what happens after an epoch: record, report, checkpoint
+    record.py            what a run leaves in the run store
+    result.py            what a run hands back
+    optim.py, muon.py    optimisers, learning rates, schedules
+    tta.py               test-time augmentation
+    evaluate.py          a checkpoint's metrics on a split; the only file that reads the test split
+
+    checkpoint.py        what a checkpoint holds, and how a model is rebuilt from it
+    checkpoint_io.py     writes a checkpoint to disk
+    resume_point.py      which checkpoint an interrupted run goes on from
+
+    cached_features.py   activations of a frozen backbone, computed once per image
+    image_views.py       when they may be cached
+    launch_ranks.py      starts a process for each device; collectives.py is how they communicate
+    machine.py           decides device, precision and threads
+    costs.py             a model's size and latency
+    benchmark_step.py    the speed and memory of a training step
+
+    command.py           `harness train`; resume_run.py is `--resume`, dry_run.py `--dry-run`
+    doctor.py            `harness doctor`
 """

@@ -1,4 +1,6 @@
-"""Where trials run: an executor starts `python -m harness.search.trial SPEC` somewhere, and no more.
+"""Where trials run: an executor has `trial.run.run(SPEC)` called in a process of its own, and does no more.
+
+On this machine the process is forked; on a cluster it is `python -m harness.search.trial SPEC`.
 
 To add one, write a class that has the methods of `base.Executor`, give it a section in
 `harness/config/executor.py`, and name it in `build.py`. `tests/contracts/test_executor.py` holds for each.

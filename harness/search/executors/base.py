@@ -1,4 +1,4 @@
-"""The interface of executors. An executor starts `python -m harness.search.trial SPEC` somewhere.
+"""The interface of executors. An executor has a trial's spec run in a process of its own, somewhere.
 
 The scheduler calls it, and reads from the database how a trial ended; an executor knows neither Optuna nor
 budgets. `local.py`, `ray.py` and `slurm.py` implement it.

@@ -1,6 +1,6 @@
 """Runs a trial's command line as a child of a Ray actor or of a Slurm job.
 
-Both import this file on their machine, so it imports the standard library alone.
+Both import this file on their machine, so it imports little beside the standard library.
 """
 
 from __future__ import annotations
