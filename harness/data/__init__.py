@@ -2,7 +2,7 @@
 
     load.py            read this first: from the data section of a configuration to splits
     splits.py          which images train and which validate; what identifies the split
-    held_out.py        the only way to the test split; `training/evaluate.py` alone imports it
+    held_out.py        the only way to the test split, for `training/evaluate.py` and `summary.py` alone
     datamodule.py      batches of images for Lightning, the same after a resume
     sharding.py        what each rank takes of a batch
 

@@ -1,26 +1,26 @@
 """Trains one run, from its configuration to its record.
 
-    train.py             read this first: the whole of a run
-    fit.py               sets up and runs Lightning's loop
-    module.py            loss and metrics of a batch, and the hooks that Lightning calls
-    callbacks.py         what happens after an epoch: record, report, checkpoint
-    record.py            what a run leaves in the run store
-    result.py            what a run hands back
-    optim.py, muon.py    optimisers, learning rates, schedules
-    tta.py               test-time augmentation
-    evaluate.py          a checkpoint's metrics on a split; the only file that reads the test split
+train.py             read this first: the whole of a run
+fit.py               sets up and runs Lightning's loop
+module.py            loss and metrics of a batch, and the hooks that Lightning calls
+callbacks.py         what happens after an epoch: record, report, checkpoint
+record.py            what a run leaves in the run store
+result.py            what a run hands back
+optim.py, muon.py    optimisers, learning rates, schedules
+tta.py               test-time augmentation
+evaluate.py          a checkpoint's metrics on a split; the only file that reads the test split
 
-    checkpoint.py        what a checkpoint holds, and how a model is rebuilt from it
-    checkpoint_io.py     writes a checkpoint to disk
-    resume_point.py      which checkpoint an interrupted run goes on from
+checkpoint.py        what a checkpoint holds, and how a model is rebuilt from it
+checkpoint_io.py     writes a checkpoint to disk
+resume_point.py      which checkpoint an interrupted run goes on from
 
-    cached_features.py   activations of a frozen backbone, computed once per image
-    image_views.py       when they may be cached
-    launch_ranks.py      starts a process for each device; collectives.py is how they communicate
-    machine.py           decides device, precision and threads
-    costs.py             a model's size and latency
-    benchmark_step.py    the speed and memory of a training step
+cached_features.py   activations of a frozen backbone, computed once per image
+image_views.py       when they may be cached
+launch_ranks.py      starts a process for each device; collectives.py is how they communicate
+machine.py           decides device, precision and threads
+costs.py             a model's size and latency
+benchmark_step.py    the speed and memory of a training step
 
-    command.py           `harness train`; resume_run.py is `--resume`, dry_run.py `--dry-run`
-    doctor.py            `harness doctor`
+command.py           `harness train`; resume_run.py is `--resume`, dry_run.py `--dry-run`
+doctor.py            `harness doctor`
 """
