@@ -10,7 +10,7 @@ HarnessError                 a user's mistake or a fault of the world: one clear
 ├── CheckpointError          a checkpoint that is missing, damaged or of another program
 │   ├── DamagedCheckpointError  its bytes are not those that were written
 │   └── DiskFullError           there is no room for it: the run can go on when there is
-├── DivergedError            the loss became NaN or infinite: an answer, not an accident
+├── DivergedError            the loss became NaN or infinite: a trial with it is infeasible, not failed
 ├── TrackingError            the run store is unwritable, unreachable, or lacks the run asked for
 │   └── NoSuchRunError       it answers, and does not hold the run
 ├── SweepError               a sweep that differs from its namesake, is being run already, or keeps failing

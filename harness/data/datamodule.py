@@ -21,7 +21,8 @@ from harness.data.augment.transforms import BatchAugment, check_fits
 from harness.data.sharding import SINGLE_PROCESS, RankInfo, Shard
 from harness.data.splits import ImageSplits
 
-# Evaluation has no gradients to hold, so larger batches fit; much larger ones would leave a CPU's caches.
+# Evaluation keeps no activations for a backward pass, so larger batches than in training fit in memory;
+# much larger ones would not fit in a CPU's caches.
 MIN_EVAL_BATCH = 128
 # Each kind of draw has a random stream of its own, so that switching one on does not change the others.
 ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM, MIX_STREAM, VIEW_STREAM = range(5)

@@ -66,10 +66,11 @@ class Description:
     """What a source says about the images it decoded.
 
     Args:
-        pixel_range: Of images deeper than 8 bits, what became 0 … 255.
+        pixel_range: For images of more than 8 bits a channel: the range of values that was scaled to
+            0 … 255, by pixel type.
         notices: What a user should know of the images, a line each.
-        layout: How a tree of files was understood.
-        passed_over: What lies there and is not used, as (path, reason).
+        layout: How a tree of files was interpreted, in a few words.
+        passed_over: Files and folders in the tree that are not used, as (path, reason).
     """
 
     name: str

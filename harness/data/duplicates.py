@@ -15,8 +15,8 @@ import numpy as np
 from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName
 from harness.data.messages import counted, first_few
 
-ALIKE = 0.99  # correlation of two thumbnails, from which on they are called look-alikes
-PLAIN = 2.0  # deviation of a thumbnail's grey levels, below which it looks like any other plain image
+ALIKE = 0.99  # two images are called look-alikes if their thumbnails correlate at least this much
+PLAIN = 2.0  # images are not compared if their thumbnail's standard deviation (grey levels) is below this
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
 BLOCK = 4096  # thumbnails compared at a time
 
@@ -108,8 +108,12 @@ def _within(groups: list[np.ndarray], where: np.ndarray, names: list[str]) -> li
 def near_duplicates(sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
     """Count validation and test images that look like a training image, a line for each split.
 
-    Two images look alike where their grey thumbnails of 8 x 8 pixels correlate by `ALIKE`: cheap, blind to
-    small differences, right for what was scaled or compressed anew. Plain images are not compared.
+    Two images look alike if their grey thumbnails of 8 x 8 pixels correlate by `ALIKE` or more. This is cheap
+    and finds images that were rescaled or compressed again, but it overlooks small differences. Images that
+    are nearly of one grey level (`PLAIN`) are not compared: they would all look alike.
+
+    Args:
+        sides: the part and the rows of "train", "val" and "test".
     """
     train_part, train_rows = sides["train"]
     known, known_rows = _patterns(train_part, train_rows)

@@ -48,7 +48,10 @@ def load_splits(config: DataConfig) -> ImageSplits:
 
 
 def as_loaded(config: DataConfig, splits: ImageSplits) -> NamedData:
-    """Return the section that gives these very splits anywhere: what was found out is settled for good."""
+    """Return the data section with `auto` resolved and the measured `pixel_range` filled in.
+
+    A run that is resumed with it gets the same splits, because nothing is looked for or measured again.
+    """
     named = resolve_auto(config)
     if isinstance(named, FolderData):
         return named.model_copy(update={"pixel_range": dict(splits.pixel_range)})
@@ -77,7 +80,10 @@ def resolve_auto(config: DataConfig) -> NamedData:
 
 
 def remember_auto(config: DataConfig, kind: str) -> None:
-    """Take what another process has found `auto` to stand for, so that all of a sweep train on the same."""
+    """Remember the kind of data set that `auto` was resolved to, by this process or by another one.
+
+    So all processes of a sweep, and all ranks of a run, train on the same data set.
+    """
     if isinstance(config, AutoData):
         _found[config.dir, config.cache_dir] = kind
 

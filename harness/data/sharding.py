@@ -21,7 +21,8 @@ class Shard:
     Args:
         total: Number of images in the whole batch.
         weight: Factor of this shard's mean loss; the mean over ranks is then the whole batch's mean loss.
-        counts: Whether this rank's figures count; False where another rank has the very same images.
+        counts: Whether this rank's loss and metrics enter the totals; False where another rank has the same
+            images and reports on them.
     """
 
     total: int
@@ -49,7 +50,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which of the processes that train together this one is."""
+    """The rank of this process, and the number of processes that train together."""
 
     rank: int = 0
     world_size: int = 1

@@ -69,11 +69,13 @@ class ImageSplits:
 
     Args:
         digest: sha256 (hex) of the pixels and labels of exactly these training and validation images.
-        row_digest: sha256 (hex) of the pixels of both, in this order: whatever is kept by row depends on it.
+        row_digest: sha256 (hex) of the pixels of all training images, then all validation images, in the
+            order of the rows. The feature cache, which stores a row for each image, depends on it.
         source: Where the images came from, for people.
         broken_files: Files that could not be read, relative to the data folder.
-        pixel_range: Of images deeper than 8 bits, what became 0 … 255.
-        is_fallback: True where ``data=auto`` had to make do with the digits.
+        pixel_range: For images of more than 8 bits a channel: the range of values that was scaled to
+            0 … 255, by pixel type.
+        is_fallback: True where ``data=auto`` fell back to the digits.
         mean: Of the training split's pixels per channel, in [0, 1].
         std: Likewise.
     """
@@ -200,7 +202,10 @@ def _arrays(part: Part, rows: np.ndarray) -> ImageArrays:
 def _set_aside(
     part: Part, rows: np.ndarray, fraction: float, seed: int, names: tuple[str, ...]
 ) -> np.ndarray:
-    """Pick `fraction` of the different images, of every class at least one and never all; copies go along."""
+    """Pick `fraction` of the distinct images: of each class at least one and never all.
+
+    Exact copies of the picked images are picked too.
+    """
     different, first = first_of_duplicates(part, rows)
     labels = part.labels[different]
     sizes = np.bincount(labels, minlength=len(names))

@@ -21,11 +21,11 @@ _DEFAULT_MEAN = _DEFAULT_STD = (0.5, 0.5, 0.5)
 
 
 class ImageClassifier(nn.Module):
-    """A network in timm's protocol (`protocol.py`), after its preprocessing.
+    """Preprocessing, then a network that follows timm's protocol (`protocol.py`).
 
-    `frozen_modules` names the modules of `network` that `apply_freezing` froze. They stay in eval mode in
-    every mode of the classifier, so that their batch norms keep their statistics, and without dropout and
-    stochastic depth a frozen part computes the same in every epoch.
+    `frozen_modules` names the modules of `network` that `apply_freezing` froze. They stay in eval mode even
+    while the classifier is in training mode. So their batch norms keep their statistics, dropout and
+    stochastic depth are off, and a frozen part computes the same in every epoch.
     """
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, is_pretrained: bool = False) -> None:

@@ -1,9 +1,8 @@
-"""Two kinds of convolution that a CPU computes faster as another operation, to the same numbers up to
-rounding.
+"""Computes two kinds of convolution on CPUs by faster operations, with equal results up to rounding.
 
 `harness.training.train` replaces a network's convolutions before the first step, so that a run uses the same
-kernels from its beginning to its end. A 1 x 1 convolution is a matrix product, and as one it takes between
-0.4 and 1.0 of the time (torch 2.14, fp32, forward and backward). Small images leave the last stages of a
+kernels from its beginning to its end. A 1 x 1 convolution is computed as a matrix product, which takes 0.4 to
+1.0 times as long (torch 2.14, fp32, forward and backward). Small images leave the last stages of a
 mobile network with maps of 2 x 2 pixels, on which a depthwise convolution is a short sum of products: 8 ms in
 place of 33 ms for 64 maps of 1,152 channels and a 5 x 5 filter.
 """

@@ -35,7 +35,10 @@ def running_statistics(norms: Sequence[nn.Module]) -> list[Tensor]:
 
 
 def learning_norms(network: nn.Module) -> list[nn.Module]:
-    """Return the batch norms of a network in training mode that are not frozen."""
+    """Return the batch norms that update their running statistics, from a network in training mode.
+
+    Frozen batch norms are left out: they are in eval mode even then.
+    """
     return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
 
 

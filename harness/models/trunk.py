@@ -1,9 +1,11 @@
 """Finds where the frozen part of a network ends, and computes what enters the rest of it.
 
 The *trunk* is everything that runs before the first module that trains. Its output for an image never
-changes, so `harness.training.cached_features` computes it once and keeps it. No architecture is known here:
-hooks record the order in which modules run in one forward pass, and a boundary found from it counts only if
-the network, entered there, computes the same as from the image. `ImageClassifier.enter_at` is the other half.
+changes, so `harness.training.cached_features` computes it once and keeps it. This works without knowing the
+architecture: hooks record the order in which modules run in one forward pass. A boundary that is found from
+this order is used only if the network computes the same logits from the trunk's output as from the image, up
+to rounding.
+`ImageClassifier.enter_at` then lets the network start at the boundary.
 """
 
 from __future__ import annotations

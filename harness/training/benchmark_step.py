@@ -1,8 +1,8 @@
 """Measures the speed and the memory of a run's training step, on random images.
 
 `harness.search.coordinator.measure_slots` runs several of these at a time to find how many trials fit on a
-CPU. Lightning's own 0.3 ms a step, validation, checkpoints and cached features are not measured: a frozen
-part runs forward in every step, as it does while its features are computed.
+CPU. Lightning's overhead (0.3 ms a step), validation and checkpoints are not measured. Features are not
+cached here: a frozen part runs forward in every step, as it does in a run while its features are computed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from harness.training.module import ClassifierModule
 from harness.training.train import model_facts
 
 TINY_BATCH, SMALL_BATCH = 2, 16  # images; two sizes, to see how time and memory grow with the batch
-LONGEST_STEP_S = 0.5  # a slower batch is made smaller: images per second hardly change
+# The batch is doubled only while a step would take less than this; images per second hardly change.
+LONGEST_STEP_S = 0.5
 
 
 class StepBenchmark:
@@ -84,7 +85,8 @@ class StepBenchmark:
         images = torch.from_numpy(self._splits.train.gather(slice(batch_size))).permute(0, 3, 1, 2)
         labels = torch.from_numpy(self._splits.train.labels[:batch_size])
         images, labels = images.to(self._machine.device), labels.to(self._machine.device)
-        # Position 0 each time: alternating flips are laid out for the epoch's one batch.
+        # Each step counts as an epoch of its own, with batch index 0: the made-up training split has only
+        # one batch, and alternating flips exist for no other index.
         batch = self._data.mix(self._data.augment(images, index, 0), labels, index, 0)
         with self._machine.autocast():
             loss = self._module.training_step(batch, index)

@@ -36,11 +36,15 @@ from harness.training.collectives import current_ranks
 from harness.training.image_views import count_views, is_exhaustive, is_flip_alone, needs_images
 from harness.training.machine import Machine
 
-SHARED_DEPTHS = (0, 1, 2, 3)  # in one entry, for the probe and the shallowest partial runs
-PROBED_IMAGES = 2  # on which the network is watched to find the boundaries
-BATCH = 128  # images in a forward pass; fixed, as another size may round otherwise
-LARGEST_HALF = 1e4  # float16 ends at 65,504; if the probed images exceed this, it is not tried
-LIBRARIES = ("torch", "timm")  # whose versions are part of an entry's name: others may compute other bits
+# The numbers of trained depth groups whose activations share one cache entry: linear probes (0) and
+# `partial` runs that train few groups.
+SHARED_DEPTHS = (0, 1, 2, 3)
+PROBED_IMAGES = 2  # images in the forward pass that finds the boundaries
+BATCH = 128  # images in a forward pass; fixed, because another batch size may round differently
+# An array is float32 at once if an activation of the probed images exceeds this; float16 ends at 65,504.
+LARGEST_HALF = 1e4
+# The versions of these are part of an entry's name, because another version may round differently.
+LIBRARIES = ("torch", "timm")
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +58,8 @@ def load_or_compute_features(
 ) -> FeatureDataModule | None:
     """Return cached activations and set the classifier to take them; None if the run has to train on images.
 
-    Missing activations are computed here. Ranks divide that work as independent processes do, through the
-    entry's locks, and all return alike: either all train on activations, or none does.
+    Missing activations are computed here. Ranks share that work as independent processes do: each locks a
+    chunk of the cache entry and computes it. Either all ranks return activations, or all return None.
 
     Args:
         images: the data module of the images; used if the result is None.
@@ -114,14 +118,18 @@ def _own_data(
                 rank_info=images.rank_info,
             )
         reason = plan.reason
-    # Views that were asked for and are not used are a warning, an optimisation that does not apply is not.
+    # A warning only if the user set `feature_views` and it has no effect. Otherwise the cache is merely an
+    # optimisation that does not apply here.
     is_asked_for = finetune.feature_views is not None and not is_exhaustive(config.augment)
     log.log(logging.WARNING if is_asked_for else logging.INFO, "features: not cached, %s", reason)
     return None
 
 
 def _flips(images: ImageDataModule, machine: Machine) -> Callable[[int], np.ndarray]:
-    """Return the function from an epoch to its views, (N,) 0 or 1: those that a run on images would draw."""
+    """Return a function that maps an epoch to the view of each image, int64 (N,), in the epoch's order.
+
+    View 1 is the mirrored image. The views are those that a run on images would draw.
+    """
     return lambda epoch: images.flips(epoch, machine.device).astype(np.int64)
 
 
@@ -208,7 +216,10 @@ class _Plan:
         return None
 
     def _shaped_by(self) -> dict[str, Any]:
-        """Return everything that the activations depend on, but for the depth: its hash names the entry."""
+        """Return everything that the activations depend on, except the depth.
+
+        The name of the cache entry is a hash of this, of the entry's depths and of whether float16 is tried.
+        """
         preprocess = self.classifier.preprocess
         is_drawn = self.num_views > 1 and not is_flip_alone(self.config.augment)
         return {

@@ -145,7 +145,11 @@ class EpochRecorder(pl.Callback):
         return len(self.history) - 1 - best_epoch(self.history, self.monitor, "best") >= self.patience
 
     def _log_epoch(self, epoch: int) -> None:
-        """Log an epoch's metrics, and as `best/...`, for MLflow's lists of runs, if it is the best so far."""
+        """Log an epoch's metrics.
+
+        If the epoch is the best so far, its validation metrics are also logged as `best/...`, which MLflow's
+        lists of runs show.
+        """
         metrics = self.history[epoch]
         best: dict[str, float] = {}
         if best_epoch(self.history[: epoch + 1], self.monitor, self.select) == epoch:

@@ -8,9 +8,9 @@ read on there for the content of a checkpoint.
 A torch file is a zip. The SHA-256 of the file is stored as the zip's comment, so that the file and its digest
 are copied and removed together, and `torch.load` reads the file as any other. The CRC-32s that torch writes
 do not replace it. They cover the records but not the zip's directory: one flipped bit there makes torch take
-a tensor's record for a folder and return uninitialised memory as weights. Other damage to the directory makes
-`torch.load` raise the RuntimeError that it raises for lack of memory, and only damage may send a resumed run
-to the previous file.
+a tensor's record for a folder and return uninitialised memory as weights. For other damage to the directory
+`torch.load` raises the same RuntimeError as for lack of memory. The digest tells the two apart: only if the
+file is damaged does a resumed run fall back to the previous file.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written so that a crash or a power cut cannot tear them.
 
     Args:
-        before_replace: called after a file is written completely and before it replaces the one before. A
-            sweep's trial checks here that it still owns the trial, and raises if it does not.
+        before_replace: called when the new file is complete, before it replaces the existing one. In a sweep
+            the process checks here that no other process has taken its trial over, and raises if one has.
     """
 
     def __init__(self, before_replace: Callable[[], object] = lambda: None) -> None:

@@ -82,7 +82,10 @@ class Ranks(RankInfo):
         return summed.tolist()
 
     def gather(self, rows: list[Tensor]) -> list[Tensor]:
-        """Return on rank 0 the tensors of all ranks, on the CPU, ordered by rank; elsewhere nothing."""
+        """Return on rank 0 the tensors of all ranks, ordered by rank, and an empty list on the others.
+
+        The tensors are moved to the CPU, unless there is only one rank.
+        """
         if self.is_alone:
             return rows
         found: list[Any] | None = [None] * self.world_size if self.is_zero else None

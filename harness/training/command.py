@@ -40,7 +40,8 @@ def run_training(config: RunConfig, run_id: str | None = None) -> tuple[int, Run
         run_id: the interrupted run to go on with; None: a new one.
 
     Returns:
-        The command's exit code, and the result; None where a process that trained with others was killed.
+        The command's exit code, and the result. The result is None if several ranks trained and rank 0 ended
+        without one, for example because a rank was killed.
 
     Raises:
         HarnessError: the run cannot begin, or cannot go on.

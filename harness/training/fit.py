@@ -65,7 +65,8 @@ def fit(
         lambda: find_resume_point(checkpoint_dir, module.facts, recorder.select, recorder.monitor)
     )
     module.to(memory_format=torch.channels_last)
-    # After the checkpoint was chosen and before the Trainer sees the module: compiled in place, names stay.
+    # `compile()` works in place, so that the tensors' names in checkpoints stay the same. It is called
+    # after the checkpoint was chosen and before the Trainer gets the module.
     if module.config.trainer.compile:
         module.classifier.network.compile()
     with exit_if_peer_died():
@@ -112,7 +113,7 @@ def build_trainer(
 def _rank_arguments(ranks: Ranks, checkpoint_io: AtomicCheckpointIO) -> dict[str, Any]:
     """Return the Trainer's arguments for a single process, or for a rank that torch's agent has started."""
     if ranks.is_alone:
-        # Named, or Lightning would take a Slurm job around us for a group of ranks.
+        # Given explicitly, because inside a Slurm job Lightning would take the job's tasks for ranks.
         return {"devices": 1, "plugins": [checkpoint_io, LightningEnvironment()]}
     return {
         "devices": ranks.world_size,

@@ -1,10 +1,10 @@
 """Decides which views of its training images a run sees, and so whether activations may be cached.
 
-A view is an image as augmentation shows it. `cached_features.py` and `train.py` ask here. Activations are
-cached without being asked for only where this changes nothing but the time: without augmentation, or with a
-horizontal flip alone, which has two views. With other augmentation every epoch draws new views, unless
-`finetune.feature_views` asks for a fixed number of views of each image. That is another way to train, and is
-recorded as such.
+A view is one augmented version of an image. `cached_features.py` and `train.py` call these functions. By
+default activations are cached only where this saves time and changes nothing else: without augmentation, or
+with a horizontal flip alone, which has two views. With other augmentation every epoch draws new views, unless
+`finetune.feature_views` sets a fixed number of views of each image. Training then differs, so the number of
+views is recorded.
 """
 
 from __future__ import annotations

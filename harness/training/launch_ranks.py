@@ -114,8 +114,8 @@ def silence(logger: logging.Logger) -> None:
 
 @contextmanager
 def _pending_in_ranks() -> Iterator[None]:
-    """Block the signals in the ranks that this thread starts meanwhile: they stay pending for
-    `stop_requested`.
+    """Let this thread start ranks with SIGTERM and SIGINT blocked, so that these stay pending in a rank until
+    `stop_requested` looks for them.
 
     A new process inherits the mask of the thread that starts it, and so do all its threads. If a rank blocked
     the signals itself, a thread that a library has started during an import would still receive them, and run
@@ -192,7 +192,10 @@ def is_rank() -> bool:
 
 
 def known_pid() -> int:
-    """Return the PID that a claim holds for this process: a rank's launcher, which outlives all its ranks."""
+    """Return the PID that stands for this process in a sweep's database (see `harness.search.ownership`).
+
+    For a rank it is the launcher's PID, because the launcher outlives all ranks; otherwise the process' own.
+    """
     return os.getppid() if is_rank() else os.getpid()
 
 

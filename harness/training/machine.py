@@ -87,10 +87,11 @@ def keep_large_blocks() -> bool:
 
 
 def resolve_machine(trainer: TrainerConfig, network: nn.Module | None = None) -> Machine:
-    """Return the device and precision of a configuration on this machine; "auto" becomes a choice.
+    """Return the device and precision of a configuration on this machine, with "auto" resolved.
 
     Args:
-        network: that is to run there; without it, the precision of "auto" is that of most networks.
+        network: the network that will run there, which can influence the precision that "auto" picks. None
+            counts as a network without grouped convolutions.
 
     Raises:
         ConfigError: a device that this machine lacks, or a precision that the device cannot do.

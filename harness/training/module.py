@@ -188,7 +188,7 @@ class ClassifierModule(pl.LightningModule):
 
 
 def _val_metrics(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Return the finite metrics, as "val/..."; of logits that are not finite, a loss of NaN alone."""
+    """Return the finite metrics, as "val/..."; if any logit is not finite, return a val/loss of NaN alone."""
     if not logits_NK.isfinite().all():
         return {"val/loss": math.nan}
     metrics = split_metrics(logits_NK.numpy(), labels_N.numpy())

@@ -17,18 +17,20 @@ from harness.config.schema import FinetuneConfig, MuonOptim
 from harness.models.classifier import ImageClassifier
 from harness.models.freezing import depth_groups, parameter_groups_by_role
 
-# Of the quintic iteration x ↦ ax + bx³ + cx⁵ on singular values: steep at 0, and near 1 it stays near 1.
+# a, b and c of the iteration x ↦ ax + bx³ + cx⁵, which Newton-Schulz applies to the singular values: it
+# is steep at 0, and maps values near 1 to values near 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 _NO_NORM = 1e-7  # below it, weights are zero
 
 
 class Muon(Optimizer):
-    """SGD with Nesterov's momentum; groups with `orthogonalise` step by orthogonal matrices.
+    """SGD with Nesterov's momentum; groups with `orthogonalise` get orthogonalised updates.
 
-    In those groups a filter bank is a matrix with a row for each output. Before each step its norm is set to
-    √(number of outputs), so that `lr` is relative to the weights. With `keep_norm` it is set to its norm at
-    the first step instead, and the update is scaled by the same ratio, so that a pretrained network still
-    computes what it did. The state of a parameter is its momentum buffer and, with `keep_norm`, that norm.
+    For this, a weight tensor is taken as a matrix with a row for each output. Before each step its norm is
+    set to √(number of outputs), so that `lr` is relative to the weights. With `keep_norm` the norm is set to
+    what it was at the first step instead, and the update is scaled by the ratio of that norm to √(number of
+    outputs): a pretrained network still computes what it did. The state of a parameter is its momentum buffer
+    and, with `keep_norm`, the norm at the first step.
     Source: K. Jordan et al., https://kellerjordan.github.io/posts/muon, with the fixed norm of
     https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py); there in bf16.
     """
@@ -92,7 +94,11 @@ def orthogonalise(matrix_MN: Tensor, num_steps: int) -> Tensor:
 def muon_groups(
     classifier: ImageClassifier, optim: MuonOptim, finetune: FinetuneConfig
 ) -> list[dict[str, Any]]:
-    """Return the parameter groups: filters and matrices for Muon, all else for SGD; the stem's apart."""
+    """Return the parameter groups, which decide how each parameter is updated.
+
+    Weights of the backbone's convolutions and linear layers get orthogonalised updates, all other parameters
+    SGD with momentum. With `stem_epochs`, the stem's parameters form groups of their own.
+    """
     backbone, head = parameter_groups_by_role(classifier)
     scale = finetune.backbone_rate
     in_stem = _stem_parameters(classifier.network, optim)

@@ -19,9 +19,8 @@ from harness.models.classifier import ImageClassifier
 from harness.models.freezing import parameter_groups_by_role
 from harness.training.muon import Muon, muon_groups
 
-# One-cycle starts at this fraction of the peak and, without warmup_epochs, rises for this part of the run.
-_ONE_CYCLE_START = 1 / 25
-_ONE_CYCLE_RISE = 0.3
+_ONE_CYCLE_START = 1 / 25  # the one-cycle schedule's first learning rate, as a fraction of its peak
+_ONE_CYCLE_RISE = 0.3  # the fraction of the run in which it rises, if warmup_epochs is 0
 
 
 def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:
@@ -69,7 +68,8 @@ def build_schedule(
 def parameters_at_rest(optimizer: Optimizer) -> list[nn.Parameter]:
     """Return the parameters whose schedule has ended at a learning rate of 0, before the end of the run.
 
-    At the start of an epoch, only a group with an entry `max_epochs` of its own can have got there.
+    If this is called at the start of an epoch, they all belong to groups with a `max_epochs` of their own
+    (see `build_schedule`): other schedules end with the run.
     """
     return [
         parameter for group in optimizer.param_groups if group["lr"] <= 0 for parameter in group["params"]

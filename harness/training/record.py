@@ -71,8 +71,8 @@ def record_best(
         classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
         logits, _ = predict(classifier, splits.val, machine, config.data.batch_size, config.evaluation.tta)
     evaluation = evaluate(logits, splits.val.labels, splits.class_names, "val")
-    # The epoch's own metrics stand: pruning and selection have used them. Epochs of earlier versions have
-    # fewer.
+    # The metrics logged after the epoch take precedence, because pruning and selection used them. Runs of
+    # earlier versions logged fewer; the evaluation supplies the others.
     evaluation.metrics.update(recorder.best_metrics)
     record_evaluation(tracker, evaluation, known=recorder.best_metrics)
     tracker.log_summary({names.BEST_EPOCH: recorder.best_epoch})

@@ -63,13 +63,16 @@ def find_resume_point(
 
 
 def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> None:
-    """Refuse to go on from a checkpoint whose run had another model, other data, other steps or other rates.
+    """Refuse a checkpoint whose run differs in a setting that the finished epochs depend on.
+
+    These are data, model, finetuning, augmentation, optimiser, evaluation, seed, batch size and monitor, and
+    the number of epochs if the learning-rate schedule depends on it.
 
     Args:
         before: the checkpoint's section `SECTION`.
 
     Raises:
-        CheckpointError: something differs that its epochs depend on.
+        CheckpointError: one of them differs, or the checkpoint has more epochs than `facts` allow.
     """
     now = facts.to_dict()
     for part in ("data_digest", "class_names"):
@@ -119,8 +122,8 @@ def _put_best_back(
 ) -> None:
     """Make `best.ckpt` the checkpoint of the best epoch in the history of `raw`.
 
-    A run that was killed between the writing of `best.ckpt` and of `last.ckpt` has a later one, which that
-    history does not know; the right one is then the previous `best.ckpt`.
+    If the run was killed after it wrote `best.ckpt` and before it wrote `last.ckpt`, `best.ckpt` is of an
+    epoch that this history does not contain. In that case the previous `best.ckpt` is put back.
 
     Raises:
         DamagedCheckpointError: neither file is of that epoch, or both are damaged.

@@ -22,9 +22,10 @@ class MixDraws:
     """The draws for one batch: the partner of each image, and how they are mixed.
 
     Args:
-        partners: int64 (B,), a permutation: the image from whose place the other pixels come.
-        weights: float32 (B,), of the own image outside of its box; within, all is the partner's.
-        boxes: int64 (B, 4) of top, left, bottom, right; empty for mixup.
+        partners: int64 (B,), a permutation: image i is mixed with image `partners[i]`.
+        weights: float32 (B,), the weight of image i itself outside of its box; inside of the box all pixels
+            are the partner's.
+        boxes: int64 (B, 4) of top, left, bottom, right; without area for images that get mixup.
     """
 
     partners: Tensor

@@ -1,8 +1,8 @@
 """The operations of the augmentation policies, each with a magnitude per image.
 
 All take and return uint8 (N, 3, H, W), with magnitudes as float (N,), and equal torchvision's v2 functions
-applied image by image. Geometry takes the nearest pixel, and black from outside,
-as torchvision's policies do.
+applied image by image. Geometric operations use nearest-neighbour interpolation and fill with black, as
+torchvision's policies do.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class BatchAugment:
             images_BCHW: uint8, three channels.
             generator: On the images' device.
             flips_B: Which of these images are mirrored, bool; None to draw.
-            shard: What part of a batch the images are: all draws are made for the whole. None: all of it.
+            shard: Which part of a batch the images are; None: the whole batch. Random numbers are always
+                drawn for the whole batch.
 
         Returns:
             uint8, or float in [0, 1] where colours are jittered, in channels_last; the input itself where

@@ -30,10 +30,11 @@ class Inspection:
 
 
 def decode_image(path: Path, size: int, pixel_range: PixelRange = NO_RANGE) -> np.ndarray:
-    """Read a file: 8-bit RGB by the rule of `pixels`, upright, shorter side resized, centre cropped.
+    """Decode a file to 8-bit RGB (see `pixels.py`), turned upright, resized and cropped to a square.
 
     Args:
-        pixel_range: Of the data set; a type that is missing takes the range of this file alone.
+        pixel_range: The data set's range of values for each pixel type. For a type without one, the range is
+            measured on this file alone.
 
     Returns:
         uint8 (size, size, 3).

@@ -142,9 +142,10 @@ def _as_is(images: Any) -> Any:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Return how workers start: forked, for each epoch anew, from a server that has imported torch.
+    """Return the start method of workers: in each epoch they are forked from a server that imported torch.
 
-    Each training process has its own server; a sweep's server of trials does not serve trials in turn.
+    Each training process starts its own fork server. In a sweep this is not the server that the trials
+    themselves are forked from.
     """
     context = multiprocessing.get_context(WORKERS_START)
     context.set_forkserver_preload([__name__, "torch.utils.data"])
@@ -153,7 +154,7 @@ def _context() -> multiprocessing.context.BaseContext:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Leave Ctrl-C to the training process, and follow it whatever way it goes.
+    """Leave Ctrl-C to the training process, and exit when that process ends, for whatever reason.
 
     torch's own watch looks at the parent's id, which under a fork server is the server's.
     """

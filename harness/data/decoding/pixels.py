@@ -8,9 +8,9 @@ pixels                         become
 16 bit, grey or colour         0 … 2^b - 1 becomes 0 … 255; b is the smallest of `BIT_DEPTHS` that holds
                                each such value of the data set (12 for a camera's 12 bits in 16-bit files)
 32-bit integers                likewise; where any is negative, from the least to the greatest value
-floats                         0 … 1, -1 … 1 or 0 … 255 becomes 0 … 255, where one holds each value of the
-                               data set and one reaches beyond its half; else from the least finite value
-                               to the greatest
+floats                         the first of 0 … 1, -1 … 1 and 0 … 255 that contains all finite values of
+                               the data set, if the largest magnitude is above half of its upper end,
+                               becomes 0 … 255; otherwise the least to the greatest finite value does
 NaN, -inf; inf                 the low end; the high end
 transparent                    shown on white
 several frames or pages        the first
@@ -106,7 +106,13 @@ def _range_by_rule(kind: PixelType, low: float, high: float) -> tuple[float, flo
 
 
 def is_squeezed(value_range: ValueRange, low: float, high: float) -> bool:
-    """Return whether scaling this range gives different values one level: a dark, white or flat image."""
+    """Return whether scaling leaves an image a third of its distinct values or fewer: it would look flat.
+
+    Args:
+        value_range: Of the image.
+        low: The value that becomes 0.
+        high: The value that becomes 255.
+    """
     before, after = (
         len(set(values)) for values in (value_range.steps, _scale(np.array(value_range.steps), low, high))
     )
@@ -174,9 +180,10 @@ def _tiles(image: Image.Image) -> list[Any]:
 
 
 def _deep_colours(image: Image.Image, packed: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return 16-bit colours and alpha; by itself Pillow keeps the high byte of each.
+    """Return 16-bit colours and alpha, of which Pillow alone would keep only the high bytes.
 
-    Of the two bytes it unpacks one, and for the other byte order the other one.
+    Pillow unpacks one of the two bytes of a value: the high one. If it is told the opposite byte order, it
+    unpacks the low one. For colours, this function reads the file in both ways and combines the bytes.
     """
     if packed.startswith("LA"):  # four bytes a pixel: of grey, then of alpha, the high one first
         found = _unpack(image, packed, "RGBA").astype(np.uint16)

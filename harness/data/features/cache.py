@@ -1,8 +1,8 @@
 """The feature cache: all entries below `data.cache_dir`/features, kept under `data.feature_cache_gb`.
 
 `open_features` finds or makes an entry, for `harness.training.cached_features`; `harness data --features`
-lists or clears them. The name of an entry is a hash of everything that shapes its activations, so that an
-entry is never stale: with another backbone, other images or another size, the name is another one.
+lists or clears them. The name of an entry is a hash of everything that determines its activations, so an
+entry is never stale: another backbone, other images or another image size give another name.
 """
 
 from __future__ import annotations

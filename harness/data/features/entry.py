@@ -1,6 +1,6 @@
 """One entry of the feature cache: the activations of a frozen backbone for all images of a run, on disk.
 
-    about.json       the layout: rows, shapes, dtypes, and plain values for people
+    about.json       the layout: rows, shapes, dtypes, and facts about the model and the data
     NAME.npy         one array of activations, a row for each image and view
     done/START.json  checksums of the chunk of rows that begins at START: the chunk is complete
 
@@ -49,7 +49,8 @@ class EntryLayout:
     Args:
         num_rows: Rows of each array.
         arrays: Shape of a row and dtype ("float16" or "float32"), by the array's name.
-        about: Plain values that describe the entry to people, such as the model's name.
+        about: JSON values that describe the entry: the model's name and the like for people, and the
+            boundaries, which `harness.training.cached_features` reads back.
     """
 
     num_rows: int

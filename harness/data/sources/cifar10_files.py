@@ -72,7 +72,7 @@ def read(copy: Copy) -> dict[PartName, Labelled]:
 
 
 def damaged(path: Path, reason: object) -> DataError:
-    """Return the one line that every kind of damage ends in."""
+    """Return the error that is raised for a copy that is damaged in any way."""
     first_line = str(reason).partition("\n")[0]
     return DataError(
         f"{path} is truncated, altered or not CIFAR-10 ({first_line}); delete it, then fetch it anew"

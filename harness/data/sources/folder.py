@@ -39,8 +39,8 @@ from harness.data.messages import counted, first_few, printable, warn_once
 from harness.data.sources.layout import Layout, describe_passed_over, read_layout
 from harness.data.sources.scan import HIDDEN, PassedOver
 
-DECODE_THREADS = 4  # PIL lets go of the interpreter lock while it decodes
-CHUNK = 512  # images decoded between two inspections at their pixels
+DECODE_THREADS = 4  # PIL releases the GIL while it decodes
+CHUNK = 512  # images that are decoded before their hashes, moments and thumbnails are computed
 log = logging.getLogger(__name__)
 
 Inspections = Mapping[str, Inspection | None]  # of each path; None: it cannot be read

@@ -58,8 +58,9 @@ def scan(
 ) -> tuple[Folder, list[PassedOver]]:
     """Return the tree below a folder, and what is passed over in it.
 
-    Links to folders are followed, except where that could go on for ever: a link to a folder that it lies in,
-    and, below a followed link, another link into the tree or to the place where that link led.
+    Symbolic links to folders are followed, except where this might never end. So these are not followed: a
+    link to a folder that contains the link; and, below a link that was followed, a link into the tree of
+    `root` or to a folder that was already entered through the first link.
 
     Raises:
         DataError: If a folder cannot be read.
@@ -151,10 +152,12 @@ class _Scanner:
 
 
 def _matches(path: str, pattern: str, *, only_last: bool = False) -> bool:
-    """Tell whether a pattern fits a path: its name or any folder's in it, or with a slash the path itself.
+    """Tell whether a pattern matches a path, or one of the folders that the path leads through.
+
+    A pattern without a slash is compared with the names of these, a pattern with one with their paths.
 
     Args:
-        only_last: the folders above were looked at when they were entered.
+        only_last: compare the path itself alone, because its folders were checked before they were entered.
     """
     parts = path.split("/")
     ends = [len(parts)] if only_last else range(1, len(parts) + 1)

@@ -1,8 +1,9 @@
 """Removes checkpoints that a sweep no longer needs, and says when the disk has no room to go on.
 
-A trial that has ended never reads the checkpoint it would resume from again: that goes at once. The best
-epoch's stays, until all of them together exceed `sweep.checkpoint_gb`. The scheduler calls `tick` whenever it
-looks at the trials; `sweep.py` asks for room before it starts.
+When a trial ends, its last checkpoint, from which it would have been resumed, is removed at once unless the
+trial failed. The best epoch's checkpoint stays. When all checkpoints together exceed `sweep.checkpoint_gb`,
+those of the worst trials are removed. The scheduler calls `tick` whenever it has read the trials; `sweep.py`
+calls `check_room` before it starts.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class CheckpointCleanup:
 
     Args:
         folder_of: a trial's folder by its number.
-        store: its record of a trial says when the checkpoint is gone.
-        copies: of the best checkpoint; 2 where MLflow keeps one too.
+        store: the run store; the MLflow run of a trial is told when its checkpoint is removed.
+        copies: how many copies of each best checkpoint the disk holds; 2 if MLflow keeps one too.
     """
 
     sweep: SweepConfig
@@ -96,7 +97,7 @@ class CheckpointCleanup:
         """Remove what is not needed any more.
 
         Returns:
-            Why no trial may go on; None while there is room, or nothing left to do.
+            Why the trials must stop: the disk is nearly full. None if it is not, or the budget is spent.
         """
         has_news = False
         for row in rows:
@@ -117,7 +118,7 @@ class CheckpointCleanup:
     def _settle(self, row: TrialRow) -> int:
         """Remove an ended trial's resume state; return the bytes of what stays."""
         folder = self.folder_of(row.number)
-        if row.state != "failed":  # what that would have gone on from may show why it failed
+        if row.state != "failed":  # the last checkpoint of a failed trial may show why it failed
             _remove(file for file in checkpoint_files(folder) if not _is_best(file))
         return self._size(folder)
 
@@ -138,7 +139,7 @@ class CheckpointCleanup:
             encoding="utf-8",
         )
         _remove(checkpoint_files(folder))
-        self._sizes[row.number] = 0  # also where a file would not go: it was said, and won't be tried again
+        self._sizes[row.number] = 0  # even if a file could not be removed: that is logged and not retried
         if row.run_id is not None:
             self.store.forget_checkpoint(row.run_id)
 
@@ -149,7 +150,7 @@ class CheckpointCleanup:
 def kept_first(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[TrialRow]:
     """Return the trials in the order in which their checkpoints are worth keeping.
 
-    What a sweep with two objectives answers is its Pareto front, which so comes before everything else.
+    The result of a sweep with two objectives is its Pareto front, so the trials on the front come first.
     """
     front = pareto_front(rows, sweep)
     return [*front, *(row for row in ranked(rows, sweep.direction) if row not in front)]

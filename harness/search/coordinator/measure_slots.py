@@ -43,7 +43,8 @@ TRIAL_OVERHEAD = 0.3e9  # bytes that a trial needs beside its training step: Lig
 BUDGET_S = 10.0  # after it no further candidate is measured, once there are two
 MEASURE_S = 1.5  # of steps, per candidate
 READY_S = 60.0  # for a model to be built and to take its first steps
-CLEARLY_WORSE = 0.9  # of the best so far: fewer slots still would be worse again
+# A candidate below this share of the best so far ends the measurement: fewer slots would be slower still.
+CLEARLY_WORSE = 0.9
 # Within 5 % of the best counts as equal. Then prefer more slots, because start-up, validation and
 # checkpoints, which are not measured, use one core each.
 AS_GOOD = 0.95
@@ -142,7 +143,8 @@ def heaviest_run(plan: SweepPlan) -> RunConfig:
     costs = {policy.model_fields["kind"].default: policy.step_cost for policy in policies()}
 
     def weight(chosen: dict[str, Scalar]) -> tuple[float, ...]:
-        # A file of configs/finetune/ may bear another name than its policy: it counts as the dearest.
+        # `finetune` names a file of configs/finetune/. A file that is not named like the kind of its policy
+        # counts as the most expensive.
         cost = costs.get(chosen["finetune"], math.inf) if "finetune" in chosen else 0
         sizes = (chosen.get(name) or 0 for name in ("finetune.trainable_groups", "model.image_size"))
         return (cost, *map(float, sizes))
@@ -243,7 +245,7 @@ def measure_together(
     """Let `candidate.slots` processes train at the same time; None if one of them fails.
 
     Args:
-        work: what each of them does, and says about it.
+        work: runs in each process; it sends the memory of a step, waits for a message, and sends the speed.
     """
     with _processes(case, candidate, work) as ends:
         try:

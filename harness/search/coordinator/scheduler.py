@@ -50,7 +50,7 @@ class Placed:
     slot: int
     started: float  # on the clock of `time.monotonic`, as all here
     asked_to_stop: float | None = None
-    reason: str | None = None  # why it was asked; then it has failed
+    reason: str | None = None  # set after a timeout: the trial is then failed instead of resumed later
 
     def stop(self) -> None:
         if self.asked_to_stop is None:
@@ -145,7 +145,7 @@ class Scheduler:
             claim = self.claims.take(self.sweep.num_trials, unsettled=self._placed)
             if claim is None:
                 return
-            if claim.to_fail is not None:  # it ran into a timeout, and stopped before it was ended
+            if claim.to_fail is not None:  # after a timeout it stopped, and was not recorded as failed
                 self._fail(read_rows(self.study)[claim.number], claim, claim.to_fail)
                 continue
             yield slot, claim

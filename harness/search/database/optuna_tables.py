@@ -1,4 +1,4 @@
-"""Queries on the tables of Optuna's database, each as small as its question; extending a study's tables.
+"""Our queries on the tables of Optuna's database, which read only what is needed, and `redeclare_trials`.
 
 Optuna's own methods read whole trials, with every parameter, attribute and report, to count them or to look
 at one attribute. With 10,000 trials that takes seconds, under the lock that every process waits for.
@@ -147,9 +147,11 @@ class DirectStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Return the trials of a study above an id, and some below; it is what Optuna's cache asks for."""
+        """Return the trials with ids above `trial_id_greater_than`, and the included ones below.
+
+        Optuna's cache calls this; it includes the trials that had not ended when it last read them.
+        """
         trials = tables().TrialModel
-        # Optuna's cache asks for the trials above an id, and for those below that had not ended yet.
         known = {trial_id for trial_id in included_trial_ids if trial_id <= trial_id_greater_than}
         condition = trials.study_id == study_id
         condition &= (trials.trial_id > trial_id_greater_than) | trials.trial_id.in_(known)
@@ -173,7 +175,8 @@ class DirectStorage(RDBStorage):
         distribution: BaseDistribution,
         previous_distribution: BaseDistribution | None,
     ) -> None:
-        # A repeated write meets its own first row, which ignore_conflicts of Optuna's session lets pass.
+        # A repeated write may find the row that its first try has written. That is no error, because Optuna
+        # opens this session with `ignore_integrity_error`.
         self.retry(
             super()._set_trial_param,
             trial_id,
@@ -184,7 +187,7 @@ class DirectStorage(RDBStorage):
         )
 
     def _read_trials(self, condition: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-        """Return trials as Optuna builds them, but of plain rows: an object for each takes far longer."""
+        """Return the same trials as Optuna would, but built from plain rows: ORM objects take far longer."""
         models = tables()
         meant = sa.select(models.TrialModel.trial_id).where(condition)
         part_tables = {
@@ -196,7 +199,8 @@ class DirectStorage(RDBStorage):
         }
         with session_of(self) as session:
             query = sa.select(models.TrialModel).where(condition).order_by(models.TrialModel.trial_id)
-            # The trials first: a trial that has ended by then gets no more parts, so they are complete.
+            # Read the trials before their parts. An ended trial gets no further parts, so whatever we read as
+            # ended is complete; Optuna's cache keeps it and never reads it again.
             trials = session.scalars(query).all()
             parts = {
                 name: _by_trial(session.execute(sa.select(table.__table__).where(table.trial_id.in_(meant))))
@@ -293,7 +297,7 @@ def redeclare_trials(
 
     Args:
         distributions: the larger space, by parameter.
-        excess_of: how far a complete trial exceeds each constraint that it was not told of.
+        excess_of: returns how far a complete trial exceeds each constraint for which it has no value yet.
     """
     models = tables()
     trials = storage.get_all_trials(study_id, deepcopy=False)
@@ -307,7 +311,8 @@ def redeclare_trials(
             param.param_value = wider.to_internal_repr(value)
             param.distribution_json = distribution_to_json(wider)
         attrs = models.TrialSystemAttributeModel
-        # CMA-ES keeps a covariance scaled to the old ranges: it starts again from the trials' scores.
+        # The stored state of CMA-ES is scaled to the old ranges. Without it, CMA-ES starts again from the
+        # trials' scores.
         session.query(attrs).filter(attrs.trial_id.in_(ids), attrs.key.like(CMA_ES_PATTERN)).delete(
             synchronize_session=False
         )

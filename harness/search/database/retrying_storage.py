@@ -26,7 +26,9 @@ from harness.search.database.optuna_tables import DirectStorage, OpenTrials, Tri
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 120.0  # how long a server may be away before those who need it give up, resumably
+# How long calls are repeated while a server does not answer. Then StorageError is raised; a sweep or trial
+# that ends with it can be resumed.
+PATIENCE_S = 120.0
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -37,10 +39,10 @@ def is_server(url: str) -> bool:
 
 
 class RetryingStorage(DirectStorage):
-    """Optuna's storage; calls that can be repeated without harm are, while the database is away.
+    """Optuna's storage with retries: it repeats calls while the database is away, if that does no harm.
 
     `create_new_study` and `create_new_trial` are not repeated: if only the answer was lost, a second call
-    would create a second one. Their callers look at the database first.
+    would create a second study or trial. Their callers look at the database first.
     """
 
     patience_s = PATIENCE_S
@@ -87,7 +89,7 @@ class RetryingStorage(DirectStorage):
 
     @contextmanager
     def exclusive(self, name: str, timeout_s: float = PATIENCE_S) -> Iterator[Callable[[], None]]:
-        """Hold the lock `name` against every process that uses this database; it ends with our process.
+        """Hold the lock `name` among all processes of this database; it is also released if our process dies.
 
         Yields:
             A function that makes sure that we still hold the lock; call it regularly while you hold it. A
@@ -95,7 +97,7 @@ class RetryingStorage(DirectStorage):
             or raises LostLockError if another process was quicker.
 
         Raises:
-            LockedError: another holds it still after the time (0: at once).
+            LockedError: another process still holds it after `timeout_s` seconds (0: at once).
             StorageError: the database does not answer.
         """
         # The lock is retried, the caller's block is not: that may have done half of its work.
@@ -121,8 +123,8 @@ class RetryingStorage(DirectStorage):
         with (
             self.engine.connect() as connection,
             queued_lock(connection, name),
-            # Begun under the lock: CURRENT_TIMESTAMP is the time at which the transaction began, and one that
-            # has waited for the lock would judge heartbeats by an old time.
+            # The transaction must begin after the lock is taken. CURRENT_TIMESTAMP is the time at which a
+            # transaction began, so heartbeats would otherwise be compared with a time before the wait.
             connection.begin(),
             optuna_in_one_transaction(self, connection),
         ):
@@ -218,7 +220,7 @@ def is_outage(error: BaseException) -> bool:
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Return whether an SQLite file was asked to be written that belongs to another user."""
+    """Return whether a write failed because this user may not write the SQLite file."""
     cause = _cause(error)
     code = getattr(cause.orig, "sqlite_errorcode", 0) if isinstance(cause, DBAPIError) else 0
     return code & 0xFF == sqlite3.SQLITE_READONLY  # the lower byte is the error, the others are details
@@ -229,5 +231,5 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 def _say_away(state: RetryCallState) -> None:
-    if state.attempt_number == 3:  # once, and not for a hiccup of a second
+    if state.attempt_number == 3:  # warn once, after the third failed try
         logger.warning("the database of sweeps does not answer; waiting for it")

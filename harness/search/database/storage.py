@@ -27,7 +27,8 @@ BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system ma
 BEATS_PER_LEASE = 6  # so that a few lost heartbeats cost nobody a trial
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # ours, where none is named
 LIBPQ = ("postgresql+psycopg", "postgresql+psycopg2", "postgresql")
-# TCP keepalive: a dead server is noticed within a minute, not after hours. Seconds, seconds, times, ms.
+# TCP keepalive: a dead server is noticed within a minute, not after hours. The first two values are in
+# seconds, the third is a number of probes, and the last is in milliseconds.
 KEPT_ALIVE = {
     "keepalives_idle": 20,
     "keepalives_interval": 10,
@@ -55,20 +56,23 @@ def storage_url(tracking_dir: str, storage: str | None = None) -> str:
 
 
 def database_exists(url: str) -> bool:
-    """Return whether the database can exist: a server, or a file. SQLite would create the file on opening."""
+    """Return whether an SQLite database's file exists; True for a server, which is not asked.
+
+    Opening an SQLite database creates its file, so call this first where none should be created.
+    """
     return is_server(url) or Path(str(make_url(url).database)).is_file()
 
 
 def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = False) -> RetryingStorage:
-    """Open the database; the first caller creates its tables, which must be a coordinator.
+    """Open the database; its file, and unless `trusted` its tables, are created if they are missing.
 
     Args:
-        lease_seconds: after how long without a heartbeat a trial counts as abandoned.
-        trusted: skip the checks of the tables; the coordinator that placed this trial has made them.
+        lease_seconds: after how long without a heartbeat a trial counts as stale.
+        trusted: do not create or check tables; the coordinator that placed this trial has done so.
 
     Raises:
         SweepError: it cannot be opened, or is no database.
-        HarnessError: another version of Optuna is installed than the one whose insides we know.
+        HarnessError: the installed version of Optuna is not the one whose private names we use.
     """
     check_version()
     quiet_optuna()

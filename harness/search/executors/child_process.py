@@ -113,7 +113,8 @@ def _dying_with_parent(number: int) -> Callable[[], None] | None:
     prctl = ctypes.CDLL(None).prctl
 
     def before_exec() -> None:
-        # Two system calls and nothing else: another thread's lock may have been copied while it was held.
+        # Only these two system calls: the fork may have copied a lock that another thread held, and code that
+        # waits for such a lock would hang forever.
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a Ray worker has some blocked
         prctl(PR_SET_PDEATHSIG, number)
 

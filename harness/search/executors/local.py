@@ -61,7 +61,7 @@ class LocalPlacement:
         self.process = process
         self.has_begun = False
         self._log = log
-        self._end: int | None = None  # how it ended without having begun
+        self._end: int | None = None  # the exit code, if the process was cancelled or could not be started
         self._state = threading.Lock()
         threading.Thread(target=self._begin, name=process.name, daemon=True).start()
 
@@ -83,7 +83,7 @@ class LocalPlacement:
             self.process.kill()
 
     def _is_withdrawn(self, end: int) -> bool:
-        """Cancel a process that has not begun; return whether it never will."""
+        """Cancel the process if it has not begun; return whether it is cancelled, now or earlier."""
         with self._state:
             if self.is_pending:
                 self._end = end

@@ -17,6 +17,7 @@ from harness.tracking.environment import loaded_code
 
 loaded_code()
 configure_mappers()  # of Optuna's and MLflow's tables, half a second
-# What the first use of Hydra, torch and timm looks up. A wrong configs/run.yaml is the sweep's to report.
+# Build a model once, so that forks find loaded what the first use of Hydra, torch and timm loads. An error in
+# configs/run.yaml is ignored here, since the sweep reports it.
 with contextlib.suppress(HarnessError), torch.device("meta"):
     build_model(compose_run().model, num_classes=2, load_weights=False)

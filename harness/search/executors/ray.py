@@ -20,8 +20,9 @@ from typing import Any
 for _name, _value in {  # read when Ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
-    # Despite its name this makes Ray take 127.0.0.1 for this machine's address, on Linux too, so that a local
-    # cluster binds to nothing else; `_node_ip_address="127.0.0.1"` it would replace by the outward address.
+    # Despite its name, this makes Ray use 127.0.0.1 as this machine's address on Linux too, so that a local
+    # cluster listens on no other address. `_node_ip_address="127.0.0.1"` would not do: Ray replaces it by the
+    # external address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }.items():
     os.environ.setdefault(_name, _value)
@@ -173,7 +174,7 @@ def _reach(address: str) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM: Ray sets one that exits at once."""
+    """Restore this process's SIGTERM handler at the end, because Ray installs one that exits at once."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -33,7 +33,9 @@ from harness.search.trial.exit_codes import EXIT_STOPPED
 NOT_STARTED = ("PENDING", "CONFIGURING")
 QUEUE_EVERY_S = 5.0  # how often Slurm's controller is asked, whatever the number of jobs
 LOOK_EVERY_S = 0.2
-LOST_AFTER_S = 20.0  # file systems of clusters show a file to another machine only after a while
+# How long to wait for the result file of a job that has left the queue: on a shared file system, a file that
+# another machine has written may appear late.
+LOST_AFTER_S = 20.0
 COMMAND_TIMEOUT_S = 15.0
 OUT_OF_ORDER = ("down", "drain", "fail", "inval", "unknown")  # how such states of a node begin
 GPUS = re.compile(r"\bgpu:(?:[^:,(]+:)?(\d+)")  # gpu:4, or gpu:a100:4(S:0-1)

@@ -124,7 +124,8 @@ def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
         return None
     sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that low is taken for good
+        # Optuna warns that it takes low values of `target` for the good ones; `sign` makes that true.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             importances = optuna.importance.get_param_importances(
                 study, target=lambda trial: sign * trial.values[0]
             )

@@ -49,9 +49,8 @@ class SweepRecord:
 
     def open(self) -> None:
         """Record the sweep's configuration, data and environment."""
-        from harness.training.record import (
-            record_data,
-        )  # imports Lightning and timm, which trials' server has
+        # Imported only here: it imports Lightning and timm, which takes seconds.
+        from harness.training.record import record_data
 
         record_environment(self.tracker, capture_environment())
         record_data(self.tracker, load_splits(self.plan.base.data))

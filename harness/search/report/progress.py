@@ -41,7 +41,7 @@ class SweepView:
 
 
 class Progress(Protocol):
-    """Shows moments of a sweep, entered around it."""
+    """Shows the state of a sweep each time `update` is called; a context manager around the sweep."""
 
     def update(self, view: SweepView) -> None: ...
     def __enter__(self) -> Progress: ...

@@ -1,4 +1,4 @@
-"""A sweep as its study: every call of the sweep goes on from what stands there.
+"""A sweep's Optuna study, which stores everything that a later call needs to continue the sweep.
 
     keys.py       every user attribute that we keep in the database
     trials.py     a study's trials as plain rows; finds, creates and loads a study

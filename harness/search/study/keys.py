@@ -6,7 +6,8 @@ versions are read by them. Optuna's own attributes stand in `optuna_private.py`.
 
 # ── of a study: what a later call must know ───────────────────────────────────────────────────────
 
-SWEEP_ID = "identity"  # random; differs from an earlier sweep of the same name whose database is gone
+# A random id: it tells this sweep from an earlier one of the same name whose database is gone.
+SWEEP_ID = "identity"
 IDENTITY = "question"  # flat settings that must not change, see identity.py
 CODE = "code"  # source file -> digest, see identity.py
 PLAN = "plan"  # what workers compose the plan from, see parent_run.plan_facts
@@ -22,8 +23,10 @@ CLOSED = "closed"  # the state in which everything was recorded, see parent_run.
 
 OWNER = "owner"  # the process that works on it, a ProcessId as JSON; absent: the trial is free
 ATTEMPT = "attempt"  # how often it was begun; a process with an older number has lost the trial
-TO_FAIL = "to_fail"  # why it must not go on, decided while it runs; the next process to take it ends it
-OVERRIDES = "overrides"  # what makes its configuration, its seed aside
+# Why the trial is to be failed, stored before its process is asked to stop. If the coordinator dies before it
+# fails the trial, the process that claims it next does.
+TO_FAIL = "to_fail"
+OVERRIDES = "overrides"  # its configuration as overrides, without the seed
 SEED = "seed"  # with which it trains, see replicates.py
 MAX_EPOCHS = "max_epochs"
 RUN_ID = "run_id"  # in MLflow
@@ -32,6 +35,6 @@ BEST_EPOCH = "best_epoch"  # 0-based
 SECONDS = "seconds"  # of training, over all attempts
 COSTS = "costs"  # by name, see harness.config.objectives.Cost
 REASON = "reason"  # why it failed
-INFEASIBLE = "infeasible"  # why it can have no score: an answer, not an accident
+INFEASIBLE = "infeasible"  # why it can have no score; it ends as pruned, not as failed
 OUT_OF_MEMORY = "out_of_memory"  # the footprint that did not fit, see memory_limit.py
 DEATHS = "deaths"  # how often its process died

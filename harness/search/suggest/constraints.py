@@ -16,7 +16,7 @@ from harness.search.study import keys
 
 
 def tell_costs(trial: optuna.Trial, sweep: SweepConfig, costs: Mapping[str, float]) -> None:
-    """Store a trial's costs, and how far each constraint is exceeded; an earlier value is never changed."""
+    """Store a trial's costs, and tell Optuna how far each constraint is exceeded, once per constraint."""
     if not costs:
         return
     trial.set_user_attr(keys.COSTS, {**trial.user_attrs.get(keys.COSTS, {}), **costs})

@@ -23,7 +23,11 @@ from harness.search.database.optuna_private import storage_beneath
 
 
 def build_pruner(config: PrunerConfig, max_epochs: int) -> BasePruner:
-    """Return the pruner; Hyperband is told the epochs, as its own guess prunes nothing at first."""
+    """Return the pruner.
+
+    Hyperband is given the number of epochs. It would otherwise take it from the first complete trials, and
+    prune nothing before there is one.
+    """
     pruner = _build_kind(config, max_epochs)
     if config.patience_epochs is None:
         return pruner

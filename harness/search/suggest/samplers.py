@@ -81,10 +81,10 @@ def _position(study: optuna.Study, number: int) -> int:
 
 
 class _CmaEs(CmaEsSampler):
-    """CMA-ES over the ranges that every trial has.
+    """CMA-ES over the ranges that every trial has, which are those without a condition.
 
-    Optuna takes these from the first trials; were there a conditional path among them, it would find later
-    that the number of dimensions has changed, and be random from then on.
+    Optuna takes the ranges from the first trials. If a conditional one were among them, their number would
+    change with later trials, and Optuna would sample at random from then on.
     """
 
     def __init__(self, sweep: SweepConfig, seed: int) -> None:

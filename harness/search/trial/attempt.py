@@ -56,10 +56,11 @@ class Attempt:
     _needed: dict[str, Any] = field(default_factory=dict)  # what decides its memory, once it is prepared
 
     def prepare(self) -> RunConfig:
-        """Return the configuration of the trial's run, once it is clear that training it can give an answer.
+        """Return the configuration of the trial's run, unless it is known to be infeasible before training.
 
         Raises:
-            InfeasibleError: the sweep knows already that it cannot.
+            InfeasibleError: an earlier trial that needed no more memory ran out of it, or the number of
+                parameters breaks a constraint.
             ConfigError: the sampler's values make no valid run.
         """
         config = self._suggest()
@@ -165,7 +166,7 @@ class Attempt:
         return self._tell_infeasible(reason) if verdict == "infeasible" else self._tell_failed(reason)
 
     def _tell_infeasible(self, reason: str) -> int:
-        """End it as pruned and beyond a constraint: TPE would ignore a failure, and propose it again."""
+        """End the trial as pruned with a broken constraint: TPE ignores failed trials, and may repeat one."""
         self.lease.check_last()
         print(f"the trial can have no score: {reason}", file=sys.stderr)
         self._note({keys.INFEASIBLE: reason})
@@ -183,9 +184,10 @@ class Attempt:
         return 0
 
     def _record_outcome(self, outcome: str, score: float | None = None) -> None:
-        """Let the run say how the study takes the trial: the best one is chosen by it (tracking/choice.py).
+        """Tag the MLflow run with the trial's outcome and score, by which `tracking/choice.py` ranks runs.
 
-        It is said first: a trial that dies before it has told the study is started again, with its run.
+        Call it before the study is told. If this process dies in between, the trial is started again in the
+        same run, whose tags are then overwritten.
         """
         from harness.tracking import names
 
@@ -194,7 +196,7 @@ class Attempt:
             tracker.set_tags({names.OUTCOME: outcome, **told})
 
     def _note(self, notes: Mapping[str, object]) -> None:
-        """Note what is new of these at the trial, all in one write."""
+        """Store the notes as user attributes of the trial, in one write; known ones are left out."""
         known = self.trial.user_attrs
         news = {key: value for key, value in notes.items() if known.get(key) != value}
         if news:
@@ -202,7 +204,7 @@ class Attempt:
 
 
 def is_away(error: BaseException) -> bool:
-    """Return whether the run store may answer later, rather than has answered."""
+    """Return whether a later try may succeed: a run store's error, except that it lacks the run."""
     return isinstance(error, TrackingError) and not isinstance(error, NoSuchRunError)
 
 
@@ -210,7 +212,8 @@ def set_up_process(config: RunConfig, threads: int | None) -> None:
     """Set threads and memory of this process.
 
     Args:
-        threads: that the slots were counted with; they win over trainer.threads, which was heard then.
+        threads: of this process, by the sweep's slots; None: as `trainer.threads` says. The slots were
+            computed from `trainer.threads`, so they take precedence over it.
     """
     from harness.training.machine import prepare_process
 

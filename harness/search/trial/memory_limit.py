@@ -32,7 +32,7 @@ def footprint(config: RunConfig) -> dict[str, Any]:
 
 
 def why_it_cannot_fit(study: optuna.Study, needed: dict[str, Any]) -> str | None:
-    """Return which earlier trial ran out of memory with no more than is needed now; None if none did."""
+    """Return which trial of these settings ran out of memory at the same or a smaller batch size, or None."""
     for trial in study.get_trials(deepcopy=False):
         known = trial.user_attrs.get(keys.OUT_OF_MEMORY)
         if known is not None and needed == {**known, BATCH_SIZE: max(known[BATCH_SIZE], needed[BATCH_SIZE])}:

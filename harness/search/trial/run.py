@@ -94,7 +94,7 @@ def run_attempt(
     study = studies.load_study_for_trial(storage, spec.sweep_name, plan.sweep, spec.number)
 
     def stop() -> bool:
-        """Answer after each batch, and before a checkpoint takes its place."""
+        """Return whether to stop; called after each batch, and before a checkpoint file is replaced."""
         lease.check_after_sleep()
         return stop_requested()
 
