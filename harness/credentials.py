@@ -1,7 +1,7 @@
 """How addresses are shown: without the passwords and tokens that they may hold.
 
-Whatever is printed, logged, recorded or put on a command line goes through :func:`shown`. The one place that
-keeps an address whole is a trial's spec, which its owner alone can read.
+Whatever is printed, logged, recorded or put on a command line goes through :func:`shown`. Two files keep
+addresses whole, and only their owner can read them: a trial's spec, and the environment of a Slurm job.
 """
 
 from __future__ import annotations

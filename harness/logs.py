@@ -1,4 +1,4 @@
-"""How the program talks while it works: its own messages, bare; of the libraries' only warnings."""
+"""Sets up logging to stderr: the harness's messages without a prefix; from libraries, warnings and up."""
 
 from __future__ import annotations
 

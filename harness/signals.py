@@ -85,7 +85,10 @@ class StopSignals:
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at a signal within, or for one from before: nobody looks at the count."""
+        """Raise KeyboardInterrupt at a signal in this block, or at once if there was a signal before.
+
+        For code that does not read `count`.
+        """
         self._raises = True
         try:
             if self.count:
@@ -97,14 +100,14 @@ class StopSignals:
 
 @contextmanager
 def held_back(signals: Iterable[int] = (signal.SIGINT,)) -> Iterator[None]:
-    """Block Ctrl-C (or other signals) within, and for life in the processes that are started within.
+    """Block Ctrl-C (or other signals) in this block; processes started in it keep them blocked.
 
-    A terminal sends Ctrl-C to every process of its group, a fork server in the midst of its imports included.
-    A process forked from that server calls `leave_to_parent`.
+    A terminal sends Ctrl-C to every process of its group, also to a fork server that is still importing. A
+    process forked from that server calls `leave_to_parent`.
     """
     from multiprocessing import resource_tracker
 
-    # It unblocks SIGINT in whichever thread starts it; so it must run before we block.
+    # Starting the resource tracker unblocks SIGINT in the calling thread, so start it before blocking.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

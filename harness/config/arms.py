@@ -22,7 +22,7 @@ def arm_values(sweep: SweepConfig, overrides: Sequence[str], config_dir: Path) -
     """Return the values given for keys of searched groups that at least one arm has, by dotted path.
 
     Raises:
-        ConfigError: `group.kind` was given, which would choose a file past the space.
+        ConfigError: `group.kind` was given although the space searches that group.
     """
     held: dict[str, Any] = {}
     rules = [text for rule in sweep.rules for text in rule.overrides]

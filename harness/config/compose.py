@@ -113,7 +113,7 @@ class SweepPlan:
         return without_foreign(composed, self.arm_values)
 
     def _added(self, chosen: Mapping[str, Scalar]) -> list[str]:
-        """Return the overrides of rules that hold where the user fixed nothing, then the fixed ones."""
+        """Return the overrides of the rules that hold, without paths the user set, then TRIAL_OVERRIDES."""
         fixed = {path_of(text) for text in self.overrides}
         rules = [rule for rule in self.sweep.rules if holds(rule.when, dict(chosen))]
         texts = [text for rule in rules for text in rule.overrides]
@@ -204,7 +204,7 @@ def _base_values(
 
 
 def _settled(section: Any, given: Mapping[str, Any]) -> Any:
-    """Return a sweep's section without what the user fixed; a space that is fixed whole is one trial."""
+    """Return a sweep's section without the settings that the user fixed; one trial if none is left."""
     if not isinstance(section, Mapping):
         return section  # the schema refuses it
     asked = {key: value for key, value in section.items() if key in SearchSpace.model_fields}

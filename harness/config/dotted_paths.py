@@ -42,7 +42,7 @@ def annotations_at(path: str) -> list[Any]:
 
 
 def is_text(path: str) -> bool:
-    """Return whether a path takes any text, so that `2026_11_25` is meant as it is written."""
+    """Return whether a setting takes any string; then `2026_11_25` is not read as the number 20261125."""
     return any(str in _alternatives(annotation) for annotation in annotations_at(path))
 
 

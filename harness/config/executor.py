@@ -14,11 +14,11 @@ class LocalExecutorConfig(Section):
     """Processes of this machine."""
 
     kind: Literal["local"] = "local"
-    is_remote: ClassVar[bool] = False  # whether trials may run on machines that see no file of this one's
+    is_remote: ClassVar[bool] = False  # whether trials may run on other machines: then SQLite is refused
 
 
 class RayExecutorConfig(Section):
-    """Tasks of Ray, one process per trial; needs the extra `[ray]`."""
+    """One Ray actor per trial, which runs the trial as a child process; needs the extra `[ray]`."""
 
     kind: Literal["ray"] = "ray"
     address: str | None = None  # of an existing cluster, such as "auto" or host:port; None = a local one

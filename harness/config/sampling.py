@@ -32,5 +32,6 @@ class PrunerConfig(Section):
     warmup_epochs: Annotated[int, Field(ge=0)] = 1  # median: epochs before which nothing is pruned
     min_epochs: PositiveInt = 1  # hyperband, successive_halving: the smallest rung
     reduction_factor: Annotated[int, Field(ge=2)] = 3  # hyperband, successive_halving
-    # Of any kind: a trial is left alone until it has got no better for so many epochs (none: then it ends).
+    # All kinds: prune a trial only if its score has not improved for so many epochs. With kind=none, that
+    # alone decides.
     patience_epochs: PositiveInt | None = None

@@ -34,7 +34,7 @@ class BaseData(Section):
     batch_size: PositiveInt = 128
     val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1  # of the training images, stratified
     split_seed: Annotated[int, Field(ge=0)] = 0  # of the validation split; independent of `seed`
-    max_train_samples: PositiveInt | None = None  # then a stratified subset of it; None = no limit
+    max_train_samples: PositiveInt | None = None  # train on a stratified subset of this size; None = all
     feature_cache_gb: Annotated[float, Field(ge=0.0)] = 20.0  # 10^9 bytes, of all cached features together
 
 
@@ -224,14 +224,17 @@ class MuonOptim(BaseOptim):
     """Muon for all weights below the head, SGD for the rest; both with Nesterov's momentum."""
 
     kind: Literal["muon"] = "muon"
-    lr: Annotated[float, Field(gt=0.0)] = 0.24  # of weights: a filter bank is held at norm √(its outputs)
+    # Of the weights. Before each step a layer's weights are scaled to norm √(number of outputs); those of a
+    # pretrained network keep their own norm, and the step is scaled instead.
+    lr: Annotated[float, Field(gt=0.0)] = 0.24
     momentum: Fraction = 0.6
     num_newton_schulz_steps: Annotated[int, Field(ge=1, le=10)] = 3
     head_lr: Annotated[float, Field(gt=0.0)] = 0.1  # SGD
     bias_lr: Annotated[float, Field(gt=0.0)] = 0.1  # SGD; of norms and biases
     sgd_momentum: Fraction = 0.85
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0  # SGD's lr × coefficient, norms and biases too
-    stem_epochs: Annotated[float, Field(gt=0.0)] | None = None  # the first depth group's schedule; None = all
+    # Epochs after which the first depth group's learning rate reaches its end; None = as all others.
+    stem_epochs: Annotated[float, Field(gt=0.0)] | None = None
     schedule: ScheduleConfig = ScheduleConfig(kind="linear")
 
 

@@ -92,7 +92,9 @@ Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type"
 
 
 def grid_points(space: Mapping[str, Dimension]) -> list[dict[str, Scalar]]:
-    """Return every different trial of a space of choices and whole numbers, without what does not apply.
+    """Return every different combination of values in a space of choices and whole numbers.
+
+    A combination leaves out the dimensions whose condition does not hold in it.
 
     Raises:
         ValueError: the space has a continuous dimension, or too many points to count.
@@ -161,7 +163,10 @@ class Rule(Section):
 
 
 class SearchSpace(Section):
-    """The part of a sweep that a fixed value changes; empty: what is left of a space is one trial."""
+    """The part of a sweep's section that changes when the user fixes a searched setting.
+
+    If every setting is fixed, the space is empty and the sweep is one trial.
+    """
 
     space: dict[str, Dimension]
     rules: list[Rule] = Field(default_factory=list)

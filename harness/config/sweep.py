@@ -35,7 +35,7 @@ class SweepConfig(SearchSpace, Judged):
     name: str | None = None  # None = <sweep file>-<data set>-<digest of the question>
     second_objective: SecondObjective | None = None  # a cost to weigh against the metric; then see the front
     constraints: list[str] = Field(default_factory=list)  # on costs, such as "params_millions <= 5"
-    num_trials: PositiveInt = 12  # that ended: complete, pruned or failed, over all calls
+    num_trials: PositiveInt = 12  # of the sweep in all, over all calls, however they end
     max_minutes: Minutes | None = None  # of one call; then running trials stop early
     target: float | None = None  # of the metric: no new trials once a complete one has reached it
     patience_trials: PositiveInt | None = None  # no new trials once so many have ended without a better one

@@ -43,10 +43,12 @@ def groups(config_dir: Path) -> dict[str, list[str]]:
 
 
 def check_header(config_dir: Path, group: str, option: str) -> None:
-    """Refuse a sweep or recipe whose sections would land below its own name, as it lacks the header.
+    """Refuse a file of `sweep` or `recipe` that sets other sections and lacks :data:`HEADER`.
+
+    Without the header Hydra would put `model:` in a sweep's file at `sweep.model`.
 
     Raises:
-        ConfigError: the file, and the line to add.
+        ConfigError: the header is missing; the message names the file and the line to add.
     """
     file = config_dir / group / f"{option}.yaml"
     content = read_yaml(file)

@@ -15,7 +15,7 @@ from harness.models import ImageClassifier, build_model
 
 
 def save_weights(state_dict: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a state dict as safetensors; tensors that share memory are written once each."""
+    """Write a state dict as safetensors; each name gets its own copy, also where tensors share memory."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     # Not safetensors' save_file: the file that it leaves can be read by its owner only.
     path.write_bytes(save(tensors))

@@ -59,7 +59,7 @@ class MlflowTracker:
         # Called before anything is sent or spooled. A sweep's trial exits here if another process owns it
         # now.
         self.before_write: Callable[[], None] = lambda: None
-        self._away: list[Lane] = []  # lanes of which the store refused an operation for now
+        self._away: list[Lane] = []  # lanes whose last write failed, and waits until MLflow is back
 
     @property
     def run_id(self) -> str:
@@ -148,7 +148,8 @@ class MlflowTracker:
     def _log_artifact(self, name: str, write: Callable[[Path], object]) -> None:
         """Write an artifact into the spool's folder and record it.
 
-        The file is there already should MLflow be away. $TMPDIR may be too small, and does not last.
+        If MLflow cannot take it now, the file is already where the spool needs it. A file in $TMPDIR would
+        not survive a reboot, and there may be too little room.
         """
         self.before_write()
         try:

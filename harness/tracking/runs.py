@@ -196,9 +196,9 @@ def _run_with_id(tracking: TrackingConfig, run_id: str) -> RunRecord | None:
 
 
 def _is_named(name: str) -> str:
-    """Return MLflow's filter for the runs of a name; with quotes in the name it fits a few others, too.
+    """Return an MLflow filter for the runs with this name; if the name has quotes, it matches others too.
 
-    MLflow's filters know no escape, so there a pattern stands for each quote and the caller checks the name.
+    MLflow's filters cannot escape a quote, so each becomes the wildcard `_`; the caller compares the names.
     """
     plain = re.sub(r"['\\]", "_", name)
     return f"attributes.run_name {'=' if plain == name else 'LIKE'} '{plain}'"

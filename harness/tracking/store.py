@@ -50,7 +50,7 @@ class RunStore:
 
     @property
     def is_local(self) -> bool:
-        """Whether we address the database directly and say where artifacts lie; a server decides itself."""
+        """Whether this is a database, not an MLflow server, which chooses itself where artifacts lie."""
         return not self.uri.startswith(("http:", "https:", "databricks"))
 
     @property
