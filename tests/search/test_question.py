@@ -13,6 +13,7 @@ from harness.search.study.identity import (
     sweep_identity,
     sweep_name,
 )
+from harness.search.study.locate import SAFE_NAME
 
 BASE = ["data=digits", "model=lenet", "finetune=full"]
 
@@ -49,6 +50,23 @@ def test_other_images_are_another_question() -> None:
 def test_the_name_says_what_it_can() -> None:
     assert name_of().startswith("default-digits-")
     assert name_of("sweep.name=mine") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        ("my pictures", "my-pictures"),
+        ("Bilder (1)/neu", "Bilder-1-neu"),
+        ("été", "été"),
+        ("🦊", ""),
+        ("x" * 300, "x" * 50),
+    ],
+)
+def test_a_folder_of_any_name_gives_a_name_that_a_folder_can_have(data: str, part: str) -> None:
+    plan = compose_sweep(BASE)
+    name = sweep_name(plan, data, sweep_identity(plan, "d1"))
+    assert SAFE_NAME.fullmatch(name)
+    assert name.removeprefix("default-").rpartition("-")[0] == part
 
 
 def test_the_order_of_keys_does_not_matter_to_the_fingerprint() -> None:

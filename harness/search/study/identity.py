@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,7 @@ SWEEP_SETTINGS_NOT_PART_OF_IDENTITY = {
 }  # fmt: skip
 SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"
+MOST_OF_A_PART = 50  # characters of a data set's name that go into a sweep's
 
 
 def sweep_identity(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
@@ -80,7 +82,11 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 def sweep_name(plan: SweepPlan, data_name: str, identity: Mapping[str, Any]) -> str:
     """Return sweep.name, or a name that holds the identity's fingerprint."""
-    return plan.sweep.name or f"{plan.sweep_file}-{data_name}-{fingerprint(identity)[:6]}"
+    # A folder gets this name, too: of "my pictures (1)" it takes "my-pictures-1".
+    parts = (
+        re.sub(r"[^\w.+-]+", "-", part)[:MOST_OF_A_PART].strip("-.") for part in (plan.sweep_file, data_name)
+    )
+    return plan.sweep.name or "-".join([*filter(None, parts), fingerprint(identity)[:6]])
 
 
 def check_same_sweep(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
