@@ -1,8 +1,9 @@
-"""Batches of images for Lightning: gathered from memory maps, augmented on the device, repeatable.
+"""Batches of images for Lightning: gathered from memory maps, augmented on the device, reproducible.
 
-`ImageDataModule` is what `harness.training.train` hands to the Trainer; `BatchLoader` is its DataLoader. The
-same seed gives the same batches after a resume and on any number of ranks, because each draw comes from a
-generator seeded with its epoch and batch. `features/datamodule.py` does the same for cached activations.
+`harness.training.train` hands an `ImageDataModule` to the Trainer. Its `BatchLoader` is used in place of
+torch's DataLoader. The same seed gives the same batches after a resume and on any number of ranks, because
+the random numbers of a batch come from a generator seeded with its epoch and index.
+`features/datamodule.py` does the same for cached activations.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
 
 
 class Arrays(Protocol):
-    """The rows of one split that batches are made of: images, or cached activations of images."""
+    """The rows of a split, from which batches are made: images, or cached activations of images."""
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -44,11 +45,11 @@ class Arrays(Protocol):
 
 
 class BatchLoader:
-    """An iterable of batches; `order` is asked for their order at the start of each pass.
+    """An iterable of batches; `order` is called at the start of each pass over the images.
 
-    It stands in for a DataLoader with workers, because gathering decoded rows takes microseconds. Only images
-    that do not fit in memory come from worker processes (`ImageFiles.stream`), in the same order and with
-    the same pixels.
+    It replaces torch's DataLoader: gathering decoded rows takes microseconds, so no worker processes are
+    needed. Only images that do not fit in memory come from worker processes (`ImageFiles.stream`), in the
+    same order and with the same pixels.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class BatchLoader:
             order: Given in training only: returns positions in `arrays`, int64 (N,). None means evaluation:
                 every image once, in its own order.
             pin: Whether batches are copied into pinned memory.
-            rank_info: Decides this rank's shard: of each batch in training, of all images in evaluation.
+            rank_info: Determines this rank's shard of each batch in training, of all images in evaluation.
             is_sharded: False yields whole training batches; the caller takes the shard later.
         """
         self.arrays = arrays
@@ -150,11 +151,11 @@ class ImageDataModule(pl.LightningDataModule):
 
     Args:
         splits: The training and validation images.
-        data: Says the batch size.
+        data: The section `data` of the configuration; only its batch size is used.
         augment: The augmentation of training batches.
-        seed: Of the order and of every draw.
+        seed: Determines the order and all random numbers.
         pin_memory: Whether batches are copied into pinned memory.
-        rank_info: Which of the ranks this process is.
+        rank_info: The rank of this process, and the number of ranks.
 
     Raises:
         ConfigError: If the augmentation does not fit the images.
@@ -206,9 +207,9 @@ class ImageDataModule(pl.LightningDataModule):
 
         Args:
             images: uint8 (B, 3, H, W), on any device.
-            epoch: With `batch_index`, decides all draws.
+            epoch: Determines all random numbers, with `batch_index` and the seed.
             batch_index: Within the epoch.
-            shard: Which part of the batch `images` is; None for the whole batch.
+            shard: The part of the batch that `images` is; None for the whole batch.
         """
         shard = shard or Shard.whole(len(images))
         generator = self._generator(images.device, epoch, batch_index)
@@ -251,7 +252,7 @@ class ImageDataModule(pl.LightningDataModule):
         return (rng.random(len(self.splits.train)) < 0.5) ^ (epoch % 2 == 1)
 
     def mix(self, images: Tensor, labels: Tensor, epoch: int, batch_index: int) -> Batch:
-        """Apply mixup and cutmix to an augmented batch; where on, its labels become probabilities (B, K)."""
+        """Apply mixup and cutmix, if on, to an augmented batch; labels then become probabilities (B, K)."""
         return self._mix(images, labels, stream_seed(self.seed, MIX_STREAM, epoch, batch_index))
 
     # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────
@@ -269,8 +270,8 @@ class ImageDataModule(pl.LightningDataModule):
         if not trainer.training:
             return batch
         images, labels = batch
-        # Lightning gives this hook no batch index. It raises `ready` only after this hook, so `ready` still
-        # holds the number of batches before this one, which is this one's index.
+        # Lightning gives this hook no batch index. It increments `ready` only after this hook, so `ready`
+        # still holds the number of batches before this one, which is this one's index.
         batch_index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         loader = trainer.train_dataloader
         assert isinstance(loader, BatchLoader)

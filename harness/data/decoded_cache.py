@@ -1,6 +1,6 @@
 """Decoded images on disk: written once under a lock, memory-mapped by every process after that.
 
-    meta.json            the format, what the source says of itself, shapes and checksums of the files below
+    meta.json            the format, a description of the source, shapes and checksums of the files below
     PART/images.npy      uint8 (N, H, W, 3); PART is train, val or test
     PART/labels.npy, hashes.npy, moments.npy, thumbnails.npy
 
@@ -33,7 +33,7 @@ FORMAT = 2  # raise it when the files below, or the rules by which images become
 BROKEN = -1  # label of a row whose file could not be read
 SPOT_CHECKS = 64  # images per part whose hash is compared at every opening
 INDEX_FILES = ("labels", "hashes", "moments", "thumbnails")
-THUMBNAIL = 8  # pixels of its side
+THUMBNAIL = 8  # height and width in pixels
 
 PartName = Literal["train", "val", "test"]
 Facts = tuple[np.ndarray, np.ndarray, np.ndarray]  # of images: hashes, moments, thumbnails
@@ -45,12 +45,12 @@ class Part:
     """One part of a source (train, val or test): its images, and facts computed from them once.
 
     Args:
-        images: uint8 (N, H, W, 3), a read-only memory map, or the files where that would not fit.
+        images: uint8 (N, H, W, 3), a read-only memory map, or the files if that would not fit in memory.
         labels: int64 (N,), ``BROKEN`` where the file could not be read.
         hashes: uint8 (N, 32), the sha256 of each image's pixels.
         moments: int64 (N, 2, 3), per channel the sum and the sum of squares of each image's pixels.
         thumbnails: uint8 (N, 8, 8), grey.
-        names: Of the files, relative to the data folder; empty where the images are in no files of their own.
+        names: File names, relative to the data folder; empty where images have no files of their own.
     """
 
     images: np.ndarray | ImageFiles
@@ -63,13 +63,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Description:
-    """What a source says about the images it decoded.
+    """A source's description of the images that it decoded.
 
     Args:
         pixel_range: For images of more than 8 bits a channel: the range of values that was scaled to
             0 … 255, by pixel type.
-        notices: What a user should know of the images, a line each.
-        layout: How a tree of files was interpreted, in a few words.
+        notices: Messages to the user about the images, one line each.
+        layout: The layout of the folder tree as it was understood, in a few words.
         passed_over: Files and folders in the tree that are not used, as (path, reason).
     """
 
@@ -103,8 +103,8 @@ def load_or_build(
         cache_dir: The run's `data.cache_dir`.
         key: Name of the cache; it must differ for images that are decoded differently.
         build: Fills the directory that it is given, by `create_images` and `finish_part`.
-        files: Given where the cache holds no pixels (`build` called `write_index` only): returns the files of
-            each part, which then stand in for its array.
+        files: For a cache without pixels (`build` calls `write_index` only): returns the image files of each
+            part, which are used in place of the array.
 
     Raises:
         DataError: If the cache directory cannot be written, or whatever `build` raises.
@@ -116,7 +116,7 @@ def load_or_build(
         cache_dir.mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache_dir / f".{target.name}.lock")
         with lock:
-            # Whoever waited for the lock finds the cache that the process before it has built.
+            # A process that had to wait for the lock finds the cache that another process has built.
             return open_cache(target, files) or _build(target, build, files)
     except OSError as error:
         raise DataError(
@@ -164,7 +164,7 @@ def create_images(directory: Path, part: PartName, shape: tuple[int, int, int, i
 
 
 def finish_part(directory: Path, part: PartName, images: np.memmap, labels: np.ndarray) -> None:
-    """Write a part's labels and what can be computed once from its pixels."""
+    """Write a part's labels, and the hashes, moments and thumbnails of its images."""
     images.flush()
     write_index(directory, part, labels, [pixel_facts(images)])
 
@@ -179,7 +179,7 @@ def write_index(directory: Path, part: PartName, labels: np.ndarray, facts: list
 
 
 def pixel_facts(images: np.ndarray) -> Facts:
-    """Return what can be computed once from pixels: the hashes, moments and thumbnails of a `Part`."""
+    """Return the hashes, moments and thumbnails of images, as they are kept in a `Part`."""
     return hash_images(images), _moments(images), thumbnails(images)
 
 
@@ -190,7 +190,7 @@ def hash_images(images: np.ndarray) -> np.ndarray:
 
 
 def _moments(images: np.ndarray, chunk: int = 512) -> np.ndarray:
-    """Return sums and sums of squares per image and channel, in exact integers: so is any subset's mean."""
+    """Return sums and sums of squares per image and channel, as integers, which add up exactly."""
     found = np.empty((len(images), 2, 3), dtype=np.int64)
     num_pixels = images.shape[1] * images.shape[2]
     ones = np.ones(num_pixels)  # summing by a product is five times faster than along a short last axis

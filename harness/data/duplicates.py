@@ -1,9 +1,9 @@
 """Duplicates: images with equal pixels stay on one side of a split; similar images are only counted.
 
 `splits.py` uses the first two functions so that no image is both trained on and tested on. Where the harness
-splits, all copies of an image go to the same split. Where the folder tree gives the splits, test images stay
-as they are: their copies are left out of training and validation, and copies of validation images are left
-out of training.
+makes the splits, all copies of an image go to the same split. Where the source gives the splits, test images
+stay as they are: their copies are left out of training and validation, and copies of validation images are
+left out of training.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _keys(part: Part, rows: np.ndarray) -> np.ndarray:
 
 
 def describe_duplicates(decoded: DecodedSet) -> list[str]:
-    """Return lines for people: which copies a source holds and what becomes of them."""
+    """Return messages to the user about the copies that a source holds, and how they are treated."""
     known: dict[PartName, Part] = {name: decoded.parts[name] for name in PARTS if name in decoded.parts}
     parts = {name: (part, np.flatnonzero(part.labels != BROKEN)) for name, part in known.items()}
     keys = np.concatenate([_keys(part, rows) for part, rows in parts.values()])
@@ -109,7 +109,7 @@ def near_duplicates(sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
     """Count validation and test images that look like a training image, a line for each split.
 
     Two images look alike if their grey thumbnails of 8 x 8 pixels correlate by `ALIKE` or more. This is cheap
-    and finds images that were rescaled or compressed again, but it overlooks small differences. Images that
+    and finds images that were rescaled or compressed again, but also ones that differ in details. Images that
     are nearly of one grey level (`PLAIN`) are not compared: they would all look alike.
 
     Args:
@@ -143,7 +143,7 @@ def _patterns(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest(patterns: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return of each pattern the highest correlation with a known one, and which one that is."""
+    """Return each pattern's highest correlation with a known one, and the index of that one."""
     best, at = np.full(len(patterns), -1.0, dtype=np.float32), np.zeros(len(patterns), dtype=np.int64)
     for start in range(0, len(known), BLOCK):
         for first in range(0, len(patterns), BLOCK):

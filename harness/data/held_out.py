@@ -1,4 +1,4 @@
-"""The only way to the test split; imported where a chosen model is evaluated, never by `search`."""
+"""Loads the test split, for `training/evaluate.py` and `data/summary.py` alone; `search` never imports it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""From the section `data` of a configuration to splits: the one file that knows every source.
+"""Loads the splits that the section `data` of a configuration describes, from any of the sources.
 
-Training and search call `load_splits`. The test split is loaded by `held_out.py` only.
+Training and search call `load_splits`. Only `held_out.py` loads the test split.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FALLBACK_NOTICE = """
 ────────────────────────────────────────────────────────────────────────────"""
 NamedData = Cifar10Data | DigitsData | FolderData
 log = logging.getLogger(__name__)
-_seen: set[str] = set()  # digests of splits whose images were compared
-_found: dict[tuple[str, str], str] = {}  # the kind that `auto` stands for, by where data and cache lie
+_seen: set[str] = set()  # digests of the splits that were searched for duplicates
+_found: dict[tuple[str, str], str] = {}  # kind that `auto` stands for, by data.dir and data.cache_dir
 
 
 def load_splits(config: DataConfig) -> ImageSplits:
-    """Load what a run trains and selects on: the training and validation splits.
+    """Load the training and validation splits of a run.
 
     Raises:
         DataError: If the images are missing, damaged or too few.
@@ -59,15 +59,16 @@ def as_loaded(config: DataConfig, splits: ImageSplits) -> NamedData:
 
 
 def resolve_auto(config: DataConfig) -> NamedData:
-    """Return the data set that `auto` stands for here and now; others are returned as they are.
+    """Return the data set that `auto` stands for on this machine; any other section is returned as it is.
 
-    Only absence makes `auto` fall back: a damaged copy of CIFAR-10 raises.
+    `auto` is CIFAR-10, or the digits if that is neither on disk nor can be downloaded. A damaged copy of
+    CIFAR-10 raises an error.
     """
     if not isinstance(config, AutoData):
         return config
     fields = config.model_dump(exclude={"kind"})
     cifar10 = Cifar10Data(**fields)
-    if (config.dir, config.cache_dir) not in _found:  # one attempt and one notice, whatever else differs
+    if (config.dir, config.cache_dir) not in _found:  # one attempt and one notice for these folders
         try:
             load_decoded(cifar10)
             remember_auto(config, "cifar10")
@@ -104,7 +105,7 @@ def load_decoded(config: NamedData) -> DecodedSet:
 
 
 def held_out_fraction(config: NamedData) -> float:
-    """Return what is held out for the test where a source has no test images of its own."""
+    """Return the fraction of images to hold out for the test if a source has no test images of its own."""
     from harness.data.sources import digits
 
     match config:

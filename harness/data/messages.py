@@ -1,7 +1,7 @@
-"""Text about images for people: printable names, short lists of names, warnings said once in a process.
+"""Parts of messages about images: printable names, short lists of names, warnings that are logged only once.
 
-Called by everything in this folder that reports on files, and by prediction. The names of files and classes
-come from the disk, which allows any bytes; terminals, YAML and databases do not.
+Everything in this folder that reports on files uses them, and so does prediction. The names of files and
+classes come from the disk, which allows any bytes; terminals, YAML and databases do not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Which part of a batch each rank takes, where several processes train one model together.
+"""Divides each batch among the ranks: the processes that train one model together.
 
-Every rank draws the augmentation of the whole batch and applies the draws of its own shard. So all ranks
-together train on exactly the images that a single process would. `datamodule.py` cuts the batches,
-`augment/` applies the draws, `harness.training.collectives` says which rank this process is.
+The part of a rank is its shard. Every rank draws the random numbers of the augmentation for the whole batch,
+and uses those of its own shard. So all ranks together train on exactly the images that a single process
+would. `datamodule.py` cuts the batches, `augment/` augments them, and `harness.training.collectives` says
+which rank this process is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Shard:
 
     Args:
         total: Number of images in the whole batch.
-        weight: Factor of this shard's mean loss; the mean over ranks is then the whole batch's mean loss.
+        weight: Factor for this shard's mean loss; the mean over ranks is then the whole batch's mean loss.
         counts: Whether this rank's loss and metrics enter the totals; False where another rank has the same
             images and reports on them.
     """

@@ -1,8 +1,8 @@
 """Training, validation and test splits of a decoded data set, and the digest that identifies them.
 
-`load.py` calls `build_splits`; only `held_out.py` calls `build_test`. Splits are rows of the source's arrays,
-never copies. Which images are held out for the test depends on nothing that can be configured for a run
-except the folder's `test_fraction`.
+`load.py` calls `build_splits`; only `held_out.py` calls `build_test`. A split lists rows of the source's
+arrays and copies no pixels. The test images are picked with a fixed seed: they depend on the source and its
+`test_fraction`, and on no other setting of a run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ImageArrays:
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """What a run trains and selects on; the test split is not reachable from here.
+    """The training and validation images of a run, and facts about them; it holds no test images.
 
     Args:
         digest: sha256 (hex) of the pixels and labels of exactly these training and validation images.
@@ -76,8 +76,8 @@ class ImageSplits:
         pixel_range: For images of more than 8 bits a channel: the range of values that was scaled to
             0 … 255, by pixel type.
         is_fallback: True where ``data=auto`` fell back to the digits.
-        mean: Of the training split's pixels per channel, in [0, 1].
-        std: Likewise.
+        mean: The mean of the training split's pixels per channel, in [0, 1].
+        std: Their standard deviation.
     """
 
     name: str
@@ -100,10 +100,10 @@ def build_splits(
     """Split a decoded set as `config` says.
 
     Args:
-        test_fraction: Set aside from the training part where the source has no test part of its own.
+        test_fraction: The fraction of the training part to set aside if the source has no test part.
 
     Raises:
-        DataError: If a class has too few images, or fewer images exist than were asked for.
+        DataError: If a class has too few readable images, or `max_train_samples` too few for all classes.
         ConfigError: If a batch would be larger than the training split.
     """
     part, names = decoded.parts["train"], decoded.about.class_names
@@ -158,7 +158,7 @@ def _train_and_test_rows(decoded: DecodedSet, test_fraction: float) -> tuple[np.
 
 
 def _own_rows(decoded: DecodedSet, name: PartName) -> np.ndarray:
-    """Return a part's readable images without copies of what the source gives for validation and test."""
+    """Return the rows of a part's readable images, without copies of images in the parts of `YIELDS_TO`."""
     part, names = decoded.parts[name], decoded.about.class_names
     rows = readable_rows(part, names, name)
     for other in YIELDS_TO[name]:
@@ -173,7 +173,7 @@ def _own_rows(decoded: DecodedSet, name: PartName) -> np.ndarray:
 
 
 def readable_rows(part: Part, class_names: tuple[str, ...], where: PartName) -> np.ndarray:
-    """Return the rows that hold an image, having made sure that there are any."""
+    """Return the rows whose image could be read; raise DataError if there are none."""
     rows = np.flatnonzero(part.labels != BROKEN)
     if len(rows) == 0:
         raise DataError(f"none of the {len(part.labels)} images for {where} can be read; replace them")
@@ -234,7 +234,7 @@ def allocate(sizes: np.ndarray, count: int, highest: np.ndarray) -> np.ndarray:
     """Share `count` among classes in proportion to `sizes` (largest remainder), each within [1, highest].
 
     scikit-learn's stratified splitters leave small classes without a single image, or refuse counts near
-    either end; a class that nobody validates would make every macro average meaningless.
+    either end; a class without validation images would make every macro average meaningless.
     """
     quota = sizes * (count / sizes.sum())
     taken = np.clip(np.floor(quota), 1, highest).astype(np.int64)
@@ -256,7 +256,7 @@ def pick_stratified(labels: np.ndarray, taken: np.ndarray, seed: int) -> np.ndar
 
 
 def _membership_digest(train: Part, train_rows: np.ndarray, val: Part, val_rows: np.ndarray) -> str:
-    """Hash which labelled images are trained on (after the limit) and which validate, in any order."""
+    """Return a hash of the labelled images for training (after `_subset`) and validation, in any order."""
     digests = [
         content_digest(part.hashes[rows], part.labels[rows])
         for part, rows in ((train, train_rows), (val, val_rows))

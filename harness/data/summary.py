@@ -114,7 +114,7 @@ def _per_class(split: ImageArrays, num_classes: int) -> np.ndarray:
 
 
 def _notices(decoded: DecodedSet, splits: ImageSplits, test: ImageArrays) -> list[str]:
-    """Return what was noticed of the tree, of its pixels, and of images that are there more than once."""
+    """Return notes about the tree, its pixels, and images that occur more than once."""
     test_part = decoded.parts.get("test", decoded.parts["train"])
     val_part = decoded.parts.get("val", decoded.parts["train"])
     sides = {

@@ -2,8 +2,8 @@
 
     classifier.py      read this first: the classifier that all other packages handle, and `build_model`
     backbones.py       builds timm's networks
-    scratch.py         our own networks; speed.py holds the one of the CIFAR-10 speed record
-    protocol.py        what every network offers
+    scratch.py         networks defined here; speed.py holds the one of the CIFAR-10 speed record
+    protocol.py        the methods that every network has
     pretrained.py      finds and loads weights
     weight_files.py    reads files of weights of any origin
     head.py            sets a new head to zero
@@ -11,7 +11,7 @@
     trunk.py           finds where the frozen part of a network ends
     preprocess.py      resizes and normalises
     convolutions.py    faster convolutions on CPUs
-    sync_norm.py       batch norm over ranks
+    sync_norm.py       batch norm over the batches of all ranks
 
 To add a finetuning policy, write a class in `harness/config/finetune.py` and a file in `configs/finetune/`.
 """

@@ -41,7 +41,7 @@ def build_backbone(
         network = _build_lite0(config, num_classes, load_weights)
     else:
         network = _build_timm(config, num_classes, load_weights)
-    if isinstance(config, TimmModel):  # EfficientNet-Lite0 takes all sizes of its section
+    if isinstance(config, TimmModel):  # EfficientNet-Lite0 accepts every size that can be set
         _check_image_size(network, config)
     if config.is_pretrained and load_weights:
         start_head_at_zero(network, config.image_size or _own_size(network))
@@ -62,7 +62,7 @@ def _build_timm(config: TimmModel, num_classes: int, load_weights: bool) -> nn.M
     if not (config.is_pretrained and load_weights):
         return _create(config, num_classes)
     file = find_weights(config)
-    if file is None:  # published in a format that only timm reads
+    if file is None:  # only timm can fetch or read what is published
         network = _create(config, num_classes, pretrained=True)
         check_finite(network.state_dict(), f"the published file of {config.name}")
         return network

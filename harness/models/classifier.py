@@ -91,7 +91,7 @@ class ImageClassifier(nn.Module):
 
 
 class _Passed(nn.Module):
-    """Mixed into the class of a module whose work is done already: it returns what it is given."""
+    """A mixin for the class of a module that need not run any more: `forward` returns its input."""
 
     def forward(self, activations: Tensor) -> Tensor:
         return activations
@@ -100,12 +100,12 @@ class _Passed(nn.Module):
 def _stand_in(module: nn.Module) -> nn.Module:
     """Return a module that hands on its input, and is `module` in every other respect.
 
-    It shares tensors, children and hooks with `module`, so that the state dict stays as it is, and it has its
-    attributes and methods, which the forward pass of a network may use.
+    Both share tensors, children and hooks, so that the state dict stays as it is. The stand-in also has the
+    attributes and methods of `module`, which the forward pass of a network may use.
     """
     kind: type[nn.Module] = type(f"Passed{type(module).__name__}", (_Passed, type(module)), {})
     stand_in = kind.__new__(kind)
-    # Not attribute by attribute: nn.Module would register copies of what is to be shared.
+    # Updated past nn.Module.__setattr__, so that both modules share the dicts of tensors and children.
     vars(stand_in).update({name: value for name, value in vars(module).items() if name != "forward"})
     return stand_in
 

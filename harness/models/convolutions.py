@@ -2,9 +2,9 @@
 
 `harness.training.train` replaces a network's convolutions before the first step, so that a run uses the same
 kernels from its beginning to its end. A 1 x 1 convolution is computed as a matrix product, which takes 0.4 to
-1.0 times as long (torch 2.14, fp32, forward and backward). Small images leave the last stages of a
-mobile network with maps of 2 x 2 pixels, on which a depthwise convolution is a short sum of products: 8 ms in
-place of 33 ms for 64 maps of 1,152 channels and a 5 x 5 filter.
+1.0 times as long (torch 2.14, fp32, forward and backward). With small images, the last feature maps of a
+mobile network have 2 x 2 pixels. On these a depthwise convolution is a short sum of products: 8 ms in place
+of 33 ms for 64 images, 1,152 channels and a 5 x 5 filter.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def depthwise_as_sum(images_BCHW: Tensor, weight_C1KK: Tensor) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)  # the cached tensor is also used where gradients are needed
 def _taps_between(height: int, width: int, tall: int, wide: int) -> Tensor:
-    """Return the tap at the offset from output to input pixel, int64 (O, I); tall · wide if outside."""
+    """Return the tap's index for each output and input pixel, int64 (O, I); tall · wide if there is none."""
     rows, columns = torch.arange(height * width) // width, torch.arange(height * width) % width
     tap_row = rows[None, :] - rows[:, None] + tall // 2
     tap_column = columns[None, :] - columns[:, None] + wide // 2

@@ -28,7 +28,7 @@ from harness.models.classifier import ImageClassifier
 from harness.models.protocol import TimmNetwork, head_names, named_tensors
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_UNMATCHED = "\0"  # matches no pattern, so its group is that of the tensors that timm assigns to nothing
+_UNMATCHED = "\0"  # a name that no pattern matches: its group holds all tensors that timm cannot place
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FreezeReport:
     frozen_parameters: int
     num_groups: int  # depth groups of the backbone, where the policy asks for them; the head is not one
     trainable_groups: tuple[str, ...]  # the names of the modules in each, shallow to deep
-    trains: str  # for people; {groups} stands for the depth groups
+    trains: str  # what trains, in words; {groups} stands for the depth groups
 
     def __str__(self) -> str:
         total = self.trainable_parameters + self.frozen_parameters
@@ -152,7 +152,7 @@ def _without_groups(network: nn.Module) -> ModelError:
 
 
 def _frozen_modules(network: nn.Module, trainable: set[str]) -> tuple[str, ...]:
-    """Return the names of the topmost modules whose tensors are all frozen; they hold at least one."""
+    """Return the names of the topmost modules that have tensors, all of them frozen."""
     held_by: dict[str, list[str]] = {}
     for tensor_name, _ in named_tensors(network):
         parts = tensor_name.split(".")

@@ -16,17 +16,17 @@ from harness.models.protocol import heads
 def start_head_at_zero(network: nn.Module, image_size: int) -> None:
     """Set the last layer of each head to zero: random logits would disturb the backbone in the first steps.
 
-    Only the last layer: in a head with two layers of zeros no weight ever gets a gradient. The layers are
-    found by running the network: starting with the one that ran last, layers that yield `num_classes` values
-    are zeroed until all logits are zero.
+    Earlier layers are left alone: in a head with two layers of zeros no weight ever gets a gradient. The last
+    layer is found by running the network: beginning with the layer that ran last, layers that yield as many
+    values as there are classes are zeroed until all logits are zero.
     Source: Kolesnikov et al. (2020), "Big Transfer", which initialises the new head with zeros.
 
     Args:
         image_size: the side, in pixels, of the two random images that the network is run on.
 
     Raises:
-        ModelError: the head receives equal or non-finite features for two different images: the pretrained
-            weights are of no use.
+        ModelError: the head receives equal or non-finite features for two different images, so the pretrained
+            weights are unusable.
     """
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     was_training = network.training
@@ -63,7 +63,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 def _keep(seen: dict[nn.Module, tuple[Tensor, Tensor]]):  # type: ignore[no-untyped-def]
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.pop(layer, None)  # in the order of their last run
+        seen.pop(layer, None)  # keeps `seen` in the order of the layers' last runs
         seen[layer] = (inputs[0].detach().clone(), output)
 
     return hook

@@ -1,4 +1,4 @@
-"""Resizes, crops and normalises images, as a part of the network.
+"""Resizes, crops and normalises images, as the first layer of every classifier.
 
 `build_model` puts :class:`Preprocess` in front of every network, so that training and every exported model
 preprocess alike.
@@ -17,8 +17,8 @@ class Preprocess(nn.Module):
     """Resizes and normalises on the device, as the first layer of every classifier and every export.
 
     The shorter side becomes `image_size`, then the centre is cropped. Images that have this size already are
-    not resized. Resizing always uses the antialiased kernels. They compute as Pillow does, with which the
-    pretrained weights were trained; they do not alias when shrinking, and they are no slower when enlarging.
+    not resized. Resizing always uses the antialiased kernels. They resize as Pillow does, with which images
+    were prepared for the pretrained weights: without aliasing when shrinking. Enlarging takes no longer.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class Preprocess(nn.Module):
         """Describe the images that the network expects.
 
         Args:
-            image_size: pixels, of both sides.
+            image_size: height and width in pixels.
             mean: per channel, of pixels in [0, 1].
             std: per channel, of pixels in [0, 1].
             interpolation: "bilinear" or "bicubic".

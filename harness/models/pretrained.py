@@ -1,7 +1,7 @@
-"""Finds pretrained weights, loads them, and checks that every tensor of the network was in the file.
+"""Finds pretrained weights, loads them, and checks that every weight of the backbone was in the file.
 
 `backbones.py` calls `find_weights` and `load_backbone`; `weight_files.py` reads the files. timm's own loader
-passes over tensors that do not match, and would leave them random without a word.
+skips tensors that do not match, and would leave them random without a warning.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def load_backbone(
     source: str,
     adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Load all tensors but the head's, and check that the whole network was in the file.
+    """Load all tensors but the head's, and check that the whole backbone was in the file.
 
     Args:
         state: the content of the file.
@@ -186,7 +186,7 @@ def _rename(packaged: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
 
 
 def find_weights(config: TimmModel) -> str | None:
-    """Return the path of the user's file or of the hub's; None if only timm can read the published format.
+    """Return the path of the user's file or of the hub's; None if only timm can fetch or read the weights.
 
     Raises:
         ModelError: there are no published weights, or the hub cannot be reached.
@@ -241,7 +241,7 @@ def _published(described: Any) -> list[tuple[str, str | None, str]]:
 
 
 def _require_hub(name: str, hub_id: str) -> None:
-    """Ask the hub once, with a short timeout: its own client tries for a minute."""
+    """Check that the hub answers within a short timeout: a download would try for a minute."""
     try:
         huggingface_hub.HfApi().model_info(hub_id.partition("@")[0], timeout=_HUB_TIMEOUT_S)
     except Exception as error:  # the client's transport, and so its exceptions, differ between releases

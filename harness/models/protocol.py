@@ -32,7 +32,7 @@ class InitialisedFromImages(Protocol):
         """Compute the layer.
 
         Args:
-            images_BCHW: of the training split, float32, normalised.
+            images_BCHW: normalised images of the training split, float32.
         """
         ...
 

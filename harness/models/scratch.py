@@ -1,7 +1,7 @@
-"""CNNs for small images, trained from scratch; they follow timm's protocol (`protocol.py`), as freezing
-needs.
+"""CNNs for small images, trained from scratch.
 
-`build_model` in `classifier.py` calls `build_scratch`. The `speed_cnn` is in `speed.py`.
+`build_model` in `classifier.py` calls `build_scratch`. The networks have the methods of timm's networks
+(`protocol.py`), which freezing needs. The `speed_cnn` is in `speed.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ScratchNet(nn.Module):
         return self.head
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Return timm's patterns of depth groups: every stage is one, whether `coarse` or not."""
+        """Return timm's patterns of depth groups: each stage is a group, whether `coarse` or not."""
         return {"stem": r"^stages\.0\.", "blocks": r"^stages\.(\d+)"}
 
     def _init_weights(self) -> None:

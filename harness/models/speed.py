@@ -1,7 +1,7 @@
 """The CNN of the CIFAR-10 speed record: a whitening layer and three groups of 3x3 convolutions.
 
-`scratch.py` builds it as `speed_cnn`; `harness.training.train` shows it training images before the first
-step.
+`scratch.py` builds it as `speed_cnn`. Before the first step, `harness.training.train` calls
+`init_from_images`, which computes the whitening layer from training images.
 
 Source: K. Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, https://arxiv.org/abs/2404.00498, as of
 https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py).
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WHITENING_KERNEL = 2  # pixels, of both sides
-WHITENING_EPS = 5e-4  # added to each variance: directions without any would be divided by zero
+WHITENING_KERNEL = 2  # height and width in pixels
+WHITENING_EPS = 5e-4  # added to each variance, so that none is zero: filters are divided by its root
 GROUP_WIDTHS = (64, 256, 256)
 
 

@@ -1,4 +1,4 @@
-"""Batch norm over the whole batch of all ranks, in place of each rank's own shard.
+"""Batch norm with statistics of the whole batch, although each rank computes only a part (shard) of it.
 
 `harness.training.train` calls `synchronise_norms` if `trainer.sync_batchnorm` is set; without it
 `harness.training.module` averages the ranks' `running_statistics` once an epoch. On GPUs torch's

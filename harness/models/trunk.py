@@ -1,11 +1,11 @@
-"""Finds where the frozen part of a network ends, and computes what enters the rest of it.
+"""Finds where the frozen part of a network ends, and computes the activations at that boundary.
 
-The *trunk* is everything that runs before the first module that trains. Its output for an image never
-changes, so `harness.training.cached_features` computes it once and keeps it. This works without knowing the
-architecture: hooks record the order in which modules run in one forward pass. A boundary that is found from
-this order is used only if the network computes the same logits from the trunk's output as from the image, up
-to rounding.
-`ImageClassifier.enter_at` then lets the network start at the boundary.
+The *trunk* is everything that runs before the first module that trains; the *boundary* is where it ends. The
+trunk's output for an image never changes, so `harness.training.cached_features` computes it only once.
+
+The boundary is found without knowing the architecture: hooks record the order in which modules run in one
+forward pass. It is used only if the network computes the same logits from the trunk's output as from the
+image, up to rounding. `ImageClassifier.enter_at` then lets the network start at the boundary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.models.classifier import ImageClassifier
 from harness.models.freezing import depth_groups
 from harness.models.protocol import head_names, heads, named_tensors
 
-TOLERANCE = 1e-3  # relative to the largest logit, between the whole network and its two parts
+TOLERANCE = 1e-3  # for logits of the two parts and of the whole network, relative to the largest logit
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ Event = tuple[str, str]  # "enter" or "leave", a module's name
 
 @torch.inference_mode()
 def _watch(classifier: ImageClassifier, images_BCHW: Tensor) -> list[Event]:
-    """Return the events in which modules start and end during a forward pass, in their order."""
+    """Return the starts and ends of all modules during a forward pass, in order."""
     events: list[Event] = []
     with _eval_mode(classifier), contextlib.ExitStack() as hooks:
         for name, module in classifier.network.named_modules():
@@ -168,7 +168,7 @@ def _is_inside(name: str, modules: set[str]) -> bool:
 
 @torch.inference_mode()
 def _joins(classifier: ImageClassifier, boundary: Boundary, images_BCHW: Tensor) -> bool:
-    """Tell whether the trunk, and the network entered at its end, compute what the network computes."""
+    """Tell whether the trunk and then the network from its end on give the logits of the whole network."""
     try:
         with _eval_mode(classifier), _random_head(classifier):
             whole = classifier(images_BCHW)

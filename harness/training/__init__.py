@@ -4,23 +4,23 @@ train.py             read this first: the whole of a run
 fit.py               sets up and runs Lightning's loop
 module.py            loss and metrics of a batch, and the hooks that Lightning calls
 callbacks.py         what happens after an epoch: record, report, checkpoint
-record.py            what a run leaves in the run store
-result.py            what a run hands back
+record.py            records a run's configuration, environment and results in MLflow
+result.py            the reports that a run returns to its caller
 optim.py, muon.py    optimisers, learning rates, schedules
 tta.py               test-time augmentation
-evaluate.py          a checkpoint's metrics on a split; the only file that reads the test split
+evaluate.py          a checkpoint's metrics on a split; the only file here that reads the test split
 
 checkpoint.py        what a checkpoint holds, and how a model is rebuilt from it
 checkpoint_io.py     writes a checkpoint to disk
-resume_point.py      which checkpoint an interrupted run goes on from
+resume_point.py      finds the checkpoint from which an interrupted run goes on
 
 cached_features.py   activations of a frozen backbone, computed once per image
-image_views.py       when they may be cached
-launch_ranks.py      starts a process for each device; collectives.py is how they communicate
+image_views.py       decides when activations may be cached
+launch_ranks.py      starts a process (a rank) for each device; collectives.py lets them communicate
 machine.py           decides device, precision and threads
 costs.py             a model's size and latency
 benchmark_step.py    the speed and memory of a training step
 
 command.py           `harness train`; resume_run.py is `--resume`, dry_run.py `--dry-run`
-doctor.py            `harness doctor`
+doctor.py            `harness doctor`: describes this machine
 """

@@ -1,8 +1,8 @@
 """Measures the speed and the memory of a run's training step, on random images.
 
 `harness.search.coordinator.measure_slots` runs several of these at a time to find how many trials fit on a
-CPU. Lightning's overhead (0.3 ms a step), validation and checkpoints are not measured. Features are not
-cached here: a frozen part runs forward in every step, as it does in a run while its features are computed.
+CPU. Lightning's overhead (0.3 ms a step), validation and checkpoints are not measured. The cache of frozen
+activations is not used here: the frozen part of a network runs forward in every step.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.train import model_facts
 
-TINY_BATCH, SMALL_BATCH = 2, 16  # images; two sizes, to see how time and memory grow with the batch
-# The batch is doubled only while a step would take less than this; images per second hardly change.
+TINY_BATCH, SMALL_BATCH = 2, 16  # images in the first and in the second step
+# The batch is doubled only while a step would take less than this: beyond it, images per second hardly
+# change.
 LONGEST_STEP_S = 0.5
 
 
 class StepBenchmark:
     """The training step of a run on random images, warmed up and ready to be timed.
 
-    `memory` is what the whole batch would take, in bytes.
+    `memory` is an estimate, in bytes, of what this process would use with the whole batch.
 
     Args:
         image_size: height and width of the data set's images, in pixels.
@@ -114,5 +115,5 @@ def _made_up(image_size: tuple[int, int], num_classes: int, count: int) -> Image
 
 
 def _own_memory() -> int:
-    """Return the bytes of this process alone, without the memory shared with the server of forks."""
+    """Return the bytes of memory of this process alone (USS), without pages shared with the fork server."""
     return int(psutil.Process().memory_full_info().uss)

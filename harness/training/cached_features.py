@@ -1,9 +1,8 @@
-"""Computes the activations of a frozen backbone once per image and view, so that only the rest runs in
-training.
+"""Caches the activations of a frozen backbone, so that training runs only the layers behind it.
 
-`train.py` calls `load_or_compute_features`. `image_views.py` decides whether that is allowed,
-`harness.models.trunk` finds where the frozen part ends, and `harness.data.features` keeps the activations on
-disk.
+The activations are computed once for each image and each of its views (augmented versions). `train.py` calls
+`load_or_compute_features`. `image_views.py` decides whether caching is allowed, `harness.models.trunk` finds
+where the frozen part ends, and `harness.data.features` keeps the activations on disk.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ from harness.training.machine import Machine
 SHARED_DEPTHS = (0, 1, 2, 3)
 PROBED_IMAGES = 2  # images in the forward pass that finds the boundaries
 BATCH = 128  # images in a forward pass; fixed, because another batch size may round differently
-# An array is float32 at once if an activation of the probed images exceeds this; float16 ends at 65,504.
+# If an activation of the probed images exceeds this, the array is float32 from the start; the largest
+# float16 is 65,504.
 LARGEST_HALF = 1e4
 # The versions of these are part of an entry's name, because another version may round differently.
 LIBRARIES = ("torch", "timm")
@@ -74,10 +74,10 @@ def load_or_compute_features(
         data = _own_data(classifier, images, config, machine, stop_requested)
     except Interrupted:
         is_interrupted = True
-    # Every rank gets here, whatever happened to it: a rank that raised before would leave the others waiting.
+    # An interrupted rank gets here, too: if it raised above, the others would wait for it below.
     if ranks.any(is_interrupted):
         raise Interrupted
-    # One rank without activations (a full disk, say) is enough: the ranks' batches must stay alike.
+    # If one rank has no activations (a full disk, say), all train on images: their batches must be alike.
     if ranks.any(data is None):
         classifier.enter_at_pixels()
         return None
@@ -103,7 +103,7 @@ def _own_data(
     if reason is None:
         assert num_views is not None
         plan = _Plan(classifier, images.splits, config, machine, num_views)
-        # As in training, where the memory format decides about the last bits.
+        # The memory format of training, because another one changes the last bits of the activations.
         classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         rows = plan.rows(finetune.trained_depth, stop_requested or (lambda: False))
         if rows is not None:
@@ -157,15 +157,15 @@ class _Plan:
         self._augment = BatchAugment(self.config.augment)
 
     def rows(self, depth: int, stop_requested: Callable[[], bool]) -> np.ndarray | None:
-        """Return the activations at a depth, and set the classifier to take them; None sets `reason`.
+        """Return the activations at a depth, and set the classifier to take them.
 
         Returns:
-            All rows, float16 or float32, memory-mapped.
+            All rows, float16 or float32, memory-mapped; None if nothing is cached (`reason` then says why).
 
         Raises:
             Interrupted: `stop_requested` returned True; the rows computed so far stay on disk.
         """
-        # In float16 first. One row beyond its range starts everything anew in float32, in another entry.
+        # float16 first. If a value is beyond its range, all rows are computed again for an entry of float32.
         for half in (True, False):
             started = time.perf_counter()
             try:
@@ -198,7 +198,7 @@ class _Plan:
         """Open the entry that holds this depth: one shared with other depths if there is room, else its own.
 
         Returns:
-            The entry and its boundaries; None sets `reason`.
+            The entry and its boundaries; None if there is none (`reason` then says why).
         """
         limit = self.config.data.feature_cache_gb * 1e9
         shared = SHARED_DEPTHS if depth in SHARED_DEPTHS else (depth,)
@@ -236,7 +236,7 @@ class _Plan:
         }
 
     def _describe(self, depths: Sequence[int], wanted: int, *, half: bool) -> EntryLayout | None:
-        """Return the shapes and types of a new entry's arrays; None if the network has no boundary there."""
+        """Return the layout of a new entry; None if the network has no boundary at depth `wanted`."""
         images = self._images(0, PROBED_IMAGES)
         found = find_boundaries(self.classifier, images, depths)
         if wanted not in found:
@@ -259,7 +259,7 @@ class _Plan:
         )
 
     def _computer(self, boundaries: Sequence[Boundary]) -> Callable[[int, int], Mapping[str, np.ndarray]]:
-        """Return the function that computes the rows from `start` to `stop`, by the name of their array."""
+        """Return a function that computes the rows from `start` to `stop` of each array, by its name."""
 
         def compute(start: int, stop: int) -> dict[str, np.ndarray]:
             firsts = range(start, stop, BATCH)
@@ -274,7 +274,7 @@ class _Plan:
         return {_array_name(depth): _to_rows(activations) for depth, activations in found.items()}
 
     def _images(self, start: int, stop: int) -> Tensor:
-        """Return the images (B, 3, H, W) of a range of rows, as their views show them."""
+        """Return the images (B, 3, H, W) of a range of rows, each in its view."""
         count = len(self.splits.train)
         parts = []
         while start < stop:
@@ -285,14 +285,14 @@ class _Plan:
             else:
                 arrays = self.splits.train
             end = min(position + stop - start, len(arrays))
-            # Gathered by range, as many as are left in this view.
+            # As many images as are left in this view.
             images = torch.from_numpy(arrays.gather(slice(position, end))).permute(0, 3, 1, 2)
             parts.append(self._view(images.to(self.machine.device), view, position))
             start += end - position
         return torch.cat(parts)
 
     def _view(self, images_BCHW: Tensor, view: int, position: int) -> Tensor:
-        """Return view 0, the images themselves, or another one: mirrored, or as augmentation draws it."""
+        """Return a view: the images themselves (view 0), mirrored, or with a random augmentation."""
         if view == 0:
             return images_BCHW
         if is_flip_alone(self.config.augment):
@@ -304,7 +304,7 @@ class _Plan:
 
 
 def _to_rows(activations: Tensor) -> np.ndarray:
-    """Return activations in the order in which they are kept, float32: maps as (B, H, W, C)."""
+    """Return activations as the cache keeps their axes, float32: feature maps are (B, H, W, C)."""
     rows = activations.permute(0, 2, 3, 1) if activations.ndim == 4 else activations
     return rows.float().cpu().numpy()
 

@@ -69,8 +69,8 @@ class EpochRecorder(pl.Callback):
     ) -> None:
         """
         Args:
-            trainer: its `monitor` and `select` choose the epoch that is kept, its
-                `early_stopping_patience` ends the run early.
+            trainer: the section `trainer` of the configuration. `monitor` and `select` choose the epoch that
+                is kept, `early_stopping_patience` can end the run early.
             on_epoch: called on rank 0 after each epoch; returns whether the run goes on.
         """
         self.tracker = tracker
@@ -80,13 +80,13 @@ class EpochRecorder(pl.Callback):
         self.history: list[dict[str, float]] = []  # the metrics of each epoch
         self.decision: Decision = "continue"
         self.diverged = False
-        self.best_logits: Tensor | None = None  # on validation, of the best epoch of this process
+        self.best_logits: Tensor | None = None  # of validation, in the best epoch that was trained here
         self.best_logits_epoch = -1
         self.ranks = current_ranks()
         self.seconds_before = 0.0  # training time before this process resumed the run
         self._began = time.perf_counter()
         self._started = self._trained = 0.0
-        self._learning_rate = math.nan  # in the newest optimiser step
+        self._learning_rate = math.nan  # in the latest optimiser step
 
     @property
     def best_epoch(self) -> int:
@@ -188,8 +188,8 @@ class EpochRecorder(pl.Callback):
 
 def history_in(raw: Mapping[str, Any]) -> list[dict[str, float]]:
     """Return the metrics of each epoch from the raw content of a checkpoint."""
-    # Lightning stores a callback's state under its class name: renaming EpochRecorder would orphan
-    # checkpoints.
+    # Lightning stores a callback's state under its class name: if EpochRecorder were renamed, the history in
+    # existing checkpoints would no longer be found.
     history: list[dict[str, float]] = raw["callbacks"][EpochRecorder.__qualname__]["history"]
     return history
 
@@ -221,7 +221,7 @@ def _of_validation(metrics: Mapping[str, float]) -> dict[str, float]:
 def best_epoch(
     history: Sequence[Mapping[str, float]], monitor: MonitorConfig, select: Literal["best", "last"]
 ) -> int:
-    """Return the epoch (0-based) whose checkpoint is kept: the first of those with the best score."""
+    """Return the epoch (0-based) whose checkpoint is kept: the last, or the first with the best score."""
     if select == "last":
         return len(history) - 1
     return monitor.best([metrics[monitor.metric] for metrics in history])

@@ -22,7 +22,7 @@ from harness.models import ImageClassifier, build_model
 from harness.training.checkpoint_io import damaged, verify_digest
 
 SECTION = "harness"  # the key of our part of a checkpoint, beside Lightning's
-PREFIX = "classifier."  # of the classifier's tensor names within the LightningModule
+PREFIX = "classifier."  # the LightningModule's state dict puts it before the classifier's tensor names
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def load_raw(path: Path) -> dict[str, Any]:
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        # The bytes are right, so the cause is too little memory or another version of torch: the previous
-        # checkpoint would fail alike, and must not be fallen back to.
+        # The bytes are right, so the cause is too little memory or another version of torch. The previous
+        # checkpoint would fail in the same way, so a resumed run must not fall back to it.
         if is_verified:
             raise CheckpointError(f"{path} is whole, but does not load: {first_line(error)}") from error
         raise damaged(path, type(error).__name__) from error

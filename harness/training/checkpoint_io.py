@@ -1,16 +1,16 @@
-"""Writing a run's checkpoint files, and telling whether one is still what was written.
+"""Writes a run's checkpoint files so that a crash cannot damage them, and detects files that are damaged.
 
 `fit.py` gives :class:`AtomicCheckpointIO` to Lightning's Trainer. A file is written under a temporary name in
 the same folder, synced and renamed into place; the file before it is kept as `<name>.previous.ckpt`, so one
-of the two is whole at every instant. `checkpoint.py` calls :func:`verify_digest` before it loads a file;
-read on there for the content of a checkpoint.
+of the two is whole at every instant. `checkpoint.py` calls :func:`verify_digest` before it loads a file,
+and describes the content of a checkpoint.
 
 A torch file is a zip. The SHA-256 of the file is stored as the zip's comment, so that the file and its digest
 are copied and removed together, and `torch.load` reads the file as any other. The CRC-32s that torch writes
-do not replace it. They cover the records but not the zip's directory: one flipped bit there makes torch take
-a tensor's record for a folder and return uninitialised memory as weights. For other damage to the directory
-`torch.load` raises the same RuntimeError as for lack of memory. The digest tells the two apart: only if the
-file is damaged does a resumed run fall back to the previous file.
+are not enough. They cover the records but not the zip's directory: one flipped bit there makes torch take a
+tensor's record for a folder and return uninitialised memory as weights. For other damage to the directory
+`torch.load` raises the same RuntimeError as for lack of memory. The digest tells the two apart: a resumed
+run falls back to the previous file only if the newer one is damaged.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ READ_BYTES = 1 << 20
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written so that a crash or a power cut cannot tear them.
+    """Writes Lightning's checkpoint files so that a crash or a power cut cannot leave them incomplete.
 
     Args:
         before_replace: called when the new file is complete, before it replaces the existing one. In a sweep
-            the process checks here that no other process has taken its trial over, and raises if one has.
+            it raises if another process has taken over this process' trial.
     """
 
     def __init__(self, before_replace: Callable[[], object] = lambda: None) -> None:
@@ -143,7 +143,7 @@ def verify_digest(path: Path) -> bool:
     """Compare a checkpoint file with the SHA-256 that was stored in it.
 
     Returns:
-        True if they match; False if the file has no digest, as in versions before there was one.
+        True if they match; False if the file has no digest, because an earlier version wrote it.
 
     Raises:
         DamagedCheckpointError: they differ, or the disk fails to read the file.
@@ -174,10 +174,10 @@ def damaged(path: Path, why: str) -> DamagedCheckpointError:
 def make_room(folder: Path, model: nn.Module) -> None:
     """Remove the partial files of killed writers, and check that this run's checkpoints will fit on the disk.
 
-    Called before training, so that a full disk shows before hours are spent.
+    Called before training, so that a full disk is noticed at once and not after hours.
 
     Raises:
-        DiskFullError: they may not fit.
+        DiskFullError: the checkpoints may not fit.
     """
     _remove(folder, ".*.partial")
     tensors = [*model.parameters(), *model.buffers()]
@@ -215,7 +215,7 @@ def _digest(file: BinaryIO, num_bytes: int) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync a folder, so that renames in it survive a power cut. POSIX only: others cannot open folders."""
+    """Sync a folder, so that renames in it survive a power cut. Does nothing on systems other than POSIX."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -107,7 +107,7 @@ class Ranks(RankInfo):
 
 
 def current_ranks() -> Ranks:
-    """Return the ranks of this process: itself alone, unless `launch_ranks.py` started it."""
+    """Return the ranks that this process belongs to: itself alone, unless `launch_ranks.py` started it."""
     if not dist.is_initialized():
         return Ranks()
     return Ranks(dist.get_rank(), dist.get_world_size())

@@ -37,7 +37,7 @@ def run_training(config: RunConfig, run_id: str | None = None) -> tuple[int, Run
     """Train a configuration on the devices that it asks for, print its epochs, and record it.
 
     Args:
-        run_id: the interrupted run to go on with; None: a new one.
+        run_id: the run to resume; None starts a new one.
 
     Returns:
         The command's exit code, and the result. The result is None if several ranks trained and rank 0 ended

@@ -31,7 +31,7 @@ def measure_costs(
     """Return the costs by the names of `harness.config.objectives.Cost`.
 
     Args:
-        image_HWC: uint8, of the size that the data have.
+        image_HWC: uint8, an image of the data set.
         history: the metrics of every epoch, those before an interruption included.
     """
     classifier = restore_classifier(load_checkpoint(checkpoint))

@@ -1,6 +1,6 @@
-"""The command `harness doctor`: what this machine has, and which device and precision `auto` picks on it.
+"""The command `harness doctor`: lists versions, hardware, disk space, run store and data of this machine.
 
-`machine.py` makes that choice.
+It also shows the device and the precision that `machine.py` chooses for the setting `auto`.
 """
 
 from __future__ import annotations

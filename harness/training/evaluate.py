@@ -50,12 +50,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """How a recorded run's checkpoint does on a split."""
+    """The metrics of a recorded run's checkpoint on a split."""
 
     run: RunRecord
     checkpoint: Path
     metrics: dict[str, float]  # named "val/accuracy", "val/f1", …
-    readings: str | None  # how often the test split was read, in words; None for another split
+    readings: str | None  # how often the test split was read, in words; None for validation
 
 
 def evaluate_run(
@@ -66,15 +66,15 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Score the best checkpoint of a recorded run on a split, and record the result with the run.
 
-    Each reading of the test split is noted, before it happens, with the run and with its sweep.
+    Before the test split is read, this is noted in the tags of the run and of its sweep.
 
     Args:
         reference: a run's id or name, or a sweep's name; None for the best trial of the sweep that ran last.
-        show: told which run is taken, and why, before the work begins.
+        show: called before the evaluation with a line that names the run and says why it was chosen.
 
     Raises:
         TrackingError: there is no such run, or it kept no checkpoint.
-        HarnessError: as `evaluate_checkpoint`.
+        HarnessError: `evaluate_checkpoint` failed.
     """
     choice = choose(tracking, reference)
     show(choice.why)
@@ -87,7 +87,7 @@ def evaluate_run(
 
 
 def _note_reading(store: RunStore, choice: ChosenRun) -> str:
-    """Note that the test split is read now, and return how often that was so, in words."""
+    """Note that the test split is read now, and return how often it has been read, in words."""
     run_id = choice.run.run_id
     ledger = run_id if choice.sweep is None else choice.sweep.parent.run_id
     before = count_readings(tags := store.tags_of(ledger))

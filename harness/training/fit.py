@@ -54,13 +54,13 @@ def fit(
 
     Raises:
         DivergedError: the loss became NaN or infinite.
-        CheckpointError: the folder's checkpoints are of another configuration, or there is no room for new
-            ones.
+        CheckpointError: the folder's checkpoints are from another configuration, or there is no room for
+            new ones.
         Interrupted: `stop_requested` returned True.
         PeerDied: another rank died.
     """
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
-    # On rank 0 alone, because it moves damaged and outdated files away.
+    # On rank 0 alone, because `find_resume_point` renames files.
     resume_from = current_ranks().from_zero(
         lambda: find_resume_point(checkpoint_dir, module.facts, recorder.select, recorder.monitor)
     )
@@ -113,7 +113,7 @@ def build_trainer(
 def _rank_arguments(ranks: Ranks, checkpoint_io: AtomicCheckpointIO) -> dict[str, Any]:
     """Return the Trainer's arguments for a single process, or for a rank that torch's agent has started."""
     if ranks.is_alone:
-        # Given explicitly, because inside a Slurm job Lightning would take the job's tasks for ranks.
+        # The environment is given, because in a Slurm job Lightning would take the job's tasks for ranks.
         return {"devices": 1, "plugins": [checkpoint_io, LightningEnvironment()]}
     return {
         "devices": ranks.world_size,

@@ -1,4 +1,4 @@
-"""Decides which views of its training images a run sees, and so whether activations may be cached.
+"""Decides which views of the training images a run sees, and so whether activations may be cached.
 
 A view is one augmented version of an image. `cached_features.py` and `train.py` call these functions. By
 default activations are cached only where this saves time and changes nothing else: without augmentation, or

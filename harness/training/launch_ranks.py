@@ -3,7 +3,7 @@
 `command.py` (`harness train`) and `harness.search.trial.multi_device` (a sweep's trial) call `launch`.
 torch's elastic agent, the one behind `torchrun`, starts the ranks, watches them, and ends all of them if one
 dies. On a CPU they are forked from this process, which has imported everything already. With GPUs they are
-spawned, because CUDA does not survive a fork. Inside a rank, read on in `collectives.py`.
+spawned, because CUDA cannot be used in a forked process. Ranks communicate by `collectives.py`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from harness.signals import held_back, leave_at_once
 
 EXIT_STOPPED = 128 + signal.SIGTERM
 EXIT_FAILED = 1
-STOPPING = (signal.SIGTERM, signal.SIGINT)  # a sweep's trials ignore SIGINT: then it does not count
+STOPPING = (signal.SIGTERM, signal.SIGINT)  # without effect where ignored, as SIGINT is in a sweep's trials
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
-Work = Callable[..., int]  # called in each rank; importable by name, as are its arguments
+Work = Callable[..., int]  # called in each rank; must be picklable, as must its arguments
 
 
 # ── the launcher ──────────────────────────────────────────────────────────────────────────────────
@@ -44,16 +44,16 @@ Work = Callable[..., int]  # called in each rank; importable by name, as are its
 def launch(work: Work, num_ranks: int, *args: Any, grace_s: float = 30.0) -> int:
     """Run `work(*args)` in `num_ranks` processes, and wait for them.
 
-    SIGTERM and Ctrl-C are passed on to the ranks, where `stop_requested` reports them. If this process dies,
-    even by SIGKILL, the ranks die too.
+    SIGTERM and Ctrl-C are passed on to the ranks, where `stop_requested` reports them. On Linux the ranks die
+    with this process, even if SIGKILL ends it.
 
     Args:
         work: called in each rank; returns an exit code, the same on all ranks.
         grace_s: seconds between asking the ranks to stop and killing them.
 
     Returns:
-        The exit code: what `work` returned, 143 if the ranks were stopped, 128 + the signal if one was
-        killed.
+        The exit code: the one that `work` returned, or 128 + the signal that stopped the ranks or killed one
+        of them.
 
     Raises:
         Exception: the exception of the first rank that failed.
@@ -100,7 +100,7 @@ def _agent_config(num_ranks: int, folder: str, grace_s: float) -> Any:
 
 
 def start_method() -> str:
-    """Return "fork" on Linux without CUDA, "spawn" elsewhere: CUDA does not survive a fork."""
+    """Return "fork" on Linux without CUDA, "spawn" elsewhere: CUDA cannot be used in a forked process."""
     import torch
 
     return "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"

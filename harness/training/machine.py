@@ -57,7 +57,7 @@ def prepare_process(threads: int | None, keep_memory: bool) -> None:
     Called once, before the first tensor.
 
     Args:
-        threads: intra-op CPU threads; None keeps what the process was given.
+        threads: intra-op CPU threads; None keeps the number that torch has set.
         keep_memory: keep large blocks in the process, see :func:`keep_large_blocks`.
     """
     if threads is not None:
@@ -77,7 +77,7 @@ def keep_large_blocks() -> bool:
     The next step would get it back page by page, with a page fault for each.
 
     Returns:
-        Whether the setting took; False where the C library is not glibc.
+        True if the setting took effect; False where the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -94,7 +94,7 @@ def resolve_machine(trainer: TrainerConfig, network: nn.Module | None = None) ->
             counts as a network without grouped convolutions.
 
     Raises:
-        ConfigError: a device that this machine lacks, or a precision that the device cannot do.
+        ConfigError: this machine lacks the device, or the device does not support the precision.
     """
     available = {
         "cpu": True,
@@ -115,8 +115,8 @@ def resolve_machine(trainer: TrainerConfig, network: nn.Module | None = None) ->
 def machine_at_hand(trainer: TrainerConfig, network: nn.Module) -> Machine:
     """Return the device and precision for using a trained model.
 
-    Those of its training, if this machine has them. Otherwise those of "auto", with a warning, because
-    metrics at another precision may differ in their last digits.
+    They are those of its training, if this machine has them. Otherwise they are those of "auto", with a
+    warning, because metrics at another precision may differ in their last digits.
     """
     try:
         return resolve_machine(trainer, network)
@@ -134,7 +134,7 @@ def check_devices(wanted: int, device: str, num_gpus: int) -> None:
     """Refuse to train on more devices than this machine has.
 
     Raises:
-        ConfigError: too few GPUs, or a kind of device that cannot train together.
+        ConfigError: there are too few GPUs, or several devices are asked for on MPS.
     """
     if device == "cuda" and wanted > num_gpus:
         raise ConfigError(f"{wanted} devices are to train together, but this machine shows {num_gpus} GPU(s)")

@@ -82,8 +82,8 @@ class ClassifierModule(pl.LightningModule):
         self.facts = facts
         self.num_batches = num_batches
         self.train_means = RunningMeans()
-        self.val_logits = torch.empty(0)  # newest epoch's, float32 (N, K), on the CPU; empty on ranks but 0
-        self.val_metrics: dict[str, float] = {}  # newest epoch's, the same on all ranks
+        self.val_logits = torch.empty(0)  # on rank 0, of the latest epoch: float32 (N, K), on the CPU
+        self.val_metrics: dict[str, float] = {}  # latest epoch's, the same on all ranks
         self._val_batches: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)

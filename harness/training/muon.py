@@ -20,7 +20,7 @@ from harness.models.freezing import depth_groups, parameter_groups_by_role
 # a, b and c of the iteration x ↦ ax + bx³ + cx⁵, which Newton-Schulz applies to the singular values: it
 # is steep at 0, and maps values near 1 to values near 1.
 QUINTIC = (3.4445, -4.7750, 2.0315)
-_NO_NORM = 1e-7  # below it, weights are zero
+_NO_NORM = 1e-7  # weights with a smaller norm count as zero
 
 
 class Muon(Optimizer):
@@ -32,7 +32,7 @@ class Muon(Optimizer):
     outputs): a pretrained network still computes what it did. The state of a parameter is its momentum buffer
     and, with `keep_norm`, the norm at the first step.
     Source: K. Jordan et al., https://kellerjordan.github.io/posts/muon, with the fixed norm of
-    https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py); there in bf16.
+    https://github.com/KellerJordan/cifar10-airbench (airbench94_muon.py), which computes in bf16.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -123,14 +123,14 @@ def muon_groups(
 
 
 def _stem_parameters(network: nn.Module, optim: MuonOptim) -> set[int]:
-    if optim.stem_epochs is None:  # the stem is not treated apart: networks without depth groups train too
+    if optim.stem_epochs is None:  # then no depth groups are needed, which some networks lack
         return set()
     names = set(depth_groups(network)[0])
     return {id(parameter) for name, parameter in network.named_parameters() if name in names}
 
 
 def _filters(network: nn.Module) -> set[int]:
-    """Return the ids of linear and convolutional weights: embeddings and scales are no linear maps."""
+    """Return the ids of linear and convolutional weights; embeddings and scales are left out."""
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     return {id(module.weight) for module in network.modules() if isinstance(module, kinds)}
 

@@ -1,7 +1,7 @@
 """Builds the optimiser and its learning-rate schedule, which counts in optimiser steps.
 
-`module.py` calls both when Lightning starts to train. The groups and the update rule of Muon are in
-`muon.py`.
+`module.py` calls `build_optimizer` and `build_schedule` when Lightning starts to train. Muon's parameter
+groups and update rule are in `muon.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: F
     """Return the optimiser of all parameters that train.
 
     Backbone and head have groups of their own, each divided into parameters with and without weight decay.
-    Muon's groups are others, see `muon_groups`.
+    For the groups of Muon see `muon_groups`.
     """
     if isinstance(optim, MuonOptim):
         return Muon(muon_groups(classifier, optim, finetune))

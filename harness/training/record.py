@@ -1,4 +1,4 @@
-"""Records a run in its tracker: its configuration and surroundings at the start, its results at the end.
+"""Records a run in its tracker: configuration and environment at the start, results at the end.
 
 `train.py` calls `record_setup` and `record_best`; the metrics of each epoch are logged by `callbacks.py`.
 `harness.search.report.parent_run` records a sweep's data with `record_data`.
@@ -66,7 +66,7 @@ def record_best(
     """Evaluate the best checkpoint on validation and, if configured, on test; log it as a model."""
     tracker.set_tags({names.CHECKPOINT: recorded_path(best, config.tracking.dir)})
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
-        logits = recorder.best_logits.numpy()  # of this process' own validation: no second pass
+        logits = recorder.best_logits.numpy()  # this process has validated that epoch itself
     else:
         classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
         logits, _ = predict(classifier, splits.val, machine, config.data.batch_size, config.evaluation.tta)

@@ -1,9 +1,9 @@
 """Finds the checkpoint from which an interrupted run goes on; `fit.py` calls `find_resume_point`.
 
-`last.ckpt` is taken if it is undamaged and the checkpoint of its best epoch is there too. Otherwise the
-previous `last.ckpt` is taken, and without that the run starts from the beginning. Either way the repeated
-epochs come out the same, bit for bit. Damaged files are renamed to `<name>.damaged`. `checkpoint_io.py`
-writes the files; `resume_run.py` is the command `harness train --resume`.
+`last.ckpt` is taken if it is undamaged and the checkpoint of the best epoch so far is there, too. Otherwise
+the previous `last.ckpt` is taken, and without that the run starts from the beginning. In each case the
+repeated epochs give the same weights, bit for bit. Damaged files are renamed to `<name>.damaged`.
+`checkpoint_io.py` writes the files; `resume_run.py` is the command `harness train --resume`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def find_resume_point(
     The files are moved so that the returned one is `last.ckpt` and `best.ckpt` is of its best epoch.
 
     Args:
-        facts: of the run that is to go on; the checkpoint's must agree with them.
-        select: whether the best or the last epoch is the one that is kept.
+        facts: the facts of the run to be resumed, with which the checkpoint's must agree.
+        select: the epoch that is kept as the result, the best or the last.
         monitor: decides which epoch is the best.
 
     Raises:
@@ -112,7 +112,7 @@ def _check_length(path: Path, num_done: int, was: int, wanted: dict[str, Any]) -
 
 
 def _monitor_of(config: dict[str, Any]) -> dict[str, str]:
-    """Return a run's trainer.monitor; runs of versions without that setting were decided by the accuracy."""
+    """Return a run's trainer.monitor; versions without that setting chose the best epoch by accuracy."""
     monitor = config.get("trainer", {}).get("monitor", {})
     return MonitorConfig.model_validate(monitor).model_dump()
 

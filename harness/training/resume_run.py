@@ -1,7 +1,7 @@
 """The command `harness train --resume RUN`: continues an interrupted run, or trains a finished one longer.
 
-`harness.cli` and `harness.api` call it. It checks what may change and calls `command.py` with the run's
-recorded configuration; `resume_point.py` then picks the checkpoint.
+`harness.cli` and `harness.api` call `resume_training`. It refuses overrides that a resumed run cannot take,
+and calls `command.py` with the run's recorded configuration; `resume_point.py` then picks the checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def resume_training(
 
     Args:
         reference: the run's id, a unique prefix of it, or its unique name.
-        overrides: of the settings in `LONGER` and `ELSEWHERE` alone.
+        overrides: new values; only the settings in `LONGER` and `ELSEWHERE` may change.
 
     Returns:
         The command's exit code and the result, as from `run_training`.
@@ -86,7 +86,7 @@ def _check_longer(run: RunRecord, before: RunConfig, config: RunConfig) -> None:
     """Check that there are epochs left to train, and that the schedule allows the number of epochs.
 
     Raises:
-        TrackingError: there are none, or it does not.
+        TrackingError: no epochs are left, or the schedule does not allow another number.
     """
     name, kind = f"run {run.run_id} ({run.name})", config.optim.schedule.kind
     more, was = config.trainer.max_epochs, before.trainer.max_epochs

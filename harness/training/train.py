@@ -38,7 +38,7 @@ from harness.training.module import ClassifierModule
 from harness.training.record import record_best, record_setup
 from harness.training.result import Decision, EpochReport, RunResult, Status
 
-NUM_IMAGES_SHOWN = 2000  # training images for a network that computes a layer from them
+NUM_IMAGES_SHOWN = 2000  # training images that a network may compute a layer from
 
 
 def train(
@@ -79,7 +79,7 @@ def train(
     status: Status
     costs: dict[str, float] = {}
     try:
-        resolve_machine(config.trainer)  # a device that is not there is named before anything is loaded
+        resolve_machine(config.trainer)  # raises before anything is loaded if the device is missing
         pl.seed_everything(config.seed, verbose=False)
         splits = load_splits(config.data)
         # From here on the configuration names the data set that data=auto has found: a resumed run takes it
@@ -169,7 +169,7 @@ def choose_data(
 
 
 def show_images(classifier: ImageClassifier, train: ImageArrays) -> None:
-    """Pass evenly spaced training images to a network that computes a layer from them; skip all others."""
+    """Give evenly spaced training images to the network if it computes a layer from them."""
     if isinstance(classifier.network, InitialisedFromImages):
         positions = np.linspace(0, len(train) - 1, min(len(train), NUM_IMAGES_SHOWN)).astype(np.int64)
         images_BCHW = torch.from_numpy(train.gather(positions)).permute(0, 3, 1, 2)

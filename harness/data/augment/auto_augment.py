@@ -1,6 +1,6 @@
-"""TrivialAugment and RandAugment, with every image of a batch drawing its own operations and magnitudes.
+"""TrivialAugment and RandAugment, with operations and magnitudes drawn for each image of a batch.
 
-The operations and their magnitude spaces are torchvision's (``torchvision.transforms.v2``), which draws once
+The operations and their ranges of magnitudes are those of ``torchvision.transforms.v2``, which draws once
 per batch. Images are grouped by operation; an operation takes a magnitude per image.
 """
 
@@ -53,7 +53,7 @@ class TrivialAugment:
 
 
 class RandAugment:
-    """Several operations per image, one after the other, of one magnitude.
+    """Several operations per image, one after the other, all of the same magnitude.
 
     Source: Cubuk et al., arXiv:1909.13719.
     """
@@ -83,7 +83,7 @@ def draw_ops(batch: int, num_choices: int, generator: torch.Generator) -> tuple[
 
 
 def magnitudes_of(choices: tuple[PolicyOp, ...], ops_B: Tensor, bins_B: Tensor, signs_B: Tensor) -> Tensor:
-    """Turn drawn bins into the magnitudes that the drawn operations understand, float (B,)."""
+    """Turn drawn bins into magnitudes in the units of the drawn operations, float (B,)."""
     table = torch.tensor([(c.weakest, c.strongest, c.is_signed) for c in choices], device=ops_B.device)
     weakest, strongest, is_signed = table[ops_B].unbind(dim=1)
     size = weakest + (strongest - weakest) * (bins_B / (NUM_BINS - 1))
@@ -103,13 +103,13 @@ def apply_ops(
 
 
 def trivial_augment_ops() -> tuple[PolicyOp, ...]:
-    """Return TrivialAugment's wide space."""
+    """Return the operations of TrivialAugment's wide space."""
     geometric = (0.99, 32.0, 32.0, 135.0)
     return _choices(geometric, enhance=0.99, fewest_bits=2)
 
 
 def rand_augment_ops(height: int, width: int) -> tuple[PolicyOp, ...]:
-    """Return RandAugment's space for images of a size."""
+    """Return RandAugment's operations for images of this size."""
     geometric = (0.3, 150.0 / 331.0 * width, 150.0 / 331.0 * height, 30.0)
     return _choices(geometric, enhance=0.9, fewest_bits=4)
 

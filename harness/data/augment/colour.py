@@ -1,4 +1,4 @@
-"""Colour arithmetic with a factor per image, which torchvision offers per batch only."""
+"""Changes colours by a factor per image; torchvision takes only one factor for a whole batch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def blend(images_BCHW: Tensor, degenerate: Tensor | float, factor: Tensor) -> Te
 
 
 def adjust_hue(images_BCHW: Tensor, shift: Tensor) -> Tensor:
-    """Turn the colour wheel.
+    """Shift the hue of each image.
 
     Args:
         images_BCHW: float in [0, 1].
-        shift: In turns; broadcasts against (B, 1, H, W).
+        shift: In turns of the colour wheel; broadcasts against (B, 1, H, W).
 
     Source: https://en.wikipedia.org/wiki/HSL_and_HSV#HSV_to_RGB_alternative
     """

@@ -1,7 +1,8 @@
-"""Mixup and cutmix: each image of a batch is blended with, or partly covered by, another; so are the labels.
+"""Mixup and cutmix: each image of a batch is blended with, or partly covered by, another one.
 
-They are applied after all other augmentation. The draws are a few numbers per image. They are made on the
-host, so they are the same on every device; some devices cannot draw from a Beta distribution.
+The labels become class probabilities in the same proportion. Mixing comes after all other augmentation. The
+random numbers, a few per image, are drawn on the CPU, so they are the same on every device; some devices
+cannot draw from a Beta distribution.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class BatchMix:
 
         Returns:
             Images and class probabilities, float32 (B, K). The images stay uint8 under cutmix alone; mixup
-            makes them float in [0, 1], so nothing is rounded. Where nothing is on, the input itself.
+            makes them float in [0, 1], so nothing is rounded. The input itself if neither is on.
         """
         config = self.config
         if not self.is_on:

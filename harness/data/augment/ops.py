@@ -1,8 +1,8 @@
 """The operations of the augmentation policies, each with a magnitude per image.
 
-All take and return uint8 (N, 3, H, W), with magnitudes as float (N,), and equal torchvision's v2 functions
-applied image by image. Geometric operations use nearest-neighbour interpolation and fill with black, as
-torchvision's policies do.
+All take and return uint8 (N, 3, H, W), and take magnitudes as float (N,). They compute the same as the
+functions of torchvision.transforms.v2 applied to each image. Geometric operations use nearest-neighbour
+interpolation and fill with black, as torchvision's policies do.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _matrix(like: Tensor, for_x: tuple[Tensor | float, ...], for_y: tuple[Tensor
 
 
 def _affine(images: Tensor, from_output_N23: Tensor, origin: tuple[float, float]) -> Tensor:
-    """Fetch each output pixel from where its image's matrix says.
+    """Fetch each output pixel from the input pixel that the matrix of its image maps it to.
 
     Args:
         from_output_N23: Maps (x, y, 1) of an output pixel's centre to a point of the input, in pixels

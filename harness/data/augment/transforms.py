@@ -1,7 +1,8 @@
-"""Training-time augmentation of whole batches on any device, with an independent draw for every image.
+"""Training-time augmentation of whole batches on any device, with independent random numbers for every image.
 
-Each part is a function that draws and one that applies, so that what is applied can be compared with a
-reference for given draws. Geometry keeps uint8; colour jitter returns float in [0, 1].
+Crop, flip, colour jitter, cutout and erasing each have a function that draws random numbers and one that
+applies them, so that the second can be compared with a reference. Geometry keeps uint8; colour jitter
+returns float in [0, 1].
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ERASING_TRIES = 10
 
 
 class BatchAugment:
-    """What `AugmentConfig` switches on, in this order: crop, flip, policy, colour jitter, cutout, erasing."""
+    """Applies what `AugmentConfig` sets, in order: crop, flip, policy, colour jitter, cutout, erasing."""
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
@@ -43,13 +44,13 @@ class BatchAugment:
         Args:
             images_BCHW: uint8, three channels.
             generator: On the images' device.
-            flips_B: Which of these images are mirrored, bool; None to draw.
-            shard: Which part of a batch the images are; None: the whole batch. Random numbers are always
+            flips_B: True for each image to be mirrored; None to draw.
+            shard: The part of a batch that the images are; None: the whole batch. Random numbers are always
                 drawn for the whole batch.
 
         Returns:
-            uint8, or float in [0, 1] where colours are jittered, in channels_last; the input itself where
-            nothing is on.
+            uint8, or float in [0, 1] where colours are jittered, in channels_last; the input itself if
+            nothing is switched on.
         """
         config, images = self.config, images_BCHW
         shard = shard or Shard.whole(len(images))
@@ -152,7 +153,7 @@ def jitter_colours(images_BCHW: Tensor, factors_4B: Tensor) -> Tensor:
 
     Args:
         images_BCHW: float in [0, 1].
-        factors_4B: As of `draw_jitter`.
+        factors_4B: Drawn by `draw_jitter`.
     """
     brightness, contrast, saturation, hue = factors_4B[:, :, None, None, None]
     images = blend(images_BCHW, 0.0, brightness)
@@ -174,7 +175,7 @@ def draw_centres(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
 def cut_out(images_BCHW: Tensor, centres_B2: Tensor, size: int) -> Tensor:
     """Cover a square around each image's centre pixel, as far as it lies inside, with mid-grey.
 
-    Source: DeVries and Taylor, arXiv:1708.04552; there it is the data set's mean, which is near.
+    Source: DeVries and Taylor, arXiv:1708.04552, who fill with the data set's mean, which is close to that.
     """
     top_left = centres_B2 - size // 2
     mask = box_mask(images_BCHW, torch.cat([top_left, top_left + size], dim=1))
@@ -210,7 +211,7 @@ def erase(
     """Fill each image's box with uniform noise of its own.
 
     Args:
-        boxes_B4: of the whole batch, of which the images are a shard.
+        boxes_B4: the boxes of the whole batch; the images are its part `shard`.
 
     Source: Zhong et al., arXiv:1708.04896 (the RE-R variant).
     """

@@ -1,4 +1,4 @@
-"""Decodes one image file of any format, mode, depth and size to a square of 8-bit RGB."""
+"""Decodes one image file of any format, mode, bit depth and size to a square of 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from harness.data.decoding.pixels import PixelRange, ValueRange, to_rgb, value_range_of
 
-# Of what Pillow knows, these hold no pixels that it can decode, or start another program (EPS).
+# Formats that Pillow opens but cannot decode itself; for EPS it would start another program.
 NO_IMAGES = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"})
 LARGEST_IMAGE = 100_000_000  # pixels; a small file can claim billions
 MAGIC_BYTES = 16  # at the start of a file, by which Pillow recognises its format
@@ -23,9 +23,9 @@ NO_RANGE: PixelRange = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts about one file that must be known of every file before the data set is decoded."""
+    """The facts about a file that are collected from all files before the data set is decoded."""
 
-    value_range: ValueRange | None  # None: 8 bits
+    value_range: ValueRange | None  # None: pixels of 8 bits, which need no range
     has_frames: bool  # the file holds several frames, of which the first is decoded
 
 
@@ -40,7 +40,7 @@ def decode_image(path: Path, size: int, pixel_range: PixelRange = NO_RANGE) -> n
         uint8 (size, size, 3).
 
     Raises:
-        Exception: Whatever PIL raises at damage; ValueError for images that claim too many pixels.
+        Exception: Whatever PIL raises for a damaged file; ValueError for images that claim too many pixels.
     """
     with _open(path) as image:
         image.draft(None, (2 * size, 2 * size))  # lets JPEG skip detail that the resize would throw away
@@ -53,10 +53,10 @@ def decode_image(path: Path, size: int, pixel_range: PixelRange = NO_RANGE) -> n
 
 
 def inspect_image(path: Path) -> Inspection:
-    """Read a file's header, and where it is deeper than 8 bits its pixels.
+    """Read a file's header, and its pixels if they have more than 8 bits a channel.
 
     Raises:
-        Exception: As of `decode_image`.
+        Exception: The same as from `decode_image`.
     """
     with _open(path) as image:
         has_frames = image.format != "MPO" and bool(getattr(image, "is_animated", False))
@@ -90,14 +90,14 @@ def is_image(path: Path) -> bool:
 
 
 def _formats_of(path: Path) -> list[str]:
-    """Return the formats that a file may have; those without magic bytes are told by the suffix alone."""
+    """Return the formats that a file may have; those without magic bytes are recognised by the suffix."""
     named = _format_named(path.suffix.lower())
     return [*_formats_with_magic(), *([named] if named else ())]
 
 
 @cache
 def _formats_with_magic() -> tuple[str, ...]:
-    """Return what this build of Pillow, with its plugins, can decode and knows by its first bytes."""
+    """Return the formats that Pillow, with its plugins, can decode and recognises by a file's first bytes."""
     Image.init()
     return tuple(name for name in Image.ID if name not in NO_IMAGES and Image.OPEN[name][1] is not None)
 

@@ -1,7 +1,8 @@
-"""Images that stay in their files because, decoded, they would not fit in memory.
+"""Images that are decoded from their files in every epoch, because decoded they would not fit in memory.
 
-`ImageFiles` stands in for the decoded array: the same rows in the same order, with the same pixels. Worker
-processes decode ahead of training. The folder source makes it; `splits.ImageArrays` reads from it.
+`ImageFiles` is used in place of the array of decoded images: the same rows in the same order, with the same
+pixels. Worker processes decode ahead of training. `sources/folder.py` makes it; `splits.ImageArrays` reads
+from it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from harness.signals import leave_to_parent
 if TYPE_CHECKING:
     from torch import Tensor
 
-WORKERS_START = "forkserver"  # a fork of the training process would inherit its device and locked locks
+WORKERS_START = "forkserver"  # a fork of the training process would inherit its CUDA state and held locks
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class ImageFiles:
 
     Args:
         paths: Relative to `root`.
-        size: Pixels of the side of the decoded squares.
-        num_workers: Processes that decode for `stream`; 0: the process itself does.
-        pixel_range: Of the data set's deep images.
+        size: Height and width of the decoded images, in pixels.
+        num_workers: Processes that decode for `stream`; with 0 the calling process decodes.
+        pixel_range: The data set's range of values for each pixel type of more than 8 bits.
     """
 
     root: Path
@@ -51,7 +52,7 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the array that this stands in for."""
+        """The shape of the array of decoded images."""
         return len(self.paths), self.size, self.size, 3
 
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -66,9 +67,9 @@ class ImageFiles:
         """Yield `take(rows)` for each batch of rows, in their order, decoded ahead by worker processes.
 
         Raises:
-            DataError: As of `take`, or if a worker dies.
+            DataError: The same as from `take`, or if a worker dies.
         """
-        import torch  # not above: predicting from a bundle decodes files without it
+        import torch  # not above: prediction from a bundle decodes files without torch
         from torch.utils.data import DataLoader
 
         loader: DataLoader[Any] = DataLoader(
@@ -79,7 +80,7 @@ class ImageFiles:
             collate_fn=_as_is,
             worker_init_fn=_start_worker,
             multiprocessing_context=_context() if self.num_workers else None,
-            generator=torch.Generator(),  # or it would draw from the stream that dropout draws from
+            generator=torch.Generator(),  # else it would use the global generator, which dropout uses
         )
         try:
             for images in loader:
@@ -156,10 +157,10 @@ def _context() -> multiprocessing.context.BaseContext:
 def _start_worker(worker_id: int) -> None:
     """Leave Ctrl-C to the training process, and exit when that process ends, for whatever reason.
 
-    torch's own watch looks at the parent's id, which under a fork server is the server's.
+    torch's own check compares the parent's PID, which under a fork server is the server's.
     """
     leave_to_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # which a run over several processes blocks
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # the ranks of a run block it
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -4,20 +4,21 @@
 pixels                         become
 =============================  =======================================================================
 1 bit                          black and white
-8 bit: grey, colour, palette   themselves; CMYK, YCbCr, HSV and LAB by Pillow's conversion
+8 bit: grey, colour, palette   unchanged; CMYK, YCbCr, HSV and LAB by Pillow's conversion
 16 bit, grey or colour         0 … 2^b - 1 becomes 0 … 255; b is the smallest of `BIT_DEPTHS` that holds
                                each such value of the data set (12 for a camera's 12 bits in 16-bit files)
-32-bit integers                likewise; where any is negative, from the least to the greatest value
+32-bit integers                likewise; if any is negative, least … greatest value becomes 0 … 255
 floats                         the first of 0 … 1, -1 … 1 and 0 … 255 that contains all finite values of
-                               the data set, if the largest magnitude is above half of its upper end,
-                               becomes 0 … 255; otherwise the least to the greatest finite value does
-NaN, -inf; inf                 the low end; the high end
+                               the data set becomes 0 … 255; if none does, or no magnitude exceeds half
+                               of its upper end, least … greatest finite value becomes 0 … 255
+NaN, -inf                      like the low end of the range
+inf                            like the high end of the range
 transparent                    shown on white
 several frames or pages        the first
 =============================  =======================================================================
 
-The range is the data set's, not each image's, since brightness is information. It is measured once, may be
-set (`data.pixel_range`), and travels with a run, its checkpoints and its bundle.
+The range is measured once for the whole data set and not for each image, because brightness is information.
+It can be set (`data.pixel_range`), and is recorded with a run, its checkpoints and its exported bundle.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The range of the finite pixels of one type.
+    """The range of an image's finite values, and their type.
 
     Args:
-        steps: `NUM_STEPS` quantiles of them, to see what scaling leaves of their differences.
-        num_odd: Pixels that are not finite.
+        steps: `NUM_STEPS` quantiles of the values, by which `is_squeezed` judges the scaling.
+        num_odd: The number of values that are NaN or infinite.
     """
 
     type: PixelType
@@ -61,7 +62,7 @@ class ValueRange:
 
 
 class DeepPixels(NamedTuple):
-    """Pixels of more than 8 bits: values (H, W) or (H, W, 3), and alpha of 16 bits."""
+    """Pixels of more than 8 bits a channel: values (H, W) or (H, W, 3), and alpha of 16 bits."""
 
     type: PixelType
     values: np.ndarray
@@ -84,7 +85,7 @@ def _value_range(deep: DeepPixels) -> ValueRange:
 
 
 def measure(ranges: Iterable[ValueRange]) -> dict[PixelType, tuple[float, float]]:
-    """Return for each type the range that the rule gives a data set with these ranges."""
+    """Return the range of each type, by the rule above, for a data set of images with these ranges."""
     widest: dict[PixelType, tuple[float, float]] = {}
     for value_range in ranges:
         low, high = widest.get(value_range.type, (value_range.low, value_range.high))
@@ -109,7 +110,7 @@ def is_squeezed(value_range: ValueRange, low: float, high: float) -> bool:
     """Return whether scaling leaves an image a third of its distinct values or fewer: it would look flat.
 
     Args:
-        value_range: Of the image.
+        value_range: The range of the image's values.
         low: The value that becomes 0.
         high: The value that becomes 255.
     """
@@ -123,8 +124,8 @@ def to_rgb(image: Image.Image, pixel_range: PixelRange) -> Image.Image:
     """Return 8-bit RGB.
 
     Args:
-        image: As it was opened from a path, not yet loaded.
-        pixel_range: A type that is missing takes the range that the rule gives this image alone.
+        image: Opened from a path, not yet loaded.
+        pixel_range: The range of each type; for a missing type, the rule is applied to this image alone.
     """
     deep = _deep_pixels(image)
     if deep is None:
@@ -162,7 +163,7 @@ def _deep_pixels(image: Image.Image) -> DeepPixels | None:
         colours, alpha = np.asarray(image).astype(np.uint16), None
     else:
         return None
-    clear = image.info.get("transparency")  # of PNG: one value, or one of each colour
+    clear = image.info.get("transparency")  # in PNG: the transparent grey value or colour
     if alpha is None and isinstance(clear, int | tuple):
         is_clear = (colours.reshape(*colours.shape[:2], -1) == np.array(clear)).all(axis=-1)
         alpha = np.where(is_clear, 0, TOP_16).astype(np.uint16)
@@ -170,7 +171,7 @@ def _deep_pixels(image: Image.Image) -> DeepPixels | None:
 
 
 def _packing(image: Image.Image) -> str:
-    """Return Pillow's name of how a file that is not yet loaded packs its pixels; empty if unknown."""
+    """Return Pillow's name for the packing of pixels in a file that is not yet loaded; empty if unknown."""
     names = {tile.args if isinstance(tile.args, str) else tile.args[0] for tile in _tiles(image) if tile.args}
     return str(names.pop()) if len(names) == 1 else ""
 
@@ -180,7 +181,7 @@ def _tiles(image: Image.Image) -> list[Any]:
 
 
 def _deep_colours(image: Image.Image, packed: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return 16-bit colours and alpha, of which Pillow alone would keep only the high bytes.
+    """Return 16-bit colours and alpha; Pillow by itself would keep only the high bytes.
 
     Pillow unpacks one of the two bytes of a value: the high one. If it is told the opposite byte order, it
     unpacks the low one. For colours, this function reads the file in both ways and combines the bytes.

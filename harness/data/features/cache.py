@@ -1,4 +1,4 @@
-"""The feature cache: all entries below `data.cache_dir`/features, kept under `data.feature_cache_gb`.
+"""The feature cache: all entries in `data.cache_dir`/features, together below `data.feature_cache_gb`.
 
 `open_features` finds or makes an entry, for `harness.training.cached_features`; `harness data --features`
 lists or clears them. The name of an entry is a hash of everything that determines its activations, so an
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def feature_key(shaped_by: Mapping[str, Any]) -> str:
-    """Return the name of an entry, 24 hex digits: a hash of all that shapes its activations."""
+    """Return the name of an entry, 24 hex digits: a hash of all that determines its activations."""
     text = json.dumps({"format": FORMAT, **shaped_by}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -47,10 +47,10 @@ def open_features(
 
     Args:
         cache_dir: The run's `data.cache_dir`.
-        key: As of `feature_key`.
-        num_rows: How many rows the entry must have.
-        describe: Called only if there is no entry: returns what a new one is to hold, or None to make none.
-        limit_bytes: Of all entries together; the least recently used ones are evicted to stay below it.
+        key: The entry's name, from `feature_key`.
+        num_rows: The number of rows that the entry must have.
+        describe: Called only if there is no entry: returns the layout of a new one, or None to make none.
+        limit_bytes: For all entries together; the least recently used ones are evicted to stay below it.
 
     Returns:
         None if `describe` returned None, or if the entry does not fit.
@@ -138,7 +138,7 @@ class StoredFeatures:
 
     folder: Path
     num_bytes: int
-    used: float  # seconds since the epoch
+    used: float  # the Unix time of its last use
     about: Mapping[str, Any]
 
 

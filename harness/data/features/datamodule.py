@@ -1,7 +1,8 @@
-"""Batches of cached activations for Lightning, in the order in which their images would have come.
+"""Batches of cached activations for Lightning, in the order of the images in a run without the cache.
 
-`harness.training.cached_features` fills `FeatureArrays` from a cache entry and hands `FeatureDataModule` to
-the Trainer in place of `ImageDataModule`; the network is then entered behind its frozen part.
+`harness.training.cached_features` fills `FeatureArrays` from a cache entry and returns a `FeatureDataModule`,
+which the Trainer gets in place of `ImageDataModule`. The network then runs only the part behind the frozen
+one.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ class FeatureArrays:
 
 
 class FeatureDataModule(pl.LightningDataModule):
-    """Feeds cached activations to Lightning; an image's view changes from one epoch to the next.
+    """Feeds cached activations to Lightning; an image can have another view in each epoch.
 
     Args:
         train: The training split.
         val: The validation split, in one view.
         batch_size: Images in a batch, over all ranks together.
-        seed: Of the order and of the first view of each image.
-        views: Given an epoch, returns which view each image shows, int (N,), in the order of that epoch.
+        seed: Determines the order, and the first view of each image if `views` is None.
+        views: Takes an epoch and returns the view of each image, int (N,), in the order of that epoch.
             None shows all views in turn, beginning at a random one.
         pin_memory: Whether batches are copied into pinned memory.
-        rank_info: Which of the ranks this process is.
+        rank_info: The rank of this process, and the number of ranks.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class FeatureDataModule(pl.LightningDataModule):
         self.rank_info = rank_info
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the rows that an epoch visits, int64 (N,): images as in the uncached run, one view each."""
+        """Return the rows of an epoch, int64 (N,): images in the order without a cache, in one view each."""
         count, num_views = len(self.train), self.train.num_views
         images = shuffled(count, self.seed, epoch)
         if self.views is not None:

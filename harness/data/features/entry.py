@@ -89,10 +89,10 @@ class FeatureEntry:
         Args:
             names: The arrays whose checksums are compared; the others are not read.
             compute: Given the first row and the one past the last; returns those rows of every array.
-            stop_requested: Asked between chunks.
+            stop_requested: Called between chunks.
 
         Returns:
-            False if `stop_requested` said so before the end; chunks computed so far stay.
+            False if `stop_requested` returned True before the end; chunks computed so far stay.
 
         Raises:
             HalfOverflowError: The entry is float16, and an activation does not fit.
@@ -131,7 +131,7 @@ class FeatureEntry:
                 file.seek(arrays[name].offset + start * arrays[name].strides[0])
                 file.write(kept.data)
             sums[name] = _checksum(kept)
-        # The mark comes last and appears whole (rename): a kill before it leaves a chunk that is not done.
+        # done/START.json is written last, by a rename: if the process is killed before, the chunk is missing.
         atomic_write(self._mark(start), json.dumps(sums))
         self.touch()
 

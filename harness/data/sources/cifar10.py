@@ -1,7 +1,7 @@
-"""CIFAR-10 from whatever form of it is at hand, always as the very same arrays.
+"""Loads CIFAR-10 from any of its published forms, always as exactly the same arrays.
 
-The sources order their rows differently, so the images are sorted by the hash of their pixels; then their
-content is compared with the digests below. No altered or truncated copy gets past that.
+The content of a copy is compared with the digests below, so that an altered or truncated copy is refused.
+The forms differ in the order of the images, so these are sorted by the hash of their pixels.
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 """
@@ -76,7 +76,7 @@ def _obtain(data_dir: Path, may_download: bool) -> tuple[files.Copy, dict[PartNa
 
 
 def read_canonical(copy: files.Copy) -> dict[PartName, files.Labelled]:
-    """Read a copy, make sure that it is CIFAR-10, and bring it into the one order."""
+    """Read a copy, make sure that it is CIFAR-10, and sort it by the hash of the pixels."""
     canonical: dict[PartName, files.Labelled] = {}
     for part, (images, labels) in files.read(copy).items():
         hashes = hash_images(images)

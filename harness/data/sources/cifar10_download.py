@@ -1,4 +1,4 @@
-"""Downloads CIFAR-10 from its own site, else from the hub.
+"""Downloads CIFAR-10 from its own site or, if that fails, from the Hugging Face hub.
 
 `cifar10.py` calls `download`. A copy is moved into the data folder only after it has been read and verified.
 """
@@ -83,6 +83,6 @@ def _fetch_parquet(staging: Path) -> Copy:
 def _retrieve(url: str, known_hash: str | None, path: Path) -> None:
     import pooch
 
-    pooch.get_logger().setLevel("WARNING")  # what it would say has been said
+    pooch.get_logger().setLevel("WARNING")  # its messages would repeat ours
     downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUTS_S)
     pooch.retrieve(url, known_hash, fname=path.name, path=path.parent, downloader=downloader)

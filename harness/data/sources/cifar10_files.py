@@ -1,4 +1,4 @@
-"""Reads CIFAR-10 in each of its published forms: the hub's parquet, the batches, their archive.
+"""Reads CIFAR-10 in each of its published forms: parquet files (Hugging Face), batch files, their archive.
 
 The batches are pickles; they are read by an unpickler that can build arrays and nothing else.
 """
@@ -31,7 +31,7 @@ BATCHES: dict[PartName, tuple[str, ...]] = {
 }
 IMAGE_SHAPE = (32, 32, 3)
 LARGEST_BATCH = 64 * 2**20  # bytes; the real ones have 31 MB
-DECODE_THREADS = 4  # PIL lets go of the interpreter lock while it decodes
+DECODE_THREADS = 4  # PIL releases the GIL while it decodes
 DECODE_CHUNK = 1000  # images
 
 Labelled = tuple[np.ndarray, np.ndarray]  # uint8 (N, 32, 32, 3), int64 (N,)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness.data.decoded_cache import DecodedSet, Description, create_images, finish_part, load_or_build
 
-IMAGE_SIZE = 32  # pixels, from 8
+IMAGE_SIZE = 32  # height and width in pixels; the originals have 8
 INK_LEVELS = 16
 TEST_FRACTION = 0.2
 

@@ -1,6 +1,6 @@
-"""The source `data=folder`: a tree of image files, understood by `layout.py`, decoded by `decoding/`.
+"""The source `data=folder`: a tree of image files. `layout.py` finds classes and splits, `decoding/` decodes.
 
-Files that cannot be read are listed, never fatal, as long as every class keeps some that can.
+Files that cannot be read are listed and left out, as long as every class keeps readable training images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DECODE_THREADS = 4  # PIL releases the GIL while it decodes
 CHUNK = 512  # images that are decoded before their hashes, moments and thumbnails are computed
 log = logging.getLogger(__name__)
 
-Inspections = Mapping[str, Inspection | None]  # of each path; None: it cannot be read
+Inspections = Mapping[str, Inspection | None]  # by path; None for a file that cannot be read
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Sources:
     num_workers: int
 
     def files(self, pixel_range: PixelRange) -> dict[PartName, ImageFiles]:
-        """Return what stands in for the decoded arrays."""
+        """Return the files of each part, to be used in place of an array of decoded images."""
         layout = self.layout
         paths: dict[PartName, list[str]] = {}
         for file in layout.files:
@@ -73,18 +73,18 @@ class Sources:
 
     @property
     def num_bytes(self) -> int:
-        """What all images take, decoded."""
+        """The bytes that all images take when they are decoded."""
         return sum(math.prod(part.shape) for part in self.files({}).values())
 
 
 def load(config: FolderData) -> DecodedSet:
     """Return the tree's images, each resized and cropped to a square of `decode_size` pixels.
 
-    Where the squares would take more than `max_memory_share` of the memory, only what identifies them is
-    cached, and their pixels stay in the files.
+    If these would take more than `max_memory_share` of the memory, only their labels, hashes, moments and
+    thumbnails are cached, and the files are decoded again in every epoch.
 
     Raises:
-        DataError: If there is no tree, no image, or only one class, or the tree can be meant in two ways.
+        DataError: If there is no tree, no image or only one class, or the tree can be read in two ways.
     """
     root = Path(config.dir).expanduser().resolve()
     sources = Sources(
@@ -106,7 +106,7 @@ def load(config: FolderData) -> DecodedSet:
 
 
 def _cache_key(config: FolderData, layout: Layout) -> str:
-    """Hash what decides the decoded arrays, cheaply: no file is opened."""
+    """Return a hash of all that determines the decoded arrays; no file is opened for it."""
     files = [(*dataclasses.astuple(file), *_version(layout.root / file.path)) for file in layout.files]
     facts = [str(layout.root), config.decode_size, sorted(config.pixel_range.items()), files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -121,7 +121,7 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def _describe(decoded: DecodedSet, sources: Sources) -> DecodedSet:
-    """Add what is known of the tree without a cache."""
+    """Add the facts about the tree that are read anew each time: notices, layout, unused files, names."""
     layout = sources.layout
     about = dataclasses.replace(
         decoded.about,
@@ -178,7 +178,7 @@ def _inspect(root: Path, path: str) -> Inspection | None:
 
 
 def _notices(inspections: Inspections, pixel_range: PixelRange) -> Iterable[str]:
-    """Say what the rule made of images that 8 bits do not hold, and what it left out."""
+    """Yield messages about images of more than 8 bits a channel, and about files of several frames."""
     deep = {
         path: inspection.value_range
         for path, inspection in inspections.items()
@@ -222,7 +222,7 @@ def _decode_part(
     keeps_pixels: bool,
     run: Callable[..., Iterable[bool]],
 ) -> None:
-    """Decode the files of one part, write what is to be kept, and mark those unreadable in `labels`."""
+    """Decode the files of one part, write its cache, and set the labels of unreadable files to `BROKEN`."""
     images = create_images(staging, part, files.shape) if keeps_pixels else None
     facts = []
     for start in range(0, len(labels), CHUNK):

@@ -1,10 +1,10 @@
 """Reads a folder's layout: the class of each image, and its split if the tree gives one.
 
-    CLASS/…                     split by us
-    SPLIT/CLASS/…               split as given; the spellings of a split's name are in `SPELLINGS`
-    WRAPPER/…                   a single folder around either, as zip files have it, is seen through
+    CLASS/…                     the harness makes the splits
+    SPLIT/CLASS/…               the tree gives the splits; `SPELLINGS` lists the names of split folders
+    WRAPPER/…                   a single folder around either, as in many zip files, is skipped
 
-Below a class folder, images may lie at any depth. A tree that can be understood in two ways is refused with a
+Below a class folder, images may lie at any depth. A tree that can be read in two ways is refused with a
 message that says what was found.
 """
 
@@ -20,7 +20,7 @@ from harness.data.messages import counted, first_few, printable
 from harness.data.sources.scan import EXCLUDED, NO_CLASS, Folder, PassedOver, scan
 from harness.errors import DataError, did_you_mean
 
-# In any case, and followed by "set", "data", "images" or "split" if at all: Training, test_set, "Val images".
+# In upper or lower case; "set", "data", "images" or "split" may follow: Training, test_set, "Val images".
 SPELLINGS: dict[PartName, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "validate", "dev", "development", "eval", "evaluation"),
@@ -47,13 +47,13 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Layout:
-    """A folder, understood.
+    """The images of a folder, with their classes and splits.
 
     Args:
         files: in a fixed order.
-        passed_over: everything else that lies there.
-        layout: how the tree was read, in a few words.
-        notices: what a user should know of it, a line each.
+        passed_over: all other files and folders.
+        layout: the layout as it was understood, in a few words.
+        notices: messages to the user about the folder, one line each.
     """
 
     root: Path
@@ -65,7 +65,7 @@ class Layout:
 
 
 def read_layout(root: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Layout:
-    """Return what a folder holds. No file is opened that has an image's suffix.
+    """Return a folder's layout. Files with an image's suffix are not opened.
 
     Raises:
         DataError: If there is no folder, no image, one class only, or more than one way to understand it.
@@ -105,7 +105,7 @@ def part_named(name: str) -> PartName | None:
 
 
 class _Reader:
-    """Reads one tree; `described` and `notices` say how."""
+    """Reads one tree. `described` then holds its layout in words, `notices` messages to the user."""
 
     def __init__(self, root: Path, top: Folder, passed_over: list[PassedOver]) -> None:
         self.root = root
@@ -239,7 +239,7 @@ class _Reader:
 
 
 def _unwrap(folder: Folder) -> Folder:
-    """See through folders that hold nothing but one folder of folders."""
+    """Return the folder inside all wrappers: a wrapper holds one folder only, and that one only folders."""
     filled = folder.filled
     while (
         len(filled) == 1 and part_named(filled[0].name) is None and filled[0].filled and not filled[0].images

@@ -1,6 +1,6 @@
-"""Lists every file below a folder once: as an image, or as passed over with the reason.
+"""Lists the files below a folder: the images, and what is not used, with the reason.
 
-`layout.py` calls `scan` and decides what the tree of folders means.
+`layout.py` calls `scan` and finds the classes and splits in the tree of folders.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class PassedOver:
 
 @dataclass
 class Folder:
-    """A folder with the images that lie in it, and its folders; both in the order of their names."""
+    """A folder, with the images directly in it and its subfolders; both in the order of their names."""
 
     name: str
-    path: str  # relative to the data folder; empty for itself
+    path: str  # relative to the data folder; empty for the data folder itself
     images: list[str] = field(default_factory=list)  # paths, relative to the data folder
     folders: list[Folder] = field(default_factory=list)
 
     def all_images(self) -> Iterator[str]:
-        """Yield the images in it and below."""
+        """Yield the images in this folder and in all folders below it."""
         yield from self.images
         for folder in self.folders:
             yield from folder.all_images()
 
     @property
     def filled(self) -> list[Folder]:
-        """Those of its folders that hold images, however deep."""
+        """The subfolders that hold images, at any depth."""
         return [folder for folder in self.folders if next(folder.all_images(), None) is not None]
 
 
@@ -121,7 +121,7 @@ class _Scanner:
         return found
 
     def _unwanted(self, entry: os.DirEntry[str], path: str) -> str | None:
-        """Return why an entry is not used, whatever it links to."""
+        """Return why an entry is not used, or None. `_leads_back` checks links that lead back."""
         here = Path(entry)
         why = None
         if entry.name.startswith(".") or entry.name in SYSTEM_NAMES:
@@ -131,7 +131,7 @@ class _Scanner:
         elif here.is_dir():
             why = None
         elif here.exists() and not here.is_file():
-            why = "no regular file"  # a pipe would be waited for
+            why = "no regular file"  # opening a pipe would block
         elif not is_image(here):
             why = NO_IMAGE
         elif self.include and not any(_matches(path, pattern) for pattern in self.include):
@@ -154,7 +154,7 @@ class _Scanner:
 def _matches(path: str, pattern: str, *, only_last: bool = False) -> bool:
     """Tell whether a pattern matches a path, or one of the folders that the path leads through.
 
-    A pattern without a slash is compared with the names of these, a pattern with one with their paths.
+    A pattern that contains a slash is compared with their paths, any other pattern with their names.
 
     Args:
         only_last: compare the path itself alone, because its folders were checked before they were entered.
