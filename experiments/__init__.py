@@ -1,1 +1,1 @@
-"""One folder per question: how it was asked, and a REPORT.md of what was measured."""
+"""One folder per set of measurements: the code that takes them and, if it writes one, its REPORT.md."""

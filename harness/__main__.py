@@ -4,7 +4,7 @@ from harness.signals import answer_interrupts, leave_at_once
 
 
 def run() -> int:
-    """Run a command; Ctrl-C is answered from here on, while the command line itself is imported too."""
+    """Run a command; Ctrl-C is handled from the start, also while the modules are still imported."""
     try:
         answer_interrupts()
         from harness.cli.main import main

@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 def _starts_processes(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Have the processes that a function starts be those that the command would start.
+    """Let the processes that a function starts import `harness.__main__`, as the command's processes do.
 
     `multiprocessing` imports the caller's script in each of them, unless the program was started as
     `python -m PACKAGE`. A script without `if __name__ == "__main__":` would begin a sweep in every trial.
@@ -83,7 +83,8 @@ def train(*overrides: str, config_dir: Path = CONFIG_DIR) -> RunResult:
         >>> sorted(result.metrics)[-2:]
         ['val/precision', 'val/recall']
 
-    Ctrl-C ends the training after its batch: the result's status is "interrupted"; :func:`resume` goes on.
+    Ctrl-C ends the training after the current batch, and the result's status is "interrupted"; :func:`resume`
+    continues the run.
 
     Raises:
         HarnessError: a mistake in the configuration, the data or the run store; the loss became NaN; or a
@@ -130,7 +131,7 @@ def sweep(*overrides: str, config_dir: Path = CONFIG_DIR, extend: bool = False) 
 
     Args:
         config_dir: the folder of configuration files.
-        extend: the sweep is asked for more than in the calls before, on purpose.
+        extend: give an existing sweep a larger space or further constraints; its trials are kept.
 
     Raises:
         HarnessError: the space, the data or the stores do not allow it, or trials keep failing.
@@ -158,7 +159,7 @@ def evaluate(run: str | None = None, *, split: Split = "val", mlruns: str | None
         Metrics by name: `val/accuracy`, `val/loss`, `val/f1`, …
 
     Raises:
-        HarnessError: there is no such run, its checkpoint is gone, or the data are others now.
+        HarnessError: there is no such run, its checkpoint is gone, or the data have changed.
     """
     from harness.training.evaluate import evaluate_run
 

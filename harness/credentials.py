@@ -1,7 +1,8 @@
-"""How addresses are shown: without the passwords and tokens that they may hold.
+"""Hides the passwords and tokens in addresses, wherever these are shown.
 
-Whatever is printed, logged, recorded or put on a command line goes through :func:`shown`. Two files keep
-addresses whole, and only their owner can read them: a trial's spec, and the environment of a Slurm job.
+Whatever is printed, logged, recorded or put on a command line goes through :func:`shown`. Two kinds of files
+hold complete addresses, and only their owner can read them: the spec of a trial, and the environment
+variables of a Slurm job.
 """
 
 from __future__ import annotations

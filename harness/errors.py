@@ -1,6 +1,6 @@
 """Every error that the harness raises on purpose, and how errors are put in one line.
 
-HarnessError                 a user's mistake or a fault of the world: one clear line, exit code 2
+HarnessError                 a user's mistake, or a fault outside of the program: one line, exit code 2
 ├── ConfigError              a key, group, value or combination of values that makes no sense
 ├── DataError                images that are missing, damaged or unusable
 │   └── DownloadError        the data set is neither on disk nor reachable
@@ -9,12 +9,12 @@ HarnessError                 a user's mistake or a fault of the world: one clear
 │   └── BatchSizeError       batches too small for the model's batch norms
 ├── CheckpointError          a checkpoint that is missing, damaged or of another program
 │   ├── DamagedCheckpointError  its bytes are not those that were written
-│   └── DiskFullError           there is no room for it: the run can go on when there is
-├── DivergedError            the loss became NaN or infinite: a trial with it is infeasible, not failed
+│   └── DiskFullError           it does not fit on the disk: once there is room, the run can be resumed
+├── DivergedError            the loss became NaN or infinite: such a trial is infeasible, not failed
 ├── TrackingError            the run store is unwritable, unreachable, or lacks the run asked for
-│   └── NoSuchRunError       it answers, and does not hold the run
+│   └── NoSuchRunError       the run store answers, but does not hold the run
 ├── SweepError               a sweep that differs from its namesake, is being run already, or keeps failing
-│   └── StorageError         the database of sweeps is away: what needs it stays resumable
+│   └── StorageError         the database of sweeps does not answer: what was running can be resumed
 └── ExportError              a bundle that cannot be written, or fails its parity check
 
 Anything else that surfaces is a bug and keeps its traceback.
@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator
 from harness.credentials import shown
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: a full disk, a quota, a limit on files
-MOST_SHOWN = 24  # of the words that are valid
+MOST_SHOWN = 24  # valid words that a message lists
 
 
 class HarnessError(Exception):
@@ -72,7 +72,7 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class DiskFullError(CheckpointError):
-    """A checkpoint that there is no room for; the run can go on when there is."""
+    """A checkpoint that does not fit on the disk; once there is room, the run can be resumed."""
 
 
 class DivergedError(HarnessError):
@@ -84,7 +84,7 @@ class TrackingError(HarnessError):
 
 
 class NoSuchRunError(TrackingError):
-    """The run store answers, and does not hold the run: waiting does not help."""
+    """The run store answers but does not hold the run, so trying again does not help."""
 
 
 class SweepError(HarnessError):

@@ -47,8 +47,8 @@ def create_database(
     one: the migrations of MLflow and of Optuna fail on such a file for good.
 
     Args:
-        lock: held meanwhile, so that of several processes one creates it.
-        create: makes the tables in the file that it is given, and closes it.
+        lock: held meanwhile, so that only one of several processes creates the file.
+        create: creates the tables in the file whose path it is given, and closes the file.
     """
     with lock:
         if database.exists():

@@ -1,4 +1,4 @@
-"""Starts the server from which `multiprocessing` forks trials, and the workers that decode images."""
+"""Starts `multiprocessing`'s fork server, which forks the processes of trials and of image decoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHORT_FOLDER = "/tmp"  # multiprocessing makes a folder of its own below it, for
 
 
 def start_fork_server() -> None:
-    """Start the server of forks if it does not run; returns without waiting for its imports.
+    """Start the fork server unless it runs already; return without waiting for its imports.
 
     The server never sees Ctrl-C; a process that is forked from it calls `signals.leave_to_parent`.
     """

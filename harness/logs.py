@@ -18,7 +18,7 @@ def show_messages() -> None:
 
 
 def never_fail_to_print() -> None:
-    """Have what a terminal's encoding lacks appear as escapes (LANG=C, PYTHONIOENCODING=latin-1)."""
+    """Print characters that the encoding of stdout or stderr lacks (LANG=C) as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

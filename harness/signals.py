@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM, wherever they arrive.
+"""Handles Ctrl-C and SIGTERM in the processes of the harness.
 
-A command that has nothing to tidy up ends at once, with one line (`answer_interrupts`, which `__main__.py`
-calls). Training and sweeps stop at a place of their own choosing: they count the signals (`StopSignals`). The
-helper processes that they start never see a Ctrl-C (`held_back`, `leave_to_parent`). The processes of a run
-on several devices have rules of their own: `harness.training.launch_ranks`.
+A command that has nothing to clean up ends at once and prints one line (`answer_interrupts`, which
+`__main__.py` calls). Training and sweeps count the signals (`StopSignals`) and stop at the next suitable
+point. The helper processes that they start never see a Ctrl-C (`held_back`, `leave_to_parent`). For a run on
+several devices, `harness.training.launch_ranks` handles the signals.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ INTERRUPTED = "interrupted; nothing is lost: repeat the command"
 
 
 def answer_interrupts() -> None:
-    """Let Ctrl-C end this process in one line, whatever it is doing; to be called before heavy imports.
+    """Let Ctrl-C end this process at once, with one line printed; to be called before heavy imports.
 
-    Python would raise KeyboardInterrupt wherever the program happens to be: libraries that import or call
-    back turn it into other errors, or swallow it. Ending at once loses nothing: each file that we write
-    survives a kill. A sweep and a training run replace this answer by `StopSignals`.
+    By default, Python raises KeyboardInterrupt at whatever point the program has reached, and libraries turn
+    it into other errors, or swallow it. Ending at once loses nothing, as a kill damages no file that we
+    write. A sweep and a training run replace this handler by `StopSignals`.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
         signal.signal(signal.SIGINT, lambda number, frame: leave_at_once())
@@ -32,7 +32,7 @@ def answer_interrupts() -> None:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt within, for code that has to clean up."""
+    """Let Ctrl-C raise KeyboardInterrupt in this block, for code that has to clean up."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -41,13 +41,13 @@ def raising() -> Iterator[None]:
 
 
 def leave_at_once(line: str = INTERRUPTED) -> NoReturn:
-    """End this process now, as its kill would, with one line."""
+    """Print one line and end this process at once, without any clean-up, as SIGKILL would."""
     os.write(2, f"{line}\n".encode())
     os._exit(EXIT_INTERRUPTED)
 
 
 class StopSignals:
-    """Counts SIGINT and SIGTERM while it is entered, instead of raising from wherever the program is.
+    """Counts SIGINT and SIGTERM in its `with` block, instead of raising an error at an arbitrary point.
 
     Args:
         answer: Called at each signal with its number and the count, in the signal's handler.
@@ -62,7 +62,7 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """The code by which shells name the first signal, 0 if there was none."""
+        """The exit code that shells use for the first signal (128 + its number); 0 if there was none."""
         return 0 if self.first is None else 128 + self.first
 
     def __enter__(self) -> StopSignals:

@@ -1,1 +1,1 @@
-"""How fast is the harness? `make bench` measures it against public libraries, side by side."""
+"""`make bench` measures the speed of the harness in comparison with public libraries used directly."""

@@ -1,4 +1,4 @@
-"""`make bench`: measure every row in turn, print the table, write results.json, REPORT.md and its plot.
+"""`make bench`: measure each row of a table in turn, print it, write results.json, REPORT.md and a plot.
 
 python -m experiments.performance.bench [--rows KEY ...] [--quick] [--output FOLDER]
 """
@@ -32,12 +32,12 @@ from harness.errors import HarnessError
 from harness.tracking.environment import capture_environment
 
 HOME = Path(__file__).parent
-TRIED = Path("reports/performance")  # where results go that do not stand for the whole table
-BUSY_LOAD = 0.5  # processes; above it, something else was running
+TRIED = Path("reports/performance")  # the folder for results of a part of the table
+BUSY_LOAD = 0.5  # a load average above it means that other programs were running
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 0 if every row could be measured or says why not, 1 if one broke."""
+    """Run the benchmark; return 0 if each row was measured or skipped, 1 if one failed, 2 without data."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     rows = [row for row in ROWS if not options.rows or row.key in options.rows]
@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def announce(console: Console, place: Place, rows: Sequence[Row], load: float) -> None:
-    """Say what is about to be measured on what, and how long it takes."""
+    """Print how many rows will be measured, on which data, and about how long it takes."""
     minutes = sum(row.budget_s for row in rows) / 60
     console.print(f"{len(rows)} rows on {place.data}, about {minutes:.0f} min on two quiet cores")
     if not place.is_cifar10:
@@ -82,7 +82,7 @@ def announce(console: Console, place: Place, rows: Sequence[Row], load: float) -
 
 
 def measure(console: Console, place: Place, row: Row, number: int) -> Result:
-    """Measure a row; whatever goes wrong there is that row's result, and the others go on."""
+    """Measure a row; an error becomes the row's result, so that the other rows are still measured."""
     console.print(f"{number:2d} {row.key:<16} (about {row.budget_s} s) … ", end="")
     started = time.perf_counter()
     try:

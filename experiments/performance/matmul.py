@@ -1,4 +1,4 @@
-"""What a machine could compute: the yardstick that speeds are held against."""
+"""Measures a machine's rate of matrix products (FLOP/s), to which other speeds are related."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from statistics import median
 
 import torch
 
-PROBE_SIDE = 256  # of a product that tells what a larger one would take: a CPU without bf16 takes minutes
-LIMIT_S = 20.0  # of one measurement; beyond it a smaller matrix has to do
+PROBE_SIDE = 256  # of a first product, by which the time of larger ones is estimated before they are tried
+LIMIT_S = 20.0  # of one measurement; if it would take longer, smaller matrices are used
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, side: int = 2048, repeats: int = 7) -> float:
     """Return the floating-point operations per second of a square matrix product, the median of a few.
 
-    Where they would take longer than LIMIT_S, as of a type that the processor lacks, they are smaller.
+    The matrices are smaller than `side` if the products would take longer than LIMIT_S: on a CPU without
+    bf16, they take minutes in bf16.
     """
     probe = median(_seconds(device, dtype, PROBE_SIDE, 2))
     while side > PROBE_SIDE and probe * (side / PROBE_SIDE) ** 3 * (repeats + 1) > LIMIT_S:

@@ -1,4 +1,4 @@
-"""What a row of the table is, and the few statistics behind it."""
+"""`Row`: one line of the benchmark's table; `Result`: the same, measured; and the statistics for both."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Side:
     """One of the two things that a row compares."""
 
     name: str
-    values: tuple[float, ...]  # one a repeat, in order
+    values: tuple[float, ...]  # one per repeat, in order
     unit: str
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What measuring a row gave."""
+    """The values that measuring a row has given."""
 
-    values: tuple[float, ...]  # of the row's own quantity, one a repeat
+    values: tuple[float, ...]  # of the quantity that has the target, one per repeat
     sides: tuple[Side, ...] = ()
     note: str = ""  # what a reader must know to judge the number
 
@@ -39,10 +39,10 @@ class Row:
     """One line of the table: a question, its target, and how it is measured.
 
     Args:
-        measure: raises :class:`Skip` where it cannot be measured.
+        measure: raises :class:`Skip` if the row cannot be measured here.
         unit: "×" for ratios.
-        at_least: whether the target is to be reached or not to be exceeded.
-        budget_s: about how long it takes on two quiet cores.
+        at_least: True if the value must reach the target, False if it must not exceed it.
+        budget_s: about how many seconds the measurement takes on two otherwise idle cores.
     """
 
     key: str
@@ -74,7 +74,7 @@ class Result:
     seconds: float = field(default=0.0, compare=False)  # that measuring took
 
     def share(self, value: float) -> float:
-        """Return a value in shares of the target: 1 is just met, 2 is twice as good."""
+        """Return how many times as good as the target a value is: with 1, the target is just met."""
         return value / self.target if self.at_least else self.target / max(value, 1e-12)
 
 
@@ -93,7 +93,7 @@ def compare(
     less_is_better: bool = False,
     note: str = "",
 ) -> Outcome:
-    """Return how many times better the first of each pair is; neighbours are compared, not medians."""
+    """Return how many times better the first of each pair is than the second, as one ratio per pair."""
     ratios = [second / first if less_is_better else first / second for first, second in pairs]
     columns = zip(*pairs, strict=True)
     sides = [Side(name, tuple(values), unit) for name, values in zip(names, columns, strict=True)]
@@ -141,15 +141,16 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Timing:
-    """A trial, or several at the same time: the epochs of the longest, and all that is around them."""
+    """How long a trial took, or several at the same time, with the epochs of the one that took longest."""
 
     total_s: float
     epochs: tuple[Epoch, ...]
 
     def scaled(self, train: float, val: float, epochs: int) -> float:
-        """Return the seconds that it would take with more images and epochs; what is around them stays.
+        """Return the seconds that it would take with more images and epochs.
 
-        The last epoch stands for all: the first one also starts workers and fills caches, which stays too.
+        Every epoch is taken to be as long as the last one. All other time is not scaled: that outside of
+        epochs, and what earlier epochs took longer, as the first starts workers and fills caches.
 
         Args:
             train: how many times more training images.

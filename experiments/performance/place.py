@@ -1,4 +1,4 @@
-"""Where and how much a benchmark measures: an own folder, the data, the sizes, fresh processes."""
+"""`Place`: a benchmark's folder, data and sizes; it runs each measurement in a new process."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from harness.tracking.store import open_store
 Arguments = ParamSpec("Arguments")
 Value = TypeVar("Value")
 
-# Little validation, where it is only in the way: a part of the images, and how many times more there are.
+# For rows that do not measure validation: a smaller fraction of validation images, and how many times as many
+# there are by default.
 FEW_VAL, FEW_VAL_SCALE = "data.val_fraction=0.02", 0.1 / 0.02
 SPEED_MODEL = "speed_cnn"
-PRELOAD = [*PRELOADED, "experiments.performance.searching"]  # and with it the usual script's libraries
+PRELOAD = [*PRELOADED, "experiments.performance.searching"]  # it imports the usual script's libraries
 HAS_FEATURE_CACHE = "cache_features" in LinearProbe.model_fields
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything is measured."""
+    """How many images, epochs, trials, seconds and repeats are measured."""
 
     repeats: int = 3
     input_seconds: float = 3.0  # of each side of the input pipeline
@@ -40,7 +41,7 @@ class Scale:
     probe_images: int | None = None  # of the harness's linear probes; None = all
     probe_epochs: int = 10
     probe_trials: int = 8
-    fraction_images: int = 2000  # what is measured of a side that is scaled up: training and ...
+    fraction_images: int = 2000  # where a measured time is scaled up to all images: training and ...
     fraction_val: int = 500  # ... validation images
     wide_images: int = 2000  # of the wide_cnn trials, both sides
 
@@ -64,7 +65,7 @@ QUICK = Scale(
 
 @dataclass(frozen=True)
 class Place:
-    """An own folder with decoded data and an empty run store, and how much to measure in it."""
+    """A folder with decoded data and a run store for the benchmark alone, and the sizes to measure with."""
 
     folder: Path
     scale: Scale
@@ -77,11 +78,11 @@ class Place:
         return self.data == "cifar10"
 
     def overrides(self, *more: str) -> list[str]:
-        """Return what every configuration here has in common, then `more`."""
+        """Return the overrides that all measurements have in common, then `more`."""
         return [*_own_places(self.folder), f"data={self.data}", *more]
 
     def available(self, images: int | None) -> int:
-        """Return how many training images there are of those that are wanted; None for all."""
+        """Return how many of the wanted number of training images there are; None asks for all."""
         return self.num_train if images is None else min(images, self.num_train)
 
     def limit(self, images: int | None) -> str:
@@ -94,9 +95,9 @@ class Place:
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Value:
-        """Call a function of a module in a fresh process: its own threads, allocator and caches.
+        """Call a module's function in a new process, which has its own threads, allocator and caches.
 
-        It is forked from a server that has imported the libraries, so that no side pays for imports.
+        The process is forked from a server that has imported the libraries, so imports are never timed.
         """
         LocalExecutor(preload=PRELOAD).start_server()
         context = multiprocessing.get_context("forkserver")

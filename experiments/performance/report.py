@@ -1,4 +1,4 @@
-"""What is left of a benchmark: results.json for programs, REPORT.md and a plot for people."""
+"""Writes the results of a benchmark: results.json for programs, REPORT.md and a plot for people."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(folder: Path, results: Sequence[Result], facts: Mapping[str, Any]) -> 
 
 
 def number_text(value: float, unit: str = "") -> str:
-    """Return three significant digits, four of a percentage, or all of the digits before the point."""
+    """Return a number with three significant digits (a percentage: four); from 100 on, without decimals."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{4 if unit == '%' else 3}g}"
 
 
@@ -165,7 +165,7 @@ def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> s
 
 
 def draw(results: Sequence[Result]) -> Figure:
-    """Draw every measured row in shares of its target, on one logarithmic axis: right of the line is met."""
+    """Draw each row's `share` of its target on one logarithmic axis; right of the line, it is met."""
     measured = [result for result in results if result.value is not None][::-1]
     figure = Figure(figsize=(9, 1.2 + 0.42 * max(1, len(measured))), layout="constrained")
     axes = figure.add_subplot()

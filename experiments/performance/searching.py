@@ -1,4 +1,4 @@
-"""Searches measured from outside: whole sweeps, the start of trials, their memory, the usual script."""
+"""Measures searches: whole sweeps, the start of trials, memory, recording, and the usual script."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from harness.tracking.environment import available_cores
 from harness.tracking.store import open_store
 from harness.training.callbacks import EpochRecorder
 
-STOP_AT_BATCH = 2  # two whole steps: the optimiser's state is there, memory is at its height
+STOP_AT_BATCH = 2  # after two whole steps, the optimiser has its state, and memory is at its peak
 MEMORY_POLL_S = 0.1
-PLACED, FIRST_STEP = "placed", "first-step"  # files beside a trial's spec: a time of `time.time`
+PLACED, FIRST_STEP = "placed", "first-step"  # files beside a trial's spec, each with a time (`time.time`)
 
 
 # ── the harness ───────────────────────────────────────────────────────────────────────────────────
@@ -53,7 +53,7 @@ class Sweep:
 
 
 class TimingExecutor(LocalExecutor):
-    """Notes when it places a trial."""
+    """An executor that records when it starts the process of each trial."""
 
     def place(self, spec_path: Path) -> LocalPlacement:
         spec_path.with_name(PLACED).write_text(repr(time.time()))
@@ -61,7 +61,7 @@ class TimingExecutor(LocalExecutor):
 
 
 def sweep(place: Place, name: str, overrides: list[str], run_trial: RunTrial = trial.run) -> Sweep:
-    """Run a sweep from configs/sweep/default.yaml without its time limit, pruner and test."""
+    """Run the sweep of configs/sweep/default.yaml without time limit, pruner and test evaluation."""
     always = ["sweep=default", f"sweep.name={name}", "sweep.max_minutes=null", "sweep.pruner.kind=none"]
     plan = compose_sweep(place.overrides(*always, "sweep.evaluate_test=false", *overrides))
     executor = TimingExecutor(run_trial, PRELOAD)
@@ -104,7 +104,7 @@ def run_and_stop(spec_path: str) -> int:
 
 
 def start_seconds(place: Place, name: str, overrides: list[str], num_trials: int) -> list[float]:
-    """Return for each trial after the first the time from its placing to its first training step."""
+    """Return, for each trial but the first, the seconds from its placement to its first training step."""
     more = [f"sweep.num_trials={num_trials}", "sweep.slots=1", *overrides]
     ended = sweep(place, name, more, run_and_stop)
     pairs = zip(ended.read_times(PLACED), ended.read_times(FIRST_STEP), strict=True)
@@ -112,7 +112,7 @@ def start_seconds(place: Place, name: str, overrides: list[str], num_trials: int
 
 
 def peak_gigabytes(place: Place, name: str, overrides: list[str], slots: int) -> float:
-    """Return the largest memory of a sweep of as many trials as slots, all of its processes together."""
+    """Return the peak memory of all processes of a sweep that runs `slots` trials at the same time."""
     more = [f"sweep.num_trials={slots}", f"sweep.slots={slots}", *overrides]
     with sampled_memory() as peaks:
         sweep(place, name, more, run_and_stop)
@@ -204,7 +204,7 @@ class EpochTimer(pl.Callback):
 
 
 def usual_trial(overrides: list[str], mode: Mode, num_val: int, folder: str) -> Timing:
-    """Time a trial of the usual script of two epochs, on training images of the harness's own split."""
+    """Time a trial of two epochs of the usual script, on the images of the harness's split."""
     import torch
 
     torch.set_num_threads(available_cores())  # its default, which the fork server has lowered

@@ -1,9 +1,10 @@
-"""`make speedrun`: train the record's recipe with several seeds, one after another, and say what it cost.
+"""`make speedrun`: train the speed record's recipe with several seeds, one after another, and print the cost.
 
-The price is compared across machines by what they could have computed meanwhile: wall seconds × the rate of
-a matrix product in the precision of the run ÷ the operations of the published run.
+To be comparable across machines, the cost is a ratio: the operations that the machine could have computed in
+that time (wall seconds × its rate of matrix products in the run's precision) ÷ the operations of the
+published run.
 
-Repeated, it goes on: seeds that have finished are read back, one that was interrupted resumes.
+If the command is repeated, seeds that have finished are read back, and one that was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from harness.training.machine import Machine, prepare_process, resolve_machine
 
 RESULTS = Path(__file__).with_name("speedrun.json")
 RECORD_FLOP = 0.29e15  # of the published run: 8 epochs of 50,000 images, forward and backward
-PARTS = ("data", "model", "finetune", "augment", "optim", "trainer")  # of a configuration: the same question
+PARTS = ("data", "model", "finetune", "augment", "optim", "trainer")  # equal in all runs of a recipe
 SECONDS, FLOPS = "speedrun/seconds", "speedrun/matmul_flops"  # metrics of a finished run
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,7 +53,7 @@ class SpeedRun:
 
     @property
     def ratio(self) -> float:
-        """What the machine could have multiplied in that time, in runs of the published record."""
+        """The operations that the machine could have computed in that time ÷ those of the published run."""
         return self.seconds * self.matmul_flops / RECORD_FLOP
 
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         runs.append(_read(_recorded(config, seed, options.overrides), seed))
         print(describe(runs, machine), flush=True)
-        output = options.output or (None if options.overrides else RESULTS)  # another recipe is no record
+        output = options.output or (None if options.overrides else RESULTS)  # overrides change the recipe
         if output is not None:
             write_results(runs, output)
     return os.EX_OK
@@ -106,7 +107,7 @@ def describe(runs: Sequence[SpeedRun], machine: Machine) -> str:
 
 
 def _train(config: RunConfig, seed: int, overrides: Sequence[str], machine: Machine) -> int:
-    """Train a seed, or what is left of it, and record its price with it; return the exit code."""
+    """Train with a seed, or resume that run, and record its cost in it; return the exit code."""
     run = _recorded(config, seed, overrides)
     if run is not None and SECONDS in run.metrics:
         print(f"seed {seed} is run {run.run_id}, which has finished; delete it in `make ui` to repeat it")
@@ -147,7 +148,7 @@ def _run_name(seed: int) -> str:
 
 
 def _recorded(config: RunConfig, seed: int, overrides: Sequence[str]) -> RunRecord | None:
-    """Return the newest run of a seed that was asked the same, finished or not."""
+    """Return the newest run with this seed and configuration, finished or not."""
     if not store_exists(config.tracking):
         return None
     asked = compose_run(["recipe=speedrun", *overrides, f"seed={seed}"]).to_dict()
@@ -158,7 +159,7 @@ def _recorded(config: RunConfig, seed: int, overrides: Sequence[str]) -> RunReco
 
 
 def _epoch_seconds(checkpoints: Path) -> float:
-    """Return how long the epochs took that an interrupted run will not repeat."""
+    """Return the seconds of the epochs that an interrupted run has finished and will not repeat."""
     last = checkpoints / LAST
     if not last.is_file():
         return 0.0

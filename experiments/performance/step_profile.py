@@ -1,4 +1,4 @@
-"""Where the time of one training step goes, by torch's own profiler."""
+"""Profiles one training step with torch's profiler."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ WARM_UP_STEPS, PROFILED_STEPS, TOP = 2, 3, 12
 
 
 def profile_step(overrides: list[str]) -> dict[str, Any]:
-    """Return the operators that take the most of a step's CPU time, in shares of it, the largest first.
+    """Return a step's CPU time, and the operators that take most of it with their shares, largest first.
 
-    The step is the harness's: its input pipeline, `auto` precision and layout; the time between the steps,
-    which Lightning fills, is another row's.
+    The step has the harness's input pipeline, `auto` precision and memory layout, but is not run by
+    Lightning, whose overhead a row of the table measures.
     """
     setup = set_up(overrides, channels_last=True)
     step, batches = setup.build_step(), setup.endless_batches()

@@ -1,4 +1,7 @@
-"""Training measured from inside: the input pipeline, bare loops, the harness; each in a fresh process."""
+"""Measures training: the input pipeline, plain PyTorch loops, and runs of the harness.
+
+`Place.run` calls each of these functions in a new process.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def images_per_second(batches: Iterable[Batch], seconds: float, *, min_batches: int = 1) -> float:
-    """Go through batches for a time, the first one (which starts everything) not counted."""
+    """Return images per second of iterating for some seconds, after a first batch, which is not counted."""
     iterator = iter(batches)
     next(iterator)
     started, images = time.perf_counter(), 0
@@ -110,7 +113,7 @@ class Setup:
 
 
 def default_steps(overrides: list[str], seconds: float) -> float:
-    """Return images/s of plain fp32 steps in torch's default layout, memory as glibc has it."""
+    """Return images/s of plain fp32 steps in torch's default layout, with glibc's memory defaults."""
     setup = set_up([*overrides, "trainer.precision=fp32", "trainer.keep_memory=false"])
     step = setup.build_step()
     batches = ((images.contiguous(), labels) for images, labels in setup.endless_batches())
@@ -141,9 +144,9 @@ def bare_epoch(overrides: list[str], epochs: int = 2) -> float:
 def harness_epoch(overrides: list[str], whole_epoch: int, epochs: int = 2) -> float:
     """Return training images/s of the last epoch of a whole run, as if it had had `whole_epoch` images.
 
-    Counted: everything from the end of the epoch before to the end of this one, with its checkpoint and
-    its record, but for the validation, which a bare loop does not have. The steps are scaled; what an epoch
-    costs however long it is, is not.
+    Counted is all the time from the end of the epoch before to the end of this one, with its checkpoint and
+    its recording, but without validation, which a bare loop does not have. The time of the steps is scaled
+    to `whole_epoch` images; the rest does not depend on the number of images and is not scaled.
     """
     ends: list[tuple[float, EpochReport]] = []
 

@@ -1,8 +1,8 @@
-"""The script that the harness is measured against: a search as a good engineer glues it in an afternoon.
+"""The usual script, with which the harness is compared: a search as an engineer writes it in an afternoon.
 
-Optuna on SQLite, Lightning, MLFlowLogger on SQLite, a torch Dataset with torchvision's transforms of PIL
-images, a DataLoader with two persistent workers, fp32, every default of threads and memory. It uses public
-libraries only and knows nothing of the harness.
+It uses Optuna on SQLite, Lightning, MLFlowLogger on SQLite, a torch Dataset with torchvision's transforms of
+PIL images, a DataLoader with two persistent workers, fp32, and the default settings of threads and memory. It
+imports public libraries only, and nothing of the harness.
 
     python experiments/performance/usual_script.py --data-dir DATA --mode linear_probe --trials 8 --epochs 10
 """

@@ -1,1 +1,1 @@
-"""How many trials a second a sweep's database bears, by simulated workers."""
+"""Measures, with simulated workers, how many trials per second a sweep's database can handle."""

@@ -33,29 +33,29 @@ from harness.search.study.trials import create_study
 from harness.tracking.environment import capture_environment
 
 HOME = Path(__file__).parent
-TRIED = Path("reports/scale")  # where results go of other sizes than the usual ones
-REPORTS = 10  # of a trial
+TRIED = Path("reports/scale")  # the folder for results with other options than the defaults
+REPORTS = 10  # scores that a trial reports
 KILL_EVERY_S = 1.0
-ORIGINALS = 20  # trials that a study is filled with copies of
-TPE_WORKERS = 8  # its suggestions keep two cores busy with fewer
-FEW_WORKERS = 8  # on SQLite: one machine's
-CALM = 0.6  # of the highest rate: what the workers are slowed down to, at most to the target
+ORIGINALS = 20  # simulated trials, whose copies fill a study
+TPE_WORKERS = 8  # with TPE: fewer are enough to keep two cores busy
+FEW_WORKERS = 8  # on SQLite: as many as one machine would have
+CALM = 0.6  # share of the highest rate at which workers with pauses run, up to the target rate
 
 
 @dataclass(frozen=True)
 class Database:
-    """Where a simulation takes place."""
+    """The database of a simulation, and how many workers use it."""
 
     name: str
     url: str
     workers: int
-    server: int | None  # its process
+    server: int | None  # id of the server's first process; None for SQLite
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all simulations; 0 if the books were right after each, 1 if not."""
+    """Run all simulations; return 0 if the trials in the database were right after each, otherwise 1."""
     options = build_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and stop the server
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # SystemExit stops the server
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     started, load = time.perf_counter(), os.getloadavg()[0]
     prepare()
@@ -103,7 +103,11 @@ def databases(folder: Path, options: argparse.Namespace, console: Console) -> It
 def measure(
     database: Database, budget: int, options: argparse.Namespace, folder: Path, console: Console
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Simulate on one study that grows to its budget and a little beyond; return rows and a trial's costs."""
+    """Run the simulations of one study, which grows to `budget` trials and a little beyond.
+
+    Returns:
+        A row per simulation, and what a new process spends on the study then (`fresh_costs`).
+    """
     rows: list[dict[str, Any]] = []
     name = f"sweep-{budget}"
     storage = open_storage(database.url)
@@ -136,7 +140,7 @@ def measure(
 
 
 def plan_of(sampler: str, num_trials: int) -> SweepPlan:
-    """Return the default sweep; random search goes without a pruner, as the database's own limit."""
+    """Return the default sweep; random search has no pruner, so that only the database limits the rate."""
     pruner = "median" if sampler == "tpe" else "none"
     sizes = [f"sweep.num_trials={num_trials}", f"sweep.sampler.kind={sampler}"]
     return compose_sweep(["sweep=default", f"sweep.pruner.kind={pruner}", *sizes])
@@ -148,7 +152,7 @@ def job_of(database: Database, name: str, sampler: str, num_trials: int, folder:
 
 
 def row_of(database: str, kind: str, size: int, workers: int, simulated: Simulated) -> dict[str, Any]:
-    """Return a simulation as plain values: percentiles instead of every time."""
+    """Return a simulation's results as plain values, with percentiles in place of all the times."""
     values = asdict(simulated)
     times = values.pop("times")
     steps = {step: report.percentiles(seconds) for step, seconds in times.items()}
@@ -156,7 +160,7 @@ def row_of(database: str, kind: str, size: int, workers: int, simulated: Simulat
 
 
 def describe(arguments: Sequence[str] | None, load: float, seconds: float) -> dict[str, Any]:
-    """Return what holds for the run as a whole; no path, no host's name."""
+    """Return what holds for all simulations together, without paths and the host's name."""
     typed = sys.argv[1:] if arguments is None else arguments
     environment = capture_environment()
     checkout = environment.checkout
@@ -175,7 +179,7 @@ def describe(arguments: Sequence[str] | None, load: float, seconds: float) -> di
 
 
 def sync_seconds(times: int = 50) -> float:
-    """Return how long it takes until a block is on the disk: no commit is faster."""
+    """Return the mean time of writing a block and syncing it to the disk: no commit can be faster."""
     with tempfile.TemporaryFile() as file:
         started = time.perf_counter()
         for _ in range(times):

@@ -1,9 +1,10 @@
-"""How long `harness compare` takes for a small sweep in a large run store.
+"""Measures how long `harness compare` takes for a small sweep in a large run store.
 
     python -m experiments.scale.comparing [--runs 5000]
 
-The store is filled with copies of one recorded trial, straight into its database. Timed are the
-command after its imports, in one process, and the whole command, each time in a new process.
+The store is filled with copies of one recorded trial, which are inserted directly into its database. Two
+times are measured: that of the command's work in this process, without imports, and that of the whole command
+in a new process.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from harness.config.schema import TrackingConfig
 from harness.tracking import names
 from harness.tracking.store import open_store
 
-TABLES = ("params", "tags", "metrics", "latest_metrics")  # that hold what a run is told
+TABLES = ("params", "tags", "metrics", "latest_metrics")  # that hold what is recorded of a run
 NUM_PARAMS, NUM_METRICS, NUM_TRIALS = 60, 17, 8
 REPEATS = 3
 
 
 def fill(tracking: TrackingConfig, num_runs: int) -> None:
-    """Record a sweep of eight trials, and as many runs of other sweeps as are asked for."""
+    """Record a sweep of eight trials, and trials of another sweep until the store has `num_runs` runs."""
     store = open_store(tracking)
     parent = store.start_run("small", "digits", {names.KIND: "sweep", names.SWEEP: "small"})
     trial_id = ""
@@ -60,7 +61,7 @@ def _copy(database: sqlite3.Connection, run_id: str, count: int) -> None:
             f"INSERT INTO {table} VALUES ({marks})",
             ((*row[:place], new, *row[place + 1 :]) for new in ids for row in rows),
         )
-    # Of another sweep: all but the original, which is still the small one's.
+    # The copies belong to another sweep; the original is still a trial of the small one.
     in_store = f"UPDATE tags SET value = 'another' WHERE key = '{names.PARENT}' AND run_uuid = ?"
     database.executemany(in_store, ((new,) for new in ids))
 

@@ -1,4 +1,4 @@
-"""Makes a study long in seconds: its ended trials are copied, rows and all, under new numbers."""
+"""Fills a study with many trials within seconds: copies the database rows of its ended trials."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = (
 
 
 def fill(storage: RetryingStorage, study_id: int, num_trials: int) -> None:
-    """Copy the trials of a study, all of which have ended, until it has as many."""
+    """Copy the trials of a study under new numbers until it has `num_trials`; all must have ended."""
     trials = models.TrialModel.__table__
     with storage.engine.begin() as connection:
         query = sa.select(trials).where(trials.c.study_id == study_id).order_by(trials.c.number)

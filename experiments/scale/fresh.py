@@ -1,4 +1,4 @@
-"""What a study of many trials costs a process that has just started, as every trial is one."""
+"""Measures what a new process spends on a study of many trials; each trial is such a process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from harness.search.study.trials import find_study, load_study_for_trial, read_r
 from harness.search.suggest.pruners import build_pruner, report_score, should_prune
 from harness.search.suggest.space import suggest
 
-Costs = dict[str, float]  # what -> seconds of processor time; `memory_gb` apart
+Costs = dict[str, float]  # step -> seconds of processor time; under `memory_gb`, the memory of a study
 REPEATS = 3
 
 
 def fresh_costs(job: Job) -> Costs:
-    """Return the medians of some fresh processes, one after the other."""
+    """Return the median costs of a few new processes, run one after another."""
     prepare()
     found = [_in_fresh_process(job) for _ in range(REPEATS)]
     return {what: statistics.median(costs[what] for costs in found) for what in found[0]}
@@ -39,7 +39,11 @@ def _in_fresh_process(job: Job) -> Costs:
 
 
 def measure(job: Job) -> Costs:
-    """Return what a trial's process spends before its first epoch, and a coordinator's at each look."""
+    """Return the costs of each step in this process.
+
+    `open`, `load`, `suggest` and `report` are what a trial's process does until its first report; `look` is
+    what a coordinator does each time it reads the trials.
+    """
     plan, costs = SweepPlan.from_dict(job.plan), Costs()
     with _timed(costs, "open"):
         storage = open_storage(job.url, plan.sweep.lease_seconds)

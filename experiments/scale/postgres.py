@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the length of a `with` block: its own folder, port and password, on loopback."""
+"""Runs a PostgreSQL server during a `with` block, on loopback, with its own folder, port and password."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NoPostgresError(HarnessError):
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
+    """Return a port of the loopback interface on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that can be stopped and started again, with all it knows."""
+    """A server that can be stopped and started again without losing its data."""
 
     programs: Path
     folder: Path
@@ -47,7 +47,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The address of the database that every server has."""
+        """The address of the database `postgres`, which every server has."""
         return self._url("postgres")
 
     @property
@@ -75,7 +75,7 @@ class Server:
         self._run("pg_ctl", "start", "--wait", f"--log={log}", f"--options={options} -k {self.folder}")
 
     def stop(self, mode: str = "fast") -> None:
-        """Stop it: `fast` ends every connection, `immediate` is a power cut."""
+        """Stop the server; `fast` ends every connection, `immediate` has the effect of a power cut."""
         self._run("pg_ctl", "stop", "--wait", f"--mode={mode}")
 
     def _url(self, database: str) -> str:
@@ -98,7 +98,7 @@ class Server:
 
 @contextmanager
 def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Run a server within.
+    """Run a server during the `with` block.
 
     Args:
         settings: of postgresql.conf.
@@ -134,7 +134,7 @@ def find_programs() -> Path:
 
 
 def _user() -> str | None:
-    """Return whom the server is run by: ourselves (None), unless we are root."""
+    """Return the user that runs the server: if we are root, one of `USERS`; otherwise None, for ourselves."""
     if os.getuid() != 0:
         return None
     known = {entry.pw_name for entry in pwd.getpwall()}

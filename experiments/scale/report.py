@@ -1,4 +1,4 @@
-"""What is left of the simulations: results.json for programs, REPORT.md and a plot for people."""
+"""Writes the results of the simulations: results.json for programs, REPORT.md and a plot for people."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def write(folder: Path, rows: Sequence[Row], fresh: Sequence[Row], facts: Mappin
     """Write the three files.
 
     Args:
-        rows: one a simulation.
-        fresh: what a fresh process pays, for each database and number of trials.
-        facts: all that holds for the run as a whole.
+        rows: one per simulation.
+        fresh: the costs of a new process (`fresh_costs`), for each database and number of trials.
+        facts: what holds for all simulations together, as `describe` returns it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     thin = [{key: value for key, value in row.items() if key != "ended"} for row in rows]
@@ -41,24 +41,24 @@ def write(folder: Path, rows: Sequence[Row], fresh: Sequence[Row], facts: Mappin
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """Return what a row keeps of a step's times."""
+    """Return the number, the percentiles and the maximum of a step's times."""
     p50, p95, p99, largest = np.percentile(seconds, [50, 95, 99, 100])
     return {"n": len(seconds), "p50": p50, "p95": p95, "p99": p99, "max": largest}
 
 
 def rate(row: Row) -> float:
-    """Return trials a second."""
+    """Return how many trials per second a simulation ended."""
     return float(row["num_trials"] / row["seconds"])
 
 
 def share(row: Row) -> float:
-    """Return the share of the machine's processor time that the simulation had."""
+    """Return which share of the machine's busy processor time the workers and the server used."""
     usage = row["usage"]
     return float((usage["workers_cpu_s"] + usage["server_cpu_s"]) / usage["machine_cpu_s"])
 
 
 def line(row: Row) -> str:
-    """Return a simulation in one line, for those who wait."""
+    """Return a simulation's results in one line, which is printed as soon as it ends."""
     return (
         f"{row['database']}, {row['workers']} workers, {row['kind']}: {row['num_trials']} trials up to "
         f"{row['size']:,} in {row['seconds']:.0f} s, {rate(row):.2f}/s, "

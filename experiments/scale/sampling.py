@@ -1,4 +1,4 @@
-"""What a simulation takes of the machine: memory, processor time, the server's connections."""
+"""Measures what a simulation uses: memory, processor time, connections to the database server."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from dataclasses import dataclass
 import psutil
 
 POLL_S = 1.0
-MEMORY_EVERY = 5  # looks: reading it takes a millisecond a process
+MEMORY_EVERY = 5  # memory is read at every fifth poll, as that takes a millisecond per process
 
 
 @dataclass
 class Usage:
-    """Of the workers and of the server; the largest seen, and of processor time all."""
+    """What workers and server used: of connections and memory the peak, of processor time the sum."""
 
     connections: int = 0
     workers_gb: float = 0.0
     server_gb: float = 0.0
     workers_cpu_s: float = 0.0
     server_cpu_s: float = 0.0
-    machine_cpu_s: float = 0.0  # of everything that ran, other people's programs included
+    machine_cpu_s: float = 0.0  # of everything that ran on the machine, other programs included
 
 
 class Meter:
     """Reads the usage of two trees of processes until it is told to stop.
 
     Args:
-        workers: the process whose children the workers are.
-        server: the database server's first process; None: there is none.
-        count_connections: how many the server has.
+        workers: id of the process whose children the workers are.
+        server: id of the database server's first process; None if the database is a file.
+        count_connections: returns how many connections the server has.
     """
 
     def __init__(self, workers: int, server: int | None, count_connections: Callable[[], int]) -> None:
@@ -41,7 +41,7 @@ class Meter:
 
     @contextmanager
     def running(self) -> Iterator[Usage]:
-        """Read within, and all processor time at the end."""
+        """Sample connections and memory during the block; set the processor times when it ends."""
         before, done = self._cpu(), threading.Event()
         reader = threading.Thread(target=self._read_until, args=(done,), daemon=True)
         reader.start()
@@ -72,7 +72,7 @@ class Meter:
 
 
 def _cpu_s(root: int | None) -> float:
-    """Return the processor time of a process and all under it, those that have ended included."""
+    """Return the processor time of a process and its descendants, including those that have ended."""
     total = 0.0
     for process in _tree(root):
         with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""One simulation: a crew of workers on one database, what they measured, and whether the books are right."""
+"""Runs one simulation: worker processes on one database, their timings, and a check of the trials left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harness.search.study.trials import find_study
 
 @dataclass(frozen=True)
 class Simulated:
-    """What became of a simulation."""
+    """The results of a simulation."""
 
     num_trials: int  # that the workers ended
     seconds: float
@@ -33,12 +33,12 @@ class Simulated:
     usage: Usage
     ended: list[float]  # when each trial ended, in seconds since the start, in order
     times: Times  # step of a trial -> seconds, of every trial
-    mistakes: list[str]  # in the books
+    mistakes: list[str]  # in the trials that it left in the database; the report calls them the books
 
 
 @dataclass
 class Crew:
-    """Processes that work, and are replaced when they are killed."""
+    """The worker processes of a simulation; one that `run` kills is replaced."""
 
     job: Job
     size: int
@@ -47,10 +47,11 @@ class Crew:
     _workers: list[BaseProcess] = field(default_factory=list)
 
     def run(self, kill_every_s: float | None = None) -> None:
-        """Return when the workers find nothing left to do.
+        """Start the workers; return when all have ended, as nothing was left to do.
 
         Args:
-            kill_every_s: after how many seconds one of them, by chance, is ended by SIGKILL and replaced.
+            kill_every_s: each time so many seconds have passed, a random worker is killed (SIGKILL) and
+                replaced; None: no worker is.
         """
         for _ in range(self.size):
             self._start()
@@ -90,10 +91,10 @@ class Crew:
 def simulate(
     job: Job, workers: int, server: int | None = None, kill_every_s: float | None = None
 ) -> Simulated:
-    """Run a crew on a study that exists, and look at what it left.
+    """Run workers on an existing study, and check the trials that they leave in it.
 
     Args:
-        server: the database server's process.
+        server: id of the database server's first process; None if the database is a file.
     """
     storage, crew = open_storage(job.url), Crew(job, workers)
     before = _num_trials(storage, job)
@@ -120,7 +121,7 @@ def simulate(
 
 
 def prepare() -> int:
-    """Start the server that workers are forked from, once and for all; return its process."""
+    """Start the server from which workers are forked, unless it runs already; return its process id."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     forkserver.ensure_running()
     first = multiprocessing.get_context("forkserver").Process(target=_nothing)
@@ -136,7 +137,7 @@ def _nothing() -> None:
 
 
 def read_times(folder: Path, began: float) -> tuple[list[float], Times]:
-    """Return when trials ended and how long their steps took, from what the workers left."""
+    """Return when trials ended and how long their steps took, from the files that the workers wrote."""
     lines = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
     rows = sorted((json.loads(line) for line in lines), key=lambda row: float(row["ended"]))
     times: Times = defaultdict(list)
@@ -148,7 +149,7 @@ def read_times(folder: Path, began: float) -> tuple[list[float], Times]:
 
 
 def find_mistakes(storage: RetryingStorage, job: Job) -> list[str]:
-    """Return what is wrong with the books after a simulation; nothing should be."""
+    """Return what is wrong with the study's trials after a simulation: an empty list if all is well."""
     study = find_study(storage, job.name)
     assert study is not None
     trials = study.get_trials(deepcopy=False)
@@ -171,7 +172,7 @@ def _num_trials(storage: RetryingStorage, job: Job) -> int:
 
 
 def _connection_counter(storage: RetryingStorage) -> Callable[[], int]:
-    """Return a function that counts a PostgreSQL server's connections but its own; a file has none."""
+    """Return a function that counts a server's connections, without its own; 0 for a database file."""
     if not is_server(storage.url):
         return lambda: 0
     text = "SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend'"

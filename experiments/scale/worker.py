@@ -1,6 +1,7 @@
-"""A simulated worker: all that its trials ask of the database, by their own code, and no training.
+"""A simulated worker: it runs the code of real trials, with their database calls, but without training.
 
-Forked from a server that has imported what is imported here; torch and MLflow are not among it.
+Workers are forked from a server that has imported this file and the modules in `PRELOAD`; torch and MLflow
+are not among these.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ PRELOAD = [
     "sqlalchemy.dialects.sqlite",
 ]
 configure_mappers()  # once for all forks, as the fork server of real trials does
-DONE = ".done"  # suffix of what a worker leaves that was not killed, nor has left a trial
+DONE = ".done"  # suffix of the empty file that a worker makes when nothing is left to do
 IDLE_S = 0.5  # between two looks of a worker that finds nothing to take
 
-Times = dict[str, list[float]]  # step of a trial -> seconds of every time
+Times = dict[str, list[float]]  # step of a trial -> seconds of each repetition
 OnEpoch = Callable[[EpochReport], Decision]
 
 
@@ -60,7 +61,7 @@ class Job:
     plan: dict[str, Any]  # SweepPlan.to_dict()
     reports: int  # of one trial
     folder: Path  # for what the workers measured: one file each
-    pause_s: float = 0.0  # after each report, on average: an epoch
+    pause_s: float = 0.0  # mean pause after each report, in the place of an epoch
 
     @property
     def num_trials(self) -> int:
@@ -68,14 +69,14 @@ class Job:
 
 
 def work(job: Job) -> None:
-    """Take and end trials until the budget has ended; a line of timings for each."""
+    """Take and run trials until the budget is used up, and write a line of timings for each."""
     plan = SweepPlan.from_dict(job.plan)
     storage = open_storage(job.url, plan.sweep.lease_seconds)
     study = find_study(storage, job.name)
     assert study is not None
     claims = Claims(study, storage)
     log = job.folder / f"{os.getpid()}.jsonl"
-    time.sleep(random.uniform(0.0, job.pause_s * job.reports))  # not all at once, where there are pauses
+    time.sleep(random.uniform(0.0, job.pause_s * job.reports))  # spread the workers over a trial's pauses
     with log.open("a", buffering=1) as lines, _no_training(storage):
         while True:
             times: Times = defaultdict(list)
@@ -92,7 +93,7 @@ def work(job: Job) -> None:
 
 
 def run_trial(job: Job, claim: Claim, times: Times) -> None:
-    """Run one trial, from its spec to what it tells the study, with the trial's own code."""
+    """Run one trial by the code of real trials, from its spec to the result that the study receives."""
     spec = TrialSpec(
         sweep_name=job.name,
         storage=job.url,
@@ -114,7 +115,7 @@ def run_trial(job: Job, claim: Claim, times: Times) -> None:
 
 
 class TimedAttempt(Attempt):
-    """An attempt that prepares no training, opens no run, and looks at the clock."""
+    """An attempt that prepares no training, opens no MLflow run, and measures how long its steps take."""
 
     times: Times
 
@@ -141,7 +142,7 @@ def report_epochs(
     """Stand in for training: report every epoch, and end with a random score."""
     metric = config.trainer.monitor.metric
     for epoch in range(job.reports):
-        # Every trial's curve is the same: no pruner ends one, whatever it costs to ask it.
+        # All trials report the same curve, so the pruner is asked after each epoch but ends none.
         with timed(times, "report"):
             decision = on_epoch(EpochReport(epoch, job.reports, {metric: 0.5 + 0.01 * epoch}))
         assert decision == "continue"
@@ -152,7 +153,7 @@ def report_epochs(
 
 @contextmanager
 def _no_training(storage: RetryingStorage) -> Iterator[None]:
-    """Let trials use the worker's connection, and compose no configuration: nobody trains one."""
+    """Let trials use the worker's storage, and the base configuration, since nothing is trained."""
     with ExitStack() as patches:
         patches.enter_context(patch.object(trial, "open_storage", lambda *_, **__: storage))
         patches.enter_context(patch.object(SweepPlan, "compose_trial", lambda self, _: self.base))

@@ -1,7 +1,7 @@
-"""Figures of the code's structure: `python -m experiments.structure [REVISION or PATH ...]`.
+"""Counts that describe the code's structure: `python -m experiments.structure [REVISION or PATH ...]`.
 
-__main__.py   the command: a column for each tree
-figures.py    what is counted in the source text
-frames.py     runs a sweep of one trial, and counts the functions from the command to the optimiser
-probe.py      runs in that sweep's processes; it records their stacks
+__main__.py   the command: prints the counts of each tree (a git revision or a folder)
+figures.py    counts in the source text: lines, functions, comments, import cycles
+frames.py     runs a sweep of one trial, and lists the functions called from the command to the optimiser
+probe.py      runs in that sweep's processes, and records their stacks
 """

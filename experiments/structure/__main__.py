@@ -1,4 +1,4 @@
-"""`python -m experiments.structure [REVISION or PATH ...]`: the figures of each tree."""
+"""`python -m experiments.structure [REVISION or PATH ...]`: counts that describe the code of each tree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
-    """Print the figures of each tree; without an argument, of this one."""
+    """Print the counts of each tree; without an argument, those of this one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trees", nargs="*", default=[str(ROOT)], help="git revisions, or folders")
     for name in parser.parse_args().trees:
@@ -32,7 +32,7 @@ def main() -> None:
 
 @contextmanager
 def checked_out(name: str) -> Iterator[Path]:
-    """Yield the folder of that name, or a temporary one with the files of that git revision."""
+    """Yield the folder `name`, or a temporary folder with the files of the git revision `name`."""
     if Path(name).is_dir():
         yield Path(name).resolve()
         return

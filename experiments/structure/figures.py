@@ -1,4 +1,4 @@
-"""Counts what stands in the source text of a tree's `harness`, by `ast` and `tokenize`."""
+"""Counts lines, functions, comments and import cycles in a tree's package `harness`, from its source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTUNA_OBJECTS = {"study", "trial", "storage", "backend", "sampler", "optuna", "
 
 
 def describe(tree: Path) -> dict[str, str]:
-    """Return the figures of a tree, by their names."""
+    """Return the counts of a tree as text, by their titles."""
     files = {path: path.read_text(encoding="utf-8") for path in sorted((tree / "harness").rglob("*.py"))}
     parsed = {path: ast.parse(text) for path, text in files.items()}
     lengths = sorted(
@@ -53,7 +53,11 @@ def _count_comments(text: str) -> int:
 
 
 def _count_private(module: ast.Module) -> int:
-    """Count `study._x` and its like, and private names imported from Optuna, in a file that imports it."""
+    """Count uses of Optuna's private attributes, and imports from its private modules, in a file.
+
+    An attribute counts if it belongs to a name of `OPTUNA_OBJECTS` (`study._storage`). A file that does not
+    import Optuna counts as 0.
+    """
     imports = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom | ast.Import)]
     if not any("optuna" in ast.unparse(node) for node in imports):
         return 0
@@ -69,7 +73,7 @@ def _count_private(module: ast.Module) -> int:
 
 
 def _count_circles(parsed: dict[Path, ast.Module], tree: Path) -> int:
-    """Count the groups of files that import one another as they load; TYPE_CHECKING imports do not count."""
+    """Count the groups of modules in import cycles; imports in functions and for types do not count."""
     names = {_module_name(path, tree): module for path, module in parsed.items()}
     graph = networkx.DiGraph()
     for name, module in names.items():

@@ -1,4 +1,7 @@
-"""Counts the functions between `harness sweep` and the optimiser, by a sweep of one trial on digits."""
+"""Lists the functions on the stack from `harness sweep` to the optimiser, by a sweep of one trial on digits.
+
+The stack has two parts, as a trial has a process of its own: up to the trial's placement, and in its process.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def frames_to_optimiser(tree: Path) -> list[str]:
         tree: a checkout of this repository, of any age.
 
     Raises:
-        RuntimeError: the sweep made no optimiser; the end of what it printed.
+        RuntimeError: the sweep made no optimiser; the message holds the end of its output.
     """
     with tempfile.TemporaryDirectory(prefix="structure-") as folder:
         environment = {
@@ -36,7 +39,7 @@ def frames_to_optimiser(tree: Path) -> list[str]:
             "MLRUNS_DIR": f"{folder}/mlruns",
             "CACHE_DIR": f"{folder}/cache",
         }
-        # Not as __main__: the trial's process must be able to import what it is to run.
+        # `probe` is imported, not run as __main__, as the trial's process must import its `run_trial`.
         code = "import sys, probe; sys.exit(probe.main(sys.argv[1:]))"
         done = subprocess.run(
             [sys.executable, "-c", code, *OVERRIDES],

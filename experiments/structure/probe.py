@@ -1,7 +1,8 @@
-"""Runs a sweep of one trial and records the stacks of our functions; imported in the sweep's own processes.
+"""Runs a sweep of one trial and records the stacks of the harness's functions.
 
-`frames.py` starts this file as a module `probe` beside the tree that is looked at, of whatever age that is:
-it touches nothing of the tree but `LocalExecutor`, its placement and `trial.run`.
+`frames.py` starts a process that imports this file as the module `probe`, together with the `harness` of the
+tree that is examined; the trial's process imports it, too. The tree may be an old one, so this file uses
+nothing of it except `cli.main`, `LocalExecutor`, `LocalPlacement` and `trial.run`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ def own_stack() -> list[str]:
 
 
 def keep(name: str, stack: list[str]) -> None:
-    """Write a stack down, the first time that its place is reached."""
+    """Write a stack to the file `name`, unless the file exists: the first stack counts."""
     path = Path(os.environ["PROBE_DIR"]) / name
     if not path.exists():
         path.write_text(json.dumps(stack))
 
 
 def run_trial(spec_path: str) -> int:
-    """Run a trial as ever, in its own process, with an optimiser that records who makes it."""
+    """Run a trial as usual, but record the stack on which its optimiser is constructed."""
     import torch
 
     from harness.search import trial
@@ -52,7 +53,7 @@ def run_trial(spec_path: str) -> int:
 
 
 def main(overrides: list[str]) -> int:
-    """Run the command with an executor that records who places the trial."""
+    """Run `harness sweep`, but record the stack on which the trial is placed."""
     from harness.cli.main import main as command
     from harness.search.executors import local
 

@@ -4,5 +4,6 @@
     figures.py   called after training (`harness/training/evaluate.py`)
     compare.py, table.py     `harness compare`: the rows and columns, and their layout
 
-`compare.py` reads recorded runs and so lies above `harness.training`; the other three lie below it.
+`compare.py` reads recorded runs. `harness.training` may import the other three modules, but not this one or
+`harness.search`, which are layers above it.
 """

@@ -122,7 +122,7 @@ def compare_runs(
 def _sweep_asked_for(
     tracking: TrackingConfig, run_ids: Sequence[str] | None, sweep: str | None, filter_string: str | None
 ) -> tuple[RunRecord | None, list[str]]:
-    """Return the parent run of the sweep that is asked for, and lines that name it; None: no sweep is."""
+    """Return the parent run of the sweep asked for, or None if none is, and lines that name the sweep."""
     if sweep is None and not run_ids and not filter_string:
         parent = newest_sweep(tracking)
         if parent is None:
@@ -149,7 +149,7 @@ def _sweep_asked_for(
 
 
 def differing_params(records: Sequence[RunRecord]) -> list[str]:
-    """Return the settings that are not the same in all runs; one that some runs lack is not the same."""
+    """Return the settings that differ between runs, including those that only some of the runs have."""
     keys = {key: None for record in records for key in _params(record)}  # a dict, to keep their order
     return [key for key in keys if len({record.params.get(key) for record in records}) > 1]
 

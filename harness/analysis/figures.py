@@ -115,7 +115,7 @@ def _font_for(characters: frozenset[str]) -> str | None:
 
 
 def _upright_fonts() -> dict[str, str]:
-    """Return the file of each installed family, without "Last Resort", which draws everything, as boxes."""
+    """Return the file of each font family, except "Last Resort", which draws every character as a box."""
     plain = [
         e for e in font_manager.fontManager.ttflist if e.style == "normal" and e.weight in (400, "normal")
     ]

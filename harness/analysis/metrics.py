@@ -32,8 +32,9 @@ def split_metrics(logits_NK: np.ndarray, labels_N: np.ndarray) -> dict[str, floa
 def classification_metrics(probabilities_NK: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     """Return accuracy and macro precision, recall, F1 and one-vs-rest AUC.
 
-    The macro means run over the classes that the labels hold or the predictions name, as scikit-learn's do;
-    a ratio 0/0 counts as 0. The AUC runs over the classes that the labels hold; it is NaN if that is one.
+    The macro averages are over the classes that occur in the labels or the predictions, as in scikit-learn;
+    a ratio 0/0 counts as 0. The AUC is averaged over the classes that occur in the labels; it is NaN if only
+    one does.
 
     Args:
         probabilities_NK: (N, K), or any score that rises with the probability. Of equal scores of an image,
@@ -60,7 +61,7 @@ def classification_metrics(probabilities_NK: np.ndarray, labels_N: np.ndarray) -
 
 
 def confusion_matrix_counts(predictions_N: np.ndarray, labels_N: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return how often each true class (row) was taken for each class (column): int64, (K, K)."""
+    """Return how often each true class (row) was predicted as each class (column): int64, (K, K)."""
     return confusion_matrix(labels_N, predictions_N, labels=range(num_classes)).astype(np.int64)
 
 

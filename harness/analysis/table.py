@@ -42,7 +42,7 @@ class Comparison:
         return self.to_text()
 
     def to_text(self, width: int | None = None) -> str:
-        """Return the table for a terminal: the best runs, and as many columns as fit; all without `width`."""
+        """Return the first runs with the columns that fit into `width`, or all columns without a width."""
         texts = self._texts()[:NUM_SHOWN]
         shown, titles = list(range(len(self.columns))), list(self.columns)
         if width is not None:
@@ -119,7 +119,7 @@ def _fitting(
 
 
 def _short_titles(names: Sequence[str]) -> list[str]:
-    """Return titles over several lines, each path by its last part where no other ends the same."""
+    """Return titles broken into lines; a path is shortened to its last part if that is unique."""
     last = [name.rpartition(".")[2] for name in names]
     unique = [part if last.count(part) == 1 else name for name, part in zip(names, last, strict=True)]
     return [re.sub(r"[ _/.]", "\n", title) for title in unique]

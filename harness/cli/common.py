@@ -30,7 +30,7 @@ def add_mlruns(command: argparse.ArgumentParser) -> None:
 
 
 def place_overrides(options: argparse.Namespace) -> list[str]:
-    """Return the overrides for which the options `--mlruns` and `--storage` are short."""
+    """Return the overrides that have the same effect as the options `--mlruns` and `--storage`."""
     from harness.config.overrides import as_override_value
 
     places = {"tracking.dir": options.mlruns, "sweep.storage": getattr(options, "storage", None)}

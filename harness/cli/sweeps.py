@@ -81,7 +81,7 @@ def _look_at_sweeps(options: argparse.Namespace) -> int:
 
 
 def _asked_for(words: Sequence[str]) -> tuple[str | None, str | None]:
-    """Return the name of the sweep that was asked for, and its file, which `make sweep` gives."""
+    """Return the sweep's name and its config file, as given; `make sweep` passes `sweep=FILE`."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
     names = [word for word in words if "=" not in word]
     if len(names) > 1:

@@ -1,7 +1,7 @@
 """`export_checkpoint`: writes a bundle of a checkpoint: weights, ONNX graph, configuration, card, checksums.
 
-`run.py` calls it. The files are written to a folder beside the target, and checked there. Then the folder is
-renamed. A failed export leaves no half of a bundle, and an earlier bundle stays.
+`run.py` calls it. The files are written to a new folder beside the target and checked there; then that folder
+is renamed to the target. So a failed export leaves no incomplete bundle, and an earlier bundle stays.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _write(
     )
     config.write(folder)
     (folder / manifest.CARD_FILE).write_text(render_card(config), encoding="utf-8")
-    # The check reads the files that were written, as whoever gets the bundle will, not the objects in memory.
+    # The check loads the written files, as a recipient of the bundle will, and not the objects in memory.
     reloaded = restore(manifest.read_config(folder), folder)
     parity.check_identical(torch_runner(classifier), torch_runner(reloaded), images_NCHW)
     write_checksums(folder)  # last, as it covers every other file

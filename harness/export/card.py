@@ -200,7 +200,7 @@ def _by_split(config: BundleConfig) -> dict[str, dict[str, float]]:
 
 
 def _monitor(config: BundleConfig) -> str:
-    """Return the metric by which the epoch was chosen; earlier versions had none but the accuracy."""
+    """Return the metric by which the epoch was chosen: with earlier versions, always `val/accuracy`."""
     monitor: dict[str, str] = config.training.get("trainer", {}).get("monitor", {})
     return monitor.get("metric", "val/accuracy")
 

@@ -50,7 +50,7 @@ class GraphOutput(Section):
 class Preprocessing(Section):
     """How a file becomes the graph's input, and what the graph does with that input."""
 
-    decode_size: int  # pixels: the training images' side, to which the caller brings an image file
+    decode_size: int  # pixels: the side of the training images, to which the caller scales an image
     decode_rule: str  # how the caller does it, in words
     # Of images deeper than 8 bits: the values that become 0 and 255.
     pixel_range: dict[PixelType, tuple[float, float]] = Field(default_factory=dict)
@@ -58,7 +58,7 @@ class Preprocessing(Section):
     interpolation: str
     antialias: Literal[True] = True
     mean: tuple[float, float, float]  # subtracted by the graph, from pixels in [0, 1]
-    std: tuple[float, float, float]  # divided by, by the graph
+    std: tuple[float, float, float]  # by which the graph divides then
 
 
 class DataFacts(Section):

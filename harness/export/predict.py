@@ -77,7 +77,7 @@ def load_bundle(bundle_dir: str | Path) -> Bundle:
 
 
 def predict_files(bundle_dir: str | Path, files: Sequence[str | Path], *, top_k: int = 3) -> Predictions:
-    """Classify image files of any mode and size; a prediction of a file that cannot be read holds its error.
+    """Classify image files of any mode and size; the prediction of an unreadable file holds its error.
 
     Args:
         files: image files, and folders, which stand for the images in them and below.

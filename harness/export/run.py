@@ -1,7 +1,7 @@
 """`export_run`: exports a run of the run store, with its validation images and its recorded metrics.
 
-`harness export` and `harness.api` call it; `bundle.py` writes the bundle. Torch is imported in the functions,
-as `harness.export` must not need it for predicting.
+`harness export` and `harness.api` call it; `bundle.py` writes the bundle. Modules that need torch are
+imported inside the functions, as `harness predict` imports this package and must not need torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def export_run(
     output_root: Path = Path("exports"),
     show: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
-    """Export a run's best checkpoint to `output_root/<name>`: the sweep's name, or the run's name and id.
+    """Export a run's best checkpoint to `output_root/<name>`.
+
+    `<name>` is the sweep's name if the run is the best trial of a sweep, otherwise the run's name and id.
 
     Args:
         run: id, prefix of an id, or name; None for the best trial of the sweep that ran last.

@@ -1,4 +1,4 @@
-"""A model in torch or in ONNX Runtime as the same kind of function: numpy uint8 images to numpy logits."""
+"""`Runner`: a function from uint8 images to logits, both numpy arrays, made of a torch or an ONNX model."""
 
 from __future__ import annotations
 

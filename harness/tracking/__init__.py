@@ -3,7 +3,7 @@
     tracker.py                    `Tracker`, the interface that training writes to
     mlflow_tracker.py             the tracker of one MLflow run
     mlflow_writes.py              the calls that write to a run in MLflow, each made from plain JSON
-    spool.py                      keeps such writes on disk while the store is away
+    spool.py                      keeps such writes on disk while the store cannot be reached
     logged_model.py, scoring.py   a checkpoint as a model that MLflow can load
     store.py                      `RunStore`: opens the store and its runs (address.py, moved.py: where it is)
     runs.py, choice.py            recorded runs, and which sweep or run is meant
@@ -12,7 +12,8 @@
     ui.py, ui_app.py, views.py    `harness ui`
 
 MLflow reads its settings from the environment, some of them when it is imported. They are set below, since
-Python executes this file before any module of the package imports mlflow. A variable that is set stays.
+Python executes this file before any module of the package imports mlflow. A variable that is already set
+keeps its value.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from harness.tracking.tracker import RunStatus, Tracker
 
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # nothing of ours needs it, and it runs code
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # no pickles are needed here, and they can run code
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # no chatter about migrations
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # each upload is one small file
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # an outage is spooled; MLflow's default would wait four minutes

@@ -26,7 +26,10 @@ def store_uri(tracking: TrackingConfig) -> str:
 
 
 def store_exists(tracking: TrackingConfig) -> bool:
-    """Return whether there is a store, without creating one; a server counts as one."""
+    """Return whether there is a store, without creating one.
+
+    Only the database under `tracking.dir` is looked for; any other address counts as a store that exists.
+    """
     uri = store_uri(tracking)
     database = Path(tracking.dir).expanduser().resolve() / DATABASE
     return uri != database_uri(database.parent) or database.exists()

@@ -1,7 +1,7 @@
 """Decides which sweep is meant, and which of its trials is best, for compare, export, evaluate and ui.
 
-Both are read from the recorded runs, not from the database of sweeps, which need not be where the run store
-is. The tags of a trial's run say how the trial ended and with which score (`harness.outcome`,
+Both are read from the recorded runs. The database of sweeps is not read, as it may be out of reach where the
+run store is not. The tags of a trial's run say how the trial ended and with which score (`harness.outcome`,
 `harness.score`); those of the sweep's parent run say what it optimises. So the ranking here is that of the
 sweep's own leaderboard, even if the sweep was killed before it recorded its best trial.
 """
@@ -21,7 +21,7 @@ from harness.tracking.moved import found_path
 from harness.tracking.runs import RunRecord, activity, get_run, search_runs
 
 ORDER = ("complete", "finished", "pruned", "running", "killed", "infeasible", "failed")  # best first
-COMPLETE = ("complete", "finished")  # a trial that an earlier version recorded has no outcome: "finished"
+COMPLETE = ("complete", "finished")  # "finished": a trial of an earlier version, which set no outcome tag
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Captures and records what a result depends on besides its configuration: code, packages, machine.
 
-Training records it with each run (`record_environment`). `harness.search` uses `loaded_code`, to refuse a
-sweep that goes on with other code, and `available_cores` and `available_memory`. No host name is recorded.
+Training records it with each run (`record_environment`). `harness.search` calls `loaded_code` in the fork
+server of trials, and uses `available_cores` and `available_memory` to choose how many trials run at a time.
+No host name is recorded.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def record_environment(tracker: Tracker, environment: Environment) -> None:
 
 def read_checkout(folder: Path) -> Checkout | None:
     """Return the git state of `folder`, or None where git or a checkout that tracks it is missing."""
-    if not _git(folder, "ls-files", "--", "."):  # installed into another project's ignored .venv, for one
+    if not _git(folder, "ls-files", "--", "."):  # for example, installed in another project's .venv
         return None
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:

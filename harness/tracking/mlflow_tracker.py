@@ -1,7 +1,8 @@
 """`MlflowTracker`: records one run in MLflow, and keeps on disk what MLflow cannot take now.
 
-`RunStore` (`store.py`) makes the trackers. Each method builds an operation (`mlflow_writes.py`) and hands it
-to `_record`, which applies it or appends it to the run's spool (`spool.py`).
+`RunStore` (`store.py`) creates the trackers. A method that records something builds an operation
+(`mlflow_writes.py`) and passes it to `_record`, which applies it or appends it to the run's spool
+(`spool.py`).
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ class MlflowTracker:
         metrics: Mapping[str, float],
     ) -> None:
         self.log_summary(metrics)
-        # MLflow writes a model's metric to its run, too. The same point, its time included, is the same row
-        # there; with another time it would be a second point of the run's curve.
+        # MLflow writes a model's metric to its run, too. A point with the same time as the run's is the same
+        # row of its table; one with another time would be a second point of the run's curve.
         step = self._summary_step
         known = {key: self._recorded[key, step] for key in metrics}
         points = [(key, value, time_ms, step) for key, (value, time_ms) in known.items()]
@@ -148,14 +149,14 @@ class MlflowTracker:
     def _log_artifact(self, name: str, write: Callable[[Path], object]) -> None:
         """Write an artifact into the spool's folder and record it.
 
-        If MLflow cannot take it now, the file is already where the spool needs it. A file in $TMPDIR would
-        not survive a reboot, and there may be too little room.
+        If MLflow cannot take it now, the file is already where the spool needs it. $TMPDIR would not do: its
+        files do not survive a reboot, and it may have too little room.
         """
         self.before_write()
         try:
             path = self._spool.new_file(PurePosixPath(name).name)
             write(path)
-        except OSError as error:  # neither a full disk nor a missing MLflow ends the training
+        except OSError as error:  # neither a full disk nor an unreachable MLflow ends training
             logger.error("run %s: %s is lost, it cannot be written: %s", self._run_id, name, error)
             return
         self._record({"op": "artifact", "path": f"{path.parent.name}/{path.name}", "name": name})
@@ -164,13 +165,13 @@ class MlflowTracker:
         return apply(self._client, self._spool, operation)
 
     def _record(self, operation: Operation) -> None:
-        """Apply an operation after the waiting ones that must precede it; spool it if the store is away."""
+        """Apply an operation after the waiting ones that must precede it; if MLflow fails, spool it."""
         self.before_write()
         lane = self._spool.lane_of(operation)
         is_record = lane is self._spool.records
         try:
-            # Records keep their order, so those that wait are tried first. Artifacts are not: each failed
-            # upload may take as long as a timeout, and would be repeated with every epoch.
+            # Records keep their order, so those that wait are tried first. Waiting artifacts are not tried
+            # here: each failed upload may take as long as a timeout, and would be repeated with every epoch.
             if is_record:
                 lane.replay(self._apply)
             # True where an earlier version of this artifact failed, or another process is replaying.
@@ -187,7 +188,7 @@ class MlflowTracker:
             self._is_back(lane)
 
     def _is_back(self, lane: Lane) -> None:
-        """Note that the store has taken something of a lane again, and record what waits."""
+        """Note that MLflow has taken a write of this lane again, and try what waits in both lanes."""
         if lane in self._away:
             self._away.remove(lane)
             logger.info("MLflow is back: what run %s had kept on disk is recorded", self._run_id)
@@ -205,7 +206,7 @@ class MlflowTracker:
             # appended, so look once more.
             if error is None:
                 self._catch_up()
-        except OSError as disk_error:  # training goes on even without both
+        except OSError as disk_error:  # training goes on, even if neither MLflow nor the disk takes it
             logger.error(
                 "run %s: %r is lost, MLflow and the spool fail: %s", self._run_id, operation["op"], disk_error
             )

@@ -1,8 +1,9 @@
 """Every write to a run in MLflow: parameters, metrics, tags, artifacts, data sets, models, status.
 
 A write is an `Operation`, a dict of plain JSON types, so that it can wait in the spool (`spool.py`) while
-MLflow is away. `MlflowTracker` applies an operation at once; `RunStore` applies what the spool holds.
-Applying an operation twice has the effect of applying it once.
+MLflow cannot be reached. `MlflowTracker` applies a new operation at once, if it can; `open_store` applies
+those that earlier processes left in spools. Applying an operation twice has the same effect as applying it
+once.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def apply(client: MlflowClient, spool: Spool, operation: Operation) -> list[Oper
     except Exception as error:
         if not is_refusal(error):
             raise
-        # A deleted run refuses every part, so halving would only repeat the question.
+        # If the run does not exist, every part would be refused, so halving does not help.
         parts = [] if getattr(error, "error_code", "") == NO_SUCH_RUN else _halves(operation)
         if parts:
             return [refused for part in parts for refused in apply(client, spool, part)]
@@ -79,8 +80,8 @@ def is_refusal(error: BaseException) -> bool:
 
     Such an operation must not be tried again: it would hold back every later one.
     """
-    # No database takes such a text or number. MLflow wraps the database's error in one of its own, whose code
-    # says only "internal error".
+    # These two errors mean a text or a number that the database can never store. MLflow wraps them in an
+    # error of its own, whose code says only "internal error", so the causes are examined.
     if any(isinstance(cause, UnicodeEncodeError | DataError) for cause in causes(error)):
         return True
     if isinstance(error, MlflowException):
@@ -128,7 +129,7 @@ def _dispatch(client: MlflowClient, spool: Spool, operation: Operation) -> None:
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
-    # MLflow refuses another value for a recorded parameter, and a resumed run logs all of its own again.
+    # MLflow refuses another value for a recorded parameter, and a resumed run logs all its parameters again.
     recorded = client.get_run(run_id).data.params
     new = [Param(key, value) for key, value in params.items() if key not in recorded]
     for some in _batches(new, MAX_PARAMS):

@@ -9,7 +9,7 @@ from __future__ import annotations
 # tags
 KIND = "harness.kind"  # train | trial | sweep
 SWEEP = "harness.sweep"  # the sweep's name, on the parent and on every trial
-STUDY = "harness.study"  # on the parent: which sweep of that name it is
+STUDY = "harness.study"  # on the parent: an id, as several sweeps may have one name
 TRIAL = "harness.trial"  # the logical trial's number
 CHECKPOINT = "harness.checkpoint"  # path of best.ckpt, or the next text
 CHECKPOINT_REMOVED = "checkpoint removed (sweep.checkpoint_gb)"
@@ -21,13 +21,13 @@ SPACE = "harness.space"  # on a sweep's parent: the paths that it searches, sepa
 CALLED_AT, ACTIVE_AT = "harness.called_at", "harness.active_at"  # on a parent, in seconds since 1970
 OUTCOME = "harness.outcome"  # on a trial: complete | pruned | infeasible | failed, as its sweep judged it
 SCORE = "harness.score"  # on a complete trial: the score that its sweep received, with every digit
-CHANGED = "harness.changed."  # followed by a parameter: its value since the run was prolonged or moved
+CHANGED = "harness.changed."  # followed by a parameter: its new value, if a resume has changed it
 READING = "harness.reading."  # followed by a time: one reading of the test split, see readings.py
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # the description on a run's page, in Markdown
 
 # metrics
-EPOCH = "epoch"  # written with every epoch's batch: tells a resumed run what is already recorded
+EPOCH = "epoch"  # logged together with each epoch's metrics: tells a resumed run what is already recorded
 BEST_EPOCH = "best_epoch"  # 0-based
 VAL_ACCURACY = "val/accuracy"
 BEST = "best/"  # before a metric's name: its value in the epoch whose checkpoint is kept

@@ -1,7 +1,7 @@
 """`RunRecord`: reads recorded runs back from the run store, for compare, export, evaluate, resume and ui.
 
-A store may hold thousands of runs, so each function asks it only for those that it needs. Read `choice.py`
-next: it knows sweeps and their best trials.
+A store may hold thousands of runs, so each function reads only those that it needs. Read `choice.py` next: it
+finds sweeps and their best trials.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ class RunRecord:
 
     @property
     def outcome(self) -> str:
-        """How the run ended, of a trial as its sweep judged it; before the end, its status in lower case."""
+        """How the run ended; for a trial, as its sweep judged it.
+
+        A run that is in progress or was killed has its status in lower case.
+        """
         told = self.tags.get(names.OUTCOME)
         # A trial's process may have finished, set its outcome, and died before it told its sweep: then the
         # sweep closed the run as FAILED, and that counts.
@@ -233,7 +236,7 @@ def _all_runs(client: MlflowClient, filter_string: str, limit: int | None) -> li
 
 
 def _changed_params(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings that changed when a run was prolonged or moved.
+    """Return the settings that were changed when a run was resumed.
 
     MLflow's parameters cannot be changed, so the new values are tags.
     """

@@ -1,8 +1,8 @@
 """Loads a recorded checkpoint for MLflow and scores images with it: the `loader_module` of a model.
 
-MLflow imports this module by its name, which is recorded in each model (`logged_model.py`), from the copy of
-the package inside the model. So it must stay where it is. It needs `harness.training`, which lies above this
-package, and imports it by name when a model is loaded.
+Each recorded model names this module (`logged_model.py`), and MLflow imports it from the copy of the package
+inside the model. So neither its name nor its path may change. It needs `harness.training`, a layer above this
+package, which `harness.tracking` may not import; so it is imported by name, when a model is loaded.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 `MlflowTracker` appends to the spool of its run and replays it when MLflow is back; `open_store` replays the
 spools that earlier processes left. `mlflow_writes.py` says what an operation is.
 
-A run has two lanes, each a file of JSON lines with one operation per line. The lane of records (metrics,
-parameters, tags, status) keeps their order. The lane of artifacts and models keeps the order of those with
-one name only, so an artifact that cannot be written holds back no other. A crash between applying an
-operation and removing its line does no harm, since an operation may be applied twice.
+A run has two lanes, each a file of JSON lines with one operation per line. All operations in the lane of
+records (metrics, parameters, tags, data sets, status) are applied in their order. In the lane of artifacts
+and models, only the versions of one artifact are applied in order, and the models; so an artifact that cannot
+be written delays no other. A crash between applying an operation and removing its line does no harm, since an
+operation may be applied twice.
 
 A lane has two locks. The file lock is held while a line is appended or the file is rewritten. The replay lock
 is held during a whole replay, which may wait for the network. No process waits for the replay lock: one that
@@ -203,8 +204,8 @@ class Spool:
     def replay(self, apply: Apply) -> None:
         """Apply the operations that wait in both lanes, as `Lane.replay` does."""
         self.records.replay(apply)
-        # Only where the records did not fail. MLflow has to be asked where a run's artifacts go, so while it
-        # is away each of them would wait for a timeout.
+        # This line is reached only if no record failed: `replay` raises otherwise. Each upload first asks
+        # MLflow where the run's artifacts go, so with an unreachable MLflow each would wait for a timeout.
         self.artifacts.replay(apply)
 
     def points(self) -> Points:
@@ -229,7 +230,7 @@ class Spool:
         return self.files.joinpath(*Path(operation["path"]).parts[-2:])
 
     def discard_file(self, operation: Operation) -> None:
-        """Remove the file of an artifact that waits no more; that of a refused one is kept."""
+        """Remove an artifact's file once its operation no longer waits; the file of a refused one is kept."""
         if operation["op"] == "artifact" and not self._is_refused(operation):
             shutil.rmtree(self.file_of(operation).parent, ignore_errors=True)
         with suppress(OSError):  # the folder holds other files, or does not exist

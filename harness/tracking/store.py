@@ -50,7 +50,7 @@ class RunStore:
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a database, not an MLflow server, which chooses itself where artifacts lie."""
+        """Whether the store is a database and not an MLflow server, which places artifacts itself."""
         return not self.uri.startswith(("http:", "https:", "databricks"))
 
     @property
@@ -143,7 +143,7 @@ class RunStore:
             logger.warning("MLflow keeps no view of the trials: %s", first_line(error))
 
     def close_run(self, run_id: str, status: RunStatus) -> None:
-        """Close a run whose process is dead; while the store is away, the status waits in the spool."""
+        """Close a run whose process is dead; the status waits in the spool if the store is unreachable."""
         MlflowTracker(self.client, run_id, self.spool_of(run_id)).finish(status)
 
     def reopen_run(self, run_id: str) -> MlflowTracker:
@@ -160,7 +160,7 @@ class RunStore:
             ) from error
 
     def forget_checkpoint(self, run_id: str) -> None:
-        """Record that an ended run's checkpoint was removed to make room; if the store is away, later."""
+        """Record that an ended run's checkpoint was removed; an unreachable store receives that later."""
         MlflowTracker(self.client, run_id, self.spool_of(run_id), keeps_status=True).forget_checkpoint()
 
     def tags_of(self, run_id: str) -> dict[str, str]:
@@ -175,7 +175,7 @@ class RunStore:
             raise TrackingError(f"run {run_id} cannot be read: {first_line(error)}") from error
 
     def note(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of an ended run; if the store is away, later."""
+        """Set tags of an ended run; an unreachable store receives them later."""
         MlflowTracker(self.client, run_id, self.spool_of(run_id), keeps_status=True).set_tags(tags)
 
     def _resume(self, run_id: str, tags: Mapping[str, str]) -> MlflowTracker:
@@ -186,8 +186,8 @@ class RunStore:
 
     def _open_again(self, run_id: str, *, keeps_status: bool) -> MlflowTracker:
         spool = self.spool_of(run_id)
-        # First the spool, then the store: another process may be moving points from the spool to the store.
-        # In the other order, a point that moves between the two questions would be seen in neither.
+        # First the spool is read, then the store, as another process may be moving points from the spool to
+        # the store. In the other order, a point that is moved between the two reads would be missed.
         recorded = spool.points()
         run = self.client.get_run(run_id)
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
@@ -252,7 +252,8 @@ def open_store(tracking: TrackingConfig, *, to_read: bool = False) -> RunStore:
 def _check_installation(uri: str) -> None:
     """Refuse a database if MLflow lies under a path with a '%'.
 
-    Alembic, which creates MLflow's tables, reads the '%' in the path of its scripts as a reference.
+    Alembic, which creates MLflow's tables, takes a '%' in the path of its scripts for interpolation, as in an
+    ini file.
     """
     if "%" in mlflow.__file__ and not uri.startswith(("http:", "https:")):
         raise TrackingError(
@@ -295,7 +296,7 @@ def _check_writable(directory: Path) -> None:
 
 
 def _create_database(directory: Path) -> None:
-    """Create MLflow's database; `create_database` says why under a lock and another name."""
+    """Create MLflow's database, if there is none, by `create_database`: under a lock and another name."""
 
     def create(path: Path) -> None:
         logger.info("creating the run store %s (a few seconds, once)", directory / DATABASE)
@@ -347,7 +348,7 @@ def _say_once(message: str) -> None:
 
 
 def _adopt_unmarked(store: RunStore) -> None:
-    """Take over spools of earlier versions, which lay in one folder for all stores, if the run is ours."""
+    """Move spools of earlier versions, which used one folder for all stores, if this store has the run."""
     for run_id in spooled_runs(store.directory / SPOOL):
         if store.has_run(run_id):
             store.spool_directory.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ class Tracker(Protocol):
 
     Every implementation keeps this contract (``tests/contracts/test_tracker_contract.py``):
 
-    - No method raises because the store is away. A write that fails now is repeated later.
+    - No method raises because the store cannot be reached. A write that fails now is repeated later.
     - A resumed run may repeat every call that it ever made. Parameters keep their first value, and a
       (metric, epoch) point keeps its first number.
     - A process calls ``finish`` once, and nothing after it.
@@ -93,7 +93,7 @@ class Tracker(Protocol):
         ...
 
     def finish(self, status: RunStatus) -> None:
-        """Close the run with its true outcome."""
+        """Close the run with this status."""
         ...
 
 

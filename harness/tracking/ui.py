@@ -133,7 +133,8 @@ def server_command(store: RunStore, host: str, port: int) -> list[str]:
 def server_environment(store: RunStore, *, assistant: bool = False) -> dict[str, str]:
     """Return the server's settings: no job runner, no telemetry, and the store's address.
 
-    The address may hold a password, which everybody could read on a command line.
+    The store's address may hold a password, so it is not on the command line, which every user of this
+    machine can read.
     """
     return {
         "MLFLOW_BACKEND_STORE_URI": store.uri,

@@ -1,4 +1,4 @@
-"""The rows of the table, in the order in which they are measured: later ones find the features of earlier."""
+"""The rows of the table, in the order of measurement: some rows use features that an earlier row cached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows about searches: cached features, trials per hour, the start of a trial, memory, the record."""
+"""Rows about searches: cached features, trials per hour, the start of a trial, memory, `make speedrun`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDE_EPOCHS = 2
 START_TRIALS = 4  # the first one is not counted
 PROBE_BATCH = 128
 
-# The trials of the default sweep, but for their size.
+# The trials of the default sweep, apart from the numbers of images and epochs.
 PROBE = (
     "finetune=linear_probe",
     "model.image_size=64",
@@ -29,7 +29,10 @@ PROBE = (
 
 
 def probe_trials_per_hour(place: Place) -> Outcome:
-    """Our side in full, which takes minutes: once. It must be the first to want these features."""
+    """Measure a whole sweep of the harness, which takes minutes, so only once.
+
+    No earlier row may have cached these features, as their extraction is to be counted.
+    """
     _require_feature_cache()
     scale, images = place.scale, place.available(place.scale.probe_images)
     num_trials, epochs = scale.probe_trials, scale.probe_epochs

@@ -1,4 +1,4 @@
-"""Rows about one training process: input, precision and layout, Lightning's overhead, recording."""
+"""Rows about one training process: input pipeline, precision and layout, overhead, recording."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from experiments.performance.measurement import Outcome, Row, Side, alternate, c
 from experiments.performance.place import FEW_VAL, SPEED_MODEL, Place
 from experiments.performance.searching import recording_seconds
 
-EPOCH_S = 10.0  # of the epoch whose recording is judged
+EPOCH_S = 10.0  # of an epoch; the time of recording it is given as a percentage of this
 RECORDED_EPOCHS = 20
 LENET_BATCH = RESNET_BATCH = 128
 
@@ -44,7 +44,7 @@ def auto_against_defaults(place: Place, model: str, batch_size: int) -> Outcome:
 
 
 def ceiling(machine: dict[str, Any], defaults: list[float]) -> str:
-    """Say what `auto` was, and how far from the machine's limit the defaults already are."""
+    """Describe what `auto` has chosen, and how close the defaults come to the machine's limit."""
     auto, matmul = machine["auto"], machine["matmul_flops"]
     reached = machine["flops_per_image"] * defaults[len(defaults) // 2]
     best = matmul[auto["precision"]] if auto["precision"] in matmul else max(matmul.values())
@@ -59,7 +59,7 @@ def ceiling(machine: dict[str, Any], defaults: list[float]) -> str:
 
 def harness_against_bare(place: Place, model: str, batch_size: int, images: int) -> Outcome:
     overrides = model_overrides(place, model, batch_size)
-    overrides += [place.limit(images), FEW_VAL]  # it is not counted
+    overrides += [place.limit(images), FEW_VAL]  # validation is not timed
     pairs = alternate(
         place.scale.repeats,
         lambda: place.run(training.harness_epoch, overrides, place.num_train),
