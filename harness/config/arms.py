@@ -1,7 +1,7 @@
 """Keys that only some arms of a sweep have, such as `optim.momentum` where the space searches sgd and adamw.
 
-An arm is one choice of config files (with the rules that then hold). `compose.py` calls this: such a key,
-given on the command line, holds in the arms whose section has it and is left out of the others.
+An arm is one choice of config files (with the rules that then hold). Such a key, given on the command line,
+is set in the arms whose section has it and left out of the others. `compose.py` calls this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.errors import ConfigError
 
 
 def arm_values(sweep: SweepConfig, overrides: Sequence[str], config_dir: Path) -> dict[str, Any]:
-    """Return the values given for keys of searched groups that at least one arm has, by dotted path.
+    """Return the command line's values for keys of searched groups, by dotted path, if some arm has them.
 
     Raises:
         ConfigError: `group.kind` was given although the space searches that group.

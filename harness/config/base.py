@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 
 class Section(BaseModel):
-    """A set of keys: immutable, without unknown keys, inf or NaN; no type is converted (`true` is not 1)."""
+    """A set of keys: immutable, without unknown keys, inf or NaN; types are strict (`true` is not 1)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()

@@ -1,6 +1,7 @@
 """Composes `configs/` and overrides into a validated configuration, and traces the origin of each value.
 
-Hydra composes (groups, defaults lists, override grammar); pydantic validates. No Hydra state outlives a call.
+Hydra composes (groups, defaults lists, override grammar); pydantic validates. Hydra's global
+state is cleared after each composition.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class SweepPlan:
     """A sweep's validated configuration: its section `sweep`, the run it starts from, and the overrides.
 
     An arm is one choice of config files (groups) with the rules that then hold. Hydra composes each arm once.
-    A trial's configuration is its arm with the trial's other values set, which is much faster than Hydra.
+    A trial's other values are then set in its composed arm, which is much faster than composing again.
 
     Args:
         sweep: The section `sweep`: space, rules, objective, budget.
@@ -41,8 +42,8 @@ class SweepPlan:
         overrides: What the user gave on the command line.
         config_dir: The folder of configuration files.
         sweep_file: Name of the file in `configs/sweep/`.
-        arms: What Hydra composed for each arm, by the arm's overrides; interpolations are still open. Filled
-            by `with_arm_of`; an arm that is missing is composed whenever a trial needs it.
+        arms: What Hydra composed for each arm, by the arm's overrides; interpolations are not resolved.
+            Filled by `with_arm_of`; an arm that is missing is composed whenever a trial needs it.
     """
 
     sweep: SweepConfig
@@ -59,25 +60,25 @@ class SweepPlan:
 
     @property
     def arm_values(self) -> dict[str, Any]:
-        """What was given for keys of searched groups, see :func:`arm_values`."""
+        """The command line's values for keys of searched groups, see `harness.config.arms`."""
         return arm_values(self.sweep, self.overrides, self.config_dir)
 
     def trial_overrides(self, chosen: Mapping[str, Scalar]) -> list[str]:
-        """Return a trial's overrides as text, for the record: its values, the rules that hold, what is fixed.
+        """Return a trial's overrides as text: its values, the rules that hold, and `TRIAL_OVERRIDES`.
 
         Args:
-            chosen: The trial's value for each searched path that applies to it.
+            chosen: The trial's value for each dimension of the space that applies to it.
         """
         return [f"{path}={as_override_value(value)}" for path, value in chosen.items()] + self._added(chosen)
 
     def arm_of(self, chosen: Mapping[str, Scalar]) -> list[str]:
-        """Return the overrides that make a trial's arm: its files, and what rules set beside the space."""
+        """Return the overrides that make a trial's arm: its files, and what rules set outside the space."""
         groups = yaml_files.groups(self.config_dir)
         files = [f"{path}={as_override_value(value)}" for path, value in chosen.items() if path in groups]
         return files + [text for text in self._added(chosen) if not self._is_searched_value(text, groups)]
 
     def with_arm_of(self, chosen: Mapping[str, Scalar]) -> SweepPlan:
-        """Return this plan with the arm of a trial composed; the plan itself where the arm is known.
+        """Return this plan with the arm of a trial composed; the plan itself if that is composed already.
 
         Raises:
             ConfigError: a file or a key that does not exist.
@@ -91,7 +92,7 @@ class SweepPlan:
         """Return the run of one trial.
 
         Args:
-            chosen: The trial's value for each searched path that applies to it.
+            chosen: The trial's value for each dimension of the space that applies to it.
 
         Raises:
             ConfigError: a key that does not exist, or a value that a run may not have.
@@ -99,7 +100,7 @@ class SweepPlan:
         arm, groups = self.arm_of(chosen), yaml_files.groups(self.config_dir)
         config = OmegaConf.create(dict(self.arms.get(" ".join(arm)) or self._compose_arm(arm)))
         values = {path: as_setting(path, value) for path, value in chosen.items() if path not in groups}
-        # A rule may set a searched path: it comes after the value that was chosen, and wins.
+        # A rule may set a searched key; its value replaces the one that was chosen.
         of_rules = [text for text in self._added(chosen) if self._is_searched_value(text, groups)]
         for path, value in [*values.items(), *values_of(parse_overrides(of_rules)).items()]:
             OmegaConf.update(config, path, value, force_add=True)
@@ -113,7 +114,7 @@ class SweepPlan:
         return without_foreign(composed, self.arm_values)
 
     def _added(self, chosen: Mapping[str, Scalar]) -> list[str]:
-        """Return the overrides of the rules that hold, without paths the user set, then TRIAL_OVERRIDES."""
+        """Return the overrides of the rules that hold, but for keys the user set, and TRIAL_OVERRIDES."""
         fixed = {path_of(text) for text in self.overrides}
         rules = [rule for rule in self.sweep.rules if holds(rule.when, dict(chosen))]
         texts = [text for rule in rules for text in rule.overrides]
@@ -124,7 +125,7 @@ class SweepPlan:
         return path in self.sweep.space and path not in groups
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types: a trial's process need not compose the sweep again."""
+        """Return plain JSON types, from which a trial's process restores the plan without composing it."""
         return {
             "sweep": self.sweep.model_dump(mode="json"),
             "base": self.base.to_dict(),
@@ -156,7 +157,7 @@ def compose_run(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) ->
 
 
 def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> SweepPlan:
-    """Return the validated plan of a sweep. A searched path that is overridden leaves the space: it is fixed.
+    """Return the validated plan of a sweep. A searched key that is overridden is fixed: it leaves the space.
 
     Raises:
         ConfigError: an unknown key or group, or a value out of its range.
@@ -196,7 +197,7 @@ def _searched(section: Any) -> set[str]:
 def _base_values(
     values: Mapping[str, Any], paths: set[str], overrides: Sequence[str], config_dir: Path
 ) -> dict[str, Any]:
-    """Return the values of the paths that the command line fixed, which took them out of the space."""
+    """Return the values of the keys that the command line took out of the space."""
     if not paths:
         return {}
     known = defaults_list("sweep", overrides, config_dir).overrides.known_choices
@@ -204,7 +205,7 @@ def _base_values(
 
 
 def _settled(section: Any, given: Mapping[str, Any]) -> Any:
-    """Return a sweep's section without the settings that the user fixed; one trial if none is left."""
+    """Return a sweep's section without the searched keys that the user fixed; one trial if none is left."""
     if not isinstance(section, Mapping):
         return section  # the schema refuses it
     asked = {key: value for key, value in section.items() if key in SearchSpace.model_fields}
@@ -239,10 +240,10 @@ def trace_origins(root: str, overrides: Sequence[str], config_dir: Path = CONFIG
 
 
 def _judged(base: RunConfig, sweep: SweepConfig) -> RunConfig:
-    """Return the base with the sweep's metric as its monitor: trials must not be judged by different ones.
+    """Return the base with the sweep's metric as its monitor: one metric must decide about all trials.
 
     Raises:
-        ConfigError: it has another monitor, or trials would have.
+        ConfigError: the base has another monitor, or the space or a rule sets one.
     """
     set_by_trials = [*sweep.space, *(path_of(text) for rule in sweep.rules for text in rule.overrides)]
     monitor = base.trainer.monitor
@@ -257,7 +258,7 @@ def _judged(base: RunConfig, sweep: SweepConfig) -> RunConfig:
 
 
 def _check_paths(sweep: SweepConfig, config_dir: Path) -> None:
-    """A searched group's values must be files of it."""
+    """Make sure that the values of a searched group are files of that group."""
     known = yaml_files.groups(config_dir)
     for path, dimension in sweep.space.items():
         if path in known and dimension.type != "choice":

@@ -1,8 +1,8 @@
 """Looks up what the schema allows at a dotted path such as `optim.momentum`.
 
-A section can be of several kinds (`optim` is sgd, adam, …); a path is known if any kind has it.
-`overrides.py` and `validation.py` use it, for error messages and to know whether a value on the command line
-is a text.
+A section can be of several kinds (`optim` is sgd, adam, …); a path is valid if any kind has it.
+`overrides.py` asks whether a key takes text, `arms.py` which kinds have a key, and `validation.py` which keys
+there are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def tags_of(model: type[BaseModel]) -> tuple[Any, ...]:
-    """Return the values of `kind` (of a dimension: `type`) that mean this section."""
+    """Return the values of `kind` (of a dimension: `type`) that select this section."""
     field = model.model_fields.get("kind") or model.model_fields.get("type")
     return get_args(field.annotation) if field else ()
 
@@ -42,7 +42,7 @@ def annotations_at(path: str) -> list[Any]:
 
 
 def is_text(path: str) -> bool:
-    """Return whether a setting takes any string; then `2026_11_25` is not read as the number 20261125."""
+    """Return whether a key takes any string; then `2026_11_25` must not be read as the number 20261125."""
     return any(str in _alternatives(annotation) for annotation in annotations_at(path))
 
 

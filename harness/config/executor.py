@@ -1,4 +1,4 @@
-"""Where a sweep's trials run: processes of this machine, a Ray cluster, or a Slurm one."""
+"""Settings of where a sweep's trials run: on this machine, on a Ray cluster, or on a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SlurmExecutorConfig(Section):
     cpus_per_task: PositiveInt | None = None  # None = the trial's threads
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     setup: list[str] = Field(default_factory=list)  # shell lines before the trial, such as module loads
-    options: dict[str, str] = Field(default_factory=dict)  # more of sbatch's, such as {account: vision}
+    options: dict[str, str] = Field(default_factory=dict)  # other options of sbatch: {account: vision}
 
 
 ExecutorConfig = Annotated[

@@ -1,7 +1,8 @@
 """The finetuning policies: which tensors train, at what rate, and whether the frozen part can be cached.
 
-A policy is one class here and one file in `configs/finetune/`. The schema takes every class below that has a
-`kind`; `harness.models.freezing` hands a policy the names of a network's tensors and applies its choice.
+A policy is one class here and one file in `configs/finetune/`. The schema finds every class below that has a
+`kind`. `harness.models.freezing` gives a policy the names of a network's tensors, and freezes those that the
+policy does not return.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class TensorNames(Protocol):
 
 @dataclass(frozen=True)
 class Trainable:
-    """The names that train; and the depth groups among them, where the policy asks for groups."""
+    """The names of the tensors that train, and the depth groups among them if the policy asks for groups."""
 
     names: frozenset[str]
     groups: Sequence[list[str]] = ()
@@ -66,16 +67,16 @@ class FinetunePolicy(Section):
 class FrozenBackbone(FinetunePolicy):
     """A policy whose frozen part runs before every part that trains, so its activations can be cached."""
 
-    # Cache the activations of the frozen part in data.cache_dir where the training stays the same: without
-    # augmentation, and with flips alone, of which both views are cached.
+    # Cache the activations of the frozen part in data.cache_dir if that does not change the training: without
+    # augmentation, or with flips alone, of which both views are cached.
     cache_features: bool = True
-    # With other augmentation: cache so many views of each training image, the first of which is the image
-    # itself, and show them in turn instead of new draws in every epoch. None = new draws, no cache.
+    # With other augmentation: cache this many augmented views of each training image (the first is the image
+    # itself), and use them in turn instead of new random ones in every epoch. None = new ones, no cache.
     feature_views: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def trained_depth(self) -> int:
-        """The number of depth groups behind the frozen part; 0 where the head alone trains."""
+        """The number of depth groups that train; 0 if the head alone trains."""
         raise NotImplementedError
 
 

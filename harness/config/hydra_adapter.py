@@ -1,7 +1,7 @@
-"""The only file that calls Hydra; `compose.py` calls its functions.
+"""The only file that composes with Hydra (`overrides.py` uses its parser); `compose.py` calls this.
 
-Hydra keeps global state while it is open, so each function opens it and closes it again. Overrides are
-checked before Hydra sees them, and its errors become a ConfigError of one line.
+Hydra keeps global state while it is initialised, so each function that composes clears it again at the end.
+Overrides are checked before Hydra reads them, and Hydra's errors become a ConfigError of one line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT_FILES = ("run", "sweep")  # what `harness train` and `harness sweep` start 
 
 
 def compose_open(root: str, overrides: Sequence[str], config_dir: Path) -> DictConfig:
-    """Compose a root file with overrides; interpolations stay open."""
+    """Compose a root file with overrides; interpolations are not resolved."""
     with _hydra(root, overrides, config_dir) as lines:
         return compose(root, lines)
 
@@ -43,7 +43,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def as_tree(config: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
-    """Return plain values; interpolations stay open unless asked for."""
+    """Return plain values; interpolations are resolved only if `resolve`."""
     values = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -59,7 +59,7 @@ def defaults_list(root: str, overrides: Sequence[str], config_dir: Path) -> Any:
 
 @contextmanager
 def _hydra(root: str, overrides: Sequence[str], config_dir: Path) -> Iterator[list[str]]:
-    """Open Hydra on a folder, yield the overrides as it reads them, and turn its errors into ours."""
+    """Initialise Hydra for a folder, yield the overrides in its grammar, and turn its errors into ours."""
     parsed = parse_overrides(overrides)
     lines = in_hydras_words(parsed, root, yaml_files.groups(config_dir))
     given = values_of(parsed)
@@ -79,14 +79,14 @@ def _hydra(root: str, overrides: Sequence[str], config_dir: Path) -> Iterator[li
 def _our_errors(config_dir: Path | None = None, used: Sequence[Path] = ()) -> Iterator[None]:
     """Turn whatever Hydra or OmegaConf raises into a ConfigError of one line.
 
-    All exceptions are caught, since within the block both read only what a user wrote.
+    All exceptions are caught, since within the block Hydra and OmegaConf only read what a user wrote.
     """
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:
-        # Hydra's message names no line. Where the text of a file may be at fault, look for that file first.
+        # Hydra's message names no line. If the text of a file may be at fault, look for a fault in the files.
         is_about_text = config_dir is not None and isinstance(error, yaml.YAMLError | ValueError)
         files_read = [*used, *(yaml_files.all_files(config_dir) if config_dir and is_about_text else ())]
         fault = yaml_files.first_fault(file for file in files_read if file.is_file())

@@ -1,4 +1,4 @@
-"""The one metric that decides about a run: the epoch kept, early stopping, what a sweep is told."""
+"""The metric that decides about a run: which epoch is kept, when to stop early, a trial's score."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pydantic import model_validator
 
 from harness.config.base import Section
 
-# All that is computed of the validation images after every epoch; the means run over the classes.
+# Every metric that is computed on the validation split after an epoch. f1, auc, precision and recall are
+# means over the classes.
 Metric = Literal["val/accuracy", "val/loss", "val/f1", "val/auc", "val/precision", "val/recall"]
 Direction = Literal["maximize", "minimize"]
 METRICS: tuple[str, ...] = get_args(Metric)
 
 
 def direction_of(metric: str) -> Direction:
-    """Return which values of a metric are the better ones."""
+    """Return whether a metric is to be maximised or minimised."""
     return "minimize" if metric == "val/loss" else "maximize"
 
 
@@ -33,7 +34,7 @@ class Judged(Section):
             return values
         metric, given = values.get("metric", "val/accuracy"), values.get("direction")
         if metric not in METRICS or given not in (None, *get_args(Direction)):
-            return values  # the fields say what is wrong
+            return values  # the fields' own validation reports it
         if given not in (None, direction_of(metric)):
             raise ValueError(
                 f"direction={given} does not suit metric={metric}: leave it out, it is {direction_of(metric)}"

@@ -1,4 +1,4 @@
-"""Costs of a trial in a sweep's configuration: constraints on them, and a cost as the second objective."""
+"""Costs of a trial (parameters, latency, time) as constraints or as the second objective of a sweep."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Literal, get_args
 from harness.config.base import Section
 from harness.errors import did_you_mean
 
-# harness.training.costs measures them in every run: the number of all parameters; the time of a prediction
-# for one image, on the run's device and in its precision; the time of all epochs with their validation.
+# harness.training.costs measures them in every run: the number of all parameters, in millions; the time of
+# a prediction for one image, on the run's device and in its precision; the time of all epochs with their
+# validation.
 Cost = Literal["params_millions", "latency_ms", "train_seconds"]
 COSTS: tuple[str, ...] = get_args(Cost)
 
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*", re.IGNORECASE)
-SMALLEST_BOUND = 1e-9  # the divisor of an excess where the bound is 0
+SMALLEST_BOUND = 1e-9  # the smallest divisor of an excess, for a bound of 0
 
 
 class SecondObjective(Section):
-    """A cost to be weighed against the sweep's metric: the answer is then a Pareto front."""
+    """A cost as the second objective beside the sweep's metric; the result is then a Pareto front."""
 
     metric: Cost
     direction: Literal["minimize", "maximize"] = "minimize"
@@ -27,14 +28,14 @@ class SecondObjective(Section):
 
 @dataclass(frozen=True)
 class Constraint:
-    """A bound on a cost: a trial beyond it is infeasible, however good its score."""
+    """A bound on a cost: a trial that violates it is infeasible, however good its score."""
 
     cost: str
     is_upper: bool
     bound: float
 
     def excess(self, value: float) -> float:
-        """Return how far beyond the bound a value is, as a share of the bound; not above 0 where it holds."""
+        """Return how far a value is beyond the bound, as a share of the bound; 0 or less if it holds."""
         beyond = value - self.bound if self.is_upper else self.bound - value
         return beyond / max(abs(self.bound), SMALLEST_BOUND)
 

@@ -1,7 +1,7 @@
 """The grammar of the command line: Hydra's overrides (`group=file`, `a.b=value`), parsed and checked.
 
-`compose.py` parses with it, `hydra_adapter.py` passes the result on to Hydra. Parts of Hydra's grammar that
-mean nothing here (lists of values to sweep over, packages, Hydra's own settings) are refused.
+`compose.py` calls `parse_overrides`; `hydra_adapter.py` passes the result on to Hydra. Parts of Hydra's
+grammar that mean nothing here (lists of values to sweep over, packages, Hydra's own settings) are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPACE = "sweep.space"
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parse Hydra's override grammar (`group=file`, `a.b=value`); a name stays as it is written.
+    """Parse Hydra's override grammar (`group=file`, `a.b=value`); for a key of text, a number stays text.
 
     Raises:
         ConfigError: text that is no override.
@@ -59,12 +59,12 @@ def _unreadable(text: str) -> str:
 
 
 def path_of(override: str) -> str:
-    """Return the dotted path, or the group, that an override is about."""
+    """Return the dotted path, or the group, that an override sets."""
     return override.lstrip("+~").partition("=")[0].partition("@")[0].strip()
 
 
 def as_override_value(value: bool | int | float | str | None) -> str:
-    """Return a value in Hydra's override grammar, so that it comes back with its type."""
+    """Return a value as text in Hydra's override grammar; parsing it gives the same value and type."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -77,22 +77,22 @@ def as_override_value(value: bool | int | float | str | None) -> str:
         and value.lower() not in ("true", "false", "null", "none", "nan", "inf")
     ):
         return value
-    # Within quotes, Hydra reads backslashes as such unless a quote follows them.
+    # Within quotes, Hydra takes backslashes literally unless a quote follows them.
     return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
 
 
 def as_setting(path: str, value: bool | int | float | str | None) -> bool | int | float | str | None:
-    """Return a value for a path as the command line would give it: for a path of text, a number is text."""
+    """Return a value for a key as the command line would give it: if the key takes text, a number is text."""
     if isinstance(value, bool | int | float) and is_text(path):
         return as_override_value(value)
     return value
 
 
 def in_hydras_words(parsed: Sequence[Override], root: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the overrides as Hydra is given them: groups as they are, values with `++`.
+    """Return the overrides in the form that Hydra is given: groups as they are, values with `++`.
 
-    With `++`, a plain `a.b=value` may set a key that the YAML leaves out; the schema judges it. Overrides of
-    the sweep's space are left out, see :mod:`harness.config.space_overrides`.
+    With `++`, `a.b=value` may set a key that no YAML file has; the schema decides whether it is valid.
+    Overrides of the sweep's space are left out, see :mod:`harness.config.space_overrides`.
 
     Raises:
         ConfigError: a file that its group does not have, or an override that has no meaning here.
@@ -134,5 +134,5 @@ def _group_line(override: Override, options: Sequence[str]) -> list[str]:
 
 
 def values_of(parsed: Sequence[Override]) -> dict[str, Any]:
-    """Return the value that was given last for each path or group; what was deleted has none."""
+    """Return the value that was given last for each dotted path or group; deletions are ignored."""
     return {override.key_or_group: override.value() for override in parsed if not override.is_delete()}

@@ -9,7 +9,7 @@ import yaml
 
 from harness.credentials import shown
 
-UNSAID = "default"  # set by no file: the schema's own value
+UNSAID = "default"  # no file sets it: the schema's own default
 
 
 def annotate(resolved: Mapping[str, Any], origins: Mapping[str, str]) -> str:
@@ -33,7 +33,7 @@ def _lines(
 
 
 def _origin(path: str, origins: Mapping[str, str]) -> str:
-    """A value set as part of a larger one (`sweep.space.x={…}`) has that one's origin."""
+    """Return the origin of a value, or of the mapping it was set with (`sweep.space.x={…}`)."""
     while path:
         if path in origins:
             return origins[path]

@@ -1,4 +1,4 @@
-"""How a sweep chooses its trials, and when it gives one up."""
+"""Settings of a sweep's sampler, which proposes trials, and of its pruner, which ends poor ones early."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from harness.config.schema import PositiveInt
 class SamplerConfig(Section):
     """The sampler, which proposes a trial's values.
 
-    gp, cmaes and nsgaii learn only paths that every trial has, and draw conditional ones at random; cmaes
-    learns ranges only. grid takes every combination of choices and whole numbers once.
+    gp, cmaes and nsgaii learn only dimensions that every trial has, and draw conditional ones at random;
+    cmaes learns ranges only. grid proposes every combination of choices and whole numbers once.
     """
 
     kind: Literal["tpe", "gp", "cmaes", "qmc", "nsgaii", "random", "grid"] = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
-    startup_trials: PositiveInt = 5  # tpe, gp, cmaes: random trials before the model of the space is trusted
-    # cmaes, nsgaii: None = Optuna's; 20 for nsgaii
+    startup_trials: PositiveInt = 5  # tpe, gp, cmaes: random trials before the sampler uses its model
+    # cmaes, nsgaii: None = Optuna's default for cmaes, 20 for nsgaii
     population_size: Annotated[int, Field(ge=5)] | None = None
 
 
 class PrunerConfig(Section):
-    """When a trial that is behind is ended early; compared epoch by epoch, by the sweep's metric."""
+    """When a trial is ended early: its score after an epoch is compared with other trials' scores."""
 
     kind: Literal["none", "median", "hyperband", "successive_halving"] = "median"
-    startup_trials: Annotated[int, Field(ge=0)] = 4  # median: trials that always run to their end
-    warmup_epochs: Annotated[int, Field(ge=0)] = 1  # median: epochs before which nothing is pruned
-    min_epochs: PositiveInt = 1  # hyperband, successive_halving: the smallest rung
+    startup_trials: Annotated[int, Field(ge=0)] = 4  # median: none is pruned before so many are complete
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1  # median: epochs that every trial may complete
+    min_epochs: PositiveInt = 1  # hyperband, successive_halving: epochs before the first comparison
     reduction_factor: Annotated[int, Field(ge=2)] = 3  # hyperband, successive_halving
     # All kinds: prune a trial only if its score has not improved for so many epochs. With kind=none, that
     # alone decides.

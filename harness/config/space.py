@@ -28,7 +28,7 @@ def as_yaml(value: Scalar) -> str:
 
 
 def holds(condition: Condition, chosen: dict[str, Scalar]) -> bool:
-    """Return whether every path of the condition was chosen as one of its values."""
+    """Return whether each key of the condition was chosen with one of the values that it names."""
     return all(
         path in chosen and chosen[path] in (values if isinstance(values, list) else [values])
         for path, values in condition.items()
@@ -119,10 +119,10 @@ def _choices(path: str, dimension: Dimension, point: dict[str, Scalar]) -> list[
 
 
 def check_point(space: Mapping[str, Dimension], point: dict[str, Scalar]) -> None:
-    """Make sure that a trial could be asked for with these values; the sampler chooses the paths left out.
+    """Make sure that the space has a trial with these values; the sampler chooses those that are left out.
 
     Raises:
-        ValueError: a path, a value or a combination that the space does not have.
+        ValueError: a key, a value or a combination that the space does not have.
     """
     for path, value in point.items():
         if path not in space:
@@ -145,7 +145,7 @@ def _contains(dimension: Dimension, value: Scalar) -> bool:
 
 
 def nearest(dimension: Dimension, value: Scalar) -> str:
-    """Return a hint at what a dimension has instead of a value."""
+    """Return a hint for an error message: the nearest value of a dimension, or its values or range."""
     if isinstance(dimension, Choice):
         words = [known for known in dimension.values if isinstance(known, str)]
         if isinstance(value, str) and len(words) == len(dimension.values):
@@ -156,21 +156,21 @@ def nearest(dimension: Dimension, value: Scalar) -> str:
 
 
 class Rule(Section):
-    """Overrides that hold for the trials of one arm, such as a bound on an expensive one."""
+    """Overrides for the trials that fulfil `when`, such as fewer epochs for an expensive model."""
 
     when: Condition  # empty = always
     overrides: Annotated[list[str], Field(min_length=1)]
 
 
 class SearchSpace(Section):
-    """The part of a sweep's section that changes when the user fixes a searched setting.
+    """The part of a sweep's section that changes if the command line fixes a searched key.
 
     If every setting is fixed, the space is empty and the sweep is one trial.
     """
 
     space: dict[str, Dimension]
     rules: list[Rule] = Field(default_factory=list)
-    # Trials to begin with, path -> value; the sampler chooses what a point leaves out. They count as trials.
+    # Points to try first, key -> value; the sampler chooses what a point leaves out. They count as trials.
     enqueue: list[dict[str, Scalar]] = Field(default_factory=list)
 
 
@@ -180,10 +180,10 @@ def check_conditions(
     """Refuse a condition that can never hold: its dimension or rule would silently never apply.
 
     Args:
-        fixed: paths that have one value for all trials; conditions on them are decided elsewhere.
+        fixed: keys that have one value for all trials; `without_fixed` decides the conditions on them.
 
     Raises:
-        ValueError: a path that is not searched, or a value that it cannot take.
+        ValueError: a condition on a key that is not searched, or on a value that the key cannot take.
     """
     seen: list[str] = []
     for path, dimension in space.items():

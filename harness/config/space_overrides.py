@@ -1,7 +1,7 @@
 """Applies the command line's overrides to a sweep's space; `compose_sweep` calls both functions.
 
 edit_space      sweep.space.optim.lr.high=0.1   changes, adds or removes a dimension
-without_fixed   optim.lr=0.001                  fixes a searched path, which then leaves the space
+without_fixed   optim.lr=0.001                  fixes a searched key, which then leaves the space
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 def edit_space(section: Mapping[str, Any], parsed: Sequence[Override]) -> dict[str, Any]:
     """Apply overrides of `sweep.space` to a sweep's section, in their order.
 
-    A space that is given replaces the file's, a dimension that is given replaces that dimension, and
-    `sweep.space.optim.lr.high=…` sets one key. Hydra is not asked, because it would merge a given space into
-    the file's, and reads the dots of `optim.lr` as nesting.
+    `sweep.space={…}` replaces the file's space, `sweep.space.optim.lr={…}` one dimension, and
+    `sweep.space.optim.lr.high=…` one key of a dimension. Hydra cannot do this: it would merge the given space
+    into the file's, and read the dots of `optim.lr` as nesting.
 
     Raises:
         ConfigError: a dimension that the space does not have.
@@ -89,13 +89,13 @@ def _remove(tree: dict[str, Any], keys: Sequence[str]) -> None:
 
 
 def without_fixed(asked: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a space, its rules and its points without the paths that the user fixed.
+    """Return a space, its rules and its points without the keys that the user fixed.
 
-    Conditions on a fixed path are decided now: they are dropped where they hold, and where they do not, their
-    dimension or rule is dropped.
+    Conditions on a fixed key are decided now: a condition that holds is dropped; one that does not hold is
+    dropped together with its dimension or rule.
 
     Raises:
-        ValueError: a condition that can never hold, fixed or not.
+        ValueError: a condition that can never hold, whatever is fixed.
     """
     check_conditions(asked.space, asked.rules, fixed)
     values = asked.model_dump(mode="json")
@@ -109,7 +109,7 @@ def without_fixed(asked: SearchSpace, fixed: Mapping[str, Any]) -> dict[str, Any
 
 
 def _settle_point(point: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a point of `enqueue` without fixed paths; warn and return None if it can no longer be tried."""
+    """Return a point of `enqueue` without fixed keys; warn and return None if it can no longer be tried."""
     other = {path: value for path, value in point.items() if fixed.get(path, value) != value}
     left = {path: value for path, value in point.items() if path not in fixed}
     if not other and left:
@@ -121,7 +121,7 @@ def _settle_point(point: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[st
 
 
 def _settle(conditional: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a dimension or rule without conditions on fixed paths; None if one of them does not hold."""
+    """Return a dimension or rule without conditions on fixed keys; None if one of them does not hold."""
     when = conditional.get("when", {})
     certain = {path: values for path, values in when.items() if path in fixed}
     if not holds(certain, dict(fixed)):

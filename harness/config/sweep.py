@@ -32,15 +32,15 @@ class SweepConfig(SearchSpace, Judged):
     The objective (`metric`, `direction`) is `trainer.monitor` of every trial.
     """
 
-    name: str | None = None  # None = <sweep file>-<data set>-<digest of the question>
-    second_objective: SecondObjective | None = None  # a cost to weigh against the metric; then see the front
+    name: str | None = None  # None = <sweep file>-<data set>-<digest of the sweep's identity>
+    second_objective: SecondObjective | None = None  # a cost beside the metric; the result is a Pareto front
     constraints: list[str] = Field(default_factory=list)  # on costs, such as "params_millions <= 5"
-    num_trials: PositiveInt = 12  # of the sweep in all, over all calls, however they end
-    max_minutes: Minutes | None = None  # of one call; then running trials stop early
+    num_trials: PositiveInt = 12  # of the sweep in all, over all commands, however they end
+    max_minutes: Minutes | None = None  # of one command; then running trials stop, to be resumed
     target: float | None = None  # of the metric: no new trials once a complete one has reached it
     patience_trials: PositiveInt | None = None  # no new trials once so many have ended without a better one
-    slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time; on a CPU measured, once for a model
-    threads_per_trial: PositiveInt | Literal["auto"] = "auto"  # on a CPU: cores ÷ slots
+    slots: PositiveInt | Literal["auto"] = "auto"  # trials at a time; auto: by the GPUs; on a CPU, measured
+    threads_per_trial: PositiveInt | Literal["auto"] = "auto"  # auto: cores ÷ slots, or measured
     devices_per_trial: PositiveInt = 1  # GPUs (or, on a CPU, processes) that train one trial together
     checkpoint_gb: Gigabytes | None = None  # 10^9 bytes; beyond it the worst trials' checkpoints are removed
     keep_checkpoints: PositiveInt = 3  # of the best trials, whatever checkpoint_gb is
@@ -56,7 +56,7 @@ class SweepConfig(SearchSpace, Judged):
     trial_timeout_minutes: Minutes | None = None  # of one attempt at a trial; then it has failed
     grace_seconds: Seconds = 60.0  # between asking a trial to stop and ending its process
     allow_changed_code: bool = False  # go on although the program is no longer what the sweep began with
-    lease_seconds: Seconds = 120.0  # a trial of which nothing is heard for so long may be taken over
+    lease_seconds: Seconds = 120.0  # a trial without a heartbeat for longer may be taken over
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -97,12 +97,12 @@ class SweepConfig(SearchSpace, Judged):
         return self
 
     def parsed_constraints(self) -> list[Constraint]:
-        """Return the constraints as what they mean."""
+        """Return the constraints, parsed."""
         return [parse_constraint(text) for text in self.constraints]
 
     @property
     def monitor(self) -> MonitorConfig:
-        """What decides about each trial, within it and among the others."""
+        """The `trainer.monitor` of each trial: the metric that decides within a trial and among trials."""
         return MonitorConfig(metric=self.metric)
 
     def common_ranges(self) -> dict[str, FloatRange | IntRange]:

@@ -1,7 +1,7 @@
 """Validation with one-line errors that name the key, what was expected, and the nearest fix.
 
-`validate` stands in for pydantic's `model_validate` wherever a user's values are read. pydantic reports every
-alternative of a union separately; here they become one line for the first wrong value.
+Call `validate` instead of pydantic's `model_validate` wherever a user's values are read. pydantic reports an
+error for every alternative of a union; `validate` reports one line for the first wrong value.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.errors import ConfigError, did_you_mean, one_line
 
 Model = TypeVar("Model", bound=BaseModel)
 
-EXPECTED = {  # by pydantic's names of faults
+EXPECTED = {  # by pydantic's error types
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
@@ -44,7 +44,7 @@ def validate(model: type[Model], values: Mapping[str, Any], prefix: str = "") ->
         return model.model_validate(values)
     except ValidationError as error:
         faults: dict[str, list[ErrorDetails]] = {}
-        for fault in error.errors():  # those of one value are the alternatives of a union
+        for fault in error.errors():  # several for one value are of the alternatives of a union
             faults.setdefault(".".join(_as_written(fault["loc"], values, fault["type"])), []).append(fault)
         path, alternatives = next(iter(faults.items()))
         line = _describe(".".join(filter(None, (prefix, path))), alternatives, model)
@@ -107,7 +107,7 @@ def _expected(fault: ErrorDetails) -> str | None:
 
 
 def _fix(value: Any, kinds: str) -> str:
-    """Return the nearest value that would do, where there is one."""
+    """Return how to write the value validly; empty if that is not known."""
     if (
         isinstance(value, str)
         and "number" in kinds

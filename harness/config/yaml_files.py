@@ -1,6 +1,7 @@
 """The folder of configuration files: its groups, and faults of a single file, reported with the line.
 
-Hydra and PyYAML report such faults in many lines and without a cure; `hydra_adapter.py` asks here instead.
+Hydra and PyYAML report such faults in many lines and do not say how to mend them, so `hydra_adapter.py` calls
+`first_fault` instead.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def read_yaml(file: Path) -> dict[Any, Any]:
     """Return a file's content as it stands, read as Hydra reads it.
 
     Raises:
-        ConfigError: the fault, its line and its cure.
+        ConfigError: the file cannot be read; the message names the line and how to mend it.
     """
     text = _text(file)
     try:

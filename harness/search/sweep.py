@@ -1,8 +1,8 @@
-"""A sweep from its plan to its leaderboard: the function to read first in this folder.
+"""Runs a sweep from its plan to its leaderboard: read `run_sweep` first in this folder.
 
-Every call reads the database, does the work that is missing, and prints how to go on. A first call, a
-repeated one, one after Ctrl-C and one after a power cut run the same code; only the state they find differs.
-`harness sweep` calls `run_sweep`. Read `coordinator/scheduler.py` next.
+Every `harness sweep` command reads the database, does the work that is missing, and prints how to go on. A
+first command, a repeated one, one after Ctrl-C and one after a power cut run the same code; they differ only
+in what they find in the database. Read `coordinator/scheduler.py` next.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The state of a sweep at the end of one call."""
+    """The state of a sweep at the end of one command."""
 
     name: str
     outcome: Outcome
-    exit_code: int  # 0, or 130 / 143 where a signal ended the call, or `--stop` did
+    exit_code: int  # 0; 130 or 143 if a signal or `--stop` ended the command
     rows: list[TrialRow]
     best: TrialRow | None
     test_metrics: dict[str, float] | None  # of the best trial's checkpoint, where it was evaluated
@@ -81,7 +81,7 @@ def run_sweep(
 
     Args:
         command: the shell command that continues the sweep; by default it is made from the plan's overrides.
-        executor: places the trials; by default the one that `sweep.executor` names.
+        executor: starts the trials' processes; by default the one that `sweep.executor` names.
         extend: enlarge the existing sweep to the plan's space and constraints first.
 
     Raises:
@@ -153,8 +153,8 @@ def _coordinate(
 ) -> SweepResult | None:
     """Run the sweep's trials and record the result; None if another process coordinates the sweep.
 
-    That process may have held the coordinator lock before us, or it has taken the lock meanwhile: a database
-    server that restarts forgets ours.
+    That process may have held the coordinator lock already, or it has taken the lock while we ran, after a
+    restart of the database server released it.
     """
     sweep = home.plan.sweep
     with ExitStack() as stack:
@@ -200,7 +200,7 @@ def _follow(home: SweepContext, console: Console, started: float) -> SweepResult
 
 
 def _note_call(home: SweepContext, study: optuna.Study) -> None:
-    """Record this call, because `make compare`, `make export` and `--status` take the sweep called last."""
+    """Record when this command ran: `make compare`, `make export` and `--status` take the latest sweep."""
     run_id = study.user_attrs.get(keys.PARENT_RUN_ID)
     try:
         study.set_user_attr(keys.CALLED, time.time())
@@ -218,13 +218,13 @@ def _open_store(home: SweepContext) -> RunStore:
 
 @contextmanager
 def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> Iterator[SweepRecord]:
-    """Keep the sweep's MLflow run (the parent run) open, and close it with the outcome of this call."""
+    """Keep the sweep's MLflow run (the parent run) open, and close it with this command's outcome."""
     from harness.tracking import names
     from harness.tracking.views import sweep_view
 
     identity = {names.STUDY: study.user_attrs.get(keys.SWEEP_ID, home.name)}
     known = study.user_attrs.get(keys.PARENT_RUN_ID)
-    run_id = known or store.find_run(home.experiment, identity)  # a killed call may have opened it unrecorded
+    run_id = known or store.find_run(home.experiment, identity)  # perhaps opened by a killed command
     sweep = home.plan.sweep
     space = ",".join(sweep.space)
     question = {names.METRIC: sweep.metric, names.DIRECTION: sweep.direction, names.SPACE: space}
@@ -240,7 +240,7 @@ def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> I
     except LostLockError:
         raise  # another process coordinates the sweep now, and it writes the parent run
     except StorageError:
-        tracker.finish("FAILED")  # the leaderboard cannot be written: its database is away
+        tracker.finish("FAILED")  # the leaderboard cannot be written without the database
         raise
     except BaseException:
         sweep_record.close("FAILED")

@@ -1,7 +1,7 @@
 """`harness worker`: a further machine joins a sweep that was begun elsewhere, and may leave at any time.
 
 The machine needs the same code, the same images and access to the run store. Trials can be resumed on
-another machine only if `tracking.dir` is shared by all. Read `coordinator/scheduler.py` next, which places
+another machine only if all machines share `tracking.dir`. Read `coordinator/scheduler.py` next, which starts
 the trials.
 """
 
@@ -48,12 +48,12 @@ def run_worker(
     """Work on a sweep that was begun elsewhere, until it is complete or this process is asked to stop.
 
     Args:
-        name: the sweep; by default the one that was called last.
+        name: the sweep; by default the one that ran last.
         url: the database's address.
         overrides: settings that differ on this machine, such as `data.dir`, `sweep.slots` or `tracking.dir`.
 
     Returns:
-        The exit code: 0, or 130 / 143 where a signal ended the call.
+        The exit code: 0; 130 or 143 if a signal or `--stop` ended the command.
 
     Raises:
         ConfigError: with this machine's settings, the space holds an invalid run.

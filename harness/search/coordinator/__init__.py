@@ -1,13 +1,13 @@
-"""What one machine does for a sweep; `sweep.py` and `worker.py` call it.
+"""Runs a sweep's trials on one machine; `sweep.py` and `worker.py` call it.
 
-    scheduler.py            the loop: take a trial, place it, see what became of it
+    scheduler.py            the loop: claims trials, starts their processes, records how they ended
     slots.py                how many trials train at a time, and on which devices
-    measure_slots.py        the same on a CPU, measured
-    completion.py           when a sweep has its answer
-    stop.py                 signals, and `--stop` from elsewhere
-    checkpoint_cleanup.py   removes checkpoints beyond the budget, watches the disk
-    evaluate_best.py        the end: the best trial's checkpoint on the test split
-    follow.py               a second call of the same sweep, which looks on
+    measure_slots.py        on a CPU: measures how many trials to train at a time
+    completion.py           when a sweep needs no further trial
+    stop.py                 `harness sweep --stop`
+    checkpoint_cleanup.py   removes checkpoints that exceed their budget, and checks the free disk space
+    evaluate_best.py        the last step: evaluates the best trial's checkpoint on the test split
+    follow.py               a second command for a running sweep: shows its progress
 
 Read `scheduler.py` first.
 """

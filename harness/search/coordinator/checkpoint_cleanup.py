@@ -1,9 +1,9 @@
-"""Removes checkpoints that a sweep no longer needs, and says when the disk has no room to go on.
+"""Removes checkpoints that a sweep no longer needs, and reports when the disk is nearly full.
 
 When a trial ends, its last checkpoint, from which it would have been resumed, is removed at once unless the
 trial failed. The best epoch's checkpoint stays. When all checkpoints together exceed `sweep.checkpoint_gb`,
 those of the worst trials are removed. The scheduler calls `tick` whenever it has read the trials; `sweep.py`
-calls `check_room` before it starts.
+calls `check_room` before the first trial.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ BEST = "best.ckpt"  # in a trial's folder
 def spare_checkpoints(
     ranking: Sequence[TrialRow], sizes: Mapping[int, int], limit: float, keep: int
 ) -> list[int]:
-    """Return the trials whose checkpoints have to go so that all of them fit into the limit, worst first.
+    """Return the trials whose checkpoints must be removed to keep within the limit, worst first.
 
-    Those that run or will be resumed, and the best ones, are never among them, even if they alone exceed it.
+    Trials that run or will be resumed, and the best ones, keep their checkpoints even if these alone exceed
+    the limit.
 
     Args:
         ranking: the trials, best first.
         sizes: bytes of each trial's checkpoints; trials without any may be absent.
         limit: bytes.
-        keep: how many of the best keep theirs.
+        keep: how many of the best trials keep their checkpoints.
     """
     scored = [row.number for row in ranking if row.state in ("complete", "pruned")]
     spare = [row.number for row in ranking if row.has_ended and row.number not in scored[:keep]]
@@ -59,13 +60,13 @@ def spare_checkpoints(
 class CheckpointCleanup:
     """Keeps a sweep's checkpoints within their budget.
 
-    Several coordinators may clean up at once, and each may be killed at any time: a removal that is repeated
-    does no harm. Each removal leaves a note in the trial's own folder, since Optuna lets nobody change an
-    ended trial.
+    Several machines may clean up at once, and each process may be killed at any time: repeating a removal
+    does no harm. Each removal leaves a note in the trial's own folder, since Optuna refuses to change a trial
+    that has ended.
 
     Args:
         folder_of: a trial's folder by its number.
-        store: the run store; the MLflow run of a trial is told when its checkpoint is removed.
+        store: the run store; a removal is also recorded in the trial's MLflow run.
         copies: how many copies of each best checkpoint the disk holds; 2 if MLflow keeps one too.
     """
 
@@ -73,7 +74,7 @@ class CheckpointCleanup:
     folder_of: Callable[[int], Path]
     store: RunStore
     copies: int = 1
-    _sizes: dict[int, int] = field(default_factory=dict)  # bytes, of trials that have ended: final
+    _sizes: dict[int, int] = field(default_factory=dict)  # bytes; only of trials that have ended
 
     @classmethod
     def of(cls, home: SweepContext, store: RunStore) -> CheckpointCleanup:
@@ -82,10 +83,10 @@ class CheckpointCleanup:
         return cls(home.plan.sweep, home.trial_directory, store, copies)
 
     def check_room(self, rows: Sequence[TrialRow]) -> None:
-        """Make room where it can be made, before the sweep starts.
+        """Remove checkpoints that are not needed, before the sweep starts.
 
         Raises:
-            SweepError: there is still too little.
+            SweepError: there is still too little free space.
         """
         if shortage := self.tick(rows):
             raise SweepError(
@@ -97,7 +98,7 @@ class CheckpointCleanup:
         """Remove what is not needed any more.
 
         Returns:
-            Why the trials must stop: the disk is nearly full. None if it is not, or the budget is spent.
+            Why the trials must stop: the disk is nearly full. None if it is not, or if all trials have ended.
         """
         has_news = False
         for row in rows:
@@ -116,7 +117,7 @@ class CheckpointCleanup:
         )
 
     def _settle(self, row: TrialRow) -> int:
-        """Remove an ended trial's resume state; return the bytes of what stays."""
+        """Remove the checkpoint for resuming an ended trial; return the bytes of those that stay."""
         folder = self.folder_of(row.number)
         if row.state != "failed":  # the last checkpoint of a failed trial may show why it failed
             _remove(file for file in checkpoint_files(folder) if not _is_best(file))
@@ -132,7 +133,7 @@ class CheckpointCleanup:
 
     def _remove_checkpoints(self, row: TrialRow) -> None:
         folder = self.folder_of(row.number)
-        # First the note: whoever finds no checkpoint must find out why, even if we are killed in between.
+        # First the note, so that a missing checkpoint is explained even if we are killed in between.
         (folder / REMOVED_NOTE).write_text(
             f"trial {row.number} is not among the best {self.sweep.keep_checkpoints}: its checkpoints were "
             f"removed to keep within sweep.checkpoint_gb={self.sweep.checkpoint_gb:g}\n",
@@ -157,7 +158,7 @@ def kept_first(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[TrialRow]:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Return every file of a trial's folder that is a checkpoint, part of one, or beside one."""
+    """Return the files of a trial's folder whose name contains `.ckpt`, temporary and damaged ones too."""
     return sorted(file for file in folder.glob("*") if ".ckpt" in file.name) if folder.is_dir() else []
 
 
@@ -176,5 +177,5 @@ def _remove(files: Iterable[Path]) -> None:
     for file in files:
         try:
             file.unlink(missing_ok=True)
-        except OSError as error:  # the sweep matters more
+        except OSError as error:  # no reason to end the sweep
             log.warning("%s cannot be removed (%s)", file, error.strerror)

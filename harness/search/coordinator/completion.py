@@ -1,6 +1,6 @@
-"""Decides when a sweep ends: its budget is spent, its target is reached, or patience has run out.
+"""Decides when a sweep ends: its trials are used up, its target is reached, or no trial gets better.
 
-The functions depend on the trials alone, so every call and every machine decides the same.
+The functions depend only on the trials and the configuration, so all machines decide the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def has_ended(rows: list[TrialRow], sweep: SweepConfig) -> bool:
 
 
 def reason_to_stop(rows: list[TrialRow], sweep: SweepConfig) -> str | None:
-    """Return why no more trials are started although the budget is not spent; None if there is no reason."""
+    """Return which rule (`target`, `patience_trials`) forbids further trials; None if neither does."""
     best = best_row(rows, sweep.direction)
     if best is None or best.score is None:
         return None

@@ -1,6 +1,7 @@
-"""The last step of a sweep: evaluates the best trial's checkpoint on the test split, and counts that.
+"""The last step of a sweep: evaluates the best trial's checkpoint on the test split, and counts how often.
 
-`sweep.py` calls `evaluate_best` once all trials have ended. `harness/tracking/readings.py` stores the counts.
+`sweep.py` calls `evaluate_best` once the sweep needs no further trial. `harness/tracking/readings.py` counts
+how often the test split was read.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def evaluate_best(
     becomes the best, that one is evaluated too, which counts as another reading.
 
     Raises:
-        KeyboardInterrupt: a signal asked this call to stop.
+        KeyboardInterrupt: a signal asked this process to stop.
     """
     best = best_row(read_rows(study, home.runs), home.plan.sweep.direction)
     if best is None or best.checkpoint is None or not needs_test(study, home.plan, best):

@@ -1,4 +1,4 @@
-"""A second call of a running sweep shows its progress, and takes over if the first call ends early.
+"""A second command for a running sweep shows its progress, and runs it if the first command ends early.
 
 `sweep.py` calls `follow` when another process holds the coordinator lock.
 """
@@ -24,7 +24,7 @@ def follow(home: SweepContext, study: optuna.Study, console: Console, started: f
     """Show the sweep's progress until no process coordinates it any more.
 
     Returns:
-        128 + the signal's number if a signal ended this call before; otherwise 0.
+        128 + the signal's number if a signal ended this process before that; otherwise 0.
     """
     sweep = home.plan.sweep
     with StopSignals() as signals, build_progress(console, sweep.metric) as progress:
@@ -37,7 +37,7 @@ def follow(home: SweepContext, study: optuna.Study, console: Console, started: f
 
 
 def is_coordinated(study: optuna.Study) -> bool:
-    """Return whether some process runs the sweep."""
+    """Return whether some process holds the coordinator lock of the sweep."""
     try:
         with coordinator_lock_in(storage_of(study), study.study_name):
             return False

@@ -1,8 +1,8 @@
 """Measures how many trials to train at a time on a CPU: the slots × threads with the most images per second.
 
-The best choice depends on the model and the machine. So as many processes as there would be trials take
-training steps of the sweep's most expensive run at the same time. The result is kept in a file for the next
-sweep with the same facts. `LocalExecutor.prepare` calls `measured_slots`.
+The best choice depends on the model and the machine. So, for each candidate, as many processes as there
+would be trials take training steps of the sweep's most expensive run at the same time. The result is kept in
+a file for later sweeps of the same model on the same machine. `LocalExecutor.prepare` calls `measured_slots`.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from harness.tracking.environment import available_cores, available_memory, pack
 
 log = logging.getLogger(__name__)
 
-MEMORY_PER_TRIAL = 1.5e9  # bytes, as long as nothing is measured
+MEMORY_PER_TRIAL = 1.5e9  # bytes; assumed before anything is measured
 TRIAL_OVERHEAD = 0.3e9  # bytes that a trial needs beside its training step: Lightning, MLflow, validation
-BUDGET_S = 10.0  # after it no further candidate is measured, once there are two
-MEASURE_S = 1.5  # of steps, per candidate
+BUDGET_S = 10.0  # after this time no further candidate is measured, if two have been
+MEASURE_S = 1.5  # how long each candidate takes training steps
 READY_S = 60.0  # for a model to be built and to take its first steps
 # A candidate below this share of the best so far ends the measurement: fewer slots would be slower still.
 CLEARLY_WORSE = 0.9
-# Within 5 % of the best counts as equal. Then prefer more slots, because start-up, validation and
-# checkpoints, which are not measured, use one core each.
+# Candidates within 5 % of the best count as equal. Of these, prefer more slots, because start-up,
+# validation and checkpoints, which are not measured, use one core per trial.
 AS_GOOD = 0.95
-QUIET = 0.85  # of the cores' time; below it other processes were busy, and the next call measures again
+QUIET = 0.85  # share of the cores' time that we got; below it, the result is not kept for later sweeps
 SHAPING = ("model", "finetune", "augment")  # sections that decide what a step costs
 
 
@@ -82,7 +82,7 @@ def explore(
     measure: Callable[[Candidate], Measurement | None],
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Measurement]:
-    """Measure from the most slots down, until it gets clearly worse or takes too long.
+    """Measure from the most slots down, until a candidate is clearly slower or the time is used up.
 
     Args:
         measure: returns None for a candidate that fails, such as one that runs out of memory.
@@ -101,7 +101,7 @@ def explore(
 
 
 def choose(measured: Sequence[Measurement], memory: float) -> Measurement | None:
-    """Return the fastest candidate that fits into memory; of nearly equal ones, the one with most slots."""
+    """Return the fastest candidate that fits into memory (of equals: most slots), else the smallest one."""
     fitting = [m for m in measured if m.slots * (m.memory + TRIAL_OVERHEAD) <= memory]
     if not fitting:
         return min(measured, key=lambda m: m.slots, default=None)
@@ -110,7 +110,7 @@ def choose(measured: Sequence[Measurement], memory: float) -> Measurement | None
 
 
 def is_measured(plan: SweepPlan) -> bool:
-    """Whether slots × threads are left to a measurement: on this machine's CPU, neither of them fixed."""
+    """Return whether slots are measured: trials run on this machine's CPU, and nothing fixes the slots."""
     from harness.training.machine import resolve_machine
 
     sweep, trainer = plan.sweep, plan.base.trainer
@@ -155,7 +155,7 @@ def heaviest_run(plan: SweepPlan) -> RunConfig:
 
 
 def describe(slots: Slots) -> str:
-    """Return what was measured in one line, what was chosen first."""
+    """Return the measurements in one line, the chosen one first."""
     others = [m for m in slots.measured if m.slots != slots.count]
     chosen = next(m for m in slots.measured if m.slots == slots.count)
     rest = "; ".join(f"{m.slots} × {m.threads}: {m.images_per_second:,.0f}" for m in others)
@@ -165,7 +165,7 @@ def describe(slots: Slots) -> str:
     )
 
 
-# ── what is known already ─────────────────────────────────────────────────────────────────────────
+# ── earlier measurements ──────────────────────────────────────────────────────────────────────────
 
 
 def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Measurement]:
@@ -210,7 +210,7 @@ def _facts(case: BenchmarkCase, found: Sequence[Candidate]) -> dict[str, Any]:
 
 
 def read_measurements(file: Path) -> list[Measurement]:
-    """Return an earlier call's measurements; an empty list if there are none, or they cannot be read."""
+    """Return the measurements in a file; an empty list if there are none, or they cannot be read."""
     try:
         return [Measurement(**m) for m in json.loads(file.read_text(encoding="utf-8"))["measured"]]
     except (OSError, ValueError, KeyError, TypeError):
@@ -221,7 +221,7 @@ def read_measurements(file: Path) -> list[Measurement]:
 
 
 def _benchmark(case: BenchmarkCase, threads: int, end: Connection) -> None:
-    """In a process of its own: send the memory of a step, wait for the other processes, send the speed."""
+    """Run in a child process: send the memory of a step, wait for the other processes, send the speed."""
     from harness.training.benchmark_step import StepBenchmark
     from harness.training.machine import prepare_process
 
@@ -253,7 +253,7 @@ def measure_together(
             for end in ends:
                 end.send("go")
             rates, shares = zip(*map(_receive, ends), strict=True)
-        except (EOFError, OSError):  # it died (out of memory), or took too long
+        except (EOFError, OSError):  # a process died (out of memory?), or took too long
             return None
     rate, share = round(sum(rates), 1), round(sum(shares) / len(shares), 2)
     return Measurement(candidate.slots, candidate.threads, rate, memory, share)
@@ -267,7 +267,7 @@ def _receive(end: Connection) -> Any:
 
 @contextlib.contextmanager
 def _processes(case: BenchmarkCase, candidate: Candidate, work: Work) -> Iterator[list[Connection]]:
-    """Fork processes from the server that trials are forked from, and end them whatever happens."""
+    """Start processes from the fork server that also starts trials, and end them whatever happens."""
     context = multiprocessing.get_context("forkserver")
     processes: list[BaseProcess] = []
     ends: list[Connection] = []

@@ -1,8 +1,8 @@
-"""The loop of a coordinator or worker: it keeps this machine's slots full of trials.
+"""The loop of a coordinator (`harness sweep`) or worker (`harness worker`): starts a trial in each free slot.
 
-`sweep.py` and `worker.py` build a scheduler and run it until the budget has ended, the time is up, or
-somebody asks to stop. Read `ownership/claims.py` next, which decides who may work on which trial, and
-`executors/base.py`, which places a trial's process.
+`sweep.py` and `worker.py` build a scheduler and run it until no further trial is needed, the time is up, the
+disk is nearly full, or somebody asks to stop. Read next `ownership/claims.py`, which decides which process
+may work on which trial, and `executors/base.py`, the interface through which a trial's process is started.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from harness.signals import StopSignals
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
 
-START_S = 300.0  # a trial's process may take this long to its first heartbeat: imports from a cold disk
+START_S = 300.0  # for a trial's process to its first heartbeat; imports from a cold disk are slow
 POLL_S = 2.0  # how often the database is read while trials run; each look costs 60 ms of a core
 
 Outcome = Literal["complete", "interrupted", "out_of_time", "out_of_space"]
@@ -60,11 +60,11 @@ class Placed:
 
 @dataclass
 class Scheduler:
-    """One machine's part in a sweep. It decides from the database alone, so any call can continue it.
+    """Runs trials of a sweep on one machine. It decides from the database, so any process can continue.
 
     Args:
         store: the run store; the scheduler closes there the MLflow runs of trials whose process is dead.
-        started: when this call began, on the clock of `time.monotonic`; `sweep.max_minutes` counts from it.
+        started: when this command began, by `time.monotonic`; `sweep.max_minutes` counts from then.
         keep_place: makes sure that we still hold the coordinator lock; raises LostLockError if not.
     """
 
@@ -76,12 +76,12 @@ class Scheduler:
     started: float
     keep_place: Callable[[], None] = lambda: None
     _placed: dict[int, Placed] = field(default_factory=dict)  # by number
-    _failures: list[TrialRow] = field(default_factory=list)  # in a row
+    _failures: list[TrialRow] = field(default_factory=list)  # the latest trials, while all failed
     _unbegun: set[int] = field(default_factory=set)  # numbers of trials that send no heartbeats yet
-    _unavailable: list[int] = field(default_factory=list)  # trials that could not go on, in a row
+    _unavailable: list[int] = field(default_factory=list)  # trials without a database or space, in a row
     _stopping: Outcome | None = None
-    _is_answered: bool = False  # the target is reached or patience has run out, see completion.py
-    _fault: str | None = None  # why no further trial makes sense; running ones may end
+    _is_answered: bool = False  # by `sweep.target` or `patience_trials`, see completion.py
+    _fault: str | None = None  # why no further trial is started; running ones may end
 
     def __post_init__(self) -> None:
         self.claims = Claims(self.study, storage_of(self.study))
@@ -100,8 +100,8 @@ class Scheduler:
             on_tick: called with the trials after each look at the database.
 
         Raises:
-            SweepError: trials keep failing, or keep finding a database away.
-            StorageError: the database is away.
+            SweepError: trials keep failing, or keep ending for want of a database, disk space or a process.
+            StorageError: the database does not answer.
             LostLockError: another process coordinates the sweep now; our trials were asked to stop.
         """
         try:
@@ -109,11 +109,11 @@ class Scheduler:
                 if signals.count > 1:
                     self._kill_all()
                 if not signals.count:
-                    self.keep_place()  # a call that was asked to stop ends anyway
-                # Before the rows are read and trials are claimed: a slot that is free again is used at once.
+                    self.keep_place()  # if we were asked to stop, losing the lock does not matter
+                # Before the rows are read and trials are claimed, so that a freed slot is used at once.
                 self._settle_ended()
                 rows = read_rows(self.study)
-                # A trial's process writes its own id when it enters its lease; until then, ours stands there.
+                # A trial's process makes itself the owner when it enters its lease; until then, we own it.
                 self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
                 self._stop_if_asked(signals, rows)
                 self._end_overdue()
@@ -125,7 +125,7 @@ class Scheduler:
                 if self._placed:
                     self.executor.wait([placed.placement for placed in self._placed.values()], POLL_S)
                 elif not is_ending and self.claims.has_more(self.sweep.num_trials):
-                    time.sleep(POLL_S)  # others still run the last trials, and may fail to end them
+                    time.sleep(POLL_S)  # other processes run the last trials, and may leave some
                 else:
                     break
         except BaseException:
@@ -136,22 +136,23 @@ class Scheduler:
         return self._stopping or "complete"
 
     def _claims_for_free_slots(self) -> Iterator[tuple[int, Claim]]:
-        """Claim a trial for each free slot, while there are trials; the caller places one before the next."""
+        """Claim a trial for each free slot, if there is one; the caller starts it before the next claim."""
         used = {placed.slot for placed in self._placed.values()}
         for slot in range(self.slots.count):
             if slot in used:
                 continue
-            # If a trial in our slots has just died, its death is not counted yet: do not claim it before.
+            # The process of a trial in our slots may have just died. Its death is not counted yet, so do not
+            # claim that trial now.
             claim = self.claims.take(self.sweep.num_trials, unsettled=self._placed)
             if claim is None:
                 return
-            if claim.to_fail is not None:  # after a timeout it stopped, and was not recorded as failed
+            if claim.to_fail is not None:  # it stopped after a timeout, and its coordinator died first
                 self._fail(read_rows(self.study)[claim.number], claim, claim.to_fail)
                 continue
             yield slot, claim
 
     def _write_spec(self, claim: Claim, slot: int) -> Path:
-        """Write what the trial's process is given to a file that an executor can place."""
+        """Write the spec of a trial to a file, from which an executor starts the trial's process."""
         home, together = self.home, self.sweep.devices_per_trial
         spec = TrialSpec(
             sweep_name=home.name,
@@ -173,7 +174,7 @@ class Scheduler:
         return path
 
     def _close_run(self, row: TrialRow, status: Literal["FAILED", "KILLED"]) -> None:
-        """Close the MLflow run of a trial whose process is dead and can no longer do it."""
+        """Close the MLflow run of a trial whose process is dead."""
         if row.run_id is not None:
             self.store.close_run(row.run_id, status)
 
@@ -213,9 +214,9 @@ class Scheduler:
             self._fail(row, claim, f"its process died {deaths} times ({_describe(exit_code)})")
 
     def _settle_unavailable(self, claim: Claim) -> None:
-        """Release a trial that gave up because a database or the disk was unavailable.
+        """Release a trial that ended for want of a database, disk space or a process.
 
-        After more than `max_retries` of them in a row, no further trial is started.
+        After more than `max_retries` such trials in a row, no further trial is started.
         """
         self.claims.release(claim)
         self._unavailable.append(claim.number)
@@ -228,7 +229,7 @@ class Scheduler:
     def _fail(self, row: TrialRow, claim: Claim, reason: str) -> None:
         if not self.claims.holds(claim):
             return
-        # The run first: if we die in between, the trial is still open, and another coordinator does both.
+        # The run first: if we die in between, the trial has not ended, and another process will do both.
         self._close_run(row, "FAILED")
         self.claims.fail(claim, {keys.REASON: reason})
         self._count_failures(read_rows(self.study)[row.number])
@@ -287,7 +288,7 @@ class Scheduler:
                 placed.stop()
 
     def _leave(self) -> None:
-        """Stop our trials before an error ends this call; kill those that are left after the grace period."""
+        """Stop our trials before an error ends this process; kill those left after the grace period."""
         until = time.monotonic() + self.sweep.grace_seconds
         for placed in self._placed.values():
             placed.stop()

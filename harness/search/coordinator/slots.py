@@ -1,7 +1,7 @@
 """Decides how many trials run at a time, and which GPUs and how many CPU threads each one gets.
 
-The executors call this before the first trial. Where a CPU's slots are left to `auto`, `measure_slots.py`
-measures them instead.
+The executors call this before the first trial. On a CPU, if slots and threads are `auto`, `measure_slots.py`
+measures the best numbers instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Measurement:
     threads: int  # of each
     images_per_second: float  # of all together
     memory: float  # bytes, of each trial's training step
-    cpu_share: float = 1.0  # of the cores' time; below 1 if other processes used the cores meanwhile
+    cpu_share: float = 1.0  # share of the cores' time that we got; below 1 if others used them too
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Slots:
 
     count: int
     threads: int  # CPU threads of each trial
-    num_gpus: int  # 0: not pinned
+    num_gpus: int  # over which the slots are spread; 0: trials are not pinned to GPUs
     warning: str | None = None
     measured: tuple[Measurement, ...] = ()  # all candidates, if the choice was measured
 
@@ -60,19 +60,19 @@ def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
 
         num_gpus = count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""), torch.cuda.device_count())
         if num_gpus > torch.cuda.device_count():
-            check_devices(sweep.devices_per_trial, device, 1)  # a process never sees two parts of a GPU
+            check_devices(sweep.devices_per_trial, device, 1)  # CUDA shows a process one MIG device
     return resolve_slots(sweep, base.trainer.threads, available_cores(), device, num_gpus)
 
 
 def count_gpus(visible: str, shown: int) -> int:
-    """Return the number of GPUs, or of parts of GPUs (MIG), that trials can use.
+    """Return the number of GPUs, or of MIG devices, that trials can use.
 
-    CUDA shows a process at most one MIG part, although the variable may list several. So the parts are
-    counted in the variable, and each trial gets one.
+    CUDA shows a process at most one MIG device, although CUDA_VISIBLE_DEVICES may list several. So the MIG
+    devices are counted in that variable, and each trial gets one.
 
     Args:
         visible: CUDA_VISIBLE_DEVICES.
-        shown: the GPUs that CUDA shows this process.
+        shown: how many GPUs CUDA shows this process.
     """
     parts = [name for name in visible.split(",") if name.strip().startswith("MIG-")]
     return max(shown, len(parts)) if shown else 0
@@ -81,7 +81,7 @@ def count_gpus(visible: str, shown: int) -> int:
 def resolve_slots(
     sweep: SweepConfig, trainer_threads: int | None, cores: int, device: str, num_gpus: int
 ) -> Slots:
-    """Return the slots; settings that are `auto` are chosen so that slots × threads never exceeds the cores.
+    """Return the slots. What is `auto` is chosen so that slots × threads does not exceed the cores.
 
     Raises:
         ConfigError: a trial needs more devices than there are.

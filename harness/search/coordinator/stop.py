@@ -1,7 +1,7 @@
-"""Stopping a sweep from anywhere: `harness sweep --stop` writes a note in its study.
+"""Stopping a sweep from any terminal: `harness sweep --stop` sets a user attribute of its study.
 
-The scheduler looks for the note between its ticks, and at the signals of its own terminal
-(`harness.signals.StopSignals`).
+Every scheduler reads the attribute in each turn of its loop, and asks `harness.signals.StopSignals` for
+Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from harness.search.study import keys
 
 
 class StopRequest:
-    """Tells one process of the sweep whether `--stop` was called since that process began."""
+    """Tells a process of the sweep whether somebody ran `--stop` since this object was created."""
 
     def __init__(self, study: optuna.Study) -> None:
         self._study = study

@@ -1,7 +1,8 @@
 """A view of the database in which every study has only its first objective; `suggest/pruners.py` uses it.
 
-Hyperband opens the study again through its storage, so a study with one direction is not enough: the storage
-itself must say that there is one. Every other call goes to the storage that is viewed, its cache included.
+Hyperband creates another study object from the study's storage, so it would not help to give the pruner a
+study object with one direction: the storage itself must return one. All other methods are those of the
+storage beneath, with its cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Locks among all processes that use one database: advisory locks of a server, or files beside SQLite's.
+"""Locks among all processes of one database: a server's advisory locks, or lock files beside SQLite's file.
 
 The server or the operating system releases a lock when its holder dies. `retrying_storage.py` takes them.
 """
@@ -54,7 +54,7 @@ class Lock(Protocol):
 
 
 def build_lock(engine: sa.Engine, name: str) -> Lock:
-    """Return a lock of that name, not taken yet: a file beside SQLite's database, else a server's."""
+    """Return a lock of that name, not taken yet: a file beside an SQLite database, or a server's lock."""
     if engine.dialect.name == "sqlite":
         return _FileLock(str(engine.url.database), name)
     return _ServerLock(engine, name)
@@ -85,7 +85,7 @@ class _FileLock:
 class _ServerLock:
     """An advisory lock. It belongs to one connection, and is lost if the server restarts or closes that one.
 
-    Every method but `drop` raises DBAPIError where the server is away; then it can be called again.
+    Every method but `drop` raises DBAPIError if the server does not answer; then it can be called again.
     """
 
     def __init__(self, engine: sa.Engine, name: str) -> None:
@@ -110,7 +110,7 @@ class _ServerLock:
     def keep(self) -> None:
         if self._connection is not None:
             try:
-                # An answer means that the connection, and so the lock, still stands.
+                # If the server answers, the connection is still open, and so the lock is still ours.
                 self._connection.execute(sa.select(1))
                 return
             except DBAPIError:
@@ -134,10 +134,11 @@ class _ServerLock:
 
 @contextmanager
 def queued_lock(connection: sa.Connection, name: str) -> Iterator[None]:
-    """Wait for a lock in the server's own queue, and hold it; the queue is fair, and needs no polling.
+    """Hold a lock in this block, after waiting for it in the server's own queue, which needs no polling.
 
     Raises:
-        OperationalError: the server is away, or others hold the lock for too long.
+        OperationalError: the server does not answer, or (PostgreSQL) others hold the lock for too long.
+        LockedError: (MySQL) others hold the lock for too long.
     """
     with connection.begin():
         if connection.dialect.name == "postgresql":

@@ -1,8 +1,9 @@
 """Optuna's private names and conventions, each behind a function or class with a name of our own.
 
-Only this file and `optuna_tables.py` (our queries on the tables of Optuna's database) may touch what Optuna
-does not document. Everything else in `harness/search` calls them. Each name has a test that fails when Optuna
-changes it: `tests/search/test_optuna_private.py`. That is why one minor version of Optuna is required.
+Only this file and `optuna_tables.py` (our queries on the tables of Optuna's database) may use what Optuna
+does not document. The other modules of `harness/search` call these two. Each name has a test that fails when
+Optuna changes it (`tests/search/test_optuna_private.py`). As any minor version may change them, sweeps
+require one minor version of Optuna.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from harness.errors import HarnessError
 REQUIRED = "5.0"  # also in pyproject.toml
 
 # Keys of a trial's system attributes, which Optuna writes and reads.
-FIXED_PARAMS = "fixed_params"  # the point that a trial was enqueued with; empty: it was withdrawn
+FIXED_PARAMS = "fixed_params"  # the values that a trial was enqueued with; empty: the sampler proposes them
 CONSTRAINT_PREFIX = "constraints:"  # a constraint's text follows; the value is how far it is exceeded
 CMA_ES_PATTERN = "cma:%"  # the state of CMA-ES, as SQL's LIKE finds it
 
@@ -57,7 +58,7 @@ def trial_id(trial: optuna.Trial | FrozenTrial) -> int:
 
 
 def storage_beneath(study: optuna.Study) -> BaseStorage:
-    """Return the storage that a study calls: Optuna's cache if its database is an RDBStorage."""
+    """Return the storage that a study uses: Optuna's cache in front of the database, if it has one."""
     return study._storage
 
 
@@ -74,15 +75,15 @@ def enqueued_point(trial: FrozenTrial) -> dict[str, Any] | None:
 
 
 def change_enqueued_point(study: optuna.Study, trial: FrozenTrial, point: Mapping[str, Any]) -> None:
-    """Let a waiting trial begin at another point; an empty one leaves it to the sampler."""
+    """Give a waiting trial other values to begin with; if none are given, the sampler proposes them."""
     study._storage.set_trial_system_attr(trial._trial_id, FIXED_PARAMS, dict(point))
 
 
 def add_to_cache(trial: optuna.Trial) -> FrozenTrial:
     """Return a trial as it was when it was opened, and put it into Optuna's cache.
 
-    The cache refuses a parameter of a trial that it does not hold. Reading all trials would fill it too, but
-    takes seconds where there are thousands; samplers and pruners do that when they need the other trials.
+    Optuna's cache refuses to set a parameter of a trial that it does not hold. Reading all trials would fill
+    the cache too, but takes seconds if there are thousands; samplers and pruners do so when they need them.
     """
     study, found = trial.study, trial._cached_frozen_trial
     study._storage._add_trials_to_cache(study._study_id, [found])  # type: ignore[attr-defined]
@@ -130,8 +131,8 @@ def optuna_in_one_transaction(storage: RDBStorage, connection: sa.Connection) ->
     """Let every method of Optuna that this thread calls within be part of one connection's transaction.
 
     Each method of RDBStorage opens a session, writes and commits by itself. Claiming a trial takes several of
-    them, and a process that dies, or a server that restarts, between two must not leave a half of it. Optuna
-    has no interface for that. But all its methods take their session from `storage.scoped_session`, which
+    them. If a process dies or a server restarts between two, none of them must remain. Optuna has no
+    interface for that. But all its methods take their session from `storage.scoped_session`, which
     holds one session per thread. So we register, for this thread, a session that is bound to a connection
     on which a transaction has begun already. SQLAlchemy then treats the session's commit as the end of its
     own part only: nothing is written until the caller commits the connection's transaction, and a rollback

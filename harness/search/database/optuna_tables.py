@@ -1,8 +1,9 @@
-"""Our queries on the tables of Optuna's database, which read only what is needed, and `redeclare_trials`.
+"""Our queries on the tables of Optuna's database, which read only what is needed.
 
-Optuna's own methods read whole trials, with every parameter, attribute and report, to count them or to look
-at one attribute. With 10,000 trials that takes seconds, under the lock that every process waits for.
+Optuna's own methods read whole trials, with every parameter, attribute and reported score, to count them or
+to look at one attribute. With 10,000 trials that takes seconds, while every other process waits for the lock.
 `retrying_storage.py` adds retries to the class here; `ownership/claims.py` is its main caller.
+`redeclare_trials` rewrites a study's trials for `harness sweep --extend`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class DirectStorage(RDBStorage):
     """Optuna's database with small queries of our own."""
 
     def retry(self, call: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
-        """Return what `call` returns; RetryingStorage repeats it while the database is away."""
+        """Return what `call` returns; RetryingStorage repeats it while the database does not answer."""
         return call(*args, **kwargs)
 
     def get_trial_head(self, trial_id: int, key: str) -> TrialHead:
@@ -91,9 +92,10 @@ class DirectStorage(RDBStorage):
             return OpenTrials(count, [self._trial_head(row) for row in rows])
 
     def get_attr_where(self, study_id: int, key: str, other: str, value: Any) -> list[Any]:
-        """Return a user attribute of every trial of a study whose attribute `other` has this value.
+        """Return the user attribute `key` of each trial of a study whose attribute `other` has this value.
 
-        The database compares, so that no other trial's attributes are read; None where a trial lacks `key`.
+        A trial without `key` gives None. The database compares the values, so that the attributes of no other
+        trial are read.
         """
         trials, attrs = tables().TrialModel, tables().TrialUserAttributeModel
         wanted = aliased(attrs)
@@ -105,7 +107,7 @@ class DirectStorage(RDBStorage):
         )
         with session_of(self) as session:
             rows = session.execute(query).all()
-        # Compared once more: MySQL's default collation takes texts for equal that differ in case.
+        # Compared once more, because MySQL's default collation ignores upper and lower case.
         return [found and json.loads(found) for text, found in rows if text == json.dumps(value)]
 
     def create_taken_trial(self, study_id: int, attrs: Mapping[str, Any]) -> TrialHead:
@@ -115,7 +117,7 @@ class DirectStorage(RDBStorage):
         """
         models = tables()
         with session_of(self) as session:
-            # Locks the study's row, as Optuna does, so that two processes do not give one number twice.
+            # Locks the study's row, as Optuna does, so that no two trials get the same number.
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             trial: Any = self._get_prepared_new_trial(study_id, None, session)
             session.add(models.TrialHeartbeatModel(trial_id=trial.trial_id, heartbeat=UtcNow()))
@@ -130,7 +132,7 @@ class DirectStorage(RDBStorage):
         beats = tables().TrialHeartbeatModel
         with session_of(self, ignore_conflicts=True) as session:
             beat = sa.update(beats).where(beats.trial_id == trial_id).values(heartbeat=UtcNow())
-            # Mostly an update; the first heartbeat of a trial finds no row.
+            # Usually there is a row to update; before the first heartbeat of a trial there is none.
             if session.execute(beat).rowcount == 0:  # type: ignore[attr-defined]
                 session.add(beats(trial_id=trial_id, heartbeat=UtcNow()))
 
@@ -187,7 +189,7 @@ class DirectStorage(RDBStorage):
         )
 
     def _read_trials(self, condition: sa.ColumnElement[bool]) -> list[FrozenTrial]:
-        """Return the same trials as Optuna would, but built from plain rows: ORM objects take far longer."""
+        """Return the same trials as Optuna would, but faster: their parts are plain rows, not ORM objects."""
         models = tables()
         meant = sa.select(models.TrialModel.trial_id).where(condition)
         part_tables = {
@@ -207,7 +209,7 @@ class DirectStorage(RDBStorage):
                 for name, table in part_tables.items()
             }
             return [
-                # Optuna's builder reads attributes only, so plain rows will do in place of its objects.
+                # Optuna's method only reads attributes, so it accepts plain rows in place of ORM objects.
                 self._build_frozen_trial_from_trial_model(
                     SimpleNamespace(  # type: ignore[arg-type]
                         trial_id=trial.trial_id,
@@ -222,7 +224,7 @@ class DirectStorage(RDBStorage):
             ]
 
     def set_trial_user_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
-        """Set several user attributes at once: all of them, or none if we die meanwhile."""
+        """Set several user attributes in one transaction."""
         with session_of(self, ignore_conflicts=True) as session:
             for key, value in attrs.items():
                 self._set_trial_attr_without_commit(

@@ -1,6 +1,7 @@
-"""The database with retries: it waits while a server restarts, and writes several changes as one.
+"""Optuna's storage with retries while a server does not answer, with locks and with transactions.
 
-`storage.py` opens it; claims, leases and the study call it. `optuna_tables.py` holds the queries below it.
+`storage.py` opens it; claims, leases and the modules of `study/` use it. The queries that it repeats stand in
+`optuna_tables.py`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from harness.search.database.optuna_tables import DirectStorage, OpenTrials, Tri
 
 logger = logging.getLogger(__name__)
 
-# How long calls are repeated while a server does not answer. Then StorageError is raised; a sweep or trial
-# that ends with it can be resumed.
+# How long a method is repeated while a server does not answer. Then StorageError is raised; a sweep or
+# trial that ends with that error can be resumed.
 PATIENCE_S = 120.0
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -39,10 +40,10 @@ def is_server(url: str) -> bool:
 
 
 class RetryingStorage(DirectStorage):
-    """Optuna's storage with retries: it repeats calls while the database is away, if that does no harm.
+    """Optuna's storage, whose methods are repeated while the database does not answer, if that does no harm.
 
-    `create_new_study` and `create_new_trial` are not repeated: if only the answer was lost, a second call
-    would create a second study or trial. Their callers look at the database first.
+    `create_new_study` and `create_new_trial` are not repeated: if only the answer was lost, a second try
+    would create a second study or trial. Their callers look at the database before they try again.
     """
 
     patience_s = PATIENCE_S
@@ -53,10 +54,10 @@ class RetryingStorage(DirectStorage):
         return float(self.grace_period or 0)
 
     def retry(self, call: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
-        """Return what `call` returns, repeating it while the database is away.
+        """Return what `call` returns, repeating it while the database does not answer.
 
         Raises:
-            StorageError: it was away for too long.
+            StorageError: it did not answer for too long, is damaged, or cannot be written.
         """
         if is_in_transaction(self):
             # The server has lost the transaction's earlier statements too: transact repeats them all.
@@ -100,7 +101,7 @@ class RetryingStorage(DirectStorage):
             LockedError: another process still holds it after `timeout_s` seconds (0: at once).
             StorageError: the database does not answer.
         """
-        # The lock is retried, the caller's block is not: that may have done half of its work.
+        # Taking the lock is retried. The caller's block is not, as it may have done half of its work.
         lock = build_lock(self.engine, name)
         self.retry(lock.take, timeout_s)
         try:
@@ -111,7 +112,7 @@ class RetryingStorage(DirectStorage):
     def transact(self, name: str, call: Callable[[], Result]) -> Result:
         """Return what `call` returns, under the lock `name`; on a server its writes are one transaction.
 
-        A server that goes away meanwhile loses the lock and undoes the writes; then `call` is repeated.
+        If the server restarts meanwhile, the lock is lost and the writes are undone; then `call` is repeated.
         """
         return self.retry(self._transact_once, name, call)
 
@@ -130,7 +131,7 @@ class RetryingStorage(DirectStorage):
         ):
             return call()
 
-    # ── Optuna's methods, each repeated while the database is away ────────────────────────────────────
+    # ── Optuna's methods, each with retries ───────────────────────────────────────────────────────────
 
     def delete_study(self, study_id: int) -> None:
         self.retry(super().delete_study, study_id)
@@ -195,7 +196,7 @@ class RetryingStorage(DirectStorage):
     def record_heartbeat(self, trial_id: int) -> None:
         self.retry(super().record_heartbeat, trial_id)
 
-    # ── our own queries, likewise ─────────────────────────────────────────────────────────────────────
+    # ── our own queries, each with retries ────────────────────────────────────────────────────────────
 
     def get_trial_head(self, trial_id: int, key: str) -> TrialHead:
         return self.retry(super().get_trial_head, trial_id, key)
@@ -211,7 +212,7 @@ class RetryingStorage(DirectStorage):
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether the error says that the database is away or busy; a wrong query is no outage."""
+    """Return whether the error means that the database does not answer or is busy, not a wrong query."""
     cause = _cause(error)
     is_away = isinstance(cause, OperationalError) or (
         isinstance(cause, DBAPIError) and bool(cause.connection_invalidated)

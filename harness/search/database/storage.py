@@ -1,6 +1,6 @@
-"""Opens the database of sweeps: a file beside the runs, or a server.
+"""Opens the database of sweeps: an SQLite file beside the runs, or a database on a server.
 
-Every process of a sweep calls `open_storage`. Read `retrying_storage.py` for what it returns.
+Every process of a sweep calls `open_storage`, which returns a `RetryingStorage` (`retrying_storage.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from harness.search.database.optuna_private import check_version
 from harness.search.database.retrying_storage import PATIENCE_S, RetryingStorage, is_server
 
 DATABASE = "optuna.db"
-BUSY_TIMEOUT_S = 60  # SQLite's: trials write for milliseconds, a file system may take longer
-BEATS_PER_LEASE = 6  # so that a few lost heartbeats cost nobody a trial
-DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # ours, where none is named
+BUSY_TIMEOUT_S = 60  # how long SQLite waits for another process's write: milliseconds, longer on slow disks
+BEATS_PER_LEASE = 6  # so that a few lost heartbeats do not end a claim
+DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}  # if the URL names none
 LIBPQ = ("postgresql+psycopg", "postgresql+psycopg2", "postgresql")
 # TCP keepalive: a dead server is noticed within a minute, not after hours. The first two values are in
 # seconds, the third is a number of probes, and the last is in milliseconds.
@@ -38,10 +38,10 @@ KEPT_ALIVE = {
 
 
 def storage_url(tracking_dir: str, storage: str | None = None) -> str:
-    """Return the address of the sweeps' database: a server's, or a file beside everything recorded.
+    """Return the URL of the sweeps' database: `storage`, with a driver, or an SQLite file beside the runs.
 
     Raises:
-        ConfigError: text that is no address.
+        ConfigError: `storage` is no URL.
     """
     if storage is not None:
         try:
@@ -71,7 +71,7 @@ def open_storage(url: str, lease_seconds: float = 120.0, *, trusted: bool = Fals
         trusted: do not create or check tables; the coordinator that placed this trial has done so.
 
     Raises:
-        SweepError: it cannot be opened, or is no database.
+        SweepError: the database cannot be opened, or the file is no database.
         HarnessError: the installed version of Optuna is not the one whose private names we use.
     """
     check_version()
@@ -123,7 +123,7 @@ def _cannot_open(url: str, error: Exception) -> str:
 
 
 def quiet_optuna() -> None:
-    """Keep Optuna's own progress and its notes on long-used "experimental" parts quiet."""
+    """Silence Optuna's progress messages, and its warnings that features we use are experimental."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")

@@ -1,7 +1,7 @@
-"""The interface of executors. An executor has a trial's spec run in a process of its own, somewhere.
+"""The interface of executors. An executor starts a process for a trial's spec, and can stop or kill it.
 
-The scheduler calls it, and reads from the database how a trial ended; an executor knows neither Optuna nor
-budgets. `local.py`, `ray.py` and `slurm.py` implement it.
+`local.py`, `ray.py` and `slurm.py` implement it. The scheduler calls it, and reads from the database how a
+trial ended; an executor uses neither Optuna nor the sweep's budget.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOG = "trial.log"
 TRIAL_MODULE = "harness.search.trial"
-EXIT_VANISHED = -signal.SIGKILL  # stands for the exit code of a cluster's process that left none
+EXIT_VANISHED = -signal.SIGKILL  # reported for a process on a cluster that left no exit code
 
 
 class Placement(Protocol):
@@ -25,7 +25,7 @@ class Placement(Protocol):
 
     @property
     def is_pending(self) -> bool:
-        """Whether the process still waits to be started, for instance in the queue of a full cluster."""
+        """Whether the process has not begun yet, for instance because its job waits in a cluster's queue."""
         ...
 
     def exit_code(self) -> int | None:
@@ -42,7 +42,7 @@ class Placement(Protocol):
 
 
 class Executor(Protocol):
-    """A place for trials."""
+    """Starts trials, each in a process of its own."""
 
     def prepare(self, plan: SweepPlan) -> Slots:
         """Get ready to start trials; return how many run at a time and what each may use.
@@ -58,9 +58,9 @@ class Executor(Protocol):
         ...
 
     def wait(self, placements: Sequence[Placement], timeout_s: float) -> None:
-        """Return when one of the placements has ended, or after the time; update what they report."""
+        """Wait until one of the placements has ended, at most `timeout_s`; update their states."""
         ...
 
     def close(self) -> None:
-        """Release what `prepare` and `place` have started; placements cannot be asked afterwards."""
+        """Release what `prepare` and `place` have opened; do not use the placements afterwards."""
         ...

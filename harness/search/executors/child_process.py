@@ -1,6 +1,6 @@
 """Runs a trial's command line as a child of a Ray actor or of a Slurm job.
 
-Both import this file on their machine, so it imports little beside the standard library.
+The actor and the job import this file on their node, so it imports little beside the standard library.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness.search.executors.base import LOG, TRIAL_MODULE
 
-# Variables of the coordinator that trials need too; all others are the other machine's own.
+# Beginnings of names of variables that are copied from the coordinator to a trial on another machine.
 PASSED_ON = ("DATA_DIR", "CACHE_DIR", "MLRUNS_DIR", "MLFLOW_", "HARNESS_", "PG")
 PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
@@ -27,9 +27,9 @@ class TrialProcess:
 
     Args:
         spec_path: absolute; the output is appended to `trial.log` beside it.
-        cwd: where relative paths of the configuration begin.
+        cwd: the working directory, to which the configuration's relative paths refer.
         environment: set on top of this process's own.
-        orphan_signal: what the child gets if this process dies (on Linux).
+        orphan_signal: the signal that the child gets if this process dies (on Linux).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrialProcess:
                 start_new_session=True,
                 preexec_fn=_dying_with_parent(self._orphan_signal),  # noqa: PLW1509 - see there
             )
-        if self._asked_to_stop:  # before there was a process to tell
+        if self._asked_to_stop:  # `stop` was called before the process existed
             self.stop()
         return self._process.wait()
 

@@ -26,7 +26,7 @@ class TrialResources:
 
     count: int
     threads: int
-    cores: float  # to reserve; fewer than the threads if a node has fewer cores than GPUs
+    cores: float  # to reserve; fewer than the threads if a node has too few cores for its GPUs
     num_gpus: int
 
     @property
@@ -36,13 +36,13 @@ class TrialResources:
 
 
 def divide_cluster(plan: SweepPlan, nodes: Sequence[Node], threads: int | None = None) -> TrialResources:
-    """Return the resources; `auto` means one trial for each GPU, or for each `devices_per_trial` of them.
+    """Return the resources. With `sweep.slots=auto`, one trial runs for every `devices_per_trial` GPUs.
 
     On a cluster without GPUs, each node runs as many trials as the same sweep would on that machine alone.
 
     Args:
         nodes: at least one.
-        threads: of each trial, if the sweep leaves them to `auto`.
+        threads: of each trial, if the configuration does not set them; None: computed from the cores.
     """
     sweep, trainer = plan.sweep, plan.base.trainer
     asked = trainer.threads if sweep.threads_per_trial == "auto" else sweep.threads_per_trial

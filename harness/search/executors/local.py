@@ -1,7 +1,7 @@
-"""Runs trials as processes of this machine, forked from a server that has imported torch, MLflow and Optuna.
+"""Runs trials as processes of this machine, from a fork server that has imported torch, MLflow and Optuna.
 
-A fork takes 0.1 s where a fresh interpreter takes 10 s. The server opens no device, thread pool, database
-connection or lock, so forks inherit none.
+Forking takes 0.1 s, starting a new interpreter 10 s. The fork server opens no device, thread pool, database
+connection or lock, so the trials' processes inherit none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRELOADED = [
     "harness.training.train",  # torch, Lightning, timm
     "harness.data.load",
     "harness.tracking.store",  # MLflow
-    # What the first use of a database or a picture would import:
+    # What the first use of a database or a figure would import:
     "mlflow.store.tracking.sqlalchemy_workspace_store",
     "optuna.storages._rdb.models",
     "optuna.storages._rdb.storage",
@@ -46,7 +46,7 @@ SERVER_ENVIRONMENT = {
     "HARNESS_OFFLINE": "1",  # the coordinator has the data by now; no trial tries to download them again
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for a GPU must not open it before the fork
 }
-LOOK_S = 0.1  # how often a trial is looked at whose process has not begun
+LOOK_S = 0.1  # how often to look at a trial whose process has not begun
 
 RunTrial = Callable[[str], int]  # path of a spec -> exit code; importable by name
 
@@ -54,7 +54,8 @@ RunTrial = Callable[[str], int]  # path of a spec -> exit code; importable by na
 class LocalPlacement:
     """A process of this machine; it is pending until the fork server has finished its imports.
 
-    That takes seconds, or a minute from a cold disk. A thread waits for it, so that the scheduler need not.
+    The imports take seconds, or a minute from a cold disk. A thread waits for them, so that the scheduler
+    does not have to.
     """
 
     def __init__(self, process: BaseProcess, log: Path) -> None:
@@ -134,10 +135,10 @@ class LocalExecutor:
             connection.wait(running, left if len(running) == len(local) else min(left, LOOK_S))
 
     def close(self) -> None:
-        """Do nothing: the server ends with this process, and the next sweep of this process uses it."""
+        """Do nothing: the fork server ends with this process, whose next sweep uses it again."""
 
     def start_server(self) -> None:
-        """Start the server of forks if it does not run; returns without waiting for its imports."""
+        """Start the fork server if it does not run; return without waiting for its imports."""
         with _environment(SERVER_ENVIRONMENT):
             start_fork_server()
 

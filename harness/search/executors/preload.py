@@ -1,6 +1,6 @@
-"""Work that each trial would otherwise repeat; the fork server of `local.py` imports this file last.
+"""Does work that each trial would otherwise repeat; the fork server of `local.py` imports this file last.
 
-Forks inherit the server's state, so nothing here may start a thread, keep a file open or use a device.
+Trials inherit the fork server's state, so nothing here may start a thread, keep a file open or use a device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.tracking.environment import loaded_code
 
 loaded_code()
 configure_mappers()  # of Optuna's and MLflow's tables, half a second
-# Build a model once, so that forks find loaded what the first use of Hydra, torch and timm loads. An error in
-# configs/run.yaml is ignored here, since the sweep reports it.
+# Build a model once: the first use of Hydra, torch and timm imports more, which trials then need not do. An
+# error in configs/run.yaml is ignored here, since the sweep reports it.
 with contextlib.suppress(HarnessError), torch.device("meta"):
     build_model(compose_run().model, num_classes=2, load_weights=False)

@@ -1,7 +1,8 @@
-"""Runs trials on a Ray cluster: each has an actor, which reserves its GPUs and runs its command line.
+"""Runs trials on a Ray cluster: each trial has an actor, which reserves GPUs and runs its command.
 
-Ray restarts nothing; the coordinator does. The trial is a child process of the actor, so Ray's own process
-never trains. It is an actor, not a task, because a running task can be cancelled but not asked to stop.
+Ray restarts nothing; the coordinator starts trials again. The trial is a child process of the actor, so
+Ray's own process never trains. An actor is used, not a Ray task, because a running task can be cancelled but
+not asked to stop.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from harness.search.executors.child_process import TrialProcess, trial_environme
 from harness.search.executors.cluster import Node, TrialResources, divide_cluster  # noqa: E402
 from harness.search.trial.exit_codes import EXIT_STOPPED  # noqa: E402
 
-OBJECT_STORE_BYTES = 80 * 2**20  # of a local cluster; nothing but exit codes goes through it
+OBJECT_STORE_BYTES = 80 * 2**20  # of a local cluster; it holds exit codes only
 CALL_TIMEOUT_S = 5.0
 
 
@@ -109,7 +110,7 @@ class RayExecutor:
             num_gpus=self._resources.num_gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=4,  # `stop` and `kill` are heard while `run` waits
+            max_concurrency=4,  # `stop` and `kill` can run while `run` waits
         )
         actor = actor_class.remote(str(spec_path), str(Path.cwd()), trial_environment(), self._module)
         return RayPlacement(actor, spec_path.with_name(LOG))
@@ -119,12 +120,12 @@ class RayExecutor:
         ray.wait(ends, num_returns=1, timeout=timeout_s)
 
     def close(self) -> None:
-        """Leave the cluster; a local one ends."""
+        """Disconnect from the cluster; a local cluster is shut down."""
         ray.shutdown()
 
 
 def _is_known(reference: Any) -> bool:
-    """Return whether a call has ended, well or badly."""
+    """Return whether a remote method has returned or raised."""
     return bool(ray.wait([reference], timeout=0)[0])
 
 
@@ -151,7 +152,7 @@ def _connect(config: RayExecutorConfig) -> None:
 
 
 def _require_token(address: str) -> None:
-    """Refuse a cluster without a token: everybody who reaches it could run code on it."""
+    """Refuse a cluster without a token, as anybody who can connect to it could run code on it."""
     token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     has_token = token or (Path.home() / ".ray" / "auth_token").is_file()
     if os.environ["RAY_AUTH_MODE"] == "disabled" or not has_token:

@@ -1,7 +1,7 @@
 """Runs trials as jobs of Slurm, submitted as arrays by submitit. All nodes must share the folder of runs.
 
-Slurm never requeues a job. If one is preempted, runs out of time or loses its node, the coordinator counts
-that as a death of the trial's process and starts the trial again.
+Jobs are submitted with `--no-requeue`. If one is preempted, runs out of time or loses its node, the
+coordinator counts that as a death of the trial's process and starts the trial again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOOK_EVERY_S = 0.2
 # another machine has written may appear late.
 LOST_AFTER_S = 20.0
 COMMAND_TIMEOUT_S = 15.0
-OUT_OF_ORDER = ("down", "drain", "fail", "inval", "unknown")  # how such states of a node begin
+OUT_OF_ORDER = ("down", "drain", "fail", "inval", "unknown")  # states that take no jobs begin so
 GPUS = re.compile(r"\bgpu:(?:[^:,(]+:)?(\d+)")  # gpu:4, or gpu:a100:4(S:0-1)
 
 
@@ -49,7 +49,7 @@ class SlurmPlacement:
         self.job: Any = None
         self.state: str | None = "PENDING"  # as last seen; None = not in the queue
         self._gone_since: float | None = None
-        self._asked_to_end: int | None = None  # the exit code of a job that ends without leaving one
+        self._asked_to_end: int | None = None  # exit code for a job that was asked to end and left none
         self._exit_code: int | None = None
 
     @property
@@ -73,9 +73,10 @@ class SlurmPlacement:
         self._gone_since = None if state else self._gone_since or time.monotonic()
 
     def _end(self, exit_code: int, number: int) -> None:
-        """Cancel the job if it has not begun; else signal its own process, which passes the signal on.
+        """Cancel the job if it has not begun; else signal its batch process (`run_in_job`).
 
-        A plain scancel would signal every process of a trial, and kill none for half a minute.
+        A plain scancel would send SIGTERM to every process of the trial, and kill them only half a minute
+        later.
         """
         self._asked_to_end = exit_code
         if self.job is None:
@@ -111,7 +112,7 @@ class SlurmPlacement:
 
 
 class SlurmExecutor:
-    """Submits trials to Slurm's queue, as one array for each turn of the scheduler's loop.
+    """Submits trials to Slurm's queue; those of one turn of the scheduler's loop form one job array.
 
     Args:
         module: what `python -m` runs with a spec.
@@ -152,7 +153,7 @@ class SlurmExecutor:
             time.sleep(min(left, LOOK_EVERY_S))
 
     def close(self) -> None:
-        """Do nothing: jobs outlive the coordinator, and a later one reads their results in the database."""
+        """Do nothing: jobs outlive the coordinator, and a later one reads their results from the database."""
 
     def _submit(self) -> None:
         placements = [placement for placement in self._unsubmitted if placement.exit_code() is None]
@@ -176,7 +177,7 @@ class SlurmExecutor:
         config, resources = self._config, self._resources
         submitter = submitit.SlurmExecutor(
             sweep_folder / "slurm",
-            python=f"exec {shlex.quote(sys.executable)}",  # replaces the shell that the job's signals go to
+            python=f"exec {shlex.quote(sys.executable)}",  # exec: Slurm signals the batch shell
         )
         gpus = f"gpu:{resources.num_gpus}" if resources.num_gpus else None
         submitter.update_parameters(
@@ -191,7 +192,7 @@ class SlurmExecutor:
             wckey=None,
             additional_parameters={
                 "no-requeue": True,
-                "signal": f"B:TERM@{math.ceil(self._grace_s)}",  # before the time is up
+                "signal": f"B:TERM@{math.ceil(self._grace_s)}",  # SIGTERM, this long before the time limit
                 **config.options,
             },
         )
@@ -223,7 +224,7 @@ def _find_nodes(partition: str | None) -> list[Node]:
     if answer is None:
         raise SweepError("Slurm does not answer: try sinfo")
     rows = [line.split(maxsplit=4) for line in answer.splitlines()]
-    rows = [row for row in rows if partition is not None or row[0].endswith("*")]  # the default's mark
+    rows = [row for row in rows if partition is not None or row[0].endswith("*")]  # * marks the default
     rows = [row for row in rows if row[1] == "up" and not row[2].startswith(OUT_OF_ORDER)]
     if not rows:
         raise ConfigError(f"no node of Slurm's {partition or 'default'} partition takes jobs: see sinfo")

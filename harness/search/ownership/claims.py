@@ -1,8 +1,8 @@
 """Decides which process may work on which trial, so that no trial runs twice and none is forgotten.
 
-`coordinator/scheduler.py` takes trials here; `lease.py` is the side of the trial's own process. Every claim
-is made under the sweep's one lock and has an attempt number, which is stored with the trial. A process with
-an older number has lost the trial, for instance because it was suspended, and exits without writing anything.
+`coordinator/scheduler.py` claims trials here; the trial's own process uses `lease.py`. Every claim is made
+under the sweep's one lock and has an attempt number, which is stored with the trial. A process with an older
+number has lost the trial, for instance because it was suspended, and exits without writing anything.
 
 Optuna has heartbeats and `RetryHeartbeatStaleTrialCallback`, but these mark the trial as failed and create a
 new one for the retry. We resume under the same number, in the same folder, as the same MLflow run. Optuna
@@ -29,7 +29,7 @@ from harness.search.study import keys
 
 logger = logging.getLogger(__name__)
 
-HEARTBEATS_TO_WAIT = 2  # before a stale trial counts as abandoned
+HEARTBEATS_TO_WAIT = 2  # for how many intervals a stale trial must stay stale to count as abandoned
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Claim:
     number: int
     trial_id: int
     attempt: int  # 1 for the first
-    to_fail: str | None = None  # a reason to end it as failed instead of working on it
+    to_fail: str | None = None  # if set, end the trial as failed, for this reason, instead of working on it
 
 
 class Claims:
@@ -50,9 +50,9 @@ class Claims:
         self._storage = storage
         self.me = ProcessId.current().to_json()
         self._now = time.monotonic
-        self._silent_since: dict[int, float] = {}  # trial id -> when we first saw it stale, by that clock
-        # Trial being claimed. If the commit's answer is lost in an outage, the retry recognises the trial as
-        # already ours.
+        self._silent_since: dict[int, float] = {}  # trial id -> when we first saw it stale, by `_now`
+        # Number of the trial that is being claimed. If the answer to the commit is lost in an outage, the
+        # next try sees that the trial is ours already.
         self._taking: int | None = None
 
     def take(self, num_trials: int, unsettled: Collection[int] = ()) -> Claim | None:
@@ -60,8 +60,8 @@ class Claims:
 
         Args:
             num_trials: how many trials the sweep may have in all.
-            unsettled: numbers of our trials whose process has ended without our having handled that yet; only
-                this coordinator counts their deaths, so it must not claim them as free before.
+            unsettled: numbers of the trials in our slots. The process of one may have just ended; how it
+                ended must be recorded before the trial is claimed again.
         """
         claim = self._storage.transact(self._study.study_name, lambda: self._take(num_trials, unsettled))
         self._taking = None
@@ -72,12 +72,12 @@ class Claims:
         abandoned = self._abandoned(survey)
         others = (trial for trial in survey.unfinished if trial.number not in unsettled)
         trial = next((trial for trial in others if self._is_free(trial, abandoned)), None)
-        if trial is not None:  # before new trials: what was interrupted is finished first
+        if trial is not None:  # interrupted trials come before new ones
             return self._take_over(trial)
         return self._begin(survey.num_trials) if survey.num_trials < num_trials else None
 
     def has_more(self, num_trials: int) -> bool:
-        """Return whether a trial may still be claimed, now or if its present owner dies."""
+        """Return whether some trial can be claimed now, or could be if its present owner dies."""
         survey = self._survey()
         return survey.num_trials < num_trials or bool(survey.unfinished)
 
@@ -86,14 +86,14 @@ class Claims:
         self._storage.transact(self._study.study_name, lambda: self._release(claim))
 
     def _release(self, claim: Claim) -> None:
-        # Another process may have claimed the trial since; its owner must stay.
+        # If another process has claimed the trial since, it must remain the owner.
         if self.holds(claim):
             self._storage.set_trial_user_attr(claim.trial_id, keys.OWNER, None)
 
     def condemn(self, claim: Claim, reason: str) -> None:
-        """Record that the trial has failed. Call it before asking the trial to stop.
+        """Record that the trial is to be failed. Call it before asking the trial to stop.
 
-        A stopped trial makes itself free, and another machine would otherwise resume it.
+        The process of a stopped trial releases the trial, which another machine would otherwise resume.
         """
 
         def note() -> None:
@@ -103,7 +103,7 @@ class Claims:
         self._storage.transact(self._study.study_name, note)
 
     def fail(self, claim: Claim, notes: Mapping[str, Any]) -> bool:
-        """End the trial as failed, with notes; return whether it was ours to end."""
+        """End the trial as failed, with these user attributes; False if another process has claimed it."""
 
         def end() -> bool:
             if not self.holds(claim):
@@ -127,16 +127,17 @@ class Claims:
         return {trial.trial_id for trial in self._survey().unfinished if trial.is_stale}
 
     def abandoned(self) -> set[int]:
-        """Return the ids of stale trials that stay stale for two more heartbeat intervals.
+        """Return the ids of trials that have stayed stale for two heartbeat intervals, as seen by us.
 
-        After the database's clock was moved, or its machine suspended, all trials look stale at once. Those
-        that live record another heartbeat within one interval.
+        After the database's clock was set forward, or its machine was suspended, all trials look stale at
+        once. A trial whose process is alive records another heartbeat within one interval.
         """
         return self._abandoned(self._survey())
 
     def _abandoned(self, survey: OpenTrials) -> set[int]:
         now = self._now()
-        # Heartbeats are compared by the database's clock, but the patience runs on ours, which cannot jump.
+        # Whether a trial is stale is decided by the database's clock. How long it has been stale is measured
+        # by our monotonic clock, which cannot jump.
         stale = [trial.trial_id for trial in survey.unfinished if trial.is_stale]
         self._silent_since = {trial_id: self._silent_since.get(trial_id, now) for trial_id in stale}
         patience = HEARTBEATS_TO_WAIT * beat_interval(self._storage.lease_seconds)
@@ -149,15 +150,15 @@ class Claims:
         if trial.state == TrialState.WAITING or trial.attr is None:
             return True
         if trial.attr == self.me and trial.number == self._taking:
-            return True  # an earlier try of this very call has claimed it, and its answer was lost
+            return True  # an earlier try has claimed it, and the database's answer was lost
         owner = ProcessId.from_json(trial.attr)
-        # No lease is needed to see that a process of this machine is dead.
+        # Whether a process of this machine is dead can be seen without waiting for its lease to end.
         if owner.is_here and owner.process() is None:
             return True
         if trial.trial_id not in abandoned:
             return False
         if owner.trains:
-            end_process(owner)  # suspended or hung: it must not wake up beside its successor
+            end_process(owner)  # it is suspended or hangs: it must not go on beside its successor
         return True
 
     def _begin(self, number: int) -> Claim:

@@ -1,6 +1,6 @@
 """Keeps a trial's claim alive from the process that trains it, and exits once another process has the trial.
 
-`trial/run.py` enters the lease around a trial's work. Read `claims.py` for the coordinator's side.
+`trial/run.py` enters a `Lease` while the trial is trained. The coordinator uses `claims.py` instead.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ class Lease:
             self._leave()
 
     def check_after_sleep(self) -> None:
-        """Check only after a pause. Cheap guard, called after every batch.
+        """Ask the database only if this process may have been suspended; called after every batch.
 
-        A claim can only be lost while this process was suspended. A gap of more than half a lease since the
-        last call means that; only then is the database asked.
+        The heartbeat thread notices a lost claim unless the whole process is suspended. So the database is
+        asked only if more than half a lease has passed since the previous call.
         """
         before, self._awake = self._awake, _clock()
         if self._awake - before > BEATS_PER_LEASE / 2 * self._interval_s:
             self.check()
 
     def check_last(self) -> None:
-        """Stop the heartbeat, check once more. Call before telling Optuna how the trial ended.
+        """Stop the heartbeats and check once more. Call it before telling Optuna how the trial ended.
 
         The heartbeat thread would otherwise see the ended trial and believe it was taken over.
         """
@@ -91,7 +91,7 @@ class Lease:
 
     def __enter__(self) -> Lease:
         self.check()
-        # By this the coordinator sees that we have begun, and stops sending heartbeats for us.
+        # By the new owner the coordinator sees that we have begun; it then sends no more heartbeats for us.
         owner = ProcessId.current(trains=True)
         self._storage.set_trial_user_attr(self._trial_id, keys.OWNER, owner.to_json())
         self._storage.record_heartbeat(self._trial_id)
@@ -105,7 +105,7 @@ class Lease:
 
     def _stop_beating(self) -> None:
         self._done.set()
-        self._thread.join(self._interval_s)  # no longer: a heartbeat may hang if the database is away
+        self._thread.join(self._interval_s)  # no longer: it may hang if the database does not answer
 
     def _beat(self) -> None:
         while not self._done.wait(self._interval_s):
@@ -113,7 +113,7 @@ class Lease:
                 self._storage.record_heartbeat(self._trial_id)
                 self.check()
             except StorageError as error:
-                # A heartbeat may fail: the next one may succeed, and the report after the epoch waits anyway.
+                # Not fatal: the next heartbeat may succeed, and the report after the epoch retries too.
                 logger.warning("%s", error)
 
 

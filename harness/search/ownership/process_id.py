@@ -1,4 +1,4 @@
-"""Names a process so that others can recognise it, tells whether it lives, and kills it.
+"""Identifies a process across machines, tells whether it is alive, and kills it.
 
 Claims and leases write a `ProcessId` into the database as the owner of a trial.
 """
@@ -21,12 +21,12 @@ from harness.training.launch_ranks import known_pid
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process on one machine: host, PID and start time, since PIDs are used again."""
+    """A process on one machine: host, PID and start time (the system reuses PIDs)."""
 
     host: str
     pid: int
     start_time: str  # tells this process from a later one with the same PID
-    trains: bool = False  # False: the coordinator that is about to start the trial's process
+    trains: bool = False  # False: the coordinator or worker that is about to start the trial's process
 
     @classmethod
     def current(cls, *, trains: bool = False) -> ProcessId:
@@ -65,7 +65,7 @@ def _host() -> str:
     """Return a name that no other machine or container has: host name, PID namespace and boot id.
 
     Cloned machines share the host name, the machine id and the number of the PID namespace, but not the boot
-    id. So this machine before a reboot counts as another one, whose trials are free once their leases end.
+    id. So this machine before a reboot counts as another machine: its trials are free once their leases end.
     """
     namespace = Path("/proc/self/ns/pid")
     number = str(namespace.stat().st_ino) if namespace.exists() else ""
@@ -73,7 +73,7 @@ def _host() -> str:
 
 
 def _boot_id() -> str:
-    """Return the id that Linux draws at each boot; empty on other systems."""
+    """Return the random id that Linux generates at each boot; empty on other systems."""
     file = Path("/proc/sys/kernel/random/boot_id")
     return file.read_text().strip() if file.exists() else ""
 
@@ -87,7 +87,7 @@ def start_time_of(pid: int) -> str:
 
 
 def end_process(owner: ProcessId) -> None:
-    """Kill a process of this machine that has lost its trial, with its children; it may only be suspended."""
+    """Kill a process of this machine that has lost its trial, and its children, even if it is suspended."""
     process = owner.process()
     if process is None or process.pid == os.getpid():
         return

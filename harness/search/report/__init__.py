@@ -1,9 +1,9 @@
-"""Shows and records a sweep for people; nothing here decides anything.
+"""Shows a sweep to people and records it: on the terminal, in files and in MLflow.
 
-    messages.py      what a call prints before and after its trials
-    progress.py      what it shows meanwhile: a live table, or lines
-    leaderboard.py   the trials side by side: table, CSV, pictures
-    pareto.py        the front of two objectives
+    messages.py      what a command prints before and after its trials
+    progress.py      what a command shows while trials run: a live table, or lines
+    leaderboard.py   the ranked trials as a table, a CSV and figures
+    pareto.py        the Pareto front of two objectives
     status.py        `sweep list` and `--status`, from any terminal
     parent_run.py    the sweep's own run in MLflow, and `sweep.json`
     description.py   the text on that run's page

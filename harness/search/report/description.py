@@ -19,11 +19,11 @@ NUM_SHOWN = 10  # trials
 def describe_in_markdown(plan: SweepPlan, rows: Sequence[TrialRow], command: str, run_id: str | None) -> str:
     """Return the description.
 
-    The page folds it after about 100 pixels, so the answer comes first.
+    MLflow's page folds the text after about 100 pixels, so the result comes first.
 
     Args:
         command: the shell command that continues the sweep.
-        run_id: of the parent run, whose picture `history.png` is shown; None while it has none.
+        run_id: of the parent run, whose `history.png` is shown; None: do not show it.
     """
     sweep = plan.sweep
     ended = [row for row in rows if row.has_ended]

@@ -28,11 +28,11 @@ from harness.search.trial.replicates import replicated
 from harness.tracking import names
 
 FRONT_MARK = "*"
-MIN_TRIALS_FOR_IMPORTANCE = 5  # complete; below that it would be noise with a name
+MIN_TRIALS_FOR_IMPORTANCE = 5  # complete ones; with fewer, importances would be noise
 
 
 def searched_paths(rows: Sequence[TrialRow]) -> list[str]:
-    """Return every path that some trial has a value for, in the order of the space."""
+    """Return every searched setting that some trial has a value for, in order of first appearance."""
     return list(dict.fromkeys(path for row in rows for path in row.params))
 
 
@@ -45,7 +45,7 @@ def leaderboard_table(rows: Sequence[TrialRow], sweep: SweepConfig, limit: int =
     table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold", caption=caption)
     settings = [_short_name(path, paths) for path in paths]
     titles = ["trial", "state", sweep.metric, *costs, "best epoch", *settings, "minutes"]
-    for title in titles:  # titles over several lines: the table fits a terminal of 80 columns
+    for title in titles:  # titles are broken over lines, so that the table fits 80 columns
         table.add_column(re.sub(r"[ _/]", "\n", title), justify="left" if title == "state" else "right")
     for rank, row in enumerate(ranked(rows, sweep.direction)[:limit], start=1):
         table.add_row(
@@ -114,7 +114,7 @@ def _scores(rows: Sequence[TrialRow], state: str) -> dict[int, float]:
 
 
 def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
-    """Return how much each path mattered (PED-ANOVA); None for too few trials or equal scores.
+    """Return the importance of each searched setting (PED-ANOVA); None for few trials or equal scores.
 
     Source: Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
     Subspaces", IJCAI 2023, as implemented in Optuna.
@@ -124,12 +124,12 @@ def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
         return None
     sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
     try:
-        # Optuna warns that it takes low values of `target` for the good ones; `sign` makes that true.
+        # Optuna warns that PED-ANOVA takes low values of `target` as good; `sign` makes low values good.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             importances = optuna.importance.get_param_importances(
                 study, target=lambda trial: sign * trial.values[0]
             )
-    except (RuntimeError, ValueError):  # every score equal, or no path that all trials share
+    except (RuntimeError, ValueError):  # every score equal, or no setting that all trials have
         return None
     if not importances:
         return None
@@ -143,7 +143,7 @@ def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
 
 
 def _short_name(path: str, paths: Sequence[str]) -> str:
-    """Return the last part of a path where no other path ends the same."""
+    """Return the last part of a dotted path, or the whole path if another one ends the same."""
     last = path.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in paths) == 1 else path
 

@@ -1,4 +1,4 @@
-"""Prints what a sweep finds before its trials, and its result and the next commands afterwards.
+"""Prints a sweep's state before its trials run, and its result and the next commands afterwards.
 
 `sweep.py` calls `greet` and `show_result`.
 """
@@ -35,10 +35,10 @@ EXPORT_COMMAND = " · make export (the best model)"
 
 
 class PatientConsole(Console):
-    """A console for pipes whose reader may close early (`| head -2`); the sweep then goes on in silence."""
+    """A console for pipes whose reader may close early (`| head -2`): the sweep goes on without output."""
 
     def on_broken_pipe(self) -> None:
-        """Say once that nothing more is shown; rich would end the process."""
+        """Say once that nothing more is shown, where rich would end the process."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
         print("nobody reads the output any more: the work goes on without it", file=sys.stderr)
@@ -51,7 +51,7 @@ def build_console() -> Console:
 
 
 def greet(console: Console, home: SweepContext, rows: Sequence[TrialRow], slots: Slots) -> None:
-    """Print how many trials will run, on which devices, and how many ended in earlier calls."""
+    """Print how many trials the sweep has, how many run at a time on what, and how many have ended."""
     ended = sum(row.has_ended for row in rows)
     resumed = sum(row.state == "running" for row in rows)
     before = f"; {ended} have ended before" if ended else ""

@@ -1,7 +1,7 @@
 """Records a sweep as an MLflow run (the parent of its trials' runs), and in `sweep.json` beside its trials.
 
-`sweep.py` opens a `SweepRecord`. A later call reads the study's user attributes alone; `sweep.json` repeats
-them for people, and for commands that look for the newest sweep.
+`sweep.py` opens a `SweepRecord`. A later `harness sweep` reads only the study's user attributes; `sweep.json`
+repeats them for people, and for commands that look for the newest sweep.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ SWEEP_FILE = "sweep.json"
 
 @dataclass
 class SweepRecord:
-    """Writes the parent run and `sweep.json` while the sweep runs; one process at a time does."""
+    """Writes the parent run and `sweep.json` while the sweep runs; only the coordinator does so."""
 
     plan: SweepPlan
     study: optuna.Study
     tracker: Tracker
     directory: Path
     command: str  # the shell command that continues the sweep
-    status: RunStatus = "FINISHED"  # to be set before it closes
+    status: RunStatus = "FINISHED"  # to be set before `close`
     _num_ended: int = -1
 
     @property
@@ -66,7 +66,7 @@ class SweepRecord:
         self._write_file("running", None)
 
     def follow(self, rows: Sequence[TrialRow]) -> None:
-        """Record the best score so far whenever a trial has ended: the parent's own curve."""
+        """Record the best score so far, as a metric of the parent run, whenever a trial has ended."""
         num_ended = sum(row.has_ended for row in rows)
         if num_ended == self._num_ended:
             return
@@ -78,7 +78,7 @@ class SweepRecord:
         self.tracker.log_epoch(num_ended, {self.best_metric: best.score})
 
     def close(self, status: RunStatus) -> None:
-        """Record how far the sweep is: leaderboard, pictures, the best trial's identity; close the run."""
+        """Record the leaderboard, the figures and which trial is the best; close the run."""
         rows, sweep = read_rows(self.study, self.directory.parents[1]), self.plan.sweep
         best = best_row(rows, sweep.direction)
         self.tracker.log_text(leaderboard_csv(rows, sweep), "leaderboard.csv")
@@ -94,7 +94,7 @@ class SweepRecord:
         self.tracker.set_tags(activity())
         self._write_file(status, best, pareto_front(rows, sweep))
         self.tracker.finish(status)
-        # Last: from here on, a repeated command has nothing to do.
+        # Last, because a repeated command takes this attribute to mean that all of the above was recorded.
         self.study.set_user_attr(keys.CLOSED, closing_state(rows, best))
 
     def _describe(self, rows: Sequence[TrialRow]) -> None:
@@ -132,13 +132,13 @@ class SweepRecord:
 
 
 def plan_facts(plan: SweepPlan) -> dict[str, Any]:
-    """Return the facts of a plan that workers compose it from, and that `--status` shows."""
+    """Return what workers compose the plan from (the overrides), and what `--status` shows of it."""
     sweep = plan.sweep
     return {"overrides": plan.public_overrides, "num_trials": sweep.num_trials, "metric": sweep.metric}
 
 
 def activity(*, is_new_call: bool = False) -> dict[str, str]:
-    """Return the tags by which commands find the sweep that ran last, or was called last."""
+    """Return the tags by which commands find the sweep that was active, or was started, last."""
     now = f"{time.time():.3f}"
     return {names.ACTIVE_AT: now} | ({names.CALLED_AT: now} if is_new_call else {})
 

@@ -11,7 +11,7 @@ from harness.search.study.trials import TrialRow
 
 
 def pareto_front(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[TrialRow]:
-    """Return the front, the best score first; of equals the earliest. Empty without a second objective."""
+    """Return the front, the best score first; of equal trials, the earliest. Empty for one objective."""
     second = sweep.second_objective
     if second is None:
         return []
@@ -29,7 +29,7 @@ def pareto_front(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[TrialRow]
 
 
 def pareto_figure(rows: Sequence[TrialRow], sweep: SweepConfig) -> Figure | None:
-    """Return the scores over the costs, the front as a step line; None if there is no front."""
+    """Return a plot of the scores over the costs, with the front as a step line; None without a front."""
     second, front = sweep.second_objective, pareto_front(rows, sweep)
     if second is None or not front:
         return None

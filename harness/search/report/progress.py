@@ -32,7 +32,7 @@ class SweepView:
     best: TrialRow | None
     num_trials: int
     num_ended: int
-    elapsed_s: float  # of this call
+    elapsed_s: float  # since this command began
     left_s: float | None  # estimated; None until a trial has ended
 
     @property
@@ -56,7 +56,7 @@ def build_progress(console: Console, metric: str) -> Progress:
 
 
 def view_of(rows: Sequence[TrialRow], sweep: SweepConfig, started: float, slots: int) -> SweepView:
-    """Return the moment that the rows show; `started` is on the clock of `time.monotonic`."""
+    """Return the sweep's state by these rows; `started` is when the command began, by `time.monotonic`."""
     num_ended = sum(row.has_ended for row in rows)
     return SweepView(
         rows=rows,
@@ -96,7 +96,7 @@ class PlainProgress:
 
     def update(self, view: SweepView) -> None:
         if self._before is None:
-            self._before = {row.number: row for row in view.rows}  # events of earlier calls are not shown
+            self._before = {row.number: row for row in view.rows}  # earlier events are not shown
         for row in view.rows:
             for event in self._events(row, self._before.get(row.number)):
                 self._console.print(event, highlight=False, markup=False, soft_wrap=True)
@@ -170,7 +170,7 @@ class LiveProgress:
 
 
 def short_params(params: dict[str, Any]) -> str:
-    """Return parameters in one line, by the last part of their paths."""
+    """Return parameters in one line, each named by the last part of its dotted path."""
     return " ".join(f"{path.rpartition('.')[2]}={format_value(value)}" for path, value in params.items())
 
 

@@ -24,7 +24,7 @@ class SweepStatus:
     """How far a sweep is, and which processes work on it."""
 
     name: str
-    num_trials: int | None  # the budget; None: written by an older program
+    num_trials: int | None  # the budget; None: written by an earlier version
     metric: str
     direction: str
     rows: list[TrialRow]
@@ -72,7 +72,7 @@ def open_sweeps(url: str) -> RetryingStorage:
 
 
 def find_sweep(storage: RetryingStorage, name: str | None, file: str | None = None) -> optuna.Study:
-    """Return the sweep of that name; by default the one called last, of this file if there is one.
+    """Return the sweep of that name; by default the one that ran last, of this sweep file if possible.
 
     Raises:
         SweepError: there is none.

@@ -1,11 +1,11 @@
 """`harness sweep --extend`: a sweep gets a larger space or further constraints and keeps its trials.
 
-`sweep.py` calls `extend_sweep` while no process works on the sweep. This is the one place where we write rows
-that Optuna owns (`optuna_tables.redeclare_trials`), because there is no other way. Optuna refuses a choice
-whose values differ from those of earlier trials, and TPE keeps to the ranges of the oldest trial. It sets a
-constraint on running trials only. Copying every trial into a new study, which its interface allows, would
-give them new ids, and claims, folders and MLflow runs refer to the old ones. So the distributions of
-earlier trials are declared again in one transaction; their values stay.
+`sweep.py` calls `extend_sweep` while no process works on the sweep. The trials so far must be rewritten:
+Optuna refuses a choice whose values differ from those of earlier trials, TPE keeps to the ranges of the
+oldest trial, and a constraint can be set on running trials only. Optuna's interface would only allow copying
+every trial into a new study, under new ids, but claims, folders and MLflow runs refer to the old ones. So
+`optuna_tables.redeclare_trials` writes the wider distributions and the new constraints into the earlier
+trials' rows, in one transaction; the trials' values stay.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _record_infeasible(home: SweepContext) -> None:
     from harness.tracking import names
     from harness.tracking.store import open_store
 
-    # Opened again, because a study keeps the trials that it has read.
+    # The study is opened again, because an open one caches ended trials as they were before.
     study = find_study(open_storage(home.storage), home.name)
     assert study is not None
     store = open_store(home.plan.base.tracking)

@@ -1,8 +1,8 @@
-"""Decides whether a call may continue the sweep of its name: same identity, same code.
+"""Decides whether a command may continue the existing sweep of its name: same identity, same code.
 
 A sweep's identity is every setting that changes what its trials mean: space, rules, objective, sampler,
-pruner, the base configuration and the data. A larger budget or another machine is no change. `locate.py`
-checks both when it opens a sweep; `extend.py` widens the identity on purpose.
+pruner, the base configuration and the data. The budget and the machine are not part of it. `locate.py` checks
+identity and code when it opens a sweep; `extend.py` changes the identity on purpose.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from harness.config.compose import SweepPlan, leaves_by_path
 from harness.errors import SweepError
 from harness.search.study import keys
 
-# Prefixes of a run's settings that are not part of a sweep's identity: paths, speed, and the monitor, which
-# sweep.metric decides.
+# Beginnings of the names of a run's settings that are not part of a sweep's identity: folders, speed, and
+# the monitor, which follows from sweep.metric.
 NOT_PART_OF_IDENTITY = (
     "tracking.",
     "data.dir",
@@ -40,7 +40,7 @@ NOT_PART_OF_IDENTITY = (
     "data.num_workers",
     "data.feature_cache_gb",
 )
-# Settings under `sweep.` likewise: budget, starting points, failures, executor, storage and disk.
+# Settings of `sweep` that are not part of it: budget, starting points, failures, executor, storage, disk.
 SWEEP_SETTINGS_NOT_PART_OF_IDENTITY = {
     "name", "num_trials", "max_minutes", "slots", "threads_per_trial",
     "max_retries", "max_consecutive_failures", "evaluate_test", "devices_per_trial",
@@ -107,7 +107,7 @@ def check_same_sweep(name: str, before: Mapping[str, Any], now: Mapping[str, Any
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, but_wider: bool = False) -> list[str]:
-    """Return `path: old → new` for every path whose value differs, the objective's and the space's first.
+    """Return `key: old → new` for every key whose value differs, those of the section `sweep` first.
 
     Args:
         but_wider: leave out changes that only make the sweep larger, see :func:`is_wider`.
@@ -150,7 +150,7 @@ def _short(value: Any) -> str:
 
 @cache
 def code_digests() -> dict[str, str]:
-    """Return a digest of every source file of this package by its path in it."""
+    """Return a digest of every source file of the package `harness`, by the file's path in the package."""
     root = Path(harness.__file__).parent
     files = sorted(root.rglob("*.py"))
     return {

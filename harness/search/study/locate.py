@@ -1,6 +1,6 @@
 """Finds a plan's sweep: its name, folder, database and study, and the lock of its coordinator.
 
-`sweep.py` and `worker.py` begin here. Read `identity.py` for what makes a sweep the same sweep.
+`sweep.py` and `worker.py` begin here. `identity.py` decides whether an existing sweep is the plan's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
 
 @dataclass(frozen=True)
 class SweepContext:
-    """Where one sweep is on this machine, whether it has begun or not."""
+    """A sweep's plan, name, folder and database on this machine, whether the sweep has begun or not."""
 
     plan: SweepPlan
     name: str
@@ -51,7 +51,7 @@ class SweepContext:
 
     @cached_property
     def database(self) -> RetryingStorage:
-        """The database, opened at first use. Opening fails at once; later calls wait for an outage to end.
+        """The database, opened at first use. If it does not answer, opening fails at once, later use waits.
 
         Raises:
             SweepError: it cannot be opened.
@@ -67,7 +67,7 @@ class SweepContext:
         return self.directory / f"trial-{number:04d}"
 
     def with_plan(self, plan: SweepPlan) -> SweepContext:
-        """Return this context with the same plan whose arms have been composed."""
+        """Return this context with another plan, in practice the same one with its arms composed."""
         home = replace(self, plan=plan)
         if "database" in vars(self):
             vars(home)["database"] = self.database  # which is opened once
@@ -77,7 +77,7 @@ class SweepContext:
         """Return this context with the folder that belongs to the given study.
 
         A folder of this name may belong to an earlier sweep whose database is gone or elsewhere. That sweep
-        keeps it, because its MLflow runs point to checkpoints there; ours then gets a folder beside it.
+        keeps its folder, because its MLflow runs point to checkpoints there; ours gets a folder beside it.
         """
         sweep_id = found.user_attrs.get(keys.SWEEP_ID, self.name)
         directory = self.directory.with_name(self.name)
@@ -92,10 +92,10 @@ class SweepContext:
 
 
 def _is_of(directory: Path, sweep_id: str, found: optuna.Study) -> bool:
-    """Return whether a folder belongs to the sweep, or to none yet."""
+    """Return whether a folder belongs to this sweep, or to no sweep yet."""
     with suppress(FileNotFoundError):
         return (directory / IDENTITY_FILE).read_text().strip() == sweep_id
-    with suppress(FileNotFoundError, ValueError):  # an earlier version stored only its run's id
+    with suppress(FileNotFoundError, ValueError):  # an earlier version stored only its MLflow run's id
         known = json.loads((directory / record.SWEEP_FILE).read_text(encoding="utf-8")).get("parent_run_id")
         return known is not None and known == found.user_attrs.get(keys.PARENT_RUN_ID)
     return not any(directory.glob("trial-*"))
@@ -105,7 +105,7 @@ def locate_sweep(plan: SweepPlan, command: str | None = None) -> SweepContext:
     """Return where the sweep of a plan is. This loads the data, whose digest is part of the identity.
 
     Raises:
-        ConfigError: the name cannot be a folder's, or a remote executor is to share an SQLite file.
+        ConfigError: the name cannot name a folder, or trials on other machines would use an SQLite file.
         DataError: the images cannot be loaded.
     """
     splits = load_splits(plan.base.data)
@@ -149,16 +149,16 @@ def existing_study(home: SweepContext) -> optuna.Study | None:
     found = study.find_study(home.database, home.name)
     asked = None if found is None else found.user_attrs.get(keys.IDENTITY)
     if asked is None:
-        return None  # there is none, or its first call was killed before it could store the identity
+        return None  # no study, or one whose first command was killed before it stored the identity
     identity.check_same_sweep(home.name, asked, home.identity)
     return found
 
 
 def open_study(home: SweepContext, *, enqueue: bool = True) -> optuna.Study:
-    """Return the study, created here and now if this is the sweep's first call.
+    """Return the study; create it if there is none.
 
     Args:
-        enqueue: apply our starting points; a worker passes False, as its configuration files may differ.
+        enqueue: enqueue the plan's starting points; a worker passes False, as its own files may differ.
 
     Raises:
         SweepError: a sweep of this name has another identity or other code.
@@ -174,7 +174,7 @@ def open_study(home: SweepContext, *, enqueue: bool = True) -> optuna.Study:
 
 
 def _create_study(home: SweepContext) -> optuna.Study:
-    """Create the study, unless another call does so at this moment; storing the identity completes it."""
+    """Create the study, unless another process has just done so; it is complete once it has an identity."""
     with home.database.exclusive(f"study {home.name}"):
         found = existing_study(home)
         if found is None:
@@ -187,10 +187,10 @@ def _create_study(home: SweepContext) -> optuna.Study:
 
 @contextmanager
 def coordinator_lock(home: SweepContext) -> Iterator[Callable[[], None]]:
-    """Hold the coordinator lock of the sweep; it ends with our process.
+    """Hold the coordinator lock of the sweep in this block; it is also released if our process dies.
 
-    Its holder alone writes the sweep's MLflow run and places trials on this machine's devices. Claims
-    (`ownership/claims.py`), not this lock, prevent a trial from running twice.
+    Of all `harness sweep` commands for one sweep, the holder alone starts trials and writes the sweep's
+    MLflow run. Claims (`ownership/claims.py`), not this lock, prevent a trial from running twice.
 
     Yields:
         A function that makes sure that we still hold the lock; it raises LostLockError if not. Call it often.

@@ -1,8 +1,8 @@
 """Finds, creates and loads a sweep's Optuna study, and reads its trials as plain rows.
 
-The study is the only record from which a sweep continues. Reports, the scheduler and the command line read
-rows, not Optuna's objects. The step of a reported score is the number of epochs that the trial has completed
-(1-based), because Hyperband counts it as a resource.
+A sweep continues from its study alone. Reports, the scheduler and the command line read rows, not Optuna's
+objects. The step of a reported score is the number of epochs that the trial has completed (1-based), because
+Hyperband takes the step for the resources used so far.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ RANKED_STATES = ("complete", "pruned", "running", "infeasible", "failed", "waiti
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One logical trial, as plain values."""
+    """One trial, all attempts at it included, as plain values."""
 
     number: int
-    trial_id: int  # Optuna's, over all studies
+    trial_id: int  # Optuna's id, unique over all studies
     state: State
     score: float | None  # of the best epoch so far
     last_score: float | None
@@ -56,7 +56,7 @@ class TrialRow:
     attempt: int = 0  # how often it was begun
     owner: str | None = None  # a ProcessId as JSON; None: the trial is free
     costs: Mapping[str, float] = field(default_factory=dict)  # by name, see harness.config.objectives.Cost
-    seed: int | None = None  # None: not begun, or by an earlier version, which used the run's seed
+    seed: int | None = None  # None: not begun, or begun by an earlier version, with the run's seed
 
     @property
     def has_ended(self) -> bool:
@@ -81,7 +81,7 @@ def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
 
 
 def create_study(storage: BaseStorage, name: str, sweep: SweepConfig) -> optuna.Study:
-    """Return a new study, or the one that is there, as :func:`find_study` would."""
+    """Create the study and return it; if there is one already, return that one."""
     return optuna.create_study(
         study_name=name,
         storage=storage,
@@ -93,17 +93,18 @@ def create_study(storage: BaseStorage, name: str, sweep: SweepConfig) -> optuna.
 
 
 def load_study_for_trial(storage: BaseStorage, name: str, sweep: SweepConfig, number: int) -> optuna.Study:
-    """Return the study as one trial's process uses it: with a sampler of its own."""
+    """Return the study as one trial's process uses it, with that trial's own sampler."""
     study = TrialStudy(name, storage, sampler=RandomSampler(), pruner=NopPruner())
     study.sampler = build_sampler(sweep, study, number)
     return study
 
 
 class TrialStudy(optuna.Study):
-    """A study that answers `direction` with its first objective's, where it has two.
+    """A study whose `direction` is that of its first objective, even if it has two.
 
-    TPE asks for it as soon as there is a pruned trial, because it ranks pruned trials by their intermediate
-    values, which are always of the first objective. Optuna's own property raises an error there.
+    TPE reads `direction` as soon as there is a pruned trial, because it ranks pruned trials by their
+    intermediate values, which are always of the first objective. Optuna's own property raises an error if
+    there are two objectives.
     """
 
     @property
@@ -115,7 +116,7 @@ def read_rows(study: optuna.Study, runs: Path | None = None) -> list[TrialRow]:
     """Return every trial of the study by number.
 
     Args:
-        runs: the folder of runs, where checkpoints are looked for should it have been moved.
+        runs: the folder of runs; if it was moved, the checkpoints are looked for there.
     """
     maximize = study.directions[0] == StudyDirection.MAXIMIZE
     rows = [_row(trial, maximize) for trial in study.get_trials(deepcopy=False)]
@@ -135,7 +136,7 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
     if trial.state == TrialState.COMPLETE:
         score = trial.values[0]
     best_epoch = known.get(keys.BEST_EPOCH, steps[0] - 1 if steps else None)
-    if trial.state != TrialState.COMPLETE and best_epoch is not None:  # of the epoch that was kept
+    if trial.state != TrialState.COMPLETE and best_epoch is not None:  # the kept epoch's score
         score = scores.get(best_epoch + 1, score)
     return TrialRow(
         number=trial.number,
@@ -176,7 +177,7 @@ def _state(trial: FrozenTrial) -> State:
 
 
 def best_row(rows: list[TrialRow], direction: str) -> TrialRow | None:
-    """Return the best complete trial, the earlier of equals; None if none is complete."""
+    """Return the best complete trial, of equals the earliest; None if no trial is complete."""
     complete = [row for row in rows if row.state == "complete" and row.score is not None]
     sign = 1.0 if direction == "minimize" else -1.0
     return min(complete, key=lambda row: (sign * (row.score or 0.0), row.number), default=None)

@@ -2,9 +2,9 @@
 
 To add a sampler, name its kind in `harness/config/sampling.py` and build it in `samplers.build_sampler`.
 
-    space.py             from the configured space to one trial's overrides
+    space.py             asks Optuna for one trial's values, and checks the space before a sweep starts
     samplers.py          the sampler that proposes values
     pruners.py           the pruner that ends a poor trial early
-    constraints.py       a trial's costs against the sweep's constraints
-    starting_points.py   `sweep.enqueue`: trials to begin with
+    constraints.py       tells Optuna how far a trial's costs exceed the sweep's constraints
+    starting_points.py   `sweep.enqueue`: points that are tried first
 """

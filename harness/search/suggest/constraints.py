@@ -1,6 +1,6 @@
-"""Tells Optuna how far a trial exceeds the sweep's constraints, and says it in words for reports.
+"""Tells Optuna how far a trial exceeds the sweep's constraints, and describes that in words for reports.
 
-`trial/run.py` calls this once a trial's costs are known.
+`trial/attempt.py` calls `tell_costs` when a cost of the trial is known.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Builds the pruner, records a trial's score after each epoch, and asks whether to prune the trial.
 
-`trial/run.py` calls this after every epoch. Optuna refuses to report or prune where a study has two
-objectives. Scores after an epoch are of the first objective only, so pruners are given a view of the database
-in which studies have just that one (`database/first_objective.py`).
+`trial/attempt.py` calls this after every epoch. Optuna refuses to report or prune if a study has two
+objectives. The scores after each epoch are of the first objective only, so pruners are given a view of the
+database in which every study has only that one (`database/first_objective.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from harness.search.database.optuna_private import storage_beneath
 def build_pruner(config: PrunerConfig, max_epochs: int) -> BasePruner:
     """Return the pruner.
 
-    Hyperband is given the number of epochs. It would otherwise take it from the first complete trials, and
-    prune nothing before there is one.
+    Hyperband is given the number of epochs. Otherwise it would take that number from the first complete
+    trials, and prune nothing until a trial is complete.
     """
     pruner = _build_kind(config, max_epochs)
     if config.patience_epochs is None:
@@ -60,7 +60,7 @@ def report_score(study: optuna.Study, trial_id: int, epochs_done: int, score: fl
 def should_prune(study: optuna.Study, trial_id: int, pruner: BasePruner) -> bool:
     """Return whether the trial is so far behind that it should end."""
     if isinstance(pruner, NopPruner):
-        return False  # without reading the trial
+        return False  # saves reading the trial
     storage = FirstObjectiveStorage(storage_beneath(study))
     view = optuna.Study(study.study_name, storage, pruner=pruner)
     return pruner.prune(view, storage.get_trial(trial_id))

@@ -1,7 +1,7 @@
 """Builds the sampler that proposes a trial's values; each trial's process builds its own.
 
-A sampler learns from the trials in the database, so a new one continues where another process stopped.
-To add a kind, name it in `harness/config/sampling.py` and build it in `build_sampler`.
+A sampler learns from the trials in the database, so one process continues what another has begun. To add a
+kind of sampler, name it in `harness/config/sampling.py` and build it in `build_sampler`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def build_sampler(sweep: SweepConfig, study: optuna.Study, number: int) -> BaseS
             return TPESampler(
                 n_startup_trials=config.startup_trials,
                 multivariate=True,
-                group=True,  # conditional paths are modelled together, within their arm
-                constant_liar=True,  # trials that still run keep others away from the same place
+                group=True,  # parameters that occur together in trials are modelled together
+                constant_liar=True,  # running trials count as poor, so that others try something else
                 seed=seed,
             )
         case "gp":
@@ -75,7 +75,7 @@ def distribution_of(dimension: Dimension) -> BaseDistribution:
 
 
 def _position(study: optuna.Study, number: int) -> int:
-    """Return how many earlier trials were not enqueued; that is this trial's index in a fixed order."""
+    """Return how many earlier trials were not enqueued: this trial's index in a sequence or grid."""
     trials = study.get_trials(deepcopy=False)[:number]
     return sum(not enqueued_point(trial) for trial in trials)
 
@@ -83,8 +83,8 @@ def _position(study: optuna.Study, number: int) -> int:
 class _CmaEs(CmaEsSampler):
     """CMA-ES over the ranges that every trial has, which are those without a condition.
 
-    Optuna takes the ranges from the first trials. If a conditional one were among them, their number would
-    change with later trials, and Optuna would sample at random from then on.
+    Optuna takes the ranges from the trials so far. If a conditional range were among them, the number of
+    ranges could change with later trials, and Optuna would sample at random from then on.
     """
 
     def __init__(self, sweep: SweepConfig, seed: int) -> None:
@@ -105,7 +105,7 @@ class _CmaEs(CmaEsSampler):
 
 
 class _Qmc(QmcSamplerAt):
-    """A scrambled Sobol sequence over all paths; the values of paths whose condition fails are not used."""
+    """A scrambled Sobol sequence over all dimensions; values whose dimension does not apply are not used."""
 
     def __init__(self, sweep: SweepConfig, position: int) -> None:
         super().__init__(position, seed=sweep.sampler.seed)  # all trials share one sequence, so one seed
@@ -118,9 +118,10 @@ class _Qmc(QmcSamplerAt):
 
 
 def _build_grid(sweep: SweepConfig, study: optuna.Study, number: int, seed: int) -> BaseSampler:
-    """Return a sampler that proposes one point: the grid's point for this trial, in a shuffled order.
+    """Return a sampler that proposes this trial's point of the grid, whose points are shuffled.
 
-    Optuna's GridSampler has no conditional paths, and its BruteForceSampler may give two processes one point.
+    Optuna's GridSampler knows no conditional parameters, and its BruteForceSampler may give two processes the
+    same point.
     """
     random = RandomSampler(seed=seed)
     if enqueued_point(study.get_trials(deepcopy=False)[number]):

@@ -27,7 +27,7 @@ class Suggester(Protocol):
 
 
 def suggest(trial: Suggester, space: Mapping[str, Dimension]) -> dict[str, Scalar]:
-    """Return the trial's value for every path whose condition holds, asked for in the order of the space."""
+    """Return the trial's value for each dimension whose condition holds, asked for in the space's order."""
     chosen: dict[str, Scalar] = {}
     for path, dimension in space.items():
         if not holds(dimension.when, chosen):
@@ -45,7 +45,7 @@ class CheckedSpace(NamedTuple):
     """A plan with its arms composed, and one run of every arm.
 
     Args:
-        runs: one configuration by each arm's overrides, such as `finetune=partial`.
+        runs: the overrides that make an arm, such as `finetune=partial` -> a run of that arm.
     """
 
     plan: SweepPlan
@@ -53,13 +53,13 @@ class CheckedSpace(NamedTuple):
 
 
 def check_space(plan: SweepPlan) -> CheckedSpace:
-    """Make sure that the corners of the space are valid runs, before anything is started.
+    """Make sure that the corners of the space (its first `MAX_CORNERS`) are valid runs.
 
     Returns:
-        The plan with every arm composed, to be handed to the trials: none of them then waits for Hydra.
+        The plan with the arms of these corners composed, so that no trial of these arms waits for Hydra.
 
     Raises:
-        ConfigError: the space has a path that no run has, or a value that is not valid.
+        ConfigError: the space has a key that no run has, or a value that is not valid.
     """
     runs: dict[str, RunConfig] = {}
     for chosen in itertools.islice(corners(plan.sweep), MAX_CORNERS):

@@ -1,6 +1,6 @@
 """`sweep.enqueue`: points that a sweep tries before its sampler proposes any.
 
-`study/locate.py` calls this with every call of the sweep.
+`study/locate.py` calls this whenever `harness sweep` opens the study.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def enqueue_points(study: optuna.Study, sweep: SweepConfig) -> None:
-    """Make the waiting trials of the study those of `sweep.enqueue`, in their order.
+    """Enqueue the points of `sweep.enqueue` as waiting trials, unless they were enqueued before.
 
-    A repeated command changes nothing. If a point has left the configuration, its waiting trial gets a new
-    point, or the sampler's values if there is none. Added points come last, as far as `sweep.num_trials`
-    allows. A trial that has begun keeps its point, and a message names it.
+    A repeated command changes nothing. If a point was removed from the configuration, its waiting trial gets
+    an added point, or the sampler's values if no point was added. Further added points get new trials, as
+    far as `sweep.num_trials` allows. A running trial keeps a removed point, and a message says so.
     """
     trials = study.get_trials(deepcopy=False)
     wanted = [{path: _exact(sweep, path, value) for path, value in point.items()} for point in sweep.enqueue]
@@ -31,7 +31,7 @@ def enqueue_points(study: optuna.Study, sweep: SweepConfig) -> None:
     for trial in trials:
         point = enqueued_point(trial)
         if point in wanted:
-            wanted.remove(point)  # a point may be there twice, to see how far a result can be relied on
+            wanted.remove(point)  # only one: a point may be listed twice, to see how its score varies
         elif point and not trial.state.is_finished():
             unwanted.append(trial)
     for trial in unwanted:

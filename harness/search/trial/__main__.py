@@ -1,4 +1,4 @@
-"""`python -m harness.search.trial SPEC.json`: how an executor starts a trial's process."""
+"""`python -m harness.search.trial SPEC.json`: the command by which clusters start a trial's process."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""What a trial asks of its study and of the run store, and what it tells them.
+"""What a trial reads from its study and the run store, and what it writes to them.
 
 `run.py` makes an :class:`Attempt` in the trial's process. It calls `prepare` and `open_run`, trains, and then
-calls `tell`, or `settle` after an error. The study is told the score of the best epoch, whose checkpoint is
-kept.
+calls `tell`, or `settle` after an error. The score that the study is told is that of the epoch whose
+checkpoint is kept.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Attempt:
     trial: optuna.Trial
     lease: Lease
     reported: frozenset[int]  # steps that an earlier attempt has reported
-    _opened: list[Tracker] = field(default_factory=list)  # its run, once there is one
-    _needed: dict[str, Any] = field(default_factory=dict)  # what decides its memory, once it is prepared
+    _opened: list[Tracker] = field(default_factory=list)  # the trial's run, once it is open
+    _needed: dict[str, Any] = field(default_factory=dict)  # the footprint, see memory_limit.py
 
     def prepare(self) -> RunConfig:
-        """Return the configuration of the trial's run, unless it is known to be infeasible before training.
+        """Return the configuration of the trial's run.
 
         Raises:
             InfeasibleError: an earlier trial that needed no more memory ran out of it, or the number of
@@ -83,10 +83,10 @@ class Attempt:
         return config.model_copy(update={"seed": seed})
 
     def open_run(self, config: RunConfig, stop_requested: Callable[[], bool]) -> Tracker:
-        """Open the trial's run in MLflow; wait for a store that is away for a while.
+        """Open the trial's run in MLflow; if the run store does not answer, try again for a while.
 
         Raises:
-            TrackingError: the store is still away, or cannot be written.
+            TrackingError: the run store still does not answer, or cannot be written.
         """
         retrying = Retrying(
             retry=retry_if_exception(is_away),
@@ -96,7 +96,7 @@ class Attempt:
         )
         tracker = retrying(self._open_run_now, config)
         self._note({keys.RUN_ID: tracker.run_id})
-        tracker.before_write = self.lease.check_after_sleep  # it may have lost the trial while suspended
+        tracker.before_write = self.lease.check_after_sleep  # we may have lost the trial while suspended
         self._opened.append(tracker)
         return tracker
 
@@ -106,7 +106,7 @@ class Attempt:
 
         store, number = open_store(config.tracking), str(self.spec.number)
         run_id = self.trial.user_attrs.get(keys.RUN_ID)
-        if run_id is None and self.spec.attempt > 1:  # killed before it could note which it had opened?
+        if run_id is None and self.spec.attempt > 1:  # the first attempt may not have stored the id
             known = {names.PARENT: self.spec.parent_run_id, names.TRIAL: number}
             run_id = store.find_run(self.spec.experiment, known)
         if run_id is not None and not store.has_run(run_id) and store.has_run(self.spec.parent_run_id):
@@ -121,7 +121,7 @@ class Attempt:
         )
 
     def on_epoch(self, report: EpochReport) -> Literal["continue", "prune", "interrupt"]:
-        """Report an epoch's score, and answer whether the trial goes on."""
+        """Report an epoch's score, and return whether the trial goes on."""
         self.lease.check()  # before the epoch's checkpoint is written
         score, epochs_done = report.metrics[self.plan.sweep.metric], report.epoch + 1
         if math.isfinite(score) and epochs_done not in self.reported:
@@ -154,7 +154,7 @@ class Attempt:
         return 0
 
     def settle(self, error: Exception) -> int:
-        """End the trial as the error says, or leave it to be started again; return the exit code."""
+        """End the trial as `outcomes.judge` says, or leave it to be started again; return the exit code."""
         if not isinstance(error, HarnessError):
             print(shown(traceback.format_exc()), file=sys.stderr)
         if is_out_of_memory(error) and not is_lost_worker(error):
@@ -166,7 +166,7 @@ class Attempt:
         return self._tell_infeasible(reason) if verdict == "infeasible" else self._tell_failed(reason)
 
     def _tell_infeasible(self, reason: str) -> int:
-        """End the trial as pruned with a broken constraint: TPE ignores failed trials, and may repeat one."""
+        """End the trial as pruned, with a broken constraint: a failed trial TPE ignores, and may repeat."""
         self.lease.check_last()
         print(f"the trial can have no score: {reason}", file=sys.stderr)
         self._note({keys.INFEASIBLE: reason})
@@ -196,7 +196,7 @@ class Attempt:
             tracker.set_tags({names.OUTCOME: outcome, **told})
 
     def _note(self, notes: Mapping[str, object]) -> None:
-        """Store the notes as user attributes of the trial, in one write; known ones are left out."""
+        """Store the notes as user attributes of the trial, in one transaction; known ones are left out."""
         known = self.trial.user_attrs
         news = {key: value for key, value in notes.items() if known.get(key) != value}
         if news:
@@ -204,16 +204,16 @@ class Attempt:
 
 
 def is_away(error: BaseException) -> bool:
-    """Return whether a later try may succeed: a run store's error, except that it lacks the run."""
+    """Return whether a later try may succeed: for every error of the run store but a missing run."""
     return isinstance(error, TrackingError) and not isinstance(error, NoSuchRunError)
 
 
 def set_up_process(config: RunConfig, threads: int | None) -> None:
-    """Set threads and memory of this process.
+    """Set the number of threads of this process, and whether it keeps large blocks of memory.
 
     Args:
-        threads: of this process, by the sweep's slots; None: as `trainer.threads` says. The slots were
-            computed from `trainer.threads`, so they take precedence over it.
+        threads: as the sweep's slots have it; None: as `trainer.threads` says. The slots were computed from
+            `trainer.threads`, so they take precedence over it.
     """
     from harness.training.machine import prepare_process
 

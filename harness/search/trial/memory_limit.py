@@ -1,7 +1,7 @@
-"""Remembers which (model, batch size, device) ran out of memory, and rejects trials that need as much.
+"""Rejects a trial that needs at least as much memory as an earlier trial that ran out of it.
 
-`attempt.py` stores the footprint of a trial that ran out of memory, and checks each new trial against all of
-the sweep's.
+`attempt.py` stores the footprint (model, finetuning, optimiser, device, batch size) of a trial that ran out
+of memory, and compares each new trial with all footprints stored in the sweep.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from harness.config.schema import RunConfig
 from harness.search.study import keys
 
 BATCH_SIZE = "batch_size"
-_NOT_IN_MEMORY = {"backbone_lr_scale", "cache_features", "feature_views"}  # of a finetuning policy
+# Settings of a finetuning policy that do not change how much memory a batch needs.
+_NOT_IN_MEMORY = {"backbone_lr_scale", "cache_features", "feature_views"}
 
 
 def footprint(config: RunConfig) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def footprint(config: RunConfig) -> dict[str, Any]:
 
 
 def why_it_cannot_fit(study: optuna.Study, needed: dict[str, Any]) -> str | None:
-    """Return which trial of these settings ran out of memory at the same or a smaller batch size, or None."""
+    """Return which trial with these settings, at this or a smaller batch size, ran out of memory, or None."""
     for trial in study.get_trials(deepcopy=False):
         known = trial.user_attrs.get(keys.OUT_OF_MEMORY)
         if known is not None and needed == {**known, BATCH_SIZE: max(known[BATCH_SIZE], needed[BATCH_SIZE])}:

@@ -1,7 +1,7 @@
 """A trial on several devices: a process (rank) for each; all call `train` with one configuration.
 
-`run.py` calls `run_over_ranks`. Rank 0 alone knows of Optuna and MLflow: it makes the attempt as a single
-process would (`run.run_attempt`) and sends the others the configuration. Read
+`run.py` calls `run_over_ranks`. Only rank 0 uses Optuna and MLflow: it makes the attempt as a single process
+would (`run.run_attempt`) and sends the other ranks the configuration. Read
 `harness/training/launch_ranks.py` for how ranks are started and stopped.
 """
 
@@ -28,17 +28,19 @@ def run_over_ranks(spec: TrialSpec, folder: Path, train: TrainFunction) -> int:
         train: importable by name, because ranks may be spawned.
 
     Returns:
-        The trial's exit code: 143 stopped and resumable, 0 ended, others: a rank died.
+        The trial's exit code: 143 if it was stopped and can be resumed, 0 if it has ended, any other if a
+        rank died.
 
     Raises:
-        StorageError: a rank found the database away; the trial can be resumed. Likewise:
-        TrackingError, DiskFullError.
+        StorageError: the database does not answer; the trial can be resumed.
+        TrackingError: the run store does not answer; the trial can be resumed.
+        DiskFullError: the trial can be resumed once there is space.
     """
     num_ranks, grace_s = spec.plan["sweep"]["devices_per_trial"], spec.plan["sweep"]["grace_seconds"]
     try:
         return launch(_run_rank, num_ranks, spec, folder, train, grace_s=grace_s)
     except RESUMABLE_ERRORS:
-        raise  # the study is told nothing: the trial goes on later
+        raise  # the study is told nothing, so that the trial can be resumed
     except Exception as error:
         # The error came from a rank, and all ranks have exited. Report it from this process as if training in
         # a single process had raised it.
@@ -59,7 +61,7 @@ def _run_rank(spec: TrialSpec, folder: Path, train: TrainFunction) -> int:
         return run_attempt(spec, folder, stop_requested, train)
     config: RunConfig | None = ranks.broadcast(None)  # what rank 0 sends before it trains
     if config is None:
-        return 0  # rank 0 has nothing to train, and tells the study why
+        return 0  # rank 0 has no configuration to train, and tells the study why
     set_up_process(config, spec.threads)
     result = train(config, tracker=SilentTracker(), checkpoint_dir=folder, stop_requested=stop_requested)
     return EXIT_STOPPED if result.status == "interrupted" else 0

@@ -1,6 +1,6 @@
-"""Classifies an exception in a trial: infeasible (it has no score), failed, or lost (start it again).
+"""Classifies an exception in a trial as infeasible, failed or lost; see `Verdict`.
 
-`attempt.py` calls `judge` and tells the study accordingly.
+`attempt.py` calls `judge`, and ends the trial accordingly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.errors import (
     type_and_first_line,
 )
 
-# infeasible: the configuration can have no score; the sampler learns to avoid it.
+# infeasible: the configuration can have no score; the trial ends, and the sampler learns to avoid it.
 # failed: an error that says nothing about the configuration; the trial ends, and the sampler ignores it.
 # lost: the machine's fault, not the trial's; the trial is started again.
 Verdict = Literal["infeasible", "failed", "lost"]
@@ -28,7 +28,7 @@ Verdict = Literal["infeasible", "failed", "lost"]
 # Errors of the machine, not of the trial: the trial stays resumable, and the study is told nothing.
 RESUMABLE_ERRORS = (StorageError, TrackingError, DiskFullError)
 
-OUT_OF_MEMORY_TEXTS = (  # of plain RuntimeErrors
+OUT_OF_MEMORY_TEXTS = (  # in the messages of plain RuntimeErrors
     "can't allocate memory",  # torch's allocator on CPUs
     "out of memory",
     "not enough memory",
@@ -42,7 +42,7 @@ class InfeasibleError(HarnessError):
 
 
 def judge(error: Exception) -> tuple[Verdict, str]:
-    """Return what an exception means, and why in one line."""
+    """Return the verdict on an exception, and the reason in one line."""
     if is_lost_worker(error):
         return "lost", type_and_first_line(error)
     if is_out_of_memory(error):

@@ -25,21 +25,21 @@ MAX_NAMED = 8  # replicates in one line
 def choose_seed(study: optuna.Study, trial_id: int, overrides: Sequence[str], seed: int) -> int:
     """Return the seed that a trial trains with, and store it with the trial and its configuration.
 
-    The seed is the run's own, or the next higher one that no trial of the same configuration has. Two
+    The seed is the configured one, or the next higher one that no trial of the same configuration has. Two
     processes that draw one configuration at the same time get different seeds, because they choose under the
     sweep's lock.
 
     Args:
         overrides: the trial's configuration, as overrides.
-        seed: the run's own.
+        seed: the configured one.
     """
     storage = storage_of(study)
     configuration = [text for text in overrides if not text.startswith("seed=")]
 
     def choose() -> int:
-        if storage.get_trial_head(trial_id, keys.OVERRIDES).attr is not None:  # it was begun before
+        if storage.get_trial_head(trial_id, keys.OVERRIDES).attr is not None:  # an earlier attempt chose it
             known = storage.get_trial_head(trial_id, keys.SEED).attr
-            return seed if known is None else int(known)  # None: an earlier version gave all trials the same
+            return seed if known is None else int(known)  # None: an earlier version used the run's
         seeds = storage.get_attr_where(study_id(study), keys.SEED, keys.OVERRIDES, configuration)
         taken = {seed if known is None else known for known in seeds}
         candidates = ((seed + step) % MAX_SEED for step in itertools.count())
@@ -75,7 +75,7 @@ def describe_replicates(rows: Sequence[TrialRow]) -> str | None:
 
 
 def warn_of_replicates(sweep: SweepConfig) -> str | None:
-    """Return that a sweep has more trials than its space has configurations; None if it has not."""
+    """Return a note if a sweep has more trials than its space has configurations; otherwise None."""
     try:
         num_configurations = len(grid_points(sweep.space))
     except ValueError:  # a range of numbers, or too many to count

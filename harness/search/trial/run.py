@@ -1,7 +1,8 @@
-"""One trial, start to end: `python -m harness.search.trial SPEC.json`, wherever an executor places it.
+"""Runs one trial in its own process, from its spec to the exit code; executors call `run`.
 
-A trial that is stopped stays RUNNING in the database and is resumed under its number, in its folder, as its
-MLflow run. Read on in `attempt.py` for what is asked and told, and in `harness/training/train.py`.
+A trial that is stopped stays RUNNING in the database. It is resumed under the same number, in the same
+folder, as the same MLflow run. Read next `attempt.py`, for what the trial reads from and writes to the study,
+and `harness/training/train.py`.
 """
 
 from __future__ import annotations
@@ -43,8 +44,7 @@ def run(spec_path: str, train: TrainFunction | None = None) -> int:
         train: stands in for :func:`harness.training.train.train`.
 
     Returns:
-        The process's exit code: 0 if the trial has ended (or another process owns it), 143 if it was stopped
-        and 75 if a database is away or the disk full; then it can be resumed.
+        The process's exit code, see `exit_codes.py`. Unless it is 0, the trial can be resumed.
     """
     show_messages()
     path = Path(spec_path)
@@ -80,8 +80,9 @@ def run_attempt(
         The exit code, see `exit_codes.py`.
 
     Raises:
-        StorageError: the database is away; the trial can be resumed. Likewise:
-        TrackingError, DiskFullError.
+        StorageError: the database does not answer; the trial can be resumed.
+        TrackingError: the run store does not answer; the trial can be resumed.
+        DiskFullError: the trial can be resumed once there is space.
     """
     plan = SweepPlan.from_dict(spec.plan)
     if not database_exists(spec.storage):
@@ -110,7 +111,7 @@ def run_attempt(
                 _tell_other_ranks(None)  # or they would wait for a configuration
                 raise
             _tell_other_ranks(config)
-            train = train or _real_train()  # imported only here, where the lease is kept meanwhile
+            train = train or _real_train()  # imported within the lease: it takes seconds
             result = train(
                 config,
                 tracker=tracker,
@@ -119,9 +120,9 @@ def run_attempt(
                 stop_requested=stop,
             )
         except RESUMABLE_ERRORS:
-            raise  # the study is told nothing: the trial goes on later
+            raise  # the study is told nothing, so that the trial can be resumed
         except Exception as error:
-            if is_outage(error):  # of a call that RetryingStorage does not repeat
+            if is_outage(error):  # of a method that RetryingStorage does not repeat
                 cause = first_line(error.__cause__ or error)
                 raise StorageError(f"the database of sweeps does not answer: {cause}") from error
             return attempt.settle(error)
@@ -132,7 +133,7 @@ def run_attempt(
 
 
 def _tell_other_ranks(config: RunConfig | None) -> None:
-    """Send the other ranks, if there are any, what to train; None: nothing."""
+    """Send the other ranks, if there are any, what to train; None: nothing, so that they exit."""
     if is_rank():  # asked without importing torch
         from harness.training.collectives import current_ranks
 

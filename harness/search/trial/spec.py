@@ -1,4 +1,4 @@
-"""The file that a trial's process is started with, its stop flag, and the GPUs that it may see.
+"""The file that a trial's process is started with, the process's stop flag, and the GPUs that it may use.
 
 The scheduler writes a `TrialSpec`, an executor passes its path on, and `run.py` reads it.
 """
@@ -25,11 +25,11 @@ class TrialSpec:
     number: int
     trial_id: int
     plan: dict[str, Any]  # SweepPlan.to_dict()
-    data_kind: str  # what `data=auto` stands for in this sweep
+    data_kind: str  # the kind of data that `data=auto` was resolved to in this sweep
     experiment: str
     parent_run_id: str
     attempt: int  # number of the claim; if the database holds a higher one, another process has the trial
-    threads: int | None  # of each of its processes; None: as the configuration says
+    threads: int | None  # of each of the trial's processes; None: as the configuration says
     device_indices: list[int] | None  # among the visible GPUs; None: no pinning
     command: str = ""  # the shell command that continues the sweep, without any password
 
@@ -55,7 +55,7 @@ class StopFlag:
         self._asked = True
 
     def __call__(self) -> bool:
-        # is_alive() asks a pipe whose other end the system closes when the coordinator dies, however it does.
+        # is_alive() tests a pipe whose other end the system closes when the coordinator dies, even if killed.
         return self._asked or (self._coordinator is not None and not self._coordinator.is_alive())
 
 
