@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from harness.analysis.seeds import compare_groups, describe, estimate
 from harness.analysis.table import (
     BEST_EPOCH,
     MINUTES,
@@ -19,11 +20,13 @@ from harness.analysis.table import (
     TRIAL,
     Cell,
     Comparison,
+    SeedsReport,
 )
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, did_you_mean
 from harness.tracking import names
 from harness.tracking.choice import (
+    COMPLETE,
     RecordedSweep,
     find_sweep,
     find_sweeps,
@@ -45,6 +48,9 @@ IGNORED_PARAMS = (
     "finetune.cache_features",
     "finetune.feature_views",
 )
+# Settings that may differ between runs of one configuration: the seed, and where the run took place.
+NOT_OF_A_CONFIGURATION = ("seed", "machine.device_name", "machine.threads", "trainer.threads")
+HALF_A_POINT = 0.005  # the smallest difference that matters, of a metric within [0, 1]
 NO_ANSWER = ("infeasible", "failed")  # such a run stands below all others, however good its score
 
 
@@ -59,10 +65,11 @@ def compare(
         sweep: the sweep, if all the runs are trials of one.
 
     Raises:
-        TrackingError: there is no run, or no such column.
+        TrackingError: there is no run, or no such column, or the runs were validated on different images.
     """
     if not records:
         raise TrackingError("there is no run to compare: give ids, a sweep or a filter that fits some")
+    _check_same_validation(records)
     metric = names.VAL_ACCURACY if sweep is None else sweep.metric
     settings = differing_params(records)
     if sweep is not None:
@@ -85,7 +92,78 @@ def compare(
         tuple(tuple(row.get(c) for c in columns) for row in rows),
         constant,
         _ranking(columns, rows, settings, metric, sweep),
+        seeds=compare_seeds(records, settings, metric, sweep),
     )
+
+
+def compare_seeds(
+    records: Sequence[RunRecord], settings: Sequence[str], metric: str, sweep: RecordedSweep | None = None
+) -> SeedsReport | None:
+    """Group runs that differ by seed alone, and compare the configurations over their seeds.
+
+    Only completed runs count. A seed that was run more than once counts by its last run.
+
+    Args:
+        settings: those that are not the same in all runs.
+
+    Returns:
+        None where no configuration was run with two seeds.
+    """
+    chosen = [key for key in settings if key not in NOT_OF_A_CONFIGURATION]
+    groups: dict[tuple[str | None, ...], dict[int, float]] = {}
+    for record in sorted(records, key=lambda record: record.start_s):
+        score = record.results.get(metric) if sweep is None else sweep.score(record)
+        seed = record.params.get("seed", "")
+        if record.outcome in COMPLETE and score is not None and math.isfinite(score) and seed.isdecimal():
+            key = tuple(record.params.get(setting) for setting in chosen)
+            groups.setdefault(key, {})[int(seed)] = score
+    if all(len(scores) < 2 for scores in groups.values()):
+        return None
+    names_of = {key: _configuration(chosen, key, groups) for key in groups}
+    minimizes = metric.endswith("loss") if sweep is None else sweep.minimizes
+    by_name = {names_of[key]: scores for key, scores in groups.items()}
+    estimates = {name: estimate(list(scores.values())) for name, scores in by_name.items()}
+    best_first = sorted(estimates, key=lambda name: estimates[name].mean, reverse=not minimizes)
+    pairs = compare_groups({name: by_name[name] for name in best_first}, minimizes=minimizes)
+    worthwhile = None if metric.endswith("loss") else HALF_A_POINT
+    return SeedsReport(
+        metric=metric,
+        estimates={name: estimates[name] for name in best_first},
+        findings=tuple(((pair.first, pair.second), describe(pair, metric, worthwhile)) for pair in pairs),
+    )
+
+
+def _configuration(
+    settings: Sequence[str], values: tuple[str | None, ...], groups: Mapping[tuple[str | None, ...], object]
+) -> str:
+    """Name a configuration by the settings in which the groups differ, each by the last part of its path."""
+    differing = [place for place in range(len(settings)) if len({group[place] for group in groups}) > 1]
+    last = [settings[place].rpartition(".")[2] for place in differing]
+    shown = [
+        f"{part if last.count(part) == 1 else settings[place]}={values[place]}"
+        for place, part in zip(differing, last, strict=True)
+        if values[place] is not None
+    ]
+    return " ".join(shown) or "all runs"
+
+
+def _check_same_validation(records: Sequence[RunRecord]) -> None:
+    """Refuse to rank runs whose scores were measured on different images.
+
+    Raises:
+        TrackingError: the runs have different validation images. Runs of earlier versions, which recorded no
+            digest of them, are not refused.
+    """
+    runs_of: dict[str, list[str]] = {}
+    for record in records:
+        if record.val_digest is not None:
+            runs_of.setdefault(record.val_digest, []).append(record.run_id[:12])
+    if len(runs_of) > 1:
+        shown = ", ".join(f"{len(ids)} on {digest[:8]} ({ids[0]}, …)" for digest, ids in runs_of.items())
+        raise TrackingError(
+            f"the runs were validated on different images, so their scores cannot be compared: {shown}; name "
+            "runs of one data set and one split"
+        )
 
 
 def compare_runs(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from harness.analysis.seeds import Estimate
 from harness.errors import TrackingError
 
 Cell = str | float | None  # a float is a number that can be compared; None: not recorded
@@ -29,6 +31,44 @@ MAX_CELL = 28  # characters of a cell where the width is limited; the files hold
 
 
 @dataclass(frozen=True)
+class SeedsReport:
+    """What runs that differ by seed alone show about their configurations."""
+
+    metric: str
+    estimates: Mapping[str, Estimate]  # by configuration, the best first
+    findings: tuple[tuple[tuple[str, str], str], ...]  # two configurations, and a sentence about them
+
+    def to_text(self, width: int | None = None) -> str:
+        """Return the estimates, and how the best configuration compares with each of the others."""
+        widest = max(map(cell_len, self.estimates))
+        best = next(iter(self.estimates))
+        shown = [sentence for pair, sentence in self.findings if best in pair]
+        hidden = len(self.findings) - len(shown)
+        lines = [f"{self.metric} over seeds:"]
+        lines += [f"  {name:<{widest}}  {estimate}" for name, estimate in self.estimates.items()]
+        for sentence in shown:
+            lines += textwrap.wrap(sentence, width or 10_000, subsequent_indent="  ", break_on_hyphens=False)
+        lines += [f"{hidden} more comparisons are in the files"] if hidden else []
+        return "\n".join(lines)
+
+    def to_markdown(self) -> str:
+        """Return the estimates as a table, and every comparison."""
+        head = ["configuration", "runs", f"mean {self.metric}", "deviation", "95 % interval"]
+        rows = [
+            [
+                name,
+                str(e.n),
+                f"{e.mean:.4f}",
+                "-" if e.deviation is None else f"{e.deviation:.4f}",
+                "-" if e.low is None or e.high is None else f"{e.low:.4f} to {e.high:.4f}",
+            ]
+            for name, e in self.estimates.items()
+        ]
+        table = [_markdown_row(head), _markdown_row(["---"] * len(head)), *map(_markdown_row, rows)]
+        return "\n".join([*table, "", *(f"- {sentence}" for _, sentence in self.findings)]) + "\n"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A table, one row per run, best first."""
 
@@ -36,6 +76,7 @@ class Comparison:
     rows: tuple[tuple[Cell, ...], ...]
     constant: int  # how many settings were left out because they are the same in all runs
     ranking: tuple[str, ...] = ()  # the columns, the most important first
+    seeds: SeedsReport | None = None  # where a configuration was run with several seeds
     notes: tuple[str, ...] = ()  # which runs were taken, and which others may be meant
 
     def __str__(self) -> str:
@@ -62,7 +103,8 @@ class Comparison:
         counts = [f"{count}; {self.constant} settings are the same in all"]
         if hidden := len(self.columns) - len(shown):
             counts.append(f"{hidden} more columns do not fit: --wide shows them")
-        return "\n".join([*self.notes, *lines, *counts])
+        over_seeds = [] if self.seeds is None else ["", self.seeds.to_text(width)]
+        return "\n".join([*self.notes, *lines, *counts, *over_seeds])
 
     def to_csv(self) -> str:
         """Return the table as CSV, numbers in full."""
@@ -75,7 +117,8 @@ class Comparison:
     def to_markdown(self) -> str:
         """Return the table in Markdown."""
         head = [_markdown_row(self.columns), _markdown_row(["---"] * len(self.columns))]
-        return "\n".join([*head, *map(_markdown_row, self._texts())]) + "\n"
+        table = "\n".join([*head, *map(_markdown_row, self._texts())]) + "\n"
+        return table if self.seeds is None else f"{table}\n{self.seeds.to_markdown()}"
 
     def write(self, output_dir: Path) -> tuple[Path, Path]:
         """Write `compare.csv` and `compare.md`; return their paths.

@@ -72,6 +72,8 @@ class ImageSplits:
         row_digest: sha256 (hex) of the pixels of all training images, then all validation images, in the
             order of the rows. The feature cache, which stores a row for each image, depends on it.
         source: Where the images came from, for people.
+        val_digest: sha256 (hex) of the pixels and labels of the validation images alone: only runs with the
+            same one have comparable scores.
         broken_files: Files that could not be read, relative to the data folder.
         pixel_range: For images of more than 8 bits a channel: the range of values that was scaled to
             0 … 255, by pixel type.
@@ -92,6 +94,7 @@ class ImageSplits:
     broken_files: tuple[str, ...] = ()
     pixel_range: PixelRange = field(default_factory=dict)
     is_fallback: bool = False
+    val_digest: str = ""
 
 
 def build_splits(
@@ -128,6 +131,7 @@ def build_splits(
         val=_arrays(val_part, val_rows),
         class_names=names,
         digest=_membership_digest(part, rows, val_part, val_rows),
+        val_digest=content_digest(val_part.hashes[val_rows], val_part.labels[val_rows]),
         row_digest=hashlib.sha256(
             part.hashes[rows].tobytes() + val_part.hashes[val_rows].tobytes()
         ).hexdigest(),

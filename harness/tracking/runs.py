@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import load_text
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, first_line
@@ -49,6 +50,7 @@ class RunRecord:
     start_s: float  # seconds since 1970
     end_s: float | None
     artifact_uri: str
+    val_digest: str | None = None  # of the validation images; None: recorded by an earlier version
 
     @property
     def checkpoint(self) -> str | None:
@@ -262,7 +264,23 @@ def _record(run: Run) -> RunRecord:
         start_s=run.info.start_time / 1000,
         end_s=run.info.end_time / 1000 if run.info.end_time else None,
         artifact_uri=run.info.artifact_uri,
+        val_digest=_val_digest(run),
     )
+
+
+def _val_digest(run: Run) -> str | None:
+    """Return the digest of the images that the run was validated on.
+
+    Earlier versions recorded one digest of all images as that of both data sets.
+    """
+    digests = {
+        tag.value: used.dataset.digest
+        for used in (run.inputs.dataset_inputs if run.inputs else [])
+        for tag in used.tags
+        if tag.key == MLFLOW_DATASET_CONTEXT
+    }
+    found = digests.get("validation")
+    return None if found == digests.get("training") else found
 
 
 def _age(run: RunRecord) -> tuple[float, int, str]:

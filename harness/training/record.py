@@ -43,11 +43,12 @@ def record_setup(
 
 
 def record_data(tracker: Tracker, splits: ImageSplits) -> None:
-    """Record the data sets of training and validation, by name and digest."""
-    for context, arrays in (("training", splits.train), ("validation", splits.val)):
+    """Record the data sets by name and digest: of all images for training, of its own for validation."""
+    sets = (("training", splits.train, splits.digest), ("validation", splits.val, splits.val_digest))
+    for context, arrays, digest in sets:
         tracker.log_data(
             name=splits.name,
-            digest=splits.digest,
+            digest=digest,
             source=splits.source,
             num_rows=len(arrays),
             class_names=splits.class_names,

@@ -1,0 +1,1 @@
+"""Whether the statistics of `harness compare` keep what they promise: `python -m experiments.evidence`."""

@@ -1,0 +1,107 @@
+"""Simulates comparisons over seeds, and prints how often intervals and tests of `harness compare` are right.
+
+    python -m experiments.evidence [--repeats 2000]
+
+Scores are drawn from distributions whose mean is known, so that every claim can be checked. The functions that
+judge them are those of `harness compare` (`harness/analysis/seeds.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.power import TTestPower
+
+from harness.analysis.seeds import compare_groups, estimate, seeds_needed
+
+SIZES = (3, 5, 10)  # seeds
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+
+# Each with its true mean. Accuracies are bounded, and near the bound their distribution leans away from it.
+DISTRIBUTIONS: Mapping[str, tuple[Draw, float]] = {
+    "normal": (lambda rng, n: rng.normal(0.9, 0.01, n), 0.9),
+    "bounded (beta 90, 10)": (lambda rng, n: rng.beta(90, 10, n), 0.9),
+    "skewed (beta 20, 1)": (lambda rng, n: rng.beta(20, 1, n), 20 / 21),
+    "images (binomial of 500, 0.98)": (lambda rng, n: rng.binomial(500, 0.98, n) / 500, 0.98),
+}
+
+
+def coverage(
+    draw: Draw, mean: float, size: int, repeats: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Return how often the interval holds the true mean, and how often a percentile bootstrap's would."""
+    held = bootstrapped = 0
+    for _ in range(repeats):
+        scores = draw(rng, size)
+        found = estimate(list(scores))
+        held += found.low is not None and found.high is not None and found.low <= mean <= found.high
+        means = scores[rng.integers(0, size, (400, size))].mean(axis=1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        bootstrapped += low <= mean <= high
+    return held / repeats, bootstrapped / repeats
+
+
+def called_different(
+    difference: float, size: int, repeats: int, rng: np.random.Generator, *, same_seeds: bool = True
+) -> float:
+    """Return how often two configurations are called different, whose means are so many deviations apart."""
+    found = 0
+    for _ in range(repeats):
+        a, b = rng.normal(difference, 1.0, size), rng.normal(0.0, 1.0, size)
+        offset = 0 if same_seeds else size
+        groups = {"a": dict(enumerate(a)), "b": dict(enumerate(b, offset))}
+        found += any(pair.is_found for pair in compare_groups(groups))
+    return found / repeats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=2000, help="simulations of each row")
+    repeats = parser.parse_args().repeats
+    rng = np.random.default_rng(0)
+    error = 1.96 * 100 * np.sqrt(0.05 * 0.95 / repeats)
+    print(f"{repeats:,} simulations a row: a rate of 95 % is known to ± {error:.1f} points\n")
+
+    print("coverage of the 95 % interval    seeds   Student's t   percentile bootstrap")
+    for name, (draw, mean) in DISTRIBUTIONS.items():
+        for size in SIZES:
+            student, bootstrap = coverage(draw, mean, size, repeats, rng)
+            print(f"{name:<32} {size:>5} {student:>12.1%} {bootstrap:>20.1%}", flush=True)
+
+    print("\nthe same configuration twice, called different     seeds   shared seeds   unpaired")
+    for size in (2, *SIZES):
+        paired = called_different(0.0, size, repeats, rng)
+        unpaired = called_different(0.0, size, repeats, rng, same_seeds=False)
+        print(f"{'':<50} {size:>5} {paired:>13.1%} {unpaired:>10.1%}", flush=True)
+
+    print("\npower: means 2 deviations of a run apart     seeds   simulated   theory of the paired t test")
+    for size in SIZES:
+        theory = TTestPower().power(2 / np.sqrt(2), size, 0.05)
+        print(f"{'':<44} {size:>5} {called_different(2.0, size, repeats, rng):>11.1%} {theory:>13.1%}")
+
+    print("\nseeds said to be needed (power of 80 %)     apart   seeds   simulated power with so many")
+    for apart in (1.0, 2.0, 3.0):
+        needed = seeds_needed(np.sqrt(2), apart, is_paired=True)
+        assert needed is not None
+        print(f"{'':<43} {apart:>4.1f} σ {needed:>7} {called_different(apart, needed, repeats, rng):>11.1%}")
+
+    wrong = any_of_many(repeats, rng)
+    print(f"\nfive equal configurations, 5 seeds each: any two called different in {wrong:.1%} (Holm)")
+
+
+def any_of_many(repeats: int, rng: np.random.Generator) -> float:
+    """Return how often any two of five equal configurations are called different."""
+    found = 0
+    for _ in range(repeats):
+        groups = {str(number): dict(enumerate(rng.normal(size=5))) for number in range(5)}
+        found += any(pair.is_found for pair in compare_groups(groups))
+    return found / repeats
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What seeds show: against SciPy, statsmodels and hand-worked cases, ordinary and degenerate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from harness.analysis.seeds import compare_groups, describe, estimate, seeds_needed
+
+A = {0: 0.95, 1: 0.955, 2: 0.948, 3: 0.951, 4: 0.953}
+B = {0: 0.94, 1: 0.941, 2: 0.939, 3: 0.944, 4: 0.94}
+
+
+def test_an_interval_is_students() -> None:
+    scores = list(A.values())
+    found = estimate(scores)
+    half = stats.t.ppf(0.975, 4) * np.std(scores, ddof=1) / np.sqrt(5)
+    assert (found.low, found.high) == pytest.approx((np.mean(scores) - half, np.mean(scores) + half))
+    assert found.deviation == pytest.approx(np.std(scores, ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"), [([0.9], "one run: no interval"), ([0.9, 0.9], "2 equal runs: no")]
+)
+def test_there_is_no_interval_where_seeds_showed_nothing(scores: list[float], says: str) -> None:
+    found = estimate(scores)
+    assert (found.low, found.high) == (None, None)
+    assert says in str(found)
+
+
+@pytest.mark.parametrize("scores", [[], [0.9, float("nan")], [float("inf")]])
+def test_a_score_that_is_none_is_refused(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        estimate(scores)
+
+
+def test_shared_seeds_are_compared_in_pairs() -> None:
+    (pair,) = compare_groups({"b": B, "a": A})
+    expected = stats.ttest_rel(list(A.values()), list(B.values()))
+    interval = expected.confidence_interval(0.95)
+    assert (pair.first, pair.second, pair.shared) == ("a", "b", 5)
+    assert pair.p_value == pytest.approx(expected.pvalue)
+    assert (pair.low, pair.high) == pytest.approx((interval.low, interval.high))
+    assert pair.better == 1.0
+    assert "a is better than b by 0.0106" in describe(pair, "val/accuracy")
+
+
+def test_only_the_seeds_that_both_have_are_paired() -> None:
+    (pair,) = compare_groups({"a": A | {9: 0.5}, "b": B | {8: 0.99}})
+    assert pair.shared == 5
+    assert pair.p_value == pytest.approx(stats.ttest_rel(list(A.values()), list(B.values())).pvalue)
+
+
+def test_without_shared_seeds_the_test_is_welchs() -> None:
+    (pair,) = compare_groups({"a": A, "b": {seed + 10: score for seed, score in B.items()}})
+    expected = stats.ttest_ind(list(A.values()), list(B.values()), equal_var=False)
+    assert pair.shared == 0
+    assert pair.p_value == pytest.approx(expected.pvalue)
+    assert "unpaired runs" in describe(pair, "val/accuracy")
+
+
+def test_a_lower_loss_is_the_better_one() -> None:
+    (pair,) = compare_groups({"high": A, "low": B}, minimizes=True)
+    assert (pair.first, pair.second) == ("low", "high")
+    assert pair.mean > 0
+    assert pair.better == 1.0
+
+
+def test_p_values_are_corrected_over_all_pairs_by_holm() -> None:
+    rng = np.random.default_rng(0)
+    groups = {name: dict(enumerate(rng.normal(mean, 1, 5))) for name, mean in (("a", 0), ("b", 1), ("c", 4))}
+    pairs = compare_groups(groups)
+    expected = multipletests([pair.p_value for pair in pairs], method="holm")[1]
+    assert [pair.corrected for pair in pairs] == pytest.approx(list(expected))
+
+
+def test_a_pair_that_cannot_be_tested_counts_for_no_correction() -> None:
+    same = {seed: score - 0.01 for seed, score in A.items()}
+    pairs = compare_groups({"a": A, "same": same, "b": B, "alone": {0: 0.9}})
+    by_names = {(pair.first, pair.second): pair for pair in pairs}
+    assert not any("alone" in names for names in by_names)
+    constant = by_names["a", "same"]
+    # Rounding aside, the differences are all alike: a t test would call its p value 0.
+    assert constant.p_value is None or constant.p_value < 1e-6
+    tested = [pair for pair in pairs if pair.p_value is not None]
+    expected = multipletests([pair.p_value for pair in tested], method="holm")[1]
+    assert [pair.corrected for pair in tested] == pytest.approx(list(expected))
+
+
+def test_equal_differences_are_no_proof() -> None:
+    (pair,) = compare_groups({"a": {0: 0.75, 1: 0.5}, "b": {0: 0.5, 1: 0.25}})
+    assert pair.p_value is None
+    assert not pair.is_found
+    assert "no test is possible" in describe(pair, "val/accuracy")
+
+
+def test_ties_count_half() -> None:
+    (pair,) = compare_groups({"a": {0: 0.5, 1: 0.75}, "b": {0: 0.5, 1: 0.5}})
+    assert pair.better == 0.75
+
+
+@pytest.mark.parametrize(("deviation", "difference"), [(1.0, 1.0), (1.0, 0.3), (0.008, 0.005)])
+def test_so_many_seeds_have_the_power_that_is_promised(deviation: float, difference: float) -> None:
+    needed = seeds_needed(deviation, difference, is_paired=True)
+    assert needed is not None
+    power = [TTestPower().power(difference / deviation, n, 0.05) for n in (needed - 1, needed)]
+    assert power[0] < 0.8 <= power[1]
+
+
+def test_seeds_needed_at_the_edges() -> None:
+    assert seeds_needed(0.0, 0.1, is_paired=True) in (2, 3)
+    assert seeds_needed(1e-9, 0.1, is_paired=False) in (2, 3)
+    assert seeds_needed(1.0, 0.0, is_paired=True) is None
+    assert seeds_needed(1.0, 0.01, is_paired=True) is None
+
+
+def test_what_seeds_do_not_show_is_said_with_the_seeds_that_would() -> None:
+    close = {seed: score + 0.001 * (-1) ** seed for seed, score in A.items()}
+    (pair,) = compare_groups({"a": A, "close": close})
+    said = describe(pair, "val/accuracy", worthwhile=0.005)
+    assert said.startswith("these runs do not tell ")
+    assert "seeds of each would find a difference of 0.0050" in said
