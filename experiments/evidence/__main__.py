@@ -2,8 +2,8 @@
 
     python -m experiments.evidence [--repeats 2000]
 
-Scores are drawn from distributions whose mean is known, so that every claim can be checked. The functions that
-judge them are those of `harness compare` (`harness/analysis/seeds.py`).
+Scores are drawn from distributions whose mean is known, so that every claim can be checked. They are judged by
+the functions of `harness compare` (`harness/analysis/seeds.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from harness.analysis.seeds import compare_groups, estimate, seeds_needed

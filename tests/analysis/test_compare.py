@@ -158,3 +158,69 @@ def test_how_a_run_really_saw_its_images_is_a_column_and_what_was_asked_of_the_c
     assert column(table, "features.cached") == ["true", "false"]
     assert column(table, "features.views") == ["2", "new in each epoch"]
     assert "finetune." not in table.splitlines()[0]
+
+
+def seeded(number: int, accuracy: float, seed: int, lr: str, **others: str) -> RunRecord:
+    return record(number, accuracy, seed=str(seed), **{"optim.lr": lr}, **others)
+
+
+SEEDED = [
+    *(seeded(seed, 0.80 + 0.01 * seed, seed, "0.01") for seed in range(3)),
+    *(seeded(3 + seed, 0.70 + 0.011 * seed, seed, "0.001") for seed in range(3)),
+]
+
+
+def test_runs_that_differ_by_seed_alone_are_one_configuration() -> None:
+    seeds = compare(SEEDED).seeds
+    assert seeds is not None
+    assert list(seeds.estimates) == ["lr=0.01", "lr=0.001"]
+    assert [found.n for found in seeds.estimates.values()] == [3, 3]
+    text = compare(SEEDED).to_text()
+    assert "val/accuracy over seeds:" in text
+    assert "lr=0.01 is better than lr=0.001 by 0.0990 val/accuracy" in text
+    assert "| lr=0.01 | 3 | 0.8100 |" in compare(SEEDED).to_markdown()
+
+
+def test_the_sentences_fit_the_terminal() -> None:
+    text = compare(SEEDED).to_text(80)
+    assert all(cell_len(line) <= 80 for line in text.splitlines())
+
+
+def test_runs_of_one_seed_each_are_compared_by_no_seeds() -> None:
+    assert compare([seeded(0, 0.8, 0, "0.01"), seeded(1, 0.7, 0, "0.001")]).seeds is None
+
+
+def test_the_machine_is_no_part_of_a_configuration_and_a_failed_run_no_seed() -> None:
+    elsewhere = [
+        replace(run, params=run.params | {"machine.threads": str(i)}) for i, run in enumerate(SEEDED)
+    ]
+    failed = replace(seeded(9, 0.1, 7, "0.01"), status="FAILED")
+    seeds = compare([*elsewhere, failed]).seeds
+    assert seeds is not None
+    assert [found.n for found in seeds.estimates.values()] == [3, 3]
+
+
+def test_a_seed_that_was_run_again_counts_once_by_its_last_run() -> None:
+    again = replace(seeded(9, 0.9, 0, "0.01"), start_s=2000.0)
+    seeds = compare([again, *SEEDED]).seeds
+    assert seeds is not None
+    assert seeds.estimates["lr=0.01"].n == 3
+    assert seeds.estimates["lr=0.01"].mean == pytest.approx((0.9 + 0.81 + 0.82) / 3)
+
+
+def test_runs_of_one_configuration_get_an_interval_and_no_comparison() -> None:
+    seeds = compare(SEEDED[:3]).seeds
+    assert seeds is not None
+    assert list(seeds.estimates) == ["all runs"]
+    assert seeds.findings == ()
+
+
+def test_runs_that_were_validated_on_different_images_are_refused() -> None:
+    runs = [replace(run, val_digest=digest) for run, digest in zip(SEEDED, "aaabbb", strict=True)]
+    with pytest.raises(TrackingError, match="validated on different images") as error:
+        compare(runs)
+    assert "3 on a" in str(error.value)
+    earlier = [
+        replace(run, val_digest=digest) for run, digest in zip(SEEDED, ["a"] * 3 + [None] * 3, strict=True)
+    ]
+    assert len(compare(earlier).rows) == 6

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from harness.cli.main import build_parser, main
 from harness.config.compose import compose_run
-from harness.config.schema import RunConfig
+from harness.config.schema import RunConfig, TrackingConfig
 from harness.tracking.runs import get_run
 from harness.tracking.store import open_store
 from harness.training.result import Decision, EpochReport
@@ -52,6 +52,7 @@ def test_train_evaluate_compare_export_predict(tmp_path: Path, capsys: pytest.Ca
     assert main(["train", *SMALL]) == 0
     run_id = re.search(r"^run (\w{32})", capsys.readouterr().out, re.MULTILINE)
     assert run_id is not None
+    assert get_run(TrackingConfig.at(), run_id[1]).val_digest  # without it, compare could not refuse
     assert main(["evaluate", "--run", run_id[1]]) == 0
     shown = capsys.readouterr().out
     assert "test/accuracy" in shown
