@@ -2,8 +2,10 @@
 
     metrics.py   called after each epoch (`harness/training/module.py`) and after training (`evaluate.py`)
     figures.py   called after training (`harness/training/evaluate.py`)
-    compare.py, table.py     `harness compare`: the rows and columns, and their layout
+    compare.py   `harness compare`: the rows and columns of a table of runs
+    table.py     its layout as text, CSV and Markdown
+    seeds.py     whether one configuration is better than another, over several seeds
 
-`compare.py` reads recorded runs. `harness.training` may import the other three modules, but not this one or
-`harness.search`, which are layers above it.
+`compare.py` reads recorded runs, so `harness.training`, a layer below it, must not import it. `harness.training`
+may import the other modules.
 """
