@@ -2,8 +2,8 @@
 
     python -m experiments.evidence [--repeats 2000]
 
-Scores are drawn from distributions whose mean is known, so that every claim can be checked. They are judged by
-the functions of `harness compare` (`harness/analysis/seeds.py`).
+Scores are drawn from distributions whose mean is known, so that every claim can be checked. The functions of
+`harness compare` judge them (`harness/analysis/seeds.py`).
 """
 
 from __future__ import annotations
