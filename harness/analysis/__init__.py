@@ -6,6 +6,6 @@
     table.py     its layout as text, CSV and Markdown
     seeds.py     whether one configuration is better than another, over several seeds
 
-`compare.py` reads recorded runs, so `harness.training`, a layer below it, must not import it. The other modules
-may be imported there.
+`compare.py` reads recorded runs, so `harness.training`, a layer below it, must not import it; it
+may import the others.
 """
