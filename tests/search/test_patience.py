@@ -122,6 +122,20 @@ def test_no_call_of_optunas_cache_is_left_out() -> None:
     assert public - set(QUESTIONS) == asks_nothing | (CREATES & public)
 
 
+def test_a_file_that_was_moved_is_away_and_not_another_users(
+    backend: RetryingStorage, tmp_path: Path
+) -> None:
+    with backend.engine.connect() as connection:
+        connection.execute(sa.text("CREATE TABLE t (x INTEGER)"))
+        connection.commit()
+        (tmp_path / "optuna.db").rename(tmp_path / "aside.db")
+        (tmp_path / "optuna.db").mkdir()
+        with pytest.raises(OperationalError, match="readonly") as error:
+            connection.execute(sa.text("INSERT INTO t VALUES (1)"))
+    assert not patience.is_read_only(error.value)
+    assert patience.is_outage(error.value)
+
+
 def test_what_creates_is_not_repeated_blindly(backend: RetryingStorage) -> None:
     with away_once(backend.engine), pytest.raises(StorageInternalError):
         backend.create_new_study([StudyDirection.MINIMIZE], "mine")

@@ -93,7 +93,12 @@ def test_the_server_ends_with_the_process_that_started_it(
 ) -> None:
     port = free_port()
     command = [sys.executable, "-u", "-m", "harness", "ui", "--port", str(port), "--mlruns", tracking.dir]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else nohup's, which the command would inherit
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with process:
         assert process.stdout is not None
         assert any("Ctrl-C ends it" in line for line in process.stdout)
         process.send_signal(number)
