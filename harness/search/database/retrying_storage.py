@@ -224,8 +224,8 @@ def is_read_only(error: BaseException) -> bool:
     """Return whether a write failed because this user may not write the SQLite file."""
     cause = _cause(error)
     code = getattr(cause.orig, "sqlite_errorcode", 0) if isinstance(cause, DBAPIError) else 0
-    # The lower byte is the error, the others are details. SQLite calls a file that was moved since it was opened
-    # read-only, too. That is an outage, which may end.
+    # The lower byte is the error, the others are details. SQLite also calls a file read-only that was moved
+    # since it was opened. That is an outage, which may end.
     return code & 0xFF == sqlite3.SQLITE_READONLY and code != sqlite3.SQLITE_READONLY_DBMOVED
 
 
