@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -58,6 +59,15 @@ def create_database(
             leftover.unlink(missing_ok=True)
         create(unfinished)
         unfinished.replace(database)
+
+
+def slug(text: str, also: str = "") -> str:
+    """Return a text as a folder's name: each run of other signs than letters, digits, `_.-` becomes one `-`.
+
+    Args:
+        also: further signs that stay, written as in a regular expression's set.
+    """
+    return re.sub(rf"[^\w.{also}-]+", "-", text).strip("-.")
 
 
 def sha256_of(path: Path) -> str:

@@ -9,7 +9,7 @@ Scores are drawn from distributions whose mean is known, so that every claim can
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from statsmodels.stats.power import TTestPower
@@ -44,14 +44,20 @@ def coverage(
 
 
 def called_different(
-    difference: float, size: int, repeats: int, rng: np.random.Generator, *, same_seeds: bool = True
+    means: Sequence[float], size: int, repeats: int, rng: np.random.Generator, *, same_seeds: bool = True
 ) -> float:
-    """Return how often two configurations are called different, whose means are so many deviations apart."""
+    """Return how often any two configurations are called different.
+
+    Args:
+        means: of each configuration, in deviations of a run.
+        size: how many seeds each has.
+    """
     found = 0
     for _ in range(repeats):
-        a, b = rng.normal(difference, 1.0, size), rng.normal(0.0, 1.0, size)
-        offset = 0 if same_seeds else size
-        groups = {"a": dict(enumerate(a)), "b": dict(enumerate(b, offset))}
+        groups = {
+            str(number): dict(enumerate(rng.normal(mean, 1.0, size), 0 if same_seeds else number * size))
+            for number, mean in enumerate(means)
+        }
         found += any(pair.is_found for pair in compare_groups(groups))
     return found / repeats
 
@@ -74,32 +80,24 @@ def main() -> None:
 
     print("\nthe same configuration twice, called different     seeds   shared seeds   unpaired")
     for size in (2, *SIZES):
-        paired = called_different(0.0, size, repeats, rng)
-        unpaired = called_different(0.0, size, repeats, rng, same_seeds=False)
+        paired = called_different((0, 0), size, repeats, rng)
+        unpaired = called_different((0, 0), size, repeats, rng, same_seeds=False)
         print(f"{'':<50} {size:>5} {paired:>13.1%} {unpaired:>10.1%}", flush=True)
 
     print("\npower: means 2 deviations of a run apart     seeds   simulated   theory of the paired t test")
     for size in SIZES:
         theory = TTestPower().power(2 / np.sqrt(2), size, 0.05)
-        print(f"{'':<44} {size:>5} {called_different(2.0, size, repeats, rng):>11.1%} {theory:>13.1%}")
+        print(f"{'':<44} {size:>5} {called_different((2, 0), size, repeats, rng):>11.1%} {theory:>13.1%}")
 
     print("\nseeds said to be needed (power of 80 %)     apart   seeds   simulated power with so many")
     for apart in (1.0, 2.0, 3.0):
         needed = seeds_needed(np.sqrt(2), apart, is_paired=True)
         assert needed is not None
-        print(f"{'':<43} {apart:>4.1f} σ {needed:>7} {called_different(apart, needed, repeats, rng):>11.1%}")
+        power = called_different((apart, 0), needed, repeats, rng)
+        print(f"{'':<43} {apart:>4.1f} σ {needed:>7} {power:>11.1%}")
 
-    wrong = any_of_many(repeats, rng)
+    wrong = called_different((0,) * 5, 5, repeats, rng)
     print(f"\nfive equal configurations, 5 seeds each: any two called different in {wrong:.1%} (Holm)")
-
-
-def any_of_many(repeats: int, rng: np.random.Generator) -> float:
-    """Return how often any two of five equal configurations are called different."""
-    found = 0
-    for _ in range(repeats):
-        groups = {str(number): dict(enumerate(rng.normal(size=5))) for number in range(5)}
-        found += any(pair.is_found for pair in compare_groups(groups))
-    return found / repeats
 
 
 if __name__ == "__main__":

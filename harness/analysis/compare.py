@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.analysis.seeds import compare_groups, describe, estimate
@@ -22,6 +22,7 @@ from harness.analysis.table import (
     Comparison,
     SeedsReport,
 )
+from harness.config.dotted_paths import short_names
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, did_you_mean
 from harness.tracking import names
@@ -119,13 +120,12 @@ def compare_seeds(
             groups.setdefault(key, {})[int(seed)] = score
     if all(len(scores) < 2 for scores in groups.values()):
         return None
-    names_of = {key: _configuration(chosen, key, groups) for key in groups}
-    minimizes = metric.endswith("loss") if sweep is None else sweep.minimizes
-    by_name = {names_of[key]: scores for key, scores in groups.items()}
+    minimizes = sweep is not None and sweep.minimizes
+    by_name = dict(zip(_configurations(chosen, list(groups)), groups.values(), strict=True))
     estimates = {name: estimate(list(scores.values())) for name, scores in by_name.items()}
     best_first = sorted(estimates, key=lambda name: estimates[name].mean, reverse=not minimizes)
     pairs = compare_groups({name: by_name[name] for name in best_first}, minimizes=minimizes)
-    worthwhile = None if metric.endswith("loss") else HALF_A_POINT
+    worthwhile = None if minimizes else HALF_A_POINT  # a loss is not within [0, 1]
     return SeedsReport(
         metric=metric,
         estimates={name: estimates[name] for name in best_first},
@@ -133,18 +133,19 @@ def compare_seeds(
     )
 
 
-def _configuration(
-    settings: Sequence[str], values: tuple[str | None, ...], groups: Mapping[tuple[str | None, ...], object]
-) -> str:
-    """Name a configuration by the settings in which the groups differ, each by the last part of its path."""
-    differing = [place for place in range(len(settings)) if len({group[place] for group in groups}) > 1]
-    last = [settings[place].rpartition(".")[2] for place in differing]
-    shown = [
-        f"{part if last.count(part) == 1 else settings[place]}={values[place]}"
-        for place, part in zip(differing, last, strict=True)
-        if values[place] is not None
+def _configurations(settings: Sequence[str], groups: Sequence[tuple[str | None, ...]]) -> list[str]:
+    """Name each group by the values of the settings in which the groups differ."""
+    places = [place for place in range(len(settings)) if len({group[place] for group in groups}) > 1]
+    shown = short_names([settings[place] for place in places])
+    return [
+        " ".join(
+            f"{name}={group[place]}"
+            for name, place in zip(shown, places, strict=True)
+            if group[place] is not None
+        )
+        or "all runs"
+        for group in groups
     ]
-    return " ".join(shown) or "all runs"
 
 
 def _check_same_validation(records: Sequence[RunRecord]) -> None:

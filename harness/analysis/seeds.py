@@ -89,20 +89,19 @@ def compare_groups(groups: Mapping[str, Scores], *, minimizes: bool = False) -> 
         groups: the scores of each configuration, by seed.
         minimizes: whether a lower score is better.
     """
-    from statsmodels.stats.multitest import multipletests  # a second to import
-
     pairs = [
         _compare(first, second, groups[first], groups[second], -1.0 if minimizes else 1.0)
         for first, second in itertools.combinations(groups, 2)
         if min(len(groups[first]), len(groups[second])) > 1
     ]
     # A pair without a p value was not tested: it counts for no correction.
-    tested = [pair for pair in pairs if pair.p_value is not None]
-    if tested:
-        corrected = multipletests([pair.p_value for pair in tested], method="holm")[1]
-        by_pair = dict(zip(map(id, tested), map(float, corrected), strict=True))
-        pairs = [replace(pair, corrected=by_pair.get(id(pair))) for pair in pairs]
-    return pairs
+    tested = [pair.p_value for pair in pairs if pair.p_value is not None]
+    if not tested:
+        return pairs
+    from statsmodels.stats.multitest import multipletests  # a second to import
+
+    corrected = iter(multipletests(tested, method="holm")[1].tolist())
+    return [pair if pair.p_value is None else replace(pair, corrected=next(corrected)) for pair in pairs]
 
 
 def seeds_needed(deviation: float, difference: float, *, is_paired: bool) -> int | None:
@@ -158,27 +157,26 @@ def describe(pair: Difference, metric: str, worthwhile: float | None = None) -> 
 def _compare(first: str, second: str, a: Scores, b: Scores, sign: float) -> Difference:
     from scipy import stats
 
-    if sign * (np.mean(list(b.values())) - np.mean(list(a.values()))) > 0:
-        first, second, a, b = second, first, b, a
+    x, y = sign * _finite(list(a.values())), sign * _finite(list(b.values()))
+    if y.mean() > x.mean():
+        first, second, a, b, x, y = second, first, b, a, y, x
     seeds = sorted(a.keys() & b.keys())
     is_paired = len(seeds) > 1
     low = high = p_value = deviation = None
     if is_paired:
-        differences = sign * (_finite([a[seed] for seed in seeds]) - _finite([b[seed] for seed in seeds]))
+        differences = sign * np.array([a[seed] - b[seed] for seed in seeds])
         mean = float(differences.mean())
         deviation = float(differences.std(ddof=1))
         if np.ptp(differences) > 0:
             low, high = _student(differences)
             p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
     else:
-        x, y = sign * _finite(list(a.values())), sign * _finite(list(b.values()))
         mean = float(x.mean() - y.mean())
         deviation = float(np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2))
         if deviation > 0:
             test = stats.ttest_ind(x, y, equal_var=False)
             low, high = map(float, test.confidence_interval(LEVEL))
             p_value = float(test.pvalue)
-    x, y = sign * _finite(list(a.values())), sign * _finite(list(b.values()))
     wins = np.sign(x[:, None] - y[None, :])  # of every run of the one over every run of the other
     return Difference(
         first=first,

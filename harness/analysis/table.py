@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.analysis.seeds import Estimate
+from harness.config.dotted_paths import short_names
 from harness.errors import TrackingError
 
 Cell = str | float | None  # a float is a number that can be compared; None: not recorded
@@ -163,9 +164,7 @@ def _fitting(
 
 def _short_titles(names: Sequence[str]) -> list[str]:
     """Return titles broken into lines; a path is shortened to its last part if that is unique."""
-    last = [name.rpartition(".")[2] for name in names]
-    unique = [part if last.count(part) == 1 else name for name, part in zip(names, last, strict=True)]
-    return [re.sub(r"[ _/.]", "\n", title) for title in unique]
+    return [re.sub(r"[ _/.]", "\n", title) for title in short_names(names)]
 
 
 def _render(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -23,3 +23,9 @@ class Section(BaseModel):
             except UnicodeEncodeError:
                 raise ValueError(f"{value!a} is no valid UTF-8: rename it, or link to it") from None
         return value
+
+
+def tags_of(section: type[BaseModel]) -> tuple[Any, ...]:
+    """Return the values of `kind` (of a dimension: `type`) that select this section; none of a base class."""
+    field = section.model_fields.get("kind") or section.model_fields.get("type")
+    return get_args(field.annotation) if field else ()

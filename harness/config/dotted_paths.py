@@ -7,11 +7,13 @@ there are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from harness.config.base import tags_of
 from harness.config.schema import RunConfig
 from harness.config.sweep import SweepConfig
 
@@ -21,12 +23,6 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in models_in(argument)]
-
-
-def tags_of(model: type[BaseModel]) -> tuple[Any, ...]:
-    """Return the values of `kind` (of a dimension: `type`) that select this section."""
-    field = model.model_fields.get("kind") or model.model_fields.get("type")
-    return get_args(field.annotation) if field else ()
 
 
 def annotations_at(path: str) -> list[Any]:
@@ -57,3 +53,9 @@ def _alternatives(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, UnionType, Annotated):
         return [kind for argument in get_args(annotation) for kind in _alternatives(argument)]
     return [annotation]
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return each path's last part, such as `lr`; the whole path where another one ends the same."""
+    last = [path.rpartition(".")[2] for path in paths]
+    return [part if last.count(part) == 1 else path for path, part in zip(paths, last, strict=True)]

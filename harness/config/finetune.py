@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from harness.config.base import Section
+from harness.config.base import Section, tags_of
 from harness.errors import ModelError
 
 LearningRateScale = Annotated[float, Field(gt=0.0, le=1.0)]  # backbone's lr ÷ head's lr
@@ -143,8 +143,4 @@ class Full(FinetunePolicy):
 def policies(base: type[FinetunePolicy] = FinetunePolicy) -> list[type[FinetunePolicy]]:
     """Return every policy's class, in the order of this file."""
     found = [policy for child in base.__subclasses__() for policy in (child, *policies(child))]
-    return [policy for policy in found if policy.model_fields["kind"].default in _tags(policy)]
-
-
-def _tags(policy: type[FinetunePolicy]) -> tuple[object, ...]:
-    return getattr(policy.model_fields["kind"].annotation, "__args__", ())
+    return [policy for policy in found if tags_of(policy)]

@@ -14,7 +14,8 @@ from omegaconf.errors import MissingMandatoryValue
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.config.dotted_paths import models_in, tags_of
+from harness.config.base import tags_of
+from harness.config.dotted_paths import models_in
 from harness.errors import ConfigError, did_you_mean, one_line
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -124,14 +124,16 @@ def build_splits(
             f"data.batch_size={config.batch_size} is larger than the training split of {len(rows)} images; "
             "lower it"
         )
+    train_digest = content_digest(part.hashes[rows], part.labels[rows])  # after the limit
+    val_digest = content_digest(val_part.hashes[val_rows], val_part.labels[val_rows])
     mean, std = _pixel_statistics(part.moments[rows], pixels=part.images.shape[1] * part.images.shape[2])
     return ImageSplits(
         name=decoded.about.name,
         train=_arrays(part, rows),
         val=_arrays(val_part, val_rows),
         class_names=names,
-        digest=_membership_digest(part, rows, val_part, val_rows),
-        val_digest=content_digest(val_part.hashes[val_rows], val_part.labels[val_rows]),
+        digest=hashlib.sha256(f"{train_digest}\n{val_digest}".encode()).hexdigest(),
+        val_digest=val_digest,
         row_digest=hashlib.sha256(
             part.hashes[rows].tobytes() + val_part.hashes[val_rows].tobytes()
         ).hexdigest(),
@@ -256,16 +258,7 @@ def pick_stratified(labels: np.ndarray, taken: np.ndarray, seed: int) -> np.ndar
     return np.sort(np.concatenate(picked))
 
 
-# ── what identifies a split ───────────────────────────────────────────────────────────────────────
-
-
-def _membership_digest(train: Part, train_rows: np.ndarray, val: Part, val_rows: np.ndarray) -> str:
-    """Return a hash of the labelled images for training (after `_subset`) and validation, in any order."""
-    digests = [
-        content_digest(part.hashes[rows], part.labels[rows])
-        for part, rows in ((train, train_rows), (val, val_rows))
-    ]
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+# ── normalisation ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _pixel_statistics(moments: np.ndarray, pixels: int) -> tuple[Triple, Triple]:

@@ -7,7 +7,6 @@ is renamed to the target. So a failed export leaves no incomplete bundle, and an
 from __future__ import annotations
 
 import platform
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from harness.export.manifest import BundleConfig, DataFacts, GraphInput, Preproc
 from harness.export.onnx_graph import export_onnx
 from harness.export.runners import onnx_runner, torch_runner
 from harness.export.weights import restore, save_weights
+from harness.files import slug
 from harness.models import ImageClassifier
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 
@@ -176,15 +176,15 @@ def _portable(training: dict[str, Any]) -> dict[str, Any]:
 # ── the folder ────────────────────────────────────────────────────────────────────────────────────
 
 
-def slug(name: str) -> str:
-    """Return `name` as a plain folder name."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+def bundle_name(text: str) -> str:
+    """Return a text as a bundle's name, which its folder bears."""
+    return slug(text) or "model"
 
 
 def _target(output_dir: Path, name: str) -> Path:
-    if name != slug(name):
+    if name != (possible := bundle_name(name)):
         raise ExportError(
-            f"{name!r} cannot be a bundle's name: use letters, digits, '-', '_' and '.', as in {slug(name)!r}"
+            f"{name!r} cannot be a bundle's name: use letters, digits, '-', '_' and '.', as in {possible!r}"
         )
     target = output_dir / name
     if target.exists() and not (target / manifest.SUMS_FILE).is_file():

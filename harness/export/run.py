@@ -42,7 +42,7 @@ def export_run(
         DataError: its validation images are gone.
         ExportError: the images have changed since, or the exported model does not give the same answers.
     """
-    from harness.export.bundle import export_checkpoint, slug
+    from harness.export.bundle import bundle_name, export_checkpoint
     from harness.tracking.choice import choose
     from harness.training.checkpoint import load_checkpoint
 
@@ -51,7 +51,8 @@ def export_run(
     record = choice.run
     val = _validation_images(load_checkpoint(choice.checkpoint), record)
     is_sweeps_best = record.sweep is not None and choice.is_best_of_sweep
-    name = slug(record.sweep if is_sweeps_best and record.sweep else f"{record.name}-{record.run_id[:8]}")
+    of_run = f"{record.name}-{record.run_id[:8]}"
+    name = bundle_name(record.sweep if is_sweeps_best and record.sweep else of_run)
     return export_checkpoint(choice.checkpoint, output_root, name=name, val_images=val, facts=_facts(choice))
 
 

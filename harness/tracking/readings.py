@@ -12,8 +12,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from harness.tracking import names
+
+if TYPE_CHECKING:
+    from harness.tracking.store import RunStore
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,22 @@ def next_reading(tags: Mapping[str, str] | None, run_id: str, command: str) -> R
     """
     at = datetime.now(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00").replace(":", ".")
     return Reading(at, run_id, command, None if tags is None else count_readings(tags))
+
+
+def note_reading(
+    store: RunStore, tags: Mapping[str, str] | None, parent_run_id: str, run_id: str, command: str
+) -> Reading:
+    """Record a new reading, made now, with the tested run and with the parent run of its sweep.
+
+    Args:
+        tags: see `next_reading`.
+        parent_run_id: of the sweep; of a run without a sweep, its own id.
+        run_id: of the run whose model is tested; empty if it is not known.
+    """
+    reading = next_reading(tags, run_id, command)
+    for noted in dict.fromkeys(filter(None, (parent_run_id, run_id))):
+        store.note(noted, reading.to_tag())
+    return reading
 
 
 def count_readings(tags: Mapping[str, str]) -> int:

@@ -27,7 +27,7 @@ from harness.files import as_csv
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
 from harness.tracking.choice import ChosenRun, choose
-from harness.tracking.readings import count_readings, describe_reading, next_reading
+from harness.tracking.readings import count_readings, describe_reading, note_reading
 from harness.tracking.runs import RunRecord
 from harness.tracking.store import RunStore, open_store
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
@@ -90,11 +90,10 @@ def _note_reading(store: RunStore, choice: ChosenRun) -> str:
     """Note that the test split is read now, and return how often it has been read, in words."""
     run_id = choice.run.run_id
     ledger = run_id if choice.sweep is None else choice.sweep.parent.run_id
-    before = count_readings(tags := store.tags_of(ledger))
-    reading = next_reading(tags, run_id, f"harness evaluate --run {run_id} --split test")
-    for noted in dict.fromkeys((ledger, run_id)):
-        store.note(noted, reading.to_tag())
-    return describe_reading(before + 1, before + 1, "run" if choice.sweep is None else "sweep")
+    tags = store.tags_of(ledger)
+    note_reading(store, tags, ledger, run_id, f"harness evaluate --run {run_id} --split test")
+    number = count_readings(tags) + 1
+    return describe_reading(number, number, "run" if choice.sweep is None else "sweep")
 
 
 def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = None) -> dict[str, float]:

@@ -16,7 +16,7 @@ from harness.config.schema import EfficientNetLite0, FolderData, ModelConfig, Sc
 from harness.errors import CheckpointError, ExportError
 from harness.export import bundle as bundling
 from harness.export import load_bundle
-from harness.export.bundle import ExportResult, slug
+from harness.export.bundle import ExportResult, bundle_name
 from harness.export.checksums import write_checksums
 from harness.export.manifest import CONFIG_FILE, WEIGHTS_FILE
 from harness.export.weights import load_classifier
@@ -164,7 +164,7 @@ def test_folder_that_is_no_bundle_is_not_replaced(checkpoint: Path, tmp_path: Pa
 def test_name_cannot_leave_the_folder(checkpoint: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ExportError, match="cannot be a bundle's name"):
         export(checkpoint, tmp_path / "exports", name=name)
-    assert slug(name) == slug(slug(name))
+    assert bundle_name(name) == bundle_name(bundle_name(name))
     assert list(tmp_path.iterdir()) == []
 
 

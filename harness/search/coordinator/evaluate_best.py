@@ -64,16 +64,14 @@ def _note_reading(store: RunStore, parent_run_id: str, run_id: str, command: str
     Returns:
         The number of this reading in the sweep, from 1; None if the earlier ones are not known.
     """
-    from harness.tracking.readings import next_reading
+    from harness.tracking.readings import note_reading
 
     try:
         tags = store.tags_of(parent_run_id)
     except TrackingError as error:
         logger.warning("how often the test split was read before is not known: %s", error)
         tags = None
-    reading = next_reading(tags, run_id, command)
-    for noted in filter(None, (parent_run_id, run_id)):
-        store.note(noted, reading.to_tag())
+    reading = note_reading(store, tags, parent_run_id, run_id, command)
     return None if reading.before is None else reading.before + 1
 
 

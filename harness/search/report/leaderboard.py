@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from harness.config.dotted_paths import short_names
 from harness.config.objectives import COSTS
 from harness.config.sweep import SweepConfig
 from harness.search.report.pareto import pareto_front
@@ -43,7 +44,7 @@ def leaderboard_table(rows: Sequence[TrialRow], sweep: SweepConfig, limit: int =
     notes = [_hidden(len(rows) - limit), f"{FRONT_MARK} on the Pareto front" if front else ""]
     caption = "; ".join(filter(None, notes)) or None
     table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold", caption=caption)
-    settings = [_short_name(path, paths) for path in paths]
+    settings = short_names(paths)
     titles = ["trial", "state", sweep.metric, *costs, "best epoch", *settings, "minutes"]
     for title in titles:  # titles are broken over lines, so that the table fits 80 columns
         table.add_column(re.sub(r"[ _/]", "\n", title), justify="left" if title == "state" else "right")
@@ -140,12 +141,6 @@ def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set(xlabel="importance", xlim=(0, 1.1 * max(values) or 1.0), title=f"What mattered for {metric}")
     return figure
-
-
-def _short_name(path: str, paths: Sequence[str]) -> str:
-    """Return the last part of a dotted path, or the whole path if another one ends the same."""
-    last = path.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in paths) == 1 else path
 
 
 def _hidden(count: int) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ import optuna
 import harness
 from harness.config.compose import SweepPlan, leaves_by_path
 from harness.errors import SweepError
+from harness.files import slug
 from harness.search.study import keys
 
 # Beginnings of the names of a run's settings that are not part of a sweep's identity: folders, speed, and
@@ -83,9 +83,7 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 def sweep_name(plan: SweepPlan, data_name: str, identity: Mapping[str, Any]) -> str:
     """Return sweep.name, or a name that holds the identity's fingerprint."""
     # A folder gets this name, too: of "my pictures (1)" it takes "my-pictures-1".
-    parts = (
-        re.sub(r"[^\w.+-]+", "-", part)[:MOST_OF_A_PART].strip("-.") for part in (plan.sweep_file, data_name)
-    )
+    parts = (slug(part, also="+")[:MOST_OF_A_PART].rstrip("-.") for part in (plan.sweep_file, data_name))
     return plan.sweep.name or "-".join([*filter(None, parts), fingerprint(identity)[:6]])
 
 
