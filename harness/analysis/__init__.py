@@ -1,6 +1,7 @@
 """Results: metrics of a split, figures of them, and tables of runs.
 
     metrics.py   called after each epoch (`harness/training/module.py`) and after training (`evaluate.py`)
+    predictions.py  a model's answers image by image, and their file
     figures.py   called after training (`harness/training/evaluate.py`)
     compare.py   `harness compare`: the rows and columns of a table of runs
     table.py     its layout as text, CSV and Markdown

@@ -42,11 +42,13 @@ class ImageArrays:
         images: uint8 (M, H, W, 3), or files; all images of the source, not of this split alone.
         labels: int64 (N,), of this split, in its order.
         indices: int64 (N,), where this split's images lie in `images`.
+        digest: sha256 (hex) of this split's pixels and labels, in its order; empty where it is not known.
     """
 
     images: np.ndarray | ImageFiles
     labels: np.ndarray
     indices: np.ndarray
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -199,7 +201,9 @@ def _check_classes(part: Part, rows: np.ndarray, class_names: tuple[str, ...]) -
 
 
 def _arrays(part: Part, rows: np.ndarray) -> ImageArrays:
-    return ImageArrays(part.images, part.labels[rows], rows)
+    labels = part.labels[rows]
+    digest = hashlib.sha256(part.hashes[rows].tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+    return ImageArrays(part.images, labels, rows, digest)
 
 
 # ── stratified picks ──────────────────────────────────────────────────────────────────────────────

@@ -91,6 +91,9 @@ class MlflowTracker:
     def log_dict(self, content: Mapping[str, Any], name: str) -> None:
         self.log_text(json.dumps(content, indent=2, ensure_ascii=False), name)
 
+    def log_bytes(self, content: bytes, name: str) -> None:
+        self._log_artifact(name, lambda path: path.write_bytes(content))
+
     def log_figure(self, figure: Figure, name: str) -> None:
         self._log_artifact(name, figure.savefig)
 

@@ -38,3 +38,4 @@ TRAINABLE_PARAMETERS = "parameters.trainable"
 
 # artifacts
 CONFIG_FILE = "config.yaml"  # the configuration as it ran
+PREDICTIONS = "predictions/{split}.npz"  # per image, see harness.analysis.predictions

@@ -59,6 +59,10 @@ class Tracker(Protocol):
         """Record plain JSON types as the artifact `name` (``confusion/val.json``)."""
         ...
 
+    def log_bytes(self, content: bytes, name: str) -> None:
+        """Record a file's content as the artifact `name` (``predictions/val.npz``)."""
+        ...
+
     def log_figure(self, figure: Figure, name: str) -> None:
         """Record a picture as the artifact `name` (``confusion/val.png``)."""
         ...
@@ -105,7 +109,7 @@ class SilentTracker:
     def _nothing(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
 
-    log_params = log_epoch = log_summary = set_tags = log_text = log_dict = _nothing
+    log_params = log_epoch = log_summary = set_tags = log_text = log_dict = log_bytes = _nothing
     log_figure = log_data = log_model = finish = _nothing
 
 

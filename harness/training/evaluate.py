@@ -17,6 +17,7 @@ import torch
 
 from harness.analysis.figures import confusion_matrix_figure
 from harness.analysis.metrics import confusion_matrix_counts, per_class_table, split_metrics
+from harness.analysis.predictions import Predictions, predictions_of, to_bytes
 from harness.config.schema import TrackingConfig
 from harness.data import load_splits
 from harness.data.datamodule import eval_batches
@@ -42,6 +43,7 @@ class Evaluation:
     """The metrics of a model's predictions on one split."""
 
     split: Split
+    predictions: Predictions
     metrics: dict[str, float]  # named "val/accuracy", "val/f1", …
     confusion: np.ndarray  # int64 (K, K), rows are true classes, columns predictions
     per_class: list[dict[str, Any]]
@@ -113,7 +115,7 @@ def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = N
     machine = machine_at_hand(config.trainer, classifier.network)
     classifier.to(machine.device)
     logits, plain = predict(classifier, arrays, machine, config.data.batch_size, config.evaluation.tta)
-    evaluation = evaluate(logits, arrays.labels, checkpoint.class_names, split)
+    evaluation = evaluate(logits, arrays, checkpoint.class_names, split)
     if config.evaluation.tta != "none":
         accuracy = float((plain.argmax(1) == arrays.labels).mean())
         evaluation.metrics[f"{split}/accuracy_no_tta"] = accuracy
@@ -148,13 +150,27 @@ def predict(
 
 
 def evaluate(
-    logits_NK: np.ndarray, labels_N: np.ndarray, class_names: tuple[str, ...], split: Split
+    logits_NK: np.ndarray, arrays: ImageArrays, class_names: tuple[str, ...], split: Split
 ) -> Evaluation:
-    """Return the metrics, the confusion matrix and the table of classes of a split."""
+    """Return the predictions, the metrics, the confusion matrix and the table of classes of a split.
+
+    Raises:
+        DivergedError: a logit is NaN or infinite.
+    """
+    labels_N = arrays.labels
+    predictions = predictions_of(
+        logits_NK,
+        labels_N,
+        split=split,
+        class_names=class_names,
+        digest=arrays.digest,
+        index_N=arrays.indices,
+    )
     metrics = split_metrics(logits_NK, labels_N)
-    predictions_N = logits_NK.argmax(1)
+    predictions_N = predictions.predicted
     return Evaluation(
         split=split,
+        predictions=predictions,
         metrics={f"{split}/{name}": value for name, value in metrics.items()},
         confusion=confusion_matrix_counts(predictions_N, labels_N, len(class_names)),
         per_class=per_class_table(predictions_N, labels_N, class_names),
@@ -163,7 +179,7 @@ def evaluate(
 
 
 def record_evaluation(tracker: Tracker, evaluation: Evaluation, known: Container[str] = ()) -> None:
-    """Record metrics, the confusion matrix as a picture and as JSON, and the table of classes.
+    """Record metrics, predictions, the confusion matrix as a picture and as JSON, and the table of classes.
 
     Validation metrics are recorded as `best/...`, because the evaluated checkpoint is the best epoch's.
 
@@ -173,6 +189,7 @@ def record_evaluation(tracker: Tracker, evaluation: Evaluation, known: Container
     split, class_names = evaluation.split, evaluation.class_names
     prefix = names.BEST if split == "val" else ""
     tracker.log_summary({prefix + key: v for key, v in evaluation.metrics.items() if key not in known})
+    tracker.log_bytes(to_bytes(evaluation.predictions), names.PREDICTIONS.format(split=split))
     tracker.log_figure(confusion_matrix_figure(evaluation.confusion, class_names), f"confusion/{split}.png")
     counts = {"classes": list(class_names), "rows_are": "true", "counts": evaluation.confusion.tolist()}
     tracker.log_dict(counts, f"confusion/{split}.json")

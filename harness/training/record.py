@@ -71,7 +71,7 @@ def record_best(
     else:
         classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
         logits, _ = predict(classifier, splits.val, machine, config.data.batch_size, config.evaluation.tta)
-    evaluation = evaluate(logits, splits.val.labels, splits.class_names, "val")
+    evaluation = evaluate(logits, splits.val, splits.class_names, "val")
     # The metrics logged after the epoch take precedence, because pruning and selection used them. Runs of
     # earlier versions logged fewer; the evaluation supplies the others.
     evaluation.metrics.update(recorder.best_metrics)

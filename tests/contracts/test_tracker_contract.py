@@ -151,6 +151,8 @@ def test_artifacts(case: Case) -> None:
     case.tracker.log_dict({"counts": [[1]], "name": "猫"}, "confusion/val.json")
     case.tracker.log_figure(picture, "confusion/val.png")
     case.tracker.log_text("notes", "deep/er/notes.txt")
+    case.tracker.log_bytes(bytes(range(256)), "predictions/val.npz")
+    assert case.read_artifact("predictions/val.npz") == bytes(range(256))
     assert case.read_artifact("config.yaml").decode() == "héllo 中"
     assert json.loads(case.read_artifact("confusion/val.json")) == {"counts": [[1]], "name": "猫"}
     assert case.read_artifact("confusion/val.png").startswith(b"\x89PNG")

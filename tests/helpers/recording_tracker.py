@@ -51,6 +51,9 @@ class RecordingTracker:
     def log_dict(self, content: Mapping[str, Any], name: str) -> None:
         self.log_text(json.dumps(content, indent=2, ensure_ascii=False), name)
 
+    def log_bytes(self, content: bytes, name: str) -> None:
+        self.artifacts[name] = content
+
     def log_figure(self, figure: Figure, name: str) -> None:
         picture = BytesIO()
         figure.savefig(picture, format=Path(name).suffix.lstrip("."))

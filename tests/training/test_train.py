@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from harness.analysis.predictions import from_bytes
 from harness.data import load_splits
 from harness.errors import BatchSizeError, CheckpointError, ConfigError, DivergedError, HarnessError
 from harness.search.trial.outcomes import judge
@@ -67,9 +69,8 @@ def test_a_run_learns_and_records(run: Run, tiny_config: Config, tmp_path: Path)
     assert not [name for name in tracker.summary if name.startswith("test/")], (
         "nobody asked for the test split"
     )
-    assert {"config.yaml", "confusion/val.png", "confusion/val.json", "classes/val.csv"} <= set(
-        tracker.artifacts
-    )
+    recorded = {"config.yaml", "confusion/val.png", "confusion/val.json", "classes/val.csv"}
+    assert {*recorded, "predictions/val.npz"} <= set(tracker.artifacts)
     assert tracker.params["optim.lr"] == "0.003"
     assert tracker.params["parameters.trainable"] == "62006"
     assert tracker.tags["harness.checkpoint"] == str((tmp_path / "run" / "best.ckpt").resolve())
@@ -79,7 +80,7 @@ def test_the_recorded_score_is_the_checkpoints(run: Run, tiny_config: Config) ->
     """Independent of the run: load the file, look at the images again."""
     # In fp32, as below: `auto` is bf16 where the CPU has it, and rounds a close call the other way.
     config = tiny_config("trainer.max_epochs=2", "data.batch_size=64", "trainer.precision=fp32")
-    result, _ = run(config)
+    result, tracker = run(config)
     assert result.checkpoint is not None
     classifier = restore_classifier(load_checkpoint(result.checkpoint))
     val = load_splits(config.data).val
@@ -87,6 +88,11 @@ def test_the_recorded_score_is_the_checkpoints(run: Run, tiny_config: Config) ->
     with torch.no_grad():
         predicted = classifier(images).argmax(1).numpy()
     assert (predicted == val.labels).mean() == pytest.approx(result.score)
+    recorded = from_bytes(tracker.artifacts["predictions/val.npz"], "val.npz")
+    np.testing.assert_array_equal(recorded.predicted, predicted)
+    np.testing.assert_array_equal(recorded.labels, val.labels)
+    np.testing.assert_array_equal(recorded.index, val.indices)
+    assert recorded.digest == val.digest != ""
     metrics = evaluate_checkpoint(result.checkpoint, split="val")
     assert metrics["val/accuracy"] == pytest.approx(result.score)
 
