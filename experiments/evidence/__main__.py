@@ -24,23 +24,34 @@ DISTRIBUTIONS: Mapping[str, tuple[Draw, float]] = {
     "normal": (lambda rng, n: rng.normal(0.9, 0.01, n), 0.9),
     "bounded (beta 90, 10)": (lambda rng, n: rng.beta(90, 10, n), 0.9),
     "skewed (beta 20, 1)": (lambda rng, n: rng.beta(20, 1, n), 20 / 21),
+    "skewed (beta 5, 1)": (lambda rng, n: rng.beta(5, 1, n), 5 / 6),
     "images (binomial of 500, 0.98)": (lambda rng, n: rng.binomial(500, 0.98, n) / 500, 0.98),
+    "skewed, no bound near (exponential)": (lambda rng, n: 0.91 - rng.exponential(0.01, n), 0.9),
 }
 
 
 def coverage(
     draw: Draw, mean: float, size: int, repeats: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Return how often the interval holds the true mean, and how often a percentile bootstrap's would."""
-    held = bootstrapped = 0
-    for _ in range(repeats):
+) -> tuple[float, float, float]:
+    """Return how often three intervals hold the true mean.
+
+    Returns:
+        The interval for shares, Student's, and a percentile bootstrap's. Samples of equal scores get no
+        interval and are not counted.
+    """
+    held = np.zeros(3)
+    counted = 0
+    while counted < repeats:
         scores = draw(rng, size)
-        found = estimate(list(scores))
-        held += found.low is not None and found.high is not None and found.low <= mean <= found.high
+        if np.ptp(scores) == 0:
+            continue
+        counted += 1
+        share, student = estimate(list(scores), is_share=True), estimate(list(scores))
         means = scores[rng.integers(0, size, (400, size))].mean(axis=1)
-        low, high = np.percentile(means, [2.5, 97.5])
-        bootstrapped += low <= mean <= high
-    return held / repeats, bootstrapped / repeats
+        intervals = (share.low, share.high), (student.low, student.high), np.percentile(means, [2.5, 97.5])
+        held += [float(low) <= mean <= float(high) for low, high in intervals]
+    first, second, third = held / repeats
+    return first, second, third
 
 
 def called_different(
@@ -72,11 +83,14 @@ def main() -> None:
     error = 1.96 * 100 * np.sqrt(0.05 * 0.95 / repeats)
     print(f"{repeats:,} simulations a row: a rate of 95 % is known to ± {error:.1f} points\n")
 
-    print("coverage of the 95 % interval    seeds   Student's t   percentile bootstrap")
+    print(
+        "coverage of the 95 % interval       seeds   t on the logit (ours)   Student's t   "
+        "percentile bootstrap"
+    )
     for name, (draw, mean) in DISTRIBUTIONS.items():
         for size in SIZES:
-            student, bootstrap = coverage(draw, mean, size, repeats, rng)
-            print(f"{name:<32} {size:>5} {student:>12.1%} {bootstrap:>20.1%}", flush=True)
+            share, student, bootstrap = coverage(draw, mean, size, repeats, rng)
+            print(f"{name:<35} {size:>5} {share:>23.1%} {student:>13.1%} {bootstrap:>22.1%}", flush=True)
 
     print("\nthe same configuration twice, called different     seeds   shared seeds   unpaired")
     for size in (2, *SIZES):

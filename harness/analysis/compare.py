@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.analysis.seeds import compare_groups, describe, estimate
+from harness.analysis.seeds import compare_groups, describe, estimate, explain_odds
 from harness.analysis.table import (
     BEST_EPOCH,
     MINUTES,
@@ -122,14 +122,16 @@ def compare_seeds(
         return None
     minimizes = sweep is not None and sweep.minimizes
     by_name = dict(zip(_configurations(chosen, list(groups)), groups.values(), strict=True))
-    estimates = {name: estimate(list(scores.values())) for name, scores in by_name.items()}
+    is_share = not minimizes and not metric.endswith("loss")
+    estimates = {name: estimate(list(scores.values()), is_share=is_share) for name, scores in by_name.items()}
     best_first = sorted(estimates, key=lambda name: estimates[name].mean, reverse=not minimizes)
     pairs = compare_groups({name: by_name[name] for name in best_first}, minimizes=minimizes)
-    worthwhile = None if minimizes else HALF_A_POINT  # a loss is not within [0, 1]
+    worthwhile = HALF_A_POINT if is_share else None
     return SeedsReport(
         metric=metric,
         estimates={name: estimates[name] for name in best_first},
         findings=tuple(((pair.first, pair.second), describe(pair, metric, worthwhile)) for pair in pairs),
+        note=explain_odds(pairs),
     )
 
 

@@ -2,8 +2,9 @@
 
 `compare.py` groups recorded runs by configuration and calls these functions, which take plain numbers. A seed
 decides everything that a run draws: initialisation, order of the data, augmentation. The intervals are
-Student's t over seeds. A percentile bootstrap over 3 to 10 values would hold the true mean in 75 to 90 % of
-all cases where 95 % are promised (`python -m experiments.evidence` prints both).
+Student's t over seeds; for scores within [0, 1] they are taken on the scale of the logit. A percentile
+bootstrap over 3 to 10 values would hold the true mean in 75 to 90 % of all cases where 95 % are promised
+(`python -m experiments.evidence` prints all of them).
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ import numpy as np
 LEVEL = 0.95  # of every interval; 1 - LEVEL is the error rate of every test
 POWER = 0.8  # with which `seeds_needed` is to find a difference
 MOST_SEEDS = 10_000  # beyond which `seeds_needed` counts no further
+# From Bouthillier et al., "Accounting for variance in machine learning benchmarks" (2021): from which
+# probability that A beats B an advantage is meaningful, and the number of runs recommended (Noether's size).
+MEANINGFUL, RECOMMENDED_SEEDS = 0.75, 29
+FEWEST_SEEDS = 6  # that can show more than even odds: the exact interval of 5 wins in 5 begins at 0.48
 
 Scores = Mapping[int, float]  # by seed
 
@@ -51,7 +56,12 @@ class Difference:
     high: float | None
     p_value: float | None  # two-sided, not corrected
     corrected: float | None  # by Holm's method, over all pairs that were compared
-    better: float  # the share of pairs of runs in which the first's is better; ties count half
+    # Probability that a run of the first beats one of the second: the share of the shared seeds, or of all
+    # pairs of runs where they are not paired; ties count half. The interval over shared seeds is exact
+    # (Clopper and Pearson's): a percentile bootstrap would call two wins in two certain.
+    better: float
+    better_low: float | None
+    better_high: float | None
     shared: int  # seeds on which the test is paired; 0: it is Welch's, over unpaired runs
     deviation: float | None  # of the paired differences, or of a run (pooled) where they are not paired
 
@@ -61,11 +71,16 @@ class Difference:
         return self.corrected is not None and self.corrected < 1 - LEVEL
 
 
-def estimate(scores: Sequence[float]) -> Estimate:
-    """Return the mean of some runs' scores, with Student's interval.
+def estimate(scores: Sequence[float], *, is_share: bool = False) -> Estimate:
+    """Return the mean of some runs' scores, with an interval of Student's t.
 
     There is no interval for a single run, and none for runs that are equal to the last digit: their deviation
     of zero says that seeds did not reach the score, not that the mean is known exactly.
+
+    Args:
+        is_share: whether a score is bounded by 0 and 1, like an accuracy. The interval is then symmetric on
+            the scale of the logit, by the delta method, as in `svyciprop` of R's package `survey`. It stays
+            within the bounds, and covers better near one, where scores are skewed: they lean away from it.
 
     Raises:
         ValueError: there are no scores, or one is not finite.
@@ -74,7 +89,7 @@ def estimate(scores: Sequence[float]) -> Estimate:
     if len(values) < 2 or np.ptp(values) == 0:
         deviation = None if len(values) < 2 else 0.0
         return Estimate(len(values), float(values.mean()), deviation, None, None)
-    low, high = _student(values)
+    low, high = _share_interval(values) if is_share else _student(values)
     return Estimate(len(values), float(values.mean()), float(values.std(ddof=1)), low, high)
 
 
@@ -141,16 +156,39 @@ def describe(pair: Difference, metric: str, worthwhile: float | None = None) -> 
     shown = f"{by} (95 % interval {_range(pair.low, pair.high)}; {how}; p = {_p(pair.p_value)}"
     corrected = "" if pair.corrected == pair.p_value else f", {_p(pair.corrected)} after Holm's correction"
     if pair.is_found:
-        return (
-            f"{pair.first} is better than {pair.second} by {shown}{corrected}); its run is the better one in "
-            f"{pair.better:.0%} of all pairs of runs"
-        )
+        return f"{pair.first} is better than {pair.second} by {shown}{corrected}); {_odds(pair)}"
     wanted = max(worthwhile or 0.0, abs(pair.mean))
     needed = seeds_needed(pair.deviation or 0.0, wanted, is_paired=pair.shared > 0)
     enough = f"more than {MOST_SEEDS:,}" if needed is None else f"about {needed}"
     return (
         f"these runs do not tell {pair.first} from {pair.second}: it leads by {shown}{corrected}); {enough} "
-        f"seeds of each would find a difference of {wanted:.4f} in 80 % of all cases"
+        f"seeds of each would find a difference of {wanted:.4f} in 80 % of all cases; {_odds(pair)}"
+    )
+
+
+def explain_odds(pairs: Sequence[Difference]) -> str | None:
+    """Return a line on how to read the probabilities that A beats B, or None where there are none."""
+    if not pairs:
+        return None
+    fewest = min((pair.shared for pair in pairs if pair.shared), default=0)
+    limit = (
+        f"; {fewest} shared seeds cannot exclude even odds, whatever they show: it takes {FEWEST_SEEDS}"
+        if 0 < fewest < FEWEST_SEEDS
+        else ""
+    )
+    return (
+        "P(A > B): the probability that a run of A beats one of B; an interval above 50 % shows an "
+        f"advantage, one that also reaches {MEANINGFUL:.0%} a meaningful one (Bouthillier et al., 2021, who "
+        f"recommend {RECOMMENDED_SEEDS} seeds){limit}"
+    )
+
+
+def _odds(pair: Difference) -> str:
+    if pair.better_low is None or pair.better_high is None:
+        return f"P(A > B) = {pair.better:.0%} of all pairs of runs, no interval without shared seeds"
+    return (
+        f"P(A > B) = {pair.better:.0%} of {pair.shared} shared seeds, 95 % interval {pair.better_low:.0%} to "
+        f"{pair.better_high:.0%}"
     )
 
 
@@ -162,22 +200,24 @@ def _compare(first: str, second: str, a: Scores, b: Scores, sign: float) -> Diff
         first, second, a, b, x, y = second, first, b, a, y, x
     seeds = sorted(a.keys() & b.keys())
     is_paired = len(seeds) > 1
-    low = high = p_value = deviation = None
+    low = high = p_value = deviation = better_low = better_high = None
     if is_paired:
         differences = sign * np.array([a[seed] - b[seed] for seed in seeds])
         mean = float(differences.mean())
         deviation = float(differences.std(ddof=1))
+        better = float((1 + np.sign(differences).mean()) / 2)
+        better_low, better_high = _binomial_interval(better * len(seeds), len(seeds))
         if np.ptp(differences) > 0:
             low, high = _student(differences)
             p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
     else:
         mean = float(x.mean() - y.mean())
         deviation = float(np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2))
+        better = float((1 + np.sign(x[:, None] - y[None, :]).mean()) / 2)
         if deviation > 0:
             test = stats.ttest_ind(x, y, equal_var=False)
             low, high = map(float, test.confidence_interval(LEVEL))
             p_value = float(test.pvalue)
-    wins = np.sign(x[:, None] - y[None, :])  # of every run of the one over every run of the other
     return Difference(
         first=first,
         second=second,
@@ -186,7 +226,9 @@ def _compare(first: str, second: str, a: Scores, b: Scores, sign: float) -> Diff
         high=high,
         p_value=p_value,
         corrected=None,
-        better=float((1 + wins.mean()) / 2),
+        better=better,
+        better_low=better_low,
+        better_high=better_high,
         shared=len(seeds) if is_paired else 0,
         deviation=deviation,
     )
@@ -197,6 +239,28 @@ def _student(values: np.ndarray) -> tuple[float, float]:
 
     low, high = stats.ttest_1samp(values, 0.0).confidence_interval(LEVEL)
     return float(low), float(high)
+
+
+def _share_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return Student's interval on the scale of the logit; on the scores' own where one is no share."""
+    from scipy.special import expit, logit
+
+    mean = float(values.mean())
+    low, high = _student(values)
+    if values.min() < 0 or values.max() > 1:
+        return low, high
+    half = (high - low) / 2 / (mean * (1 - mean))  # the logit's slope at the mean
+    return float(expit(logit(mean) - half)), float(expit(logit(mean) + half))
+
+
+def _binomial_interval(wins: float, count: int) -> tuple[float, float]:
+    """Return Clopper and Pearson's exact interval for a probability; half a win is a tie."""
+    from scipy import stats
+
+    tail = (1 - LEVEL) / 2
+    low = 0.0 if wins <= 0 else float(stats.beta.ppf(tail, wins, count - wins + 1))
+    high = 1.0 if wins >= count else float(stats.beta.ppf(1 - tail, wins + 1, count - wins))
+    return low, high
 
 
 def _finite(scores: Sequence[float]) -> np.ndarray:

@@ -38,6 +38,7 @@ class SeedsReport:
     metric: str
     estimates: Mapping[str, Estimate]  # by configuration, the best first
     findings: tuple[tuple[tuple[str, str], str], ...]  # two configurations, and a sentence about them
+    note: str | None = None  # on how to read the sentences
 
     def to_text(self, width: int | None = None) -> str:
         """Return the estimates, and how the best configuration compares with each of the others."""
@@ -47,7 +48,7 @@ class SeedsReport:
         hidden = len(self.findings) - len(shown)
         lines = [f"{self.metric} over seeds:"]
         lines += [f"  {name:<{widest}}  {estimate}" for name, estimate in self.estimates.items()]
-        for sentence in shown:
+        for sentence in [*shown, *([self.note] if self.note else [])]:
             lines += textwrap.wrap(sentence, width or 10_000, subsequent_indent="  ", break_on_hyphens=False)
         lines += [f"{hidden} more comparisons are in the files"] if hidden else []
         return "\n".join(lines)
@@ -66,7 +67,8 @@ class SeedsReport:
             for name, e in self.estimates.items()
         ]
         table = [_markdown_row(head), _markdown_row(["---"] * len(head)), *map(_markdown_row, rows)]
-        return "\n".join([*table, "", *(f"- {sentence}" for _, sentence in self.findings)]) + "\n"
+        sentences = [sentence for _, sentence in self.findings] + ([self.note] if self.note else [])
+        return "\n".join([*table, "", *(f"- {sentence}" for sentence in sentences)]) + "\n"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from harness.analysis.seeds import compare_groups, describe, estimate, seeds_needed
+from harness.analysis.seeds import compare_groups, describe, estimate, explain_odds, seeds_needed
 
 A = {0: 0.95, 1: 0.955, 2: 0.948, 3: 0.951, 4: 0.953}
 B = {0: 0.94, 1: 0.941, 2: 0.939, 3: 0.944, 4: 0.94}
@@ -45,7 +45,9 @@ def test_shared_seeds_are_compared_in_pairs() -> None:
     assert pair.p_value == pytest.approx(expected.pvalue)
     assert (pair.low, pair.high) == pytest.approx((interval.low, interval.high))
     assert pair.better == 1.0
-    assert "a is better than b by 0.0106" in describe(pair, "val/accuracy")
+    said = describe(pair, "val/accuracy")
+    assert "a is better than b by 0.0106" in said
+    assert "P(A > B) = 100% of 5 shared seeds, 95 % interval 48% to 100%" in said
 
 
 def test_only_the_seeds_that_both_have_are_paired() -> None:
@@ -100,6 +102,50 @@ def test_equal_differences_are_no_proof() -> None:
 def test_ties_count_half() -> None:
     (pair,) = compare_groups({"a": {0: 0.5, 1: 0.75}, "b": {0: 0.5, 1: 0.5}})
     assert pair.better == 0.75
+
+
+def test_the_probability_that_a_beats_b_is_counted_on_shared_seeds_with_the_exact_interval() -> None:
+    a = {seed: 0.5 + 0.1 * (seed % 2) for seed in range(8)}  # wins on the four odd seeds, loses on the others
+    b = {seed: 0.55 + 0.001 * seed for seed in range(8)}
+    (pair,) = compare_groups({"a": a | {9: 0.9}, "b": b | {10: 0.1}})
+    exact = stats.binomtest(4, 8).proportion_ci(0.95, method="exact")
+    assert pair.better == 0.5
+    assert (pair.better_low, pair.better_high) == pytest.approx((exact.low, exact.high))
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_six_wins_in_six_show_more_than_even_odds_and_five_in_five_do_not(count: int) -> None:
+    rng = np.random.default_rng(0)
+    (pair,) = compare_groups(
+        {name: dict(enumerate(rng.normal(mean, 0.01, count))) for name, mean in (("a", 1), ("b", 0))}
+    )
+    assert pair.better_low is not None
+    assert (pair.better_low > 0.5) == (count == 6)
+    said = explain_odds([pair])
+    assert said is not None
+    assert ("cannot exclude even odds" in said) == (count == 5)
+
+
+def test_unpaired_runs_get_no_interval_for_the_probability() -> None:
+    (pair,) = compare_groups({"a": A, "b": {seed + 10: score for seed, score in B.items()}})
+    assert (pair.better, pair.better_low, pair.better_high) == (1.0, None, None)
+    assert "no interval without shared seeds" in describe(pair, "val/accuracy")
+
+
+def test_the_interval_of_a_share_is_students_on_the_scale_of_the_logit() -> None:
+    scores = [0.9, 0.95, 0.97]
+    found = estimate(scores, is_share=True)
+    mean, error = np.mean(scores), np.std(scores, ddof=1) / np.sqrt(3)
+    half = stats.t.ppf(0.975, 2) * error / (mean * (1 - mean))
+    odds = mean / (1 - mean) * np.exp([-half, half])
+    assert (found.low, found.high) == pytest.approx(tuple(odds / (1 + odds)))
+    assert found.high is not None
+    assert found.high < 1
+    assert estimate(scores).high > 1  # type: ignore[operator]
+
+
+def test_the_interval_of_a_loss_is_not_forced_into_bounds() -> None:
+    assert estimate([0.5, 1.5, 2.5], is_share=True) == estimate([0.5, 1.5, 2.5])
 
 
 @pytest.mark.parametrize(("deviation", "difference"), [(1.0, 1.0), (1.0, 0.3), (0.008, 0.005)])
