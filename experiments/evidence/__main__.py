@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from statsmodels.stats.power import TTestPower
 
-from harness.analysis.seeds import compare_groups, estimate, seeds_needed
+from harness.analysis.seeds import Estimate, compare_groups, estimate, seeds_needed
 
 SIZES = (3, 5, 10)  # seeds
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -48,10 +48,14 @@ def coverage(
         counted += 1
         share, student = estimate(list(scores), is_share=True), estimate(list(scores))
         means = scores[rng.integers(0, size, (400, size))].mean(axis=1)
-        intervals = (share.low, share.high), (student.low, student.high), np.percentile(means, [2.5, 97.5])
-        held += [float(low) <= mean <= float(high) for low, high in intervals]
+        low, high = np.percentile(means, [2.5, 97.5])
+        held += [_holds(share, mean), _holds(student, mean), low <= mean <= high]
     first, second, third = held / repeats
     return first, second, third
+
+
+def _holds(found: Estimate, mean: float) -> bool:
+    return found.low is not None and found.high is not None and found.low <= mean <= found.high
 
 
 def called_different(
