@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.config.schema import TrackingConfig
 
-EXIT_OK, EXIT_USAGE = 0, 2
+EXIT_OK, EXIT_BUG, EXIT_USAGE = 0, 1, 2
 
 
 def tracking_config(options: argparse.Namespace) -> TrackingConfig:
@@ -27,6 +27,10 @@ def terminal_width() -> int | None:
 
 def add_mlruns(command: argparse.ArgumentParser) -> None:
     command.add_argument("--mlruns", help="the folder of runs (default: $MLRUNS_DIR or mlruns)")
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON document (docs/programs.md)")
 
 
 def place_overrides(options: argparse.Namespace) -> list[str]:

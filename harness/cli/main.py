@@ -1,7 +1,8 @@
 """The parser of every command, and the commands other than those about sweeps (`sweeps.py`).
 
 `harness/__main__.py` calls `main`. Each `run_…` function is one command: it turns options into arguments,
-calls the function that does the work, and prints the result.
+calls the function that does the work, prints the result, and returns an exit code or, where `--json` may be
+asked for, the result as a document.
 """
 
 from __future__ import annotations
@@ -11,48 +12,80 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from harness import __version__
-from harness.cli import sweeps
+from harness.cli import documents, sweeps
 from harness.cli.common import (
+    EXIT_BUG,
     EXIT_OK,
     EXIT_USAGE,
+    add_json,
     add_mlruns,
     config_dir,
     place_overrides,
     terminal_width,
     tracking_config,
 )
+from harness.cli.documents import Document, nothing_else_on_stdout
 from harness.credentials import shown
 from harness.errors import ConfigError, HarnessError, TrackingError
 from harness.logs import never_fail_to_print, show_messages
 from harness.signals import EXIT_INTERRUPTED, INTERRUPTED, raising
 
-AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+if TYPE_CHECKING:
+    from harness.training.result import RunResult
+
+Run = Callable[[argparse.Namespace], int | Document]
+AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; with `--json`, print its result, or what went wrong, as one document.
 
     Returns:
         The exit code: 0 done, 2 a mistake, which was printed in one line, 130 interrupted.
     """
     never_fail_to_print()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse(arguments)
-        show_messages()
-        code: int = options.run(options)
-    except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        answer = _answer_in_json(words) if "--json" in words else _answer(words)
     # `harness compare | head`. Python writes to stdout once more when it ends, which would print a traceback.
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    return answer.exit_code if isinstance(answer, Document) else answer
+
+
+def _answer_in_json(words: Sequence[str]) -> int | Document:
+    """Run a command, and print its result, or what went wrong, as one document."""
+    try:
+        with nothing_else_on_stdout():
+            answer = _answer(words)
+    except UnreadableCommand as left:
+        print(documents.of_error("UsageError", left.message, EXIT_USAGE).to_json(), flush=True)
+        raise
+    except Exception as error:  # a bug, which keeps its traceback
+        print(documents.of_error(type(error).__name__, str(error), EXIT_BUG).to_json(), flush=True)
+        raise
+    if isinstance(answer, Document):
+        print(answer.to_json(), flush=True)
+    return answer
+
+
+def _answer(words: Sequence[str]) -> int | Document:
+    """Run a command and return its result; a mistake is printed, and returned as a document."""
+    try:
+        options = parse(words)
+        show_messages()
+        answer: int | Document = options.run(options)
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return documents.of_error(type(error).__name__, str(error), EXIT_USAGE)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return code
+        return documents.of_error("Interrupted", INTERRUPTED, EXIT_INTERRUPTED)
+    return answer
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,18 +94,41 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
         parser.error(shown(f"unrecognized arguments: {' '.join(rest)}"))
+    if getattr(options, "json", False) and any(
+        getattr(options, other, False) for other in ("print_config", "dry_run")
+    ):
+        parser.error("--json shows a result: it goes without --print-config and --dry-run")
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint about a command line can be read from the exception, for `--json`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and leave."""
+        try:
+            super().error(message)
+        except SystemExit as left:
+            raise UnreadableCommand(left.code, message) from None
+
+
+class UnreadableCommand(SystemExit):
+    """A command line that cannot be read, with argparse's message."""
+
+    def __init__(self, code: int | str | None, message: str) -> None:
+        super().__init__(code)
+        self.message = message
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
-    parser = argparse.ArgumentParser(prog="harness", description=sys.modules["harness"].__doc__)
+    parser = Parser(prog="harness", description=sys.modules["harness"].__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Run, help_text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.set_defaults(run=run)
         return command
@@ -84,7 +140,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("bundle", type=Path, help="exports/<name>")
     predict.add_argument("images", nargs="+", type=Path, help="files, or folders of them")
     predict.add_argument("--top", type=int, default=3, help="classes to show")
-    add_mlruns(add("doctor", run_doctor, "print what this machine has and what `auto` means on it"))
+    doctor = add("doctor", run_doctor, "print what this machine has and what `auto` means on it")
+    add_mlruns(doctor)
+    add_json(doctor)
     return parser
 
 
@@ -104,6 +162,8 @@ def _add_configured_commands(add: AddCommand) -> None:
     sweeps.add_sweep_options(sweep)
     train.add_argument("--resume", metavar="RUN", help="go on with a run, as it was configured")
     add_mlruns(train)
+    for command in (train, data):
+        add_json(command)
     data.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
     data.add_argument("--features", action="store_true", help="list the cached features instead")
     data.add_argument("--clear", action="store_true", help="with --features: remove them")
@@ -139,12 +199,14 @@ def _add_record_commands(add: AddCommand) -> None:
         )
     for command in (evaluate, compare, export, ui):
         add_mlruns(command)
+    for command in (evaluate, compare, export):
+        add_json(command)
 
 
 # ── commands ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_train(options: argparse.Namespace) -> int:
+def run_train(options: argparse.Namespace) -> int | Document:
     from harness.config.compose import compose_run, trace_origins
     from harness.config.provenance import annotate
 
@@ -162,34 +224,45 @@ def run_train(options: argparse.Namespace) -> int:
         return EXIT_OK
     from harness.training.command import run_training
 
-    return run_training(config)[0]
+    return _trained(*run_training(config))
 
 
-def _resume_train(options: argparse.Namespace) -> int:
+def _resume_train(options: argparse.Namespace) -> Document:
     if options.print_config or options.dry_run:
         raise ConfigError("--resume goes on with the run as it was configured: give no other option")
     from harness.training.resume_run import resume_training
 
-    return resume_training(tracking_config(options), options.resume, options.overrides)[0]
+    return _trained(*resume_training(tracking_config(options), options.resume, options.overrides))
 
 
-def run_data(options: argparse.Namespace) -> int:
+def _trained(code: int, result: RunResult | None) -> Document:
+    """Return a run's result, which is missing if the processes that trained it together were killed."""
+    if result is None:
+        why = f"the processes that train together ended with exit code {code}"
+        return documents.of_error("HarnessError", why, code)
+    return documents.of_run(result, code)
+
+
+def run_data(options: argparse.Namespace) -> Document:
     from harness.config.compose import compose_run
+    from harness.data.features.cache import list_features
     from harness.data.summary import summarise, summarise_features
 
     config = compose_run(options.overrides, **config_dir(options))
     if options.clear and not options.features:
         raise ConfigError("--clear removes cached features: say --features --clear")
     if options.features:
+        entries = list_features(Path(config.data.cache_dir))
         print(summarise_features(config.data, clear=options.clear))
-        return EXIT_OK
+        return documents.of_features(entries, options.clear)
     # No batches are made here, so a data set that is smaller than a batch can be described as well.
     data = config.data.model_copy(update={"batch_size": 1})
-    print(summarise(data, options.output, augment=config.augment))
-    return EXIT_OK
+    summary = summarise(data, options.output, augment=config.augment)
+    print(summary)
+    return documents.of_data(summary)
 
 
-def run_evaluate(options: argparse.Namespace) -> int:
+def run_evaluate(options: argparse.Namespace) -> Document:
     from harness.training.evaluate import evaluate_run
 
     done = evaluate_run(tracking_config(options), options.run_id, options.split, show=print)
@@ -197,31 +270,34 @@ def run_evaluate(options: argparse.Namespace) -> int:
     print("\n".join(f"{name:<16} {value:.4f}" for name, value in done.metrics.items()))
     if done.readings is not None:
         print(done.readings)
-    return EXIT_OK
+    return documents.of_evaluation(done, options.split)
 
 
-def run_compare(options: argparse.Namespace) -> int:
+def run_compare(options: argparse.Namespace) -> Document:
     from harness.analysis.compare import compare_runs
 
     comparison = compare_runs(
         tracking_config(options), options.runs, sweep=options.sweep, filter=options.filter, sort=options.sort
     )
     print(comparison.to_text(None if options.wide else terminal_width()))
+    files: list[Path] = []
     try:
-        print("written: " + ", ".join(map(str, comparison.write(options.output or Path("reports/compare")))))
+        files = list(comparison.write(options.output or Path("reports/compare")))
+        print("written: " + ", ".join(map(str, files)))
     except TrackingError as error:
         if options.output is not None:
             raise
         print(f"not written: {error}")
-    return EXIT_OK
+    return documents.of_comparison(comparison, files)
 
 
-def run_export(options: argparse.Namespace) -> int:
+def run_export(options: argparse.Namespace) -> Document:
     from harness.export import export_run
 
     with raising():  # so that the unfinished bundle is removed
-        print(export_run(tracking_config(options), options.run_id, options.output, show=print))
-    return EXIT_OK
+        result = export_run(tracking_config(options), options.run_id, options.output, show=print)
+    print(result)
+    return documents.of_export(result)
 
 
 def run_predict(options: argparse.Namespace) -> int:
@@ -239,8 +315,9 @@ def run_ui(options: argparse.Namespace) -> int:
         return serve(tracking_config(options), options.port, assistant=options.assistant)
 
 
-def run_doctor(options: argparse.Namespace) -> int:
+def run_doctor(options: argparse.Namespace) -> Document:
     from harness.training.doctor import diagnose
 
-    print(diagnose(tracking_config(options), Path(os.environ.get("DATA_DIR", "data"))))
-    return EXIT_OK
+    facts = diagnose(tracking_config(options), Path(os.environ.get("DATA_DIR", "data")))
+    print("\n".join(f"{name:<18} {fact}" for name, fact in facts.items()))
+    return documents.of_machine(facts)

@@ -10,7 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli.common import EXIT_OK, add_mlruns, config_dir, place_overrides, tracking_config
+from harness.cli import documents
+from harness.cli.common import EXIT_OK, add_json, add_mlruns, config_dir, place_overrides, tracking_config
+from harness.cli.documents import Document
 from harness.errors import ConfigError
 
 
@@ -18,6 +20,7 @@ def add_sweep_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--extend", action="store_true", help="widen what it asks, and keep its trials")
     command.add_argument("--status", action="store_true", help="how far a sweep is: [NAME]")
     command.add_argument("--stop", action="store_true", help="stop it resumably, wherever it runs: [NAME]")
+    add_json(command)
     _add_places(command)
 
 
@@ -39,7 +42,7 @@ def _database(options: argparse.Namespace) -> str:
     return storage_url(tracking_config(options).dir, options.storage)
 
 
-def run_sweep(options: argparse.Namespace) -> int:
+def run_sweep(options: argparse.Namespace) -> int | Document:
     if options.overrides == ["list"] or options.status or options.stop:
         return _look_at_sweeps(options)
     from harness.config.compose import compose_sweep, trace_origins
@@ -58,18 +61,19 @@ def run_sweep(options: argparse.Namespace) -> int:
         return EXIT_OK
     from harness.search import sweep
 
-    return sweep.run_sweep(plan, extend=options.extend).exit_code
+    return documents.of_sweep(sweep.run_sweep(plan, extend=options.extend), plan.sweep)
 
 
-def _look_at_sweeps(options: argparse.Namespace) -> int:
+def _look_at_sweeps(options: argparse.Namespace) -> Document:
     from harness.search.coordinator.stop import request_stop
     from harness.search.report import status
     from harness.search.report.messages import build_console, say
 
     console, storage = build_console(), status.open_sweeps(_database(options))
     if options.overrides == ["list"]:
-        console.print(status.sweeps_table(storage))
-        return EXIT_OK
+        statuses = status.read_statuses(storage)
+        console.print(status.sweeps_table(statuses))
+        return documents.of_sweeps(statuses)
     found = status.find_sweep(storage, *_asked_for(options.overrides))
     if options.stop:
         request_stop(found)
@@ -77,7 +81,7 @@ def _look_at_sweeps(options: argparse.Namespace) -> int:
     now = status.read_status(found)
     say(console, status.status_line(now))
     console.print(status.status_table(now))
-    return EXIT_OK
+    return documents.of_status(now)
 
 
 def _asked_for(words: Sequence[str]) -> tuple[str | None, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -26,14 +27,44 @@ CLASSES_SHOWN = 20
 NAMES_SHOWN = 20
 
 
-def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | None = None) -> str:
+@dataclass(frozen=True)
+class DataSummary:
+    """What a data set holds. As text, it is what `harness data` prints."""
+
+    splits: ImageSplits
+    test: ImageArrays
+    about: Description
+    notices: list[str]  # about the tree, its pixels, and images that occur more than once
+    pictures: list[Path]
+
+    @property
+    def counts(self) -> dict[str, tuple[int, int, int]]:
+        """The training, validation and test images of each class."""
+        names = self.splits.class_names
+        columns = [_per_class(split, len(names)) for split in (self.splits.train, self.splits.val, self.test)]
+        per_class = zip(*(column.tolist() for column in columns), strict=True)
+        return dict(zip(names, per_class, strict=True))
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                *_facts(self.splits, self.about),
+                "",
+                *_counts(self),
+                *([""] if self.notices else []),
+                *(f"note       {line}" for line in self.notices),
+                *_listed("file cannot be read", "files cannot be read", self.splits.broken_files),
+                *_passed_over(self.about),
+                *_pictures(self.splits, self.pictures),
+            ]
+        )
+
+
+def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | None = None) -> DataSummary:
     """Describe a data set and write ``samples.png``, one row of training images per class.
 
     Args:
         augment: If given, ``samples_augmented.png`` shows the same images as training would see them.
-
-    Returns:
-        Several lines of text.
 
     Raises:
         DataError: If the images are missing, damaged or unusable.
@@ -50,17 +81,7 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
         labels = torch.from_numpy(splits.train.labels[positions])
         augmented, _ = module.mix(module.augment(samples, epoch=0, batch_index=0), labels, 0, 0)
         pictures.append(_write_grid(augmented, output_dir / "samples_augmented.png"))
-    return "\n".join(
-        [
-            *_facts(splits, decoded.about),
-            "",
-            *_counts(splits, test),
-            *_notices(decoded, splits, test),
-            *_listed("file cannot be read", "files cannot be read", splits.broken_files),
-            *_passed_over(decoded.about),
-            *_pictures(splits, pictures),
-        ]
-    )
+    return DataSummary(splits, test, decoded.about, _notices(decoded, splits, test), pictures)
 
 
 def summarise_features(config: DataConfig, *, clear: bool) -> str:
@@ -96,11 +117,10 @@ def _rounded(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.5f}" for value in values)
 
 
-def _counts(splits: ImageSplits, test: ImageArrays) -> list[str]:
+def _counts(summary: DataSummary) -> list[str]:
     """Return a table of images per class and split."""
-    columns = [_per_class(split, len(splits.class_names)) for split in (splits.train, splits.val, test)]
-    rows = [(name, *counts) for name, *counts in zip(splits.class_names, *columns, strict=True)]
-    rows.append(("total", *(int(counts.sum()) for counts in columns)))
+    rows = [(name, *counts) for name, counts in summary.counts.items()]
+    rows.append(("total", len(summary.splits.train), len(summary.splits.val), len(summary.test)))
     width = max(len(str(row[0])) for row in rows)
     header = f"{'class':<{width}}  {'train':>7}  {'val':>7}  {'test':>7}"
     return [
@@ -122,8 +142,7 @@ def _notices(decoded: DecodedSet, splits: ImageSplits, test: ImageArrays) -> lis
         "val": (val_part, splits.val.indices),
         "test": (test_part, test.indices),
     }
-    lines = [*decoded.about.notices, *describe_duplicates(decoded), *near_duplicates(sides)]
-    return ["", *(f"note       {line}" for line in lines)] if lines else []
+    return [*decoded.about.notices, *describe_duplicates(decoded), *near_duplicates(sides)]
 
 
 def _passed_over(about: Description) -> list[str]:

@@ -18,13 +18,13 @@ from harness.tracking.environment import available_cores, package_versions
 from harness.training.machine import resolve_machine
 
 
-def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
-    """Return versions, device, precision, threads, disk, data and run store, one fact per line."""
+def diagnose(tracking: TrackingConfig, data_dir: Path) -> dict[str, str]:
+    """Return versions, device, precision, threads, disk, data and run store, each in words."""
     machine = resolve_machine(TrainerConfig())
     is_by_network = machine.device.type == "cpu" and machine.precision == "bf16"
     by_network = " (fp32 for networks with grouped convolutions)" if is_by_network else ""
     disk = shutil.disk_usage(Path.cwd())
-    facts = {
+    return {
         "python": f"{platform.python_version()} on {platform.platform()}",
         **package_versions(),
         "device": ", ".join(machine.describe().values()) + by_network,
@@ -34,7 +34,6 @@ def diagnose(tracking: TrackingConfig, data_dir: Path) -> str:
         "run store": _describe_store(tracking),
         "data": _describe_data(data_dir),
     }
-    return "\n".join(f"{name:<18} {fact}" for name, fact in facts.items())
 
 
 def _describe_store(tracking: TrackingConfig) -> str:

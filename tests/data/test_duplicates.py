@@ -85,7 +85,7 @@ def test_look_alikes_are_counted_where_people_look(
     smooth = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((64, 64))
     smooth.save(root / "train/cat/smooth.png")
     smooth.resize((90, 90)).save(root / "test/cat/anew.jpg", quality=60)
-    text = summarise(config_of(root, decode_size=32), tmp_path / "out", augment=AugmentConfig())
+    text = str(summarise(config_of(root, decode_size=32), tmp_path / "out", augment=AugmentConfig()))
     assert "1 test image of 9 look like a training image: test/cat/anew.jpg ~ train/cat/smooth.png" in text
     assert "exact cop" not in text
     assert caplog.text == "", "what is shown is not logged too"

@@ -18,7 +18,7 @@ from harness.data.summary import SAMPLES_PER_CLASS, summarise, summarise_feature
 def test_counts_statistics_and_digest(tmp_path: Path) -> None:
     config = DigitsData(cache_dir=str(tmp_path / "cache"))
     splits = load_splits(config)
-    text = summarise(config, tmp_path / "out")
+    text = str(summarise(config, tmp_path / "out"))
     assert splits.digest in text
     assert f"{splits.mean[0]:.5f}" in text
     totals = next(line.split()[1:] for line in text.splitlines() if line.startswith("total"))
@@ -46,7 +46,7 @@ def test_augmented_samples_and_broken_files(tmp_path: Path, image_tree: Callable
     (root / "a b" / "no.png").write_text("text")
     config = FolderData(dir=str(root), cache_dir=str(tmp_path / "cache"), decode_size=32, batch_size=4)
     augment = AugmentConfig(flip=True, crop_padding=4, brightness=0.5)
-    text = summarise(config, tmp_path / "out", augment=augment)
+    text = str(summarise(config, tmp_path / "out", augment=augment))
     assert "1 file cannot be read" in text
     assert "a b/no.png" in text
     assert "猫" in text

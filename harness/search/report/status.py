@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -101,13 +102,17 @@ def read_status(study: optuna.Study) -> SweepStatus:
     )
 
 
-def sweeps_table(storage: RetryingStorage) -> Table:
-    """Return every sweep of the database, the newest last."""
+def read_statuses(storage: RetryingStorage) -> list[SweepStatus]:
+    """Return how far every sweep of the database is, the newest last."""
+    return [read_status(find_sweep(storage, known.study_name)) for known in storage.get_all_studies()]
+
+
+def sweeps_table(statuses: Sequence[SweepStatus]) -> Table:
+    """Return sweeps as a table."""
     table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold")
     for title in ("sweep", "state", "trials", "running", "best", "metric"):
         table.add_column(title, justify="right" if title in ("trials", "running", "best") else "left")
-    for known in storage.get_all_studies():
-        status = read_status(find_sweep(storage, known.study_name))
+    for status in statuses:
         best = format_score(status.best.score) if status.best else "–"
         trials = f"{status.num_ended}/{status.num_trials or '?'}"
         table.add_row(status.name, status.state, trials, str(len(status.at_work)), best, status.metric)

@@ -1,0 +1,321 @@
+"""What `--json` prints: one document on standard output, whose keys docs/programs.md describes.
+
+A command in `main.py` or `sweeps.py` returns a `Document`, which a function here makes of the command's
+result; `main` prints it. The keys are written out by hand, so that they stay the same when a result's class
+changes. A key may be added to a schema; whoever removes one, or changes its meaning, raises its number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.credentials import shown
+
+if TYPE_CHECKING:
+    from harness.analysis.table import Comparison, SeedsReport
+    from harness.config.sweep import SweepConfig
+    from harness.data.features.cache import StoredFeatures
+    from harness.data.summary import DataSummary
+    from harness.export.bundle import ExportResult
+    from harness.search.report.status import SweepStatus
+    from harness.search.study.trials import TrialRow
+    from harness.search.sweep import SweepResult
+    from harness.training.evaluate import RunEvaluation
+    from harness.training.result import RunResult
+
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A command's result for a program, and the command's exit code."""
+
+    schema: str  # such as "harness.sweep/1"
+    content: Content
+    exit_code: int = 0
+    notes: list[str] = field(default_factory=list)  # what is said about the result, one line each
+
+    def to_json(self) -> str:
+        """Return the document as JSON in ASCII, which every encoding of a terminal or a pipe can carry."""
+        notes = {"notes": self.notes} if self.notes else {}
+        whole = {"schema": self.schema, "exit_code": self.exit_code, **self.content, **notes}
+        return json.dumps(_plain(whole), indent=2, allow_nan=False)
+
+
+def of_error(kind: str, message: str, exit_code: int) -> Document:
+    """Return the document of a command that has no result.
+
+    Args:
+        kind: a class of harness/errors.py; or `UsageError`, or `Interrupted`.
+    """
+    return Document("harness.error/1", {"error": {"kind": kind, "message": shown(message)}}, exit_code)
+
+
+@contextmanager
+def nothing_else_on_stdout() -> Iterator[None]:
+    """Send what this process and those that it starts write to standard output to standard error instead."""
+    sys.stdout.flush()
+    kept = None
+    with suppress(OSError):  # one of the two is closed
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in JSON's types: NaN and infinity, which JSON lacks, are None."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return float(value) if math.isfinite(value) else None
+        case Path():
+            return str(value)
+        case Mapping():
+            return {str(key): _plain(one) for key, one in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(one) for one in value]
+        case _ if hasattr(value, "tolist"):  # NumPy's numbers and arrays
+            return _plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no place in a document")
+
+
+def _from_one(epoch: int | None) -> int | None:
+    """Return an epoch's number as people count, from 1; None for none."""
+    return None if epoch is None or epoch < 0 else epoch + 1
+
+
+# ── sweeps ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def of_sweep(result: SweepResult, sweep: SweepConfig) -> Document:
+    """Return the state of a sweep at the end of a command."""
+    from harness.search.study.trials import ranked
+
+    rows = ranked(result.rows, sweep.direction)
+    test = None if result.test_metrics is None else {"metrics": result.test_metrics}
+    return Document(
+        "harness.sweep/1",
+        {
+            "name": result.name,
+            "outcome": result.outcome,
+            "run_id": result.parent_run_id,
+            "metric": sweep.metric,
+            "direction": sweep.direction,
+            "num_trials": sweep.num_trials,
+            "num_ended": sum(row.has_ended for row in rows),
+            "best": None if result.best is None else _trial(result.best),
+            "test": None if test is None else test | {"readings": result.test_readings},
+            "trials": [_trial(row) for row in rows],
+        },
+        result.exit_code,
+    )
+
+
+def of_status(status: SweepStatus) -> Document:
+    """Return how far a sweep is, and which processes work on it."""
+    at_work = {row.number for row in status.at_work}
+    trials = [{**_trial(row), "is_worked_on": row.number in at_work} for row in status.rows]
+    return Document("harness.sweep-status/1", {**_status(status), "trials": trials})
+
+
+def of_sweeps(sweeps: list[SweepStatus]) -> Document:
+    """Return every sweep of a database, the newest last."""
+    return Document("harness.sweep-list/1", {"sweeps": [_status(status) for status in sweeps]})
+
+
+def _status(status: SweepStatus) -> Content:
+    return {
+        "name": status.name,
+        "state": status.state,
+        "metric": status.metric,
+        "direction": status.direction,
+        "num_trials": status.num_trials,
+        "num_ended": status.num_ended,
+        "num_running": len(status.at_work),
+        "best": None if status.best is None else _trial(status.best),
+    }
+
+
+def _trial(row: TrialRow) -> Content:
+    return {
+        "number": row.number,
+        "state": row.state,
+        "score": row.score,
+        "best_epoch": _from_one(row.best_epoch),
+        "epochs_done": row.epochs_done,
+        "max_epochs": row.max_epochs,
+        "params": row.params,
+        "seed": row.seed,
+        "seconds": row.seconds,
+        "costs": row.costs,
+        "run_id": row.run_id,
+        "checkpoint": row.checkpoint,
+        "reason": row.reason,
+        "num_deaths": row.deaths,
+    }
+
+
+# ── runs ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def of_run(result: RunResult, exit_code: int) -> Document:
+    """Return the result of one training run."""
+    return Document(
+        "harness.train/1",
+        {
+            "run_id": result.run_id,
+            "status": result.status,
+            "score": result.score,
+            "best_epoch": _from_one(result.best_epoch),
+            "metrics": result.metrics,
+            "checkpoint": result.checkpoint,
+            "seconds": result.seconds,
+            "costs": result.costs,
+        },
+        exit_code,
+    )
+
+
+def of_evaluation(done: RunEvaluation, split: str) -> Document:
+    """Return the scores of a run's checkpoint on a split."""
+    return Document(
+        "harness.evaluate/1",
+        {
+            "run": {"run_id": done.run.run_id, "name": done.run.name, "sweep": done.run.sweep},
+            "split": split,
+            "checkpoint": done.checkpoint,
+            "metrics": done.metrics,
+            "readings": done.readings,
+        },
+    )
+
+
+def of_comparison(comparison: Comparison, files: list[Path]) -> Document:
+    """Return a table of runs: one object for each, best first; a value that was not recorded is None.
+
+    Args:
+        files: that the table was written to.
+    """
+    seeds = comparison.seeds
+    return Document(
+        "harness.compare/1",
+        {
+            "columns": comparison.columns,
+            "runs": [dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows],
+            "num_equal_settings": comparison.constant,
+            "seeds": None if seeds is None else _seeds(seeds),
+            "files": files,
+        },
+        notes=list(comparison.notes),
+    )
+
+
+def _seeds(seeds: SeedsReport) -> Content:
+    return {
+        "metric": seeds.metric,
+        "configurations": [
+            {
+                "name": name,
+                "n": estimate.n,
+                "mean": estimate.mean,
+                "deviation": estimate.deviation,
+                "interval_95": None if estimate.low is None else [estimate.low, estimate.high],
+            }
+            for name, estimate in seeds.estimates.items()
+        ],
+        "findings": [
+            {"first": first, "second": second, "sentence": sentence}
+            for (first, second), sentence in seeds.findings
+        ],
+    }
+
+
+def of_export(result: ExportResult) -> Document:
+    """Return a bundle that was written and verified."""
+    config = result.config
+    return Document(
+        "harness.export/1",
+        {
+            "path": result.path,
+            "files": sorted(path.name for path in result.path.iterdir()),
+            "classes": config.classes,
+            "input": {"name": config.input.name, "height": config.input.height, "width": config.input.width},
+            "run_id": config.run.run_id,
+            "metrics": config.run.metrics,
+            "test_readings": config.run.test_readings,
+            "parity": {
+                "num_images": config.parity.num_images,
+                "max_abs_difference": config.parity.max_abs_difference,
+                "tolerance": config.parity.tolerance,
+                "top1_agreement": config.parity.top1_agreement,
+            },
+        },
+    )
+
+
+# ── data and machine ──────────────────────────────────────────────────────────────────────────────
+
+
+def of_data(summary: DataSummary) -> Document:
+    """Return what a data set holds."""
+    splits = summary.splits
+    height, width = splits.train.images.shape[1:3]
+    return Document(
+        "harness.data/1",
+        {
+            "name": splits.name,
+            "source": splits.source,
+            "digest": splits.digest,
+            "val_digest": splits.val_digest,
+            "height": height,
+            "width": width,
+            "mean": splits.mean,
+            "std": splits.std,
+            "classes": [
+                {"name": name, "train": train, "val": val, "test": test}
+                for name, (train, val, test) in summary.counts.items()
+            ],
+            "num_images": {"train": len(splits.train), "val": len(splits.val), "test": len(summary.test)},
+            "broken_files": splits.broken_files,
+            "not_used": [{"path": path, "reason": why} for path, why in summary.about.passed_over],
+            "pictures": summary.pictures,
+        },
+        notes=summary.notices,
+    )
+
+
+def of_features(entries: list[StoredFeatures], removed: bool) -> Document:
+    """Return the cached features of frozen backbones, the least recently used first."""
+    listed = [
+        {
+            "folder": entry.folder,
+            "last_used_s": entry.used,
+            "bytes": entry.num_bytes,
+            "model": entry.about["model"],
+            "image_size": entry.about["image_size"],
+            "data": entry.about["data"],
+            "views": entry.about["views"],
+        }
+        for entry in entries
+    ]
+    return Document("harness.features/1", {"entries": listed, "were_removed": removed})
+
+
+def of_machine(facts: Mapping[str, str]) -> Document:
+    """Return what a machine has, in words."""
+    return Document("harness.doctor/1", {"facts": dict(facts)})
