@@ -35,6 +35,8 @@ class BaseData(Section):
     val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1  # of the training images, stratified
     split_seed: Annotated[int, Field(ge=0)] = 0  # of the validation split; independent of `seed`
     max_train_samples: PositiveInt | None = None  # train on a stratified subset of this size; None = all
+    # An epoch is so many images, of pass after pass over all training images; None = one pass.
+    samples_per_epoch: PositiveInt | None = None
     feature_cache_gb: Annotated[float, Field(ge=0.0)] = 20.0  # 10^9 bytes, of all cached features together
 
 
@@ -306,12 +308,14 @@ class RunConfig(Section):
                 f"optim.schedule.warmup_epochs={warmup:g} leaves nothing of trainer.max_epochs={epochs}: "
                 "lower it or train longer"
             )
-        batch, samples = self.data.batch_size, self.data.max_train_samples
-        if samples is not None and batch > samples:
-            raise ValueError(
-                f"data.batch_size={batch} is larger than data.max_train_samples={samples}: "
-                "lower it or use more samples"
-            )
+        batch = self.data.batch_size
+        for name in ("max_train_samples", "samples_per_epoch"):
+            samples = getattr(self.data, name)
+            if samples is not None and batch > samples:
+                raise ValueError(
+                    f"data.batch_size={batch} is larger than data.{name}={samples}: "
+                    "lower it or use more samples"
+                )
         if batch % self.trainer.devices:
             raise ValueError(
                 f"data.batch_size={batch} cannot be shared evenly by {self.trainer.devices} devices "

@@ -19,15 +19,13 @@ from torch import Tensor
 from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.augment.mixing import BatchMix
 from harness.data.augment.transforms import BatchAugment, check_fits
+from harness.data.epochs import AUGMENT_STREAM, FLIP_STREAM, MIX_STREAM, EpochOrder, stream_seed
 from harness.data.sharding import SINGLE_PROCESS, RankInfo, Shard
 from harness.data.splits import ImageSplits
 
 # Evaluation keeps no activations for a backward pass, so larger batches than in training fit in memory;
 # much larger ones would not fit in a CPU's caches.
 MIN_EVAL_BATCH = 128
-# Each kind of draw has a random stream of its own, so that switching one on does not change the others.
-ORDER_STREAM, AUGMENT_STREAM, FLIP_STREAM, MIX_STREAM, VIEW_STREAM = range(5)
-
 Batch = tuple[Tensor, Tensor]  # uint8 (B, 3, H, W) in channels_last, int64 (B,)
 
 
@@ -58,6 +56,7 @@ class BatchLoader:
         batch_size: int,
         order: Callable[[], np.ndarray] | None = None,
         *,
+        num_samples: int | None = None,
         pin: bool = False,
         rank_info: RankInfo = SINGLE_PROCESS,
         is_sharded: bool = True,
@@ -67,8 +66,9 @@ class BatchLoader:
         Args:
             arrays: The split.
             batch_size: Images in a batch, over all ranks together.
-            order: Given in training only: returns positions in `arrays`, int64 (N,). None means evaluation:
+            order: Given in training only: returns positions in `arrays`, int64 (n,). None means evaluation:
                 every image once, in its own order.
+            num_samples: The length n of such an order; None: as many as there are images.
             pin: Whether batches are copied into pinned memory.
             rank_info: Determines this rank's shard of each batch in training, of all images in evaluation.
             is_sharded: False yields whole training batches; the caller takes the shard later.
@@ -76,6 +76,7 @@ class BatchLoader:
         self.arrays = arrays
         self.batch_size = batch_size
         self._order = order
+        self._num_samples = len(arrays) if num_samples is None else num_samples
         self._pin = pin
         self._rank_info = rank_info
         self._is_sharded = is_sharded
@@ -91,7 +92,7 @@ class BatchLoader:
     def shard(self, index: int) -> Shard:
         """Return this rank's shard of a training batch, by the batch's index in the epoch."""
         start = self._starts()[index]
-        return self._rank_info.shard(min(self.batch_size, len(self.arrays) - start))
+        return self._rank_info.shard(min(self.batch_size, self._num_samples - start))
 
     @property
     def eval_shard(self) -> Shard:
@@ -112,7 +113,7 @@ class BatchLoader:
         if self._order is None:
             shard = self.eval_shard
             return range(0, shard.stop - shard.start, self.batch_size)
-        count = len(self.arrays)
+        count = self._num_samples
         # A last training batch of a single image is left out: batch norm cannot take a variance from it.
         is_single_left = self.batch_size > 1 and count % self.batch_size == 1
         return range(0, count - 1 if is_single_left and count > 1 else count, self.batch_size)
@@ -132,26 +133,12 @@ def eval_batches(
     return BatchLoader(arrays, max(batch_size, MIN_EVAL_BATCH), pin=pin_memory, rank_info=rank_info)
 
 
-def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order in which an epoch visits `count` images, int64 (count,)."""
-    return np.random.default_rng([seed, ORDER_STREAM, epoch]).permutation(count)
-
-
-def stream_seed(seed: int, *place: int) -> int:
-    """Return a seed for one place in the run, such as (stream, epoch, batch); below 2^63.
-
-    No draw depends on an earlier one, so a resumed run continues as if it had never stopped.
-    """
-    mixed = np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0]
-    return int(mixed) & (2**63 - 1)
-
-
 class ImageDataModule(pl.LightningDataModule):
     """Feeds a run's splits to Lightning; order and augmentation depend on (seed, epoch, batch) only.
 
     Args:
         splits: The training and validation images.
-        data: The section `data` of the configuration; only its batch size is used.
+        data: The section `data` of the configuration; its sizes of batch and epoch are used.
         augment: The augmentation of training batches.
         seed: Determines the order and all random numbers.
         pin_memory: Whether batches are copied into pinned memory.
@@ -176,12 +163,13 @@ class ImageDataModule(pl.LightningDataModule):
         self.splits = splits
         self.batch_size = data.batch_size
         self.seed = seed
+        self.epochs = EpochOrder(len(splits.train), seed, data.samples_per_epoch)
         self.pin_memory = pin_memory
         self.rank_info = rank_info
         self._augment = BatchAugment(augment)
         self._mix = BatchMix(augment, len(splits.class_names))
         self._alternates = augment.flip == "alternating"
-        # The alternating flips of the latest epoch, in its order: (epoch, bool (N,)).
+        # The alternating flips of the latest epoch, in its order: (epoch, bool (n,)).
         self._flips_in_order = (-1, np.empty(0, dtype=bool))
 
     # ── without a Trainer ─────────────────────────────────────────────────────────────────────────
@@ -192,6 +180,7 @@ class ImageDataModule(pl.LightningDataModule):
             self.splits.train,
             self.batch_size,
             lambda: self.order(epoch()),
+            num_samples=len(self.epochs),
             pin=self.pin_memory,
             rank_info=self.rank_info,
             # Mixing may take any image of the batch as a partner, so every rank needs the whole batch.
@@ -199,8 +188,8 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the order in which an epoch visits the training split."""
-        return shuffled(len(self.splits.train), self.seed, epoch)
+        """Return the images of the training split that an epoch visits, in its order, int64 (n,)."""
+        return self.epochs.images(epoch)
 
     def augment(self, images: Tensor, epoch: int, batch_index: int, shard: Shard | None = None) -> Tensor:
         """Return a training batch, or a shard of it, augmented.
@@ -216,20 +205,20 @@ class ImageDataModule(pl.LightningDataModule):
         if not self._alternates:
             return self._augment(images, generator, shard=shard)
         if self._flips_in_order[0] != epoch:  # computed once per epoch rather than for every batch
-            self._flips_in_order = epoch, self.alternating_flips(epoch)[self.order(epoch)]
+            self._flips_in_order = epoch, self.alternating_flips(epoch)
         start = batch_index * self.batch_size
         flips = torch.from_numpy(self._flips_in_order[1][start + shard.start : start + shard.stop])
         return self._augment(images, generator, flips.to(images.device), shard)
 
     def flips(self, epoch: int, device: torch.device) -> np.ndarray:
-        """Return which images `augment` mirrors in an epoch, bool (N,), in the order of the epoch.
+        """Return which images `augment` mirrors in an epoch, bool (n,), in the order of the epoch.
 
         Cached features need this: for a flip, the activations of both views are kept. The device matters
         because the same seed draws other numbers on a GPU than on a CPU.
         """
         if self._alternates:
-            return self.alternating_flips(epoch)[self.order(epoch)]
-        count = len(self.splits.train)
+            return self.alternating_flips(epoch)
+        count = len(self.epochs)
         flips = []
         for batch_index, start in enumerate(range(0, count, self.batch_size)):
             generator = self._generator(device, epoch, batch_index)
@@ -242,14 +231,14 @@ class ImageDataModule(pl.LightningDataModule):
         return generator.manual_seed(stream_seed(self.seed, AUGMENT_STREAM, epoch, batch_index))
 
     def alternating_flips(self, epoch: int) -> np.ndarray:
-        """Return which training images an epoch mirrors, bool (N,), in the order of the split.
+        """Return which images an epoch mirrors, bool (n,), in the order of the epoch.
 
-        A random half is mirrored in even epochs, the other half in odd ones.
+        A random half of the images is mirrored in even passes over them, the other half in odd ones.
 
         Source: K. Jordan, https://arxiv.org/abs/2404.00498, section 3.6.
         """
-        rng = np.random.default_rng([self.seed, FLIP_STREAM])
-        return (rng.random(len(self.splits.train)) < 0.5) ^ (epoch % 2 == 1)
+        first = np.random.default_rng([self.seed, FLIP_STREAM]).random(self.epochs.count) < 0.5
+        return first[self.epochs.images(epoch)] ^ (self.epochs.passes(epoch) % 2 == 1)
 
     def mix(self, images: Tensor, labels: Tensor, epoch: int, batch_index: int) -> Batch:
         """Apply mixup and cutmix, if on, to an augmented batch; labels then become probabilities (B, K)."""

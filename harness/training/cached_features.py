@@ -22,7 +22,8 @@ from torch import Tensor
 from harness.config.finetune import FrozenBackbone
 from harness.config.schema import RunConfig
 from harness.data.augment.transforms import BatchAugment
-from harness.data.datamodule import VIEW_STREAM, ImageDataModule, stream_seed
+from harness.data.datamodule import ImageDataModule
+from harness.data.epochs import VIEW_STREAM, stream_seed
 from harness.data.features.cache import feature_key, open_features
 from harness.data.features.datamodule import FeatureArrays, FeatureDataModule
 from harness.data.features.entry import EntryLayout, FeatureEntry, HalfOverflowError
@@ -113,6 +114,7 @@ def _own_data(
                 FeatureArrays(rows[num_train:], images.splits.val.labels),
                 config.data.batch_size,
                 config.seed,
+                samples_per_epoch=config.data.samples_per_epoch,
                 views=_flips(images, machine) if is_flip_alone(config.augment) and num_views == 2 else None,
                 pin_memory=images.pin_memory,
                 rank_info=images.rank_info,
@@ -126,7 +128,7 @@ def _own_data(
 
 
 def _flips(images: ImageDataModule, machine: Machine) -> Callable[[int], np.ndarray]:
-    """Return a function that maps an epoch to the view of each image, int64 (N,), in the epoch's order.
+    """Return a function that maps an epoch to the view of each image, int64 (n,), in the epoch's order.
 
     View 1 is the mirrored image. The views are those that a run on images would draw.
     """

@@ -35,9 +35,14 @@ def describe_run(config: RunConfig) -> str:
         "parameters": f"{freezing.trainable_parameters:,} trainable, {freezing.frozen_parameters:,} frozen",
         "freezing": str(freezing),
         "optimiser": f"{config.optim.kind}, lr {config.optim.lr:g}, {config.optim.schedule.kind} schedule",
-        "steps": f"{steps:,} an epoch of {config.data.batch_size} images, "
+        "steps": f"{steps:,} an epoch{_bound(config)}, of {config.data.batch_size} images each, "
         f"{steps * config.trainer.max_epochs:,} in {config.trainer.max_epochs} epochs",
         "device": f"{together}{machine.device.type}, {machine.precision}, "
         f"{torch.get_num_threads()} CPU threads",
     }
     return "\n".join(f"{name + ':':<12} {fact}" for name, fact in facts.items())
+
+
+def _bound(config: RunConfig) -> str:
+    samples = config.data.samples_per_epoch
+    return "" if samples is None else f" (data.samples_per_epoch={samples:,})"

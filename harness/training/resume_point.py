@@ -65,8 +65,8 @@ def find_resume_point(
 def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> None:
     """Refuse a checkpoint whose run differs in a setting that the finished epochs depend on.
 
-    These are data, model, finetuning, augmentation, optimiser, evaluation, seed, batch size and monitor, and
-    the number of epochs if the learning-rate schedule depends on it.
+    These are data, model, finetuning, augmentation, optimiser, evaluation, seed, sizes of batch and epoch,
+    and monitor, and the number of epochs if the learning-rate schedule depends on it.
 
     Args:
         before: the checkpoint's section `SECTION`.
@@ -84,10 +84,12 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
             raise CheckpointError(
                 f"{path} was trained with another {part!r} section: repeat the run as it was, or delete it"
             )
-    if (batch_size := was["data"]["batch_size"]) != wanted["data"]["batch_size"]:
-        raise CheckpointError(
-            f"{path} was trained with data.batch_size={batch_size}: with another its epochs have other steps"
-        )
+    for key in ("batch_size", "samples_per_epoch"):  # the latter is absent in checkpoints of earlier versions
+        if (value := was["data"].get(key)) != wanted["data"][key]:
+            raise CheckpointError(
+                f"{path} was trained with data.{key}={'null' if value is None else value}: "
+                "with another its epochs have other steps"
+            )
     if _monitor_of(was) != _monitor_of(wanted):
         raise CheckpointError(
             f"{path} is of a run with another trainer.monitor (in a sweep: sweep.metric), which has chosen "

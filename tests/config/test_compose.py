@@ -76,6 +76,7 @@ def test_the_configuration_cannot_be_changed() -> None:
         (["model=lenet", "finetune=partial"], "finetune=partial would freeze random weights of lenet"),
         (["optim.schedule.warmup_epochs=10"], "leaves nothing of trainer.max_epochs=10"),
         (["data.max_train_samples=64"], "data.batch_size=128 is larger than data.max_train_samples=64"),
+        (["data.samples_per_epoch=64"], "data.batch_size=128 is larger than data.samples_per_epoch=64"),
         (["data.dir=a(b"], "cannot read the override 'data.dir=a(b'"),
         (["optim.lr=1,2"], "searches are written in configs/sweep/"),
     ],

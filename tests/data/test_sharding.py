@@ -62,14 +62,18 @@ def test_shards_of_an_augmented_batch_are_the_batchs_own_bits(
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_every_process_loads_its_shard_of_each_batch(splits: ImageSplits, world: int, mixed: bool) -> None:
+@pytest.mark.parametrize("samples", [None, 30, 47])  # in an epoch; the split has 41
+def test_every_process_loads_its_shard_of_each_batch(
+    splits: ImageSplits, world: int, mixed: bool, samples: int | None
+) -> None:
     augment = AugmentConfig(mixup_alpha=1.0) if mixed else AugmentConfig()
-    data = DigitsData(batch_size=9)
+    data = DigitsData(batch_size=9, samples_per_epoch=samples)
     alone = list(ImageDataModule(splits, data, augment, 0).train_batches(lambda: 2))
     loaders = [
         ImageDataModule(splits, data, augment, 0, rank_info=RankInfo(rank, world)).train_batches(lambda: 2)
         for rank in range(world)
     ]
+    assert sum(len(labels) for _, labels in alone) == (samples or 41)
     for index, (together, (images, labels)) in enumerate(zip(zip(*loaders, strict=True), alone, strict=True)):
         shards = [loader.shard(index) for loader in loaders]
         parts = list(zip(together, shards, strict=True))

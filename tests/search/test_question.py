@@ -7,6 +7,7 @@ import pytest
 from harness.config.compose import compose_sweep, leaves_by_path
 from harness.errors import SweepError
 from harness.search.study.identity import (
+    ADDED_LATER,
     check_same_sweep,
     differences,
     fingerprint,
@@ -37,6 +38,7 @@ def test_budget_place_and_machine_are_no_part_of_the_question(override: str) -> 
 @pytest.mark.parametrize(
     "override",
     ["optim.weight_decay=0.9", "seed=5", "augment=strong", "sweep.sampler.seed=5", "trainer.max_epochs=9",
+     "data.samples_per_epoch=500",
      "sweep.metric=val/loss sweep.direction=minimize", "sweep.pruner.kind=none", "model=keras_cnn"],
 )  # fmt: skip
 def test_everything_that_could_change_an_answer_is(override: str) -> None:
@@ -91,10 +93,15 @@ def test_a_key_that_only_one_side_has_is_a_difference() -> None:
     check_same_sweep("mine", {"a": None}, {"a": None})
 
 
+def test_settings_that_earlier_versions_lacked_change_nothing_until_they_are_set() -> None:
+    """A sweep of an earlier version goes on under its name."""
+    assert "data.samples_per_epoch" not in sweep_identity(compose_sweep(BASE), "d1")
+
+
 def test_everything_else_of_the_schema_is_part_of_the_question() -> None:
     """A new key has to be put on one of the two sides on purpose."""
     plan = compose_sweep(BASE)
-    asked = set(sweep_identity(plan, "d1"))
+    asked = {*sweep_identity(plan, "d1"), *ADDED_LATER}
     base = set(leaves_by_path(plan.base.to_dict())) - asked - set(plan.sweep.space)
     assert base == {
         "data.dir", "data.cache_dir", "data.feature_cache_gb", "trainer.device", "trainer.devices",

@@ -159,10 +159,11 @@ def test_augmented_views_differ_from_the_image_and_from_each_other(config: Calla
 
 
 @pytest.mark.parametrize("flip", ["true", "alternating"])
+@pytest.mark.parametrize("samples", ["null", "170"])
 def test_each_epoch_mirrors_the_images_that_it_would_without_the_cache(
-    config: Callable[..., RunConfig], flip: str
+    config: Callable[..., RunConfig], flip: str, samples: str
 ) -> None:
-    settings = config("finetune=linear_probe", f"augment.flip={flip}")
+    settings = config("finetune=linear_probe", f"augment.flip={flip}", f"data.samples_per_epoch={samples}")
     _, data = _prepare(settings)
     assert data is not None
     splits = load_splits(settings.data)
@@ -172,7 +173,7 @@ def test_each_epoch_mirrors_the_images_that_it_would_without_the_cache(
     for epoch in (0, 1, 4):
         mirrored, positions = np.divmod(data.order(epoch), count)
         assert positions.tolist() == images.order(epoch).tolist()
-        for index, start in enumerate(range(0, count, size)):
+        for index, start in enumerate(range(0, len(positions), size)):
             rows = slice(start, start + size)
             batch = torch.from_numpy(splits.train.gather(positions[rows])).permute(0, 3, 1, 2)
             is_mirrored = torch.from_numpy(mirrored[rows] == 1)[:, None, None, None]

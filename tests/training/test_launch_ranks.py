@@ -77,6 +77,7 @@ def test_two_processes_train_as_one(run: Run, config: Config, tmp_path: Path) ->
         ("data.max_train_samples=67", "augment=standard"),  # three images are left: too few to share
         ("data.max_train_samples=90", "augment=mix"),  # an image is mixed with one of the other rank's
         ("data.max_train_samples=90", "optim=adamw", "optim.lr=0.001", "augment.flip=alternating"),
+        ("data.max_train_samples=90", "data.samples_per_epoch=70", "augment=standard"),
     ],
 )
 def test_two_processes_train_as_one_in_every_way(

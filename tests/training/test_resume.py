@@ -199,6 +199,7 @@ def test_another_question_is_refused_not_set_aside(tmp_path: Path) -> None:
     ("overrides", "problem"),
     [
         (["data.batch_size=25"], r"was trained with data\.batch_size=50"),
+        (["data.samples_per_epoch=60"], r"was trained with data\.samples_per_epoch=null"),
         (["trainer.max_epochs=8"], r"max_epochs=4, over which its cosine schedule is laid out"),
         (["evaluation.tta=flip"], "another 'evaluation' section"),
         (["trainer.max_epochs=8", "optim.schedule.kind=constant"], None),
@@ -235,6 +236,30 @@ def test_a_constant_rate_trains_longer_as_if_it_had_been_meant_to(
     result, _ = run(tiny_config("trainer.max_epochs=2", *constant))
 
     assert_ends_as_whole(result, tmp_path)
+
+
+def test_epochs_that_draw_on_through_the_images_go_on_where_they_stopped(
+    run: Run, tiny_config: Config, tmp_path: Path
+) -> None:
+    """The third of four epochs of 200 images begins within the second pass over 300."""
+    bounded = (
+        "data.samples_per_epoch=200",
+        "trainer.max_epochs=4",
+        "augment=mix",
+        "augment.flip=alternating",
+    )
+    whole, tracker = run(tiny_config(*bounded), folder="whole")
+    done: list[EpochReport] = []
+    run(
+        tiny_config(*bounded),
+        on_epoch=lambda report: done.append(report) or "continue",
+        stop_requested=lambda: len(done) == 2,
+    )
+    result, _ = run(tiny_config(*bounded))
+
+    assert_ends_as_whole(result, tmp_path)
+    assert whole.score == result.score
+    assert tracker.epochs[3]["lr"] < 0.05 * tracker.epochs[0]["lr"]  # the cosine spans these steps
 
 
 # ── with training ─────────────────────────────────────────────────────────────────────────────────

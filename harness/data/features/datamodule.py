@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pytorch_lightning as pl
 
-from harness.data.datamodule import VIEW_STREAM, BatchLoader, eval_batches, shuffled
+from harness.data.datamodule import BatchLoader, eval_batches
+from harness.data.epochs import VIEW_STREAM, EpochOrder
 from harness.data.sharding import SINGLE_PROCESS, RankInfo
 
 
@@ -48,8 +49,9 @@ class FeatureDataModule(pl.LightningDataModule):
         val: The validation split, in one view.
         batch_size: Images in a batch, over all ranks together.
         seed: Determines the order, and the first view of each image if `views` is None.
-        views: Takes an epoch and returns the view of each image, int (N,), in the order of that epoch.
-            None shows all views in turn, beginning at a random one.
+        samples_per_epoch: Images in an epoch; None: all of them, see `EpochOrder`.
+        views: Takes an epoch and returns the view of each image, int (n,), in the order of that epoch.
+            None shows all views in turn, pass after pass, beginning at a random one.
         pin_memory: Whether batches are copied into pinned memory.
         rank_info: The rank of this process, and the number of ranks.
     """
@@ -61,6 +63,7 @@ class FeatureDataModule(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         *,
+        samples_per_epoch: int | None = None,
         views: Callable[[int], np.ndarray] | None = None,
         pin_memory: bool = False,
         rank_info: RankInfo = SINGLE_PROCESS,
@@ -69,24 +72,26 @@ class FeatureDataModule(pl.LightningDataModule):
         self.train, self.val = train, val
         self.batch_size = batch_size
         self.seed = seed
+        self.epochs = EpochOrder(len(train), seed, samples_per_epoch)
         self.views = views
         self.pin_memory = pin_memory
         self.rank_info = rank_info
 
     def order(self, epoch: int) -> np.ndarray:
-        """Return the rows of an epoch, int64 (N,): images in the order without a cache, in one view each."""
+        """Return the rows of an epoch, int64 (n,): images in the order without a cache, in one view each."""
         count, num_views = len(self.train), self.train.num_views
-        images = shuffled(count, self.seed, epoch)
+        images = self.epochs.images(epoch)
         if self.views is not None:
             return self.views(epoch) * count + images
         offsets = np.random.default_rng([self.seed, VIEW_STREAM]).integers(num_views, size=count)
-        return (offsets[images] + epoch) % num_views * count + images
+        return (offsets[images] + self.epochs.passes(epoch)) % num_views * count + images
 
     def train_dataloader(self) -> BatchLoader:
         return BatchLoader(
             self.train,
             self.batch_size,
             lambda: self.order(self._epoch()),
+            num_samples=len(self.epochs),
             pin=self.pin_memory,
             rank_info=self.rank_info,
         )

@@ -49,6 +49,9 @@ SWEEP_SETTINGS_NOT_PART_OF_IDENTITY = {
     "allow_changed_code",
     "checkpoint_gb", "keep_checkpoints", "min_free_gb",
 }  # fmt: skip
+# Settings that earlier versions did not have. At these values they are left out, so that sweeps of earlier
+# versions keep their identity.
+ADDED_LATER: dict[str, Any] = {"data.samples_per_epoch": None}
 SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"
 MOST_OF_A_PART = 50  # characters of a data set's name that go into a sweep's
@@ -72,7 +75,8 @@ def sweep_identity(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
         f"{path} (where it is)": value for path, value in plan.arm_values.items() if path not in base
     }
     order = {"sweep.space (order)": list(plan.sweep.space)}
-    return {**sweep, **order, **base, **some_arms, "data digest": data_digest}
+    everything = {**sweep, **order, **base, **some_arms, "data digest": data_digest}
+    return {path: v for path, v in everything.items() if path not in ADDED_LATER or v != ADDED_LATER[path]}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
