@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import optuna
@@ -30,6 +30,7 @@ from harness.search.database.locks import LockedError, LostLockError
 from harness.search.executors.base import Executor
 from harness.search.executors.build import build_executor
 from harness.search.report import parent_run as record
+from harness.search.report.findings import Finding
 from harness.search.report.messages import build_console, greet, say, show_result
 from harness.search.report.parent_run import SweepRecord
 from harness.search.report.progress import build_progress, view_of
@@ -67,6 +68,7 @@ class SweepResult:
     test_metrics: dict[str, float] | None  # of the best trial's checkpoint, where it was evaluated
     test_readings: str | None  # how often the test split was read, and which reading that was, in words
     parent_run_id: str | None
+    findings: list[Finding] = field(default_factory=list)  # what limits the answer, see report/audit.py
 
 
 def run_sweep(
@@ -259,4 +261,5 @@ def _result(home: SweepContext, study: optuna.Study, outcome: Outcome, exit_code
         test_metrics=study.user_attrs.get(keys.TEST, {}).get("metrics"),
         test_readings=describe_readings(home, study),
         parent_run_id=study.user_attrs.get(keys.PARENT_RUN_ID),
+        findings=[Finding(**values) for values in study.user_attrs.get(keys.AUDIT, [])],
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.config.compose import SweepPlan
+from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import searched_paths
 from harness.search.report.progress import format_score, format_value
 from harness.search.study.trials import TrialRow, best_row, ranked
@@ -16,13 +17,20 @@ from harness.search.suggest.space import describe_dimension
 NUM_SHOWN = 10  # trials
 
 
-def describe_in_markdown(plan: SweepPlan, rows: Sequence[TrialRow], command: str, run_id: str | None) -> str:
+def describe_in_markdown(
+    plan: SweepPlan,
+    rows: Sequence[TrialRow],
+    command: str,
+    run_id: str | None,
+    findings: Sequence[Finding] = (),
+) -> str:
     """Return the description.
 
     MLflow's page folds the text after about 100 pixels, so the result comes first.
 
     Args:
         command: the shell command that continues the sweep.
+        findings: of the audit, see `audit.py`.
         run_id: of the parent run, whose `history.png` is shown; None: do not show it.
     """
     sweep = plan.sweep
@@ -39,10 +47,16 @@ def describe_in_markdown(plan: SweepPlan, rows: Sequence[TrialRow], command: str
     if ended:
         lines += ["", *_table(ended, plan)]
     lines += ["", "Searched:", *(f"- `{path}`: {describe_dimension(d)}" for path, d in sweep.space.items())]
+    if findings:
+        lines += ["", "What limits this answer:", *map(_as_item, findings)]
     lines += ["", f"To go on: `{command}`"]
     if ended and run_id is not None:
         lines += ["", f"![Scores of the trials](get-artifact?path=history.png&run_uuid={run_id})"]
     return "\n".join(lines)
+
+
+def _as_item(finding: Finding) -> str:
+    return f"- {finding.sentence}" + (f"  \n  `{finding.command}`" if finding.command else "")
 
 
 def _table(ended: Sequence[TrialRow], plan: SweepPlan) -> list[str]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from harness.search.coordinator.completion import reason_to_stop
 from harness.search.coordinator.measure_slots import describe as describe_slots
 from harness.search.coordinator.slots import Slots
+from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import leaderboard_table
 from harness.search.report.progress import format_score
 from harness.search.study.locate import SweepContext
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from harness.search.sweep import SweepResult
 
 PLAIN_WIDTH = 120  # columns, of output into a file or a pipe
+NUM_FINDINGS = 3  # of the audit, on the terminal
 WHY_STOPPED = {
     "out_of_time": "the time budget (sweep.max_minutes) is up",
     "out_of_space": "the disk of runs is nearly full (sweep.min_free_gb): free some space",
@@ -84,6 +86,8 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
         readings = f" ({result.test_readings})" if result.test_readings else ""
         accuracy = f"accuracy {result.test_metrics['test/accuracy']:.4f}"
         say(console, f"its checkpoint on the test split: {accuracy}{readings}")
+    for line in audit_lines(result.findings):
+        say(console, line)
     if result.outcome == "complete":
         if (reason := reason_to_stop(result.rows, sweep)) is not None:
             say(console, f"no more trials: {reason}")
@@ -91,6 +95,18 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
         return
     for line in stopped_lines(result, sweep.num_trials, home.command):
         say(console, line)
+
+
+def audit_lines(findings: Sequence[Finding]) -> list[str]:
+    """Return the weightiest findings of the audit, each with the command that would settle it."""
+    lines = []
+    for finding in findings[:NUM_FINDINGS]:
+        lines.append(f"audit: {finding.sentence}")
+        if finding.command is not None:
+            lines.append(f"       {finding.command}")
+    if len(findings) > NUM_FINDINGS:
+        lines.append(f"audit: and {len(findings) - NUM_FINDINGS} more in report.html")
+    return lines
 
 
 def _states(rows: Sequence[TrialRow]) -> str:

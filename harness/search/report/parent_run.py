@@ -18,7 +18,9 @@ import yaml
 from harness.config.compose import SweepPlan
 from harness.data import load_splits
 from harness.files import as_csv, write_json
+from harness.search.report.audit import audit
 from harness.search.report.description import describe_in_markdown
+from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import history_figure, importance_figure, leaderboard_csv
 from harness.search.report.pareto import pareto_figure, pareto_front
 from harness.search.study import keys
@@ -90,15 +92,23 @@ class SweepRecord:
         if front is not None:
             self.tracker.log_figure(front, "pareto.png")
         self._record_best(best)
-        self._describe(rows)
+        findings = self._audit(rows)
+        self._describe(rows, findings)
         self.tracker.set_tags(activity())
         self._write_file(status, best, pareto_front(rows, sweep))
         self.tracker.finish(status)
         # Last, because a repeated command takes this attribute to mean that all of the above was recorded.
         self.study.set_user_attr(keys.CLOSED, closing_state(rows, best))
 
-    def _describe(self, rows: Sequence[TrialRow]) -> None:
-        note = describe_in_markdown(self.plan, rows, self.command, self.tracker.run_id)
+    def _audit(self, rows: Sequence[TrialRow]) -> list[Finding]:
+        """Return what limits the sweep's answer, and store it for commands that repeat the result."""
+        num_train = len(load_splits(self.plan.base.data).train)
+        findings = audit(rows, self.plan, self.study.study_name, self.command, num_train=num_train)
+        self.study.set_user_attr(keys.AUDIT, [finding.to_dict() for finding in findings])
+        return findings
+
+    def _describe(self, rows: Sequence[TrialRow], findings: Sequence[Finding] = ()) -> None:
+        note = describe_in_markdown(self.plan, rows, self.command, self.tracker.run_id, findings)
         self.tracker.set_tags({names.NOTE: note})
 
     def _record_best(self, best: TrialRow | None) -> None:
@@ -124,6 +134,7 @@ class SweepRecord:
             "best": None if best is None else _best_facts(best),
             "front": [_front_facts(row) for row in front],
             "test": known.get(keys.TEST),
+            "audit": known.get(keys.AUDIT, []),
             "slots": known.get(keys.SLOTS),
             "question": known.get(keys.IDENTITY),
             "extensions": known.get(keys.EXTENSIONS, []),

@@ -17,6 +17,7 @@ CALLED = "called"  # when a command last ran the sweep, in seconds since 1970
 STOP_REQUESTED = "stop_requested"  # another value with every request to stop
 EXTENSIONS = "extensions"  # by --extend: what was changed, when, after how many trials
 TEST = "test"  # the best trial's number, its metrics on the test split, and which reading that was
+AUDIT = "audit"  # what limits the answer, as plain values of findings.Finding
 CLOSED = "closed"  # for which state all results were recorded, see parent_run.closing_state
 
 # ── of a trial ────────────────────────────────────────────────────────────────────────────────────
@@ -33,6 +34,7 @@ RUN_ID = "run_id"  # in MLflow
 CHECKPOINT = "checkpoint"  # path of the kept epoch's checkpoint
 BEST_EPOCH = "best_epoch"  # 0-based
 SECONDS = "seconds"  # of training, over all attempts
+SPANS = "spans"  # of each attempt, by its number: begin and (where it was stopped) end since 1970, and host
 COSTS = "costs"  # by name, see harness.config.objectives.Cost
 REASON = "reason"  # why it failed
 INFEASIBLE = "infeasible"  # why the trial can have no score; it ends as pruned, not as failed

@@ -8,13 +8,16 @@ checkpoint is kept.
 from __future__ import annotations
 
 import math
+import platform
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
+import psutil
 from optuna.trial import TrialState
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
@@ -95,7 +98,8 @@ class Attempt:
             reraise=True,
         )
         tracker = retrying(self._open_run_now, config)
-        self._note({keys.RUN_ID: tracker.run_id})
+        spans = {**self.trial.user_attrs.get(keys.SPANS, {}), str(self.spec.attempt): span_of_this_process()}
+        self._note({keys.RUN_ID: tracker.run_id, keys.SPANS: spans})
         tracker.before_write = self.lease.check_after_sleep  # we may have lost the trial while suspended
         self._opened.append(tracker)
         return tracker
@@ -136,7 +140,9 @@ class Attempt:
         self.lease.check_last()
         seconds = self.trial.user_attrs.get(keys.SECONDS, 0.0) + result.seconds
         if result.status == "interrupted":
-            self._note({keys.SECONDS: seconds})
+            spans = dict(self.trial.user_attrs.get(keys.SPANS, {}))
+            spans[str(self.spec.attempt)] = {**spans.get(str(self.spec.attempt), {}), "end": time.time()}
+            self._note({keys.SECONDS: seconds, keys.SPANS: spans})
             return EXIT_STOPPED
         checkpoint = {} if result.checkpoint is None else {keys.CHECKPOINT: str(result.checkpoint.resolve())}
         self._note({keys.SECONDS: seconds, keys.BEST_EPOCH: result.best_epoch, **checkpoint})
@@ -201,6 +207,11 @@ class Attempt:
         news = {key: value for key, value in notes.items() if known.get(key) != value}
         if news:
             storage_of(self.study).set_trial_user_attrs(self.spec.trial_id, news)
+
+
+def span_of_this_process() -> dict[str, object]:
+    """Return when this process began, in seconds since 1970, and on which machine."""
+    return {"begin": psutil.Process().create_time(), "host": platform.node()}
 
 
 def is_away(error: BaseException) -> bool:

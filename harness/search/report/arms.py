@@ -1,0 +1,154 @@
+"""Finds arms of a sweep (files of a searched config group) that were not treated as well as the others.
+
+`audit.py` calls `find_unequal_arms`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from harness.config import yaml_files
+from harness.config.compose import SweepPlan
+from harness.config.overrides import as_override_value
+from harness.config.schema import RunConfig
+from harness.config.space import Choice, Scalar, as_yaml, holds
+from harness.errors import ConfigError
+from harness.search.report.findings import EndedSweep, Finding
+from harness.search.study.trials import TrialRow
+
+ENOUGH_IN_AN_ARM = 3  # trials with a score; an arm with fewer was hardly looked at
+UNEQUAL = 1.25  # arms whose trials cost, or saw, more than this many times as much are treated unequally
+COMPUTE = "train_pflop"  # the cost of a trial's training in operations, where it was counted
+
+
+def find_unequal_arms(sweep: EndedSweep) -> Iterator[Finding]:
+    """Compare the arms of each searched group: what they saw, how many trials they had, how these ended."""
+    groups = yaml_files.groups(sweep.plan.config_dir)
+    for path, dimension in sweep.plan.sweep.space.items():
+        if path not in groups or not isinstance(dimension, Choice) or len(dimension.values) < 2:
+            continue
+        arms = {value: _trials_with(sweep.rows, path, value) for value in dimension.values}
+        yield from _unequal(sweep, path, arms)
+        for value, ended in arms.items():
+            if (finding := _poorly_tried(sweep, path, value, ended, arms)) is not None:
+                yield finding
+
+
+def _trials_with(rows: Sequence[TrialRow], path: str, value: Scalar) -> list[TrialRow]:
+    return [row for row in rows if row.has_ended and row.params.get(path) == value]
+
+
+def _poorly_tried(
+    sweep: EndedSweep, path: str, value: Scalar, ended: list[TrialRow], arms: Mapping[Scalar, list[TrialRow]]
+) -> Finding | None:
+    """Return what is to be said of an arm that had no chance to show what it can do."""
+    arm, states = f"{path}={as_yaml(value)}", {row.state for row in ended}
+    scored = [row for row in ended if row.state in ("complete", "pruned") and row.score is not None]
+    if ended and "complete" not in states and "pruned" in states:
+        longest = max(row.epochs_done for row in ended)
+        planned = max((row.max_epochs or 0 for row in ended), default=0)
+        epochs = f"after {longest} epoch{'s' * (longest != 1)} at most" + (
+            f" of {planned}" if planned else ""
+        )
+        several = f"all {len(ended)} trials" if len(ended) > 1 else "the only trial"
+        return Finding(
+            "pruned_early",
+            f"no trial with {arm} came to its end: {several} ended {epochs}, so what it reaches in full is "
+            "not known",
+            sweep.other(
+                str(value),
+                {
+                    path: as_override_value(value),
+                    "sweep.pruner.kind": "none",
+                    "sweep.num_trials": str(ENOUGH_IN_AN_ARM),
+                },
+            ),
+        )
+    if ended and not scored:
+        reason = next((row.reason for row in ended if row.reason), None)
+        return Finding(
+            "no_score",
+            f"no trial with {arm} has a score ({len(ended)} {' or '.join(sorted(states))}"
+            + (f": {reason})" if reason else ")"),
+        )
+    most = max(len(trials) for trials in arms.values())
+    if len(scored) >= ENOUGH_IN_AN_ARM or most < ENOUGH_IN_AN_ARM:
+        return None
+    missing = ENOUGH_IN_AN_ARM - len(scored)
+    points = [*sweep.plan.sweep.enqueue, *[{path: value}] * missing]
+    is_possible = holds(sweep.plan.sweep.space[path].when, {})  # a point would have to fulfil its condition
+    command = sweep.with_more_trials(missing, {"sweep.enqueue": _as_list(points)}) if is_possible else None
+    return Finding(
+        "few_trials",
+        f"{arm} has {len(scored)} trial{'s' * (len(scored) != 1)} with a score, another value of {path} "
+        f"{most}: too few to rule it out",
+        command,
+    )
+
+
+def _as_list(points: Sequence[Mapping[str, Scalar]]) -> str:
+    """Return points as an override's value: `[{finetune: full},{finetune: full}]`."""
+    inner = (", ".join(f"{k}: {as_override_value(v)}" for k, v in point.items()) for point in points)
+    return f"[{','.join(f'{{{one}}}' for one in inner)}]"
+
+
+def _unequal(sweep: EndedSweep, path: str, arms: Mapping[Scalar, list[TrialRow]]) -> Iterator[Finding]:
+    """Find arms compared at unequal compute or, where that was not counted, at unequal data or epochs."""
+    tried = {value: trials for value, trials in arms.items() if trials}
+    if len(tried) < 2:
+        return
+    costs = {
+        value: [row.costs[COMPUTE] for row in trials if row.state == "complete" and COMPUTE in row.costs]
+        for value, trials in tried.items()
+    }
+    counted = {value: sum(found) / len(found) for value, found in costs.items() if found}
+    if len(counted) < 2:
+        yield from _unequal_bounds(sweep, path, tried)
+        return
+    low, high = min(counted, key=lambda v: counted[v]), max(counted, key=lambda v: counted[v])
+    if counted[high] > UNEQUAL * counted[low]:
+        yield Finding(
+            "unequal",
+            f"the values of {path} were compared at unequal compute: {as_yaml(low)} trained for "
+            f"{counted[low]:.3g} PFLOP a trial, {as_yaml(high)} for {counted[high]:.3g}",
+        )
+
+
+def _unequal_bounds(
+    sweep: EndedSweep, path: str, tried: Mapping[Scalar, list[TrialRow]]
+) -> Iterator[Finding]:
+    """Find arms whose trials may see other numbers of images or epochs than those of another."""
+    runs = {value: _config_of(sweep.plan, trials[0]) for value, trials in tried.items()}
+    known = {value: run for value, run in runs.items() if run is not None}
+    said: list[str] = []
+    changes: dict[str, str] = {}
+    for key, what in (("data.max_train_samples", "training images"), ("trainer.max_epochs", "epochs")):
+        bounds = {value: _setting(run, key) for value, run in known.items()}
+        all_there_are = (sweep.num_train if key == "data.max_train_samples" else None) or math.inf
+        sizes = [min(all_there_are, math.inf if bound is None else bound) for bound in bounds.values()]
+        if len(sizes) < 2 or key in sweep.plan.sweep.space or max(sizes) <= UNEQUAL * min(sizes):
+            continue
+        for value, bound in bounds.items():
+            said.append(f"{as_yaml(value)} {'all' if bound is None else format(bound, ',')} {what}")
+        finite = [bound for bound in bounds.values() if bound is not None]
+        changes[key] = "null" if len(finite) < len(bounds) else str(max(finite))
+    if said:
+        yield Finding(
+            "unequal",
+            f"the values of {path} were not treated alike, so their scores do not compare: {', '.join(said)}",
+            sweep.other("equal", changes),
+        )
+
+
+def _config_of(plan: SweepPlan, row: TrialRow) -> RunConfig | None:
+    try:
+        return plan.compose_trial(row.params)
+    except ConfigError:  # files that have changed since
+        return None
+
+
+def _setting(run: RunConfig, path: str) -> int | None:
+    section, key = path.split(".")
+    value = getattr(getattr(run, section), key)
+    return None if value is None else int(value)
