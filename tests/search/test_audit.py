@@ -1,21 +1,27 @@
-"""The audit of a sweep's space, on rows made by hand."""
+"""The audit of a sweep's space: on rows made by hand, and at the end of a sweep."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from harness.config.compose import SweepPlan, compose_sweep
 from harness.config.space import Choice, FloatRange, IntRange
+from harness.search.executors.local import LocalExecutor
 from harness.search.report.audit import audit
 from harness.search.report.edges import edge_of
 from harness.search.report.effects import judge_effects, trials_needed
 from harness.search.report.findings import Finding
 from harness.search.study.trials import TrialRow
+from harness.search.sweep import run_sweep
+from tests.search.conftest import SmallSweep
+from tests.search.helpers import fake_training
 from tests.search.test_description import row
 from tests.search.test_samplers import sweep_of
 
@@ -225,3 +231,27 @@ def test_equal_scores_and_a_thousand_values_are_judged_too() -> None:
     many = {"kind": {"type": "choice", "values": [f"v{n}" for n in range(1000)]}}
     rows = [trial(n, n / 1000, {"kind": f"v{n}"}) for n in range(500)]
     assert [one.verdict for one in judge_effects(rows, sweep_of("random", many))] == ["unknown"]
+
+
+# ── in a sweep ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sweep_prints_its_audit_and_the_command_that_it_names_extends_it(small_sweep: SmallSweep) -> None:
+    size = "sweep.space={data.batch_size: {type: choice, values: [64, 128]}}"  # the best is at an edge of two
+    first = small_sweep.run(size, "sweep.num_trials=1")
+    (edge,) = [finding for finding in first.findings if finding.kind == "edge"]
+    words = shlex.split(edge.command or "")[2:]
+    assert words[:2] == ["--config-dir", str(small_sweep.configs)]
+    assert "--extend" in words
+    plan = compose_sweep([word for word in words[2:] if word != "--extend"], small_sweep.configs)
+    plan = replace(plan, sweep=plan.sweep.model_copy(update={"num_trials": 2}))  # fewer than it asks for
+    executor = LocalExecutor(run_trial=fake_training.run_trial, preload=fake_training.PRELOAD)
+    console = Console(file=small_sweep.output, width=200)
+    second = run_sweep(plan, console=console, executor=executor, extend=True)
+
+    output = small_sweep.output.getvalue()
+    assert f"audit: {edge.sentence}" in output
+    assert edge.command in output
+    assert "is extended after 1 trials: sweep.space.data.batch_size.values" in output
+    assert len(second.rows) == 2
+    assert second.name == first.name

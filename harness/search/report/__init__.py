@@ -4,6 +4,8 @@
     progress.py      what a command shows while trials run: a live table, or lines
     leaderboard.py   the ranked trials as a table, a CSV and figures
     pareto.py        the Pareto front of two objectives
+    audit.py         what limits the answer, with the commands that would settle it: edges.py, arms.py,
+                     effects.py make the findings of findings.py
     status.py        `sweep list` and `--status`, from any terminal
     parent_run.py    the sweep's own run in MLflow, and `sweep.json`
     description.py   the text on that run's page

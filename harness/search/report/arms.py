@@ -21,6 +21,12 @@ ENOUGH_IN_AN_ARM = 3  # trials with a score; an arm with fewer was hardly looked
 UNEQUAL = 1.25  # arms whose trials cost, or saw, more than this many times as much are treated unequally
 COMPUTE = "train_pflop"  # the cost of a trial's training in operations, where it was counted
 
+BOUNDS = {  # of what a trial sees
+    "data.max_train_samples": "training images",
+    "data.samples_per_epoch": "images an epoch",
+    "trainer.max_epochs": "epochs",
+}
+
 
 def find_unequal_arms(sweep: EndedSweep) -> Iterator[Finding]:
     """Compare the arms of each searched group: what they saw, how many trials they had, how these ended."""
@@ -123,10 +129,9 @@ def _unequal_bounds(
     known = {value: run for value, run in runs.items() if run is not None}
     said: list[str] = []
     changes: dict[str, str] = {}
-    for key, what in (("data.max_train_samples", "training images"), ("trainer.max_epochs", "epochs")):
+    for key, what in BOUNDS.items():
         bounds = {value: _setting(run, key) for value, run in known.items()}
-        all_there_are = (sweep.num_train if key == "data.max_train_samples" else None) or math.inf
-        sizes = [min(all_there_are, math.inf if bound is None else bound) for bound in bounds.values()]
+        sizes = [_size(key, bound, sweep.num_train or math.inf) for bound in bounds.values()]
         if len(sizes) < 2 or key in sweep.plan.sweep.space or max(sizes) <= UNEQUAL * min(sizes):
             continue
         for value, bound in bounds.items():
@@ -139,6 +144,13 @@ def _unequal_bounds(
             f"the values of {path} were not treated alike, so their scores do not compare: {', '.join(said)}",
             sweep.other("equal", changes),
         )
+
+
+def _size(key: str, bound: int | None, num_train: float) -> float:
+    """Return what a bound comes to where there are so many training images."""
+    if bound is None:
+        return num_train
+    return min(num_train, bound) if key == "data.max_train_samples" else bound
 
 
 def _config_of(plan: SweepPlan, row: TrialRow) -> RunConfig | None:
