@@ -26,7 +26,7 @@ def confusion_matrix_figure(counts_KK: np.ndarray, class_names: Sequence[str], t
         counts_KK: (K, K), row = true class, column = predicted class.
     """
     is_few = len(class_names) <= FEW_CLASSES
-    labels, font = _drawable(class_names)
+    labels, font = drawable_names(class_names)
     font.set_size(9.0 if is_few else 6.5)
     side = max(2.5, (CELL_INCHES_FEW if is_few else CELL_INCHES_MANY) * len(labels))
     figure, axes = _square_axes(side, names=max(map(_columns, labels)) * font.get_size() * INCHES_PER_POINT)
@@ -84,7 +84,7 @@ def _write_counts(axes: Axes, counts_KK: np.ndarray, shares_KK: np.ndarray, font
         axes.text(column, row, count, ha="center", va="center", color=color, fontsize=shrunk)
 
 
-def _drawable(class_names: Sequence[str]) -> tuple[list[str], FontProperties]:
+def drawable_names(class_names: Sequence[str]) -> tuple[list[str], FontProperties]:
     """Return the labels and the fonts for them; a name that no installed font can draw becomes its number."""
     names = [_shortened(name) for name in class_names]
     characters = frozenset("".join(names))
@@ -97,8 +97,16 @@ def _drawable(class_names: Sequence[str]) -> tuple[list[str], FontProperties]:
 
 
 def _shortened(name: str) -> str:
-    name = " ".join(name.split()).replace("$", r"\$")  # no accidental mathematics
-    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
+    # No accidental mathematics.
+    return without_middle(" ".join(name.split()), MAX_NAME_LENGTH).replace("$", r"\$")
+
+
+def without_middle(name: str, length: int) -> str:
+    """Return a name of at most `length` characters: of a longer one, the middle is left out."""
+    if len(name) <= length:
+        return name
+    tail = (length - 1) // 3
+    return name[: length - 1 - tail] + "…" + name[len(name) - tail :]
 
 
 @lru_cache(maxsize=16)
