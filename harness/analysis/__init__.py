@@ -5,6 +5,8 @@
     figures.py   called after training (`harness/training/evaluate.py`)
     compare.py   `harness compare`: the rows and columns of a table of runs
     table.py     its layout as text, CSV and Markdown
+    paired.py    which of two trained models is better, on the same images
+    layout.py    Markdown tables and wrapped sentences
     seeds.py     whether one configuration is better than another, over several seeds
 
 `compare.py` reads recorded runs, so `harness.training`, a layer below it, must not import it; it

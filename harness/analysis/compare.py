@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from harness.analysis.paired import ImagesReport, compare_images
 from harness.analysis.seeds import compare_groups, describe, estimate, explain_odds
 from harness.analysis.table import (
     BEST_EPOCH,
@@ -26,6 +28,7 @@ from harness.config.dotted_paths import short_names
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, did_you_mean
 from harness.tracking import names
+from harness.tracking.artifacts import load_predictions
 from harness.tracking.choice import (
     COMPLETE,
     RecordedSweep,
@@ -37,6 +40,9 @@ from harness.tracking.choice import (
     trials_of,
 )
 from harness.tracking.runs import RunRecord, find_runs, get_run
+
+if TYPE_CHECKING:
+    from harness.analysis.predictions import Predictions
 
 # Parameters that get no column of settings. The folders do not influence a result, and parameter counts have
 # a column of their own. `finetune.cache_features` is only a request, which a run may be unable to fulfil: the
@@ -51,6 +57,7 @@ IGNORED_PARAMS = (
 )
 # Settings that may differ between runs of one configuration: the seed, and where the run took place.
 NOT_OF_A_CONFIGURATION = ("seed", "machine.device_name", "machine.threads", "trainer.threads")
+NUM_PAIRED = 6  # best runs whose predictions of the same images are compared in pairs
 HALF_A_POINT = 0.005  # the smallest difference that matters, of a metric within [0, 1]
 NO_ANSWER = ("infeasible", "failed")  # such a run stands below all others, however good its score
 
@@ -192,12 +199,42 @@ def compare_runs(
         records = find_runs(tracking, run_ids=run_ids or None, filter_string=filter)
         if not run_ids:  # a sweep's parent trains nothing
             records = [record for record in records if record.kind != "sweep"]
-        return replace(compare(records, sort), notes=tuple(notes))
+        table = compare(records, sort)
+        return replace(table, notes=tuple(notes), images=_paired_images(tracking, records, table))
     of_sweep = read_sweep(tracking, parent)
     records = trials_of(tracking, parent, filter) if filter else list(of_sweep.trials)
     if not records:
         raise TrackingError(f"no trial of sweep {of_sweep.name} is recorded that could be compared")
-    return replace(compare(records, sort, of_sweep), notes=tuple(notes))
+    table = compare(records, sort, of_sweep)
+    return replace(table, notes=tuple(notes), images=_paired_images(tracking, records, table))
+
+
+def _paired_images(
+    tracking: TrackingConfig, records: Sequence[RunRecord], table: Comparison
+) -> ImagesReport | None:
+    """Compare the best runs of a table on the validation images whose predictions they keep.
+
+    Raises:
+        TrackingError: the predictions are of different images.
+    """
+    by_id = {record.run_id[:12]: record for record in records}
+    place = table.columns.index(RUN_ID)
+    ranked = [by_id[str(row[place])] for row in table.rows]
+    ended = [record for record in ranked if record.outcome in COMPLETE]
+    found: dict[str, Predictions] = {}
+    missing = 0
+    for record in ended[:NUM_PAIRED]:
+        name = record.name if record.trial is None else f"trial {record.trial}"
+        try:
+            # Two runs may have one name; an id tells them apart.
+            found[name if name not in found else f"{name} ({record.run_id[:8]})"] = load_predictions(
+                tracking, record
+            )
+        except TrackingError:
+            missing += 1
+    notes = [f"the first {NUM_PAIRED} of {len(ended):,} runs"] if len(ended) > NUM_PAIRED else []
+    notes += [f"{missing} kept no predictions"] if missing else []
+    return compare_images(found, f" ({'; '.join(notes)})" if notes else "")
 
 
 def _sweep_asked_for(

@@ -113,10 +113,15 @@ def compare_groups(groups: Mapping[str, Scores], *, minimizes: bool = False) -> 
     tested = [pair.p_value for pair in pairs if pair.p_value is not None]
     if not tested:
         return pairs
+    corrected = iter(holm(tested))
+    return [pair if pair.p_value is None else replace(pair, corrected=next(corrected)) for pair in pairs]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values corrected by Holm's method (1979) for their number."""
     from statsmodels.stats.multitest import multipletests  # a second to import
 
-    corrected = iter(multipletests(tested, method="holm")[1].tolist())
-    return [pair if pair.p_value is None else replace(pair, corrected=next(corrected)) for pair in pairs]
+    return [float(value) for value in multipletests(p_values, method="holm")[1]]
 
 
 def seeds_needed(deviation: float, difference: float, *, is_paired: bool) -> int | None:
@@ -153,8 +158,10 @@ def describe(pair: Difference, metric: str, worthwhile: float | None = None) -> 
     how = f"{pair.shared} shared seeds" if pair.shared else "unpaired runs"
     if pair.low is None or pair.high is None or pair.p_value is None:
         return f"{pair.first} and {pair.second} differ by {by} in every one of {how}: no test is possible"
-    shown = f"{by} (95 % interval {_range(pair.low, pair.high)}; {how}; p = {_p(pair.p_value)}"
-    corrected = "" if pair.corrected == pair.p_value else f", {_p(pair.corrected)} after Holm's correction"
+    shown = f"{by} (95 % interval {_range(pair.low, pair.high)}; {how}; p = {p_text(pair.p_value)}"
+    corrected = (
+        "" if pair.corrected == pair.p_value else f", {p_text(pair.corrected)} after Holm's correction"
+    )
     if pair.is_found:
         return f"{pair.first} is better than {pair.second} by {shown}{corrected}); {_odds(pair)}"
     wanted = max(worthwhile or 0.0, abs(pair.mean))
@@ -274,5 +281,6 @@ def _range(low: float, high: float) -> str:
     return f"{low:.4f} to {high:.4f}"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """Return a p value as sentences show it."""
     return "–" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from harness.analysis.layout import markdown_table, wrapped
+from harness.analysis.paired import ImagesReport
 from harness.analysis.seeds import Estimate
 from harness.config.dotted_paths import short_names
 from harness.errors import TrackingError
@@ -48,8 +49,7 @@ class SeedsReport:
         hidden = len(self.findings) - len(shown)
         lines = [f"{self.metric} over seeds:"]
         lines += [f"  {name:<{widest}}  {estimate}" for name, estimate in self.estimates.items()]
-        for sentence in [*shown, *([self.note] if self.note else [])]:
-            lines += textwrap.wrap(sentence, width or 10_000, subsequent_indent="  ", break_on_hyphens=False)
+        lines += wrapped([*shown, *([self.note] if self.note else [])], width)
         lines += [f"{hidden} more comparisons are in the files"] if hidden else []
         return "\n".join(lines)
 
@@ -66,9 +66,8 @@ class SeedsReport:
             ]
             for name, e in self.estimates.items()
         ]
-        table = [_markdown_row(head), _markdown_row(["---"] * len(head)), *map(_markdown_row, rows)]
         sentences = [sentence for _, sentence in self.findings] + ([self.note] if self.note else [])
-        return "\n".join([*table, "", *(f"- {sentence}" for sentence in sentences)]) + "\n"
+        return "\n".join([markdown_table(head, rows), *(f"- {sentence}" for sentence in sentences)]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class Comparison:
     constant: int  # how many settings were left out because they are the same in all runs
     ranking: tuple[str, ...] = ()  # the columns, the most important first
     seeds: SeedsReport | None = None  # where a configuration was run with several seeds
+    images: ImagesReport | None = None  # where predictions of the same images are kept
     notes: tuple[str, ...] = ()  # which runs were taken, and which others may be meant
 
     def __str__(self) -> str:
@@ -106,8 +106,8 @@ class Comparison:
         counts = [f"{count}; {self.constant} settings are the same in all"]
         if hidden := len(self.columns) - len(shown):
             counts.append(f"{hidden} more columns do not fit: --wide shows them")
-        over_seeds = [] if self.seeds is None else ["", self.seeds.to_text(width)]
-        return "\n".join([*self.notes, *lines, *counts, *over_seeds])
+        parts = [part.to_text(width) for part in (self.seeds, self.images) if part is not None]
+        return "\n".join([*self.notes, *lines, *counts, *(f"\n{part}" for part in parts)])
 
     def to_csv(self) -> str:
         """Return the table as CSV, numbers in full."""
@@ -119,26 +119,31 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return the table in Markdown."""
-        head = [_markdown_row(self.columns), _markdown_row(["---"] * len(self.columns))]
-        table = "\n".join([*head, *map(_markdown_row, self._texts())]) + "\n"
-        return table if self.seeds is None else f"{table}\n{self.seeds.to_markdown()}"
+        table = markdown_table(self.columns, self._texts())
+        parts = [part.to_markdown() for part in (self.seeds, self.images) if part is not None]
+        return "\n".join([table, *parts])
 
-    def write(self, output_dir: Path) -> tuple[Path, Path]:
-        """Write `compare.csv` and `compare.md`; return their paths.
+    def write(self, output_dir: Path) -> tuple[Path, ...]:
+        """Write `compare.csv`, `compare.md` and, where predictions were compared, `images.csv`.
+
+        Returns:
+            Their paths.
 
         Raises:
             TrackingError: the folder cannot be written.
         """
-        table, document = output_dir / "compare.csv", output_dir / "compare.md"
+        files = {"compare.csv": self.to_csv(), "compare.md": self.to_markdown()}
+        if self.images is not None:
+            files["images.csv"] = self.images.to_csv()
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
-            table.write_text(self.to_csv(), encoding="utf-8")
-            document.write_text(self.to_markdown(), encoding="utf-8")
+            for name, content in files.items():
+                (output_dir / name).write_text(content, encoding="utf-8")
         except OSError as error:
             raise TrackingError(
                 f"{output_dir} cannot be written ({error.strerror}): choose another with --output"
             ) from error
-        return table, document
+        return tuple(output_dir / name for name in files)
 
     def _texts(self) -> list[list[str]]:
         return [
@@ -218,7 +223,3 @@ def _text(column: str, cell: Cell) -> str:
             return f"{int(cell):,}" if column == TRAINABLE else str(int(cell))
         case _:
             return f"{cell:.4g}"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
