@@ -221,15 +221,13 @@ def _paired_images(
     place = table.columns.index(RUN_ID)
     ranked = [by_id[str(row[place])] for row in table.rows]
     ended = [record for record in ranked if record.outcome in COMPLETE]
+    names_of = [run.name if run.trial is None else f"trial {run.trial}" for run in ended[:NUM_PAIRED]]
     found: dict[str, Predictions] = {}
     missing = 0
-    for record in ended[:NUM_PAIRED]:
-        name = record.name if record.trial is None else f"trial {record.trial}"
+    for name, record in zip(names_of, ended, strict=False):
+        with_id = name if names_of.count(name) == 1 else f"{name} ({record.run_id[:8]})"
         try:
-            # Two runs may have one name; an id tells them apart.
-            found[name if name not in found else f"{name} ({record.run_id[:8]})"] = load_predictions(
-                tracking, record
-            )
+            found[with_id] = load_predictions(tracking, record)
         except TrackingError:
             missing += 1
     notes = [f"the first {NUM_PAIRED} of {len(ended):,} runs"] if len(ended) > NUM_PAIRED else []

@@ -1,4 +1,4 @@
-"""Text for people: Markdown tables, and sentences wrapped to a terminal. `table.py` and the reports call it."""
+"""Text for people: Markdown tables, sentences wrapped to a terminal. `table.py` and the reports call it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.analysis.layout import markdown_table, wrapped
 from harness.analysis.predictions import Predictions
-from harness.analysis.seeds import LEVEL, holm, p_text
+from harness.analysis.seeds import LEVEL, holm, p_texts
 from harness.errors import TrackingError
 
 NUM_RESAMPLES = 9_999
@@ -173,13 +173,10 @@ def bootstrap_difference(first_alone: int, second_alone: int, count: int) -> tup
 def describe_models(pair: PairedModels, class_names: Sequence[str]) -> str:
     """Return a comparison as one sentence."""
     alone, other = len(pair.first_alone), len(pair.second_alone)
-    corrected = (
-        "" if pair.corrected == pair.p_value else f", {p_text(pair.corrected)} after Holm's correction"
-    )
     shown = (
         f"right where the other is wrong on {alone:,}, the reverse on {other:,} ({pair.difference:+.2%}, "
-        f"95 % interval {pair.low:+.2%} to {pair.high:+.2%}; exact McNemar p = {p_text(pair.p_value)}"
-        f"{corrected})"
+        f"95 % interval {pair.low:+.2%} to {pair.high:+.2%}; exact McNemar "
+        f"{p_texts(pair.p_value, pair.corrected)})"
     )
     if not alone + other:
         return f"{pair.first} and {pair.second} are right on the same images"
@@ -187,7 +184,7 @@ def describe_models(pair: PairedModels, class_names: Sequence[str]) -> str:
         return f"these images do not tell {pair.first} from {pair.second}: {shown}"
     gaps = {name: float(gap) for name, gap in zip(class_names, pair.by_class, strict=True) if gap}
     widest = sorted(gaps, key=lambda name: -abs(np.nan_to_num(gaps[name])))[:NUM_CLASSES_NAMED]
-    named = ", ".join(f"{name} {gaps[name]:+.1%}" for name in widest)
+    named = ", ".join(f"class {name} {gaps[name]:+.1%}" for name in widest)
     return f"{pair.first} is a better model than {pair.second}: {shown}; the widest gaps, untested: {named}"
 
 

@@ -158,17 +158,15 @@ def describe(pair: Difference, metric: str, worthwhile: float | None = None) -> 
     how = f"{pair.shared} shared seeds" if pair.shared else "unpaired runs"
     if pair.low is None or pair.high is None or pair.p_value is None:
         return f"{pair.first} and {pair.second} differ by {by} in every one of {how}: no test is possible"
-    shown = f"{by} (95 % interval {_range(pair.low, pair.high)}; {how}; p = {p_text(pair.p_value)}"
-    corrected = (
-        "" if pair.corrected == pair.p_value else f", {p_text(pair.corrected)} after Holm's correction"
-    )
+    tested = p_texts(pair.p_value, pair.corrected)
+    shown = f"{by} (95 % interval {_range(pair.low, pair.high)}; {how}; {tested})"
     if pair.is_found:
-        return f"{pair.first} is better than {pair.second} by {shown}{corrected}); {_odds(pair)}"
+        return f"{pair.first} is better than {pair.second} by {shown}; {_odds(pair)}"
     wanted = max(worthwhile or 0.0, abs(pair.mean))
     needed = seeds_needed(pair.deviation or 0.0, wanted, is_paired=pair.shared > 0)
     enough = f"more than {MOST_SEEDS:,}" if needed is None else f"about {needed}"
     return (
-        f"these runs do not tell {pair.first} from {pair.second}: it leads by {shown}{corrected}); {enough} "
+        f"these runs do not tell {pair.first} from {pair.second}: it leads by {shown}; {enough} "
         f"seeds of each would find a difference of {wanted:.4f} in 80 % of all cases; {_odds(pair)}"
     )
 
@@ -284,3 +282,9 @@ def _range(low: float, high: float) -> str:
 def p_text(value: float | None) -> str:
     """Return a p value as sentences show it."""
     return "–" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def p_texts(value: float, corrected: float | None) -> str:
+    """Return ``p = 0.012, 0.036 after Holm's correction``; the correction only where it changed something."""
+    plain = p_text(value) if value < 0.001 else f"= {p_text(value)}"
+    return f"p {plain}" + ("" if corrected == value else f", {p_text(corrected)} after Holm's correction")

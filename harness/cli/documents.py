@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from harness.credentials import shown
 
 if TYPE_CHECKING:
+    from harness.analysis.paired import ImagesReport
     from harness.analysis.table import Comparison, SeedsReport
     from harness.config.sweep import SweepConfig
     from harness.data.features.cache import StoredFeatures
@@ -219,10 +220,34 @@ def of_comparison(comparison: Comparison, files: list[Path]) -> Document:
             "runs": [dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows],
             "num_equal_settings": comparison.constant,
             "seeds": None if seeds is None else _seeds(seeds),
+            "images": None if comparison.images is None else _images(comparison.images),
             "files": files,
         },
         notes=list(comparison.notes),
     )
+
+
+def _images(images: ImagesReport) -> Content:
+    names = images.class_names
+    return {
+        "models": {name: one.correct.mean() for name, one in images.predictions.items()},
+        "pairs": [
+            {
+                "first": pair.first,
+                "second": pair.second,
+                "num_images": pair.count,
+                "only_first_right": pair.first_alone,
+                "only_second_right": pair.second_alone,
+                "difference": pair.difference,
+                "interval_95": [pair.low, pair.high],
+                "mcnemar_p": pair.p_value,
+                "holm_p": pair.corrected,
+                "class_differences": dict(zip(names, pair.by_class, strict=True)),
+                "sentence": sentence,
+            }
+            for pair, sentence in images.sentences()
+        ],
+    }
 
 
 def _seeds(seeds: SeedsReport) -> Content:
