@@ -1,13 +1,16 @@
 """Results: metrics of a split, figures of them, and tables of runs.
 
-    metrics.py   called after each epoch (`harness/training/module.py`) and after training (`evaluate.py`)
-    predictions.py  a model's answers image by image, and their file
-    figures.py   called after training (`harness/training/evaluate.py`)
-    compare.py   `harness compare`: the rows and columns of a table of runs
-    table.py     its layout as text, CSV and Markdown
-    paired.py    which of two trained models is better, on the same images
-    layout.py    Markdown tables and wrapped sentences
-    seeds.py     whether one configuration is better than another, over several seeds
+    predictions.py       a model's answers image by image, and their file
+    metrics.py           called after each epoch (`harness/training/module.py`) and after training
+    calibration.py       calibration error, temperature scaling, the bins of a reliability diagram
+    evaluation.py        everything that is measured of a split after training, and its summary
+    figures.py           the confusion matrix; confusion_page.py: the same as a page to point at
+    curves.py            ROC, precision-recall, reliability, most confused pairs
+    compare.py           `harness compare`: the rows and columns of a table of runs
+    table.py             its layout as text, CSV and Markdown
+    paired.py            which of two trained models is better, on the same images
+    layout.py            Markdown tables and wrapped sentences
+    seeds.py             whether one configuration is better than another, over several seeds
 
 `compare.py` reads recorded runs, so `harness.training`, a layer below it, must not import it; it
 may import the others.

@@ -1,4 +1,7 @@
-"""Draws the confusion matrix, without a screen and without matplotlib's global state (`pyplot`)."""
+"""Draws the confusion matrix, without a screen and without matplotlib's global state (`pyplot`).
+
+`harness.training.evaluate` records it with a run. Other figures take `drawable_names` from here.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +12,52 @@ from functools import lru_cache
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 FEW_CLASSES = 20
+MOST_NUMBERED = 60  # classes; with more, the confusion matrix has colours without numbers
+MOST_DRAWN = 1000  # classes; a matrix of more has less than a pixel for each
 CELL_INCHES_FEW, CELL_INCHES_MANY = 0.55, 0.3  # up to FEW_CLASSES, and beyond
+DPI = 100
+SIDE_PIXELS = 1000  # of a matrix without numbers, at most
+NAMES_ON_AXIS = 50  # of such a matrix, at most
+COLOURS = "cividis_r"  # colour-blind safe, dark where much is
 MAX_NAME_LENGTH = 24  # characters
 INCHES_PER_POINT = 1 / 72
 BASE_FONT = "DejaVu Sans"  # always there: it comes with matplotlib
 
 
-def confusion_matrix_figure(counts_KK: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
-    """Draw a confusion matrix: counts as numbers, shares of the true class as colour.
+def confusion_matrix_figure(
+    counts_KK: np.ndarray, class_names: Sequence[str], title: str = "", *, in_percent: bool = False
+) -> Figure:
+    """Draw a confusion matrix: counts as numbers, shares of the true class as colour; nothing where none are.
+
+    The colour rises with the root of the share, so that a few mistakes are told from none and from many.
+    With more than 60 classes there are no numbers, and a name at every second, third, … class.
 
     Args:
-        counts_KK: (K, K), row = true class, column = predicted class.
+        counts_KK: (K, K), row = true class, column = predicted class; K at most 1,000.
+        in_percent: write the share of the true class, in percent, in place of the count.
     """
-    is_few = len(class_names) <= FEW_CLASSES
+    num_classes = len(class_names)
+    is_few, is_numbered = num_classes <= FEW_CLASSES, num_classes <= MOST_NUMBERED
     labels, font = drawable_names(class_names)
     font.set_size(9.0 if is_few else 6.5)
-    side = max(2.5, (CELL_INCHES_FEW if is_few else CELL_INCHES_MANY) * len(labels))
+    side = max(2.5, (CELL_INCHES_FEW if is_few else CELL_INCHES_MANY) * num_classes)
+    if not is_numbered:  # a whole number of pixels for each cell
+        side = max(1, SIDE_PIXELS // num_classes) * num_classes / DPI
     figure, axes = _square_axes(side, names=max(map(_columns, labels)) * font.get_size() * INCHES_PER_POINT)
     shares_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares_KK, cmap="Blues", vmin=0.0, vmax=1.0)
+    shown_KK = np.ma.masked_equal(shares_KK, 0.0)
+    image = axes.imshow(shown_KK, cmap=COLOURS, norm=PowerNorm(0.5, 0.0, 1.0), interpolation="nearest")
     width = figure.get_figwidth()
     bar = figure.add_axes((1 - 0.85 / width, axes.get_position().y0, 0.2 / width, axes.get_position().height))
     figure.colorbar(image, cax=bar).set_label("share of the true class")
-    _write_names(axes, labels, font)
-    _write_counts(axes, counts_KK, shares_KK, font.get_size())
+    _write_names(axes, labels, font, every=1 if is_numbered else -(-num_classes // NAMES_ON_AXIS))
+    if is_numbered:
+        _write_numbers(axes, counts_KK, shares_KK, font.get_size(), in_percent)
     accuracy = counts_KK.trace() / max(counts_KK.sum(), 1)
     axes.set_title(f"{title + ': ' if title else ''}{accuracy:.1%} of {counts_KK.sum():,} right", fontsize=11)
     return figure
@@ -53,7 +74,7 @@ def _square_axes(side: float, names: float) -> tuple[Figure, Axes]:
     """
     margin = names + 0.55  # below and to the left: the classes' names and the axis' own
     width, height = side + margin + 1.1, side + margin + 0.4
-    figure = Figure(figsize=(width, height), dpi=100)
+    figure = Figure(figsize=(width, height), dpi=DPI)
     axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
     figure.text(0.12 / width, (margin + side / 2) / height, "true", rotation=90, va="center")
     figure.text((margin + side / 2) / width, 0.1 / height, "predicted", ha="center")
@@ -65,23 +86,29 @@ def _columns(label: str) -> float:
     return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in label)
 
 
-def _write_names(axes: Axes, labels: Sequence[str], font: FontProperties) -> None:
-    places = range(len(labels))
-    axes.set_xticks(places, labels, rotation=90, fontproperties=font)
-    axes.set_yticks(places, labels, fontproperties=font)
-    axes.tick_params(length=0)
+def _write_names(axes: Axes, labels: Sequence[str], font: FontProperties, every: int) -> None:
+    places = range(0, len(labels), every)
+    axes.set_xticks(places, labels[::every], rotation=90, fontproperties=font)
+    axes.set_yticks(places, labels[::every], fontproperties=font)
+    axes.tick_params(length=0 if every == 1 else 3)
+    if every > 1:
+        return
     edges, ends = np.arange(1, len(labels)) - 0.5, (-0.5, len(labels) - 0.5)
     axes.hlines(edges, *ends, color="0.85", linewidth=0.4)  # so that a count can be followed to its name
     axes.vlines(edges, *ends, color="0.85", linewidth=0.4)
 
 
-def _write_counts(axes: Axes, counts_KK: np.ndarray, shares_KK: np.ndarray, font_size: float) -> None:
+def _write_numbers(
+    axes: Axes, counts_KK: np.ndarray, shares_KK: np.ndarray, font_size: float, in_percent: bool
+) -> None:
     # Numbers of five digits and more must stay in their cells.
     shrunk = font_size * min(1.0, 4 / len(str(counts_KK.max())))
     for row, column in np.argwhere(counts_KK > 0):
-        color = "white" if shares_KK[row, column] > 0.5 else "black"
-        count = str(counts_KK[row, column])
-        axes.text(column, row, count, ha="center", va="center", color=color, fontsize=shrunk)
+        color = "white" if shares_KK[row, column] > 0.25 else "black"
+        share = 100 * shares_KK[row, column]
+        number = f"{share:.0f}" if share >= 1 else "<1"
+        text = number if in_percent else str(counts_KK[row, column])
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=shrunk)
 
 
 def drawable_names(class_names: Sequence[str]) -> tuple[list[str], FontProperties]:

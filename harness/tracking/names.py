@@ -31,6 +31,7 @@ EPOCH = "epoch"  # logged together with each epoch's metrics: tells a resumed ru
 BEST_EPOCH = "best_epoch"  # 0-based
 VAL_ACCURACY = "val/accuracy"
 BEST = "best/"  # before a metric's name: its value in the epoch whose checkpoint is kept
+TEMPERATURE = "best/val/temperature"  # that calibrates the kept checkpoint, fitted on the validation images
 TRAINED_SECONDS = "trained_seconds"  # all attempts of the run together
 
 # params

@@ -56,7 +56,7 @@ class Tracker(Protocol):
         ...
 
     def log_dict(self, content: Mapping[str, Any], name: str) -> None:
-        """Record plain JSON types as the artifact `name` (``confusion/val.json``)."""
+        """Record plain JSON types as the artifact `name` (``val/confusion.json``)."""
         ...
 
     def log_bytes(self, content: bytes, name: str) -> None:
@@ -64,7 +64,7 @@ class Tracker(Protocol):
         ...
 
     def log_figure(self, figure: Figure, name: str) -> None:
-        """Record a picture as the artifact `name` (``confusion/val.png``)."""
+        """Record a picture as the artifact `name` (``val/confusion.png``)."""
         ...
 
     def log_data(

@@ -87,6 +87,7 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
             checkpoint_dir=folder,
             on_epoch=functools.partial(print_epoch, monitor=monitor) if together.is_zero else None,
             stop_requested=stop_requested,
+            closely=True,
         )
     if together.is_zero:
         _print_result(result, monitor)

@@ -1,30 +1,29 @@
-"""Evaluates a model on a split: logits, metrics, confusion matrix, and their record.
+"""Evaluates a model on a split: its logits, everything that is measured of them, and their record.
 
 `record.py` evaluates a run's best epoch; `harness.search.coordinator.evaluate_best` evaluates a sweep's best
-checkpoint on the test split, which this module reads through `harness.data.held_out`. The formulas are in
-`harness.analysis.metrics`.
+checkpoint on the test split, which this module reads through `harness.data.held_out`. The measures are in
+`harness.analysis.evaluation`, the record is in `record_evaluation.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from harness.analysis.figures import confusion_matrix_figure
-from harness.analysis.metrics import confusion_matrix_counts, per_class_table, split_metrics
-from harness.analysis.predictions import Predictions, predictions_of, to_bytes
+from harness.analysis.calibration import fit_temperature
+from harness.analysis.evaluation import Evaluation, evaluate
+from harness.analysis.predictions import predictions_of
 from harness.config.schema import TrackingConfig
 from harness.data import load_splits
 from harness.data.datamodule import eval_batches
 from harness.data.held_out import load_test
-from harness.data.splits import ImageArrays
+from harness.data.splits import ImageArrays, ImageSplits
 from harness.errors import CheckpointError
-from harness.files import as_csv
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
 from harness.tracking.choice import ChosenRun, choose
@@ -33,21 +32,10 @@ from harness.tracking.runs import RunRecord
 from harness.tracking.store import RunStore, open_store
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 from harness.training.machine import Machine, machine_at_hand
+from harness.training.record_evaluation import look_closely, record_evaluation
 from harness.training.tta import Tta, predict_logits
 
 Split = Literal["val", "test"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The metrics of a model's predictions on one split."""
-
-    split: Split
-    predictions: Predictions
-    metrics: dict[str, float]  # named "val/accuracy", "val/f1", …
-    confusion: np.ndarray  # int64 (K, K), rows are true classes, columns predictions
-    per_class: list[dict[str, Any]]
-    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,10 @@ def evaluate_run(
     store = open_store(tracking)
     tracker = store.reopen_run(choice.run.run_id)
     readings = _note_reading(store, choice) if split == "test" else None
-    metrics = evaluate_checkpoint(choice.checkpoint, split=split, tracker=tracker)
+    temperature = choice.run.metrics.get(names.TEMPERATURE)
+    metrics = evaluate_checkpoint(
+        choice.checkpoint, split=split, tracker=tracker, temperature=temperature, closely=True
+    )
     tracker.finish("FINISHED")
     return RunEvaluation(choice.run, choice.checkpoint, metrics, readings)
 
@@ -98,8 +89,20 @@ def _note_reading(store: RunStore, choice: ChosenRun) -> str:
     return describe_reading(number, number, "run" if choice.sweep is None else "sweep")
 
 
-def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = None) -> dict[str, float]:
+def evaluate_checkpoint(
+    path: Path,
+    *,
+    split: Split,
+    tracker: Tracker | None = None,
+    temperature: float | None = None,
+    closely: bool = False,
+) -> dict[str, float]:
     """Evaluate a checkpoint on a split of the data that it was trained on, and record the result.
+
+    Args:
+        temperature: fitted on the validation images, where it is known. For the test split it is otherwise
+            fitted here, on the model's answers to the validation images.
+        closely: also record the pictures that are not drawn for every trial.
 
     Returns:
         Metrics named after the split: `test/accuracy`, `test/precision`, …
@@ -107,31 +110,61 @@ def evaluate_checkpoint(path: Path, *, split: Split, tracker: Tracker | None = N
     Raises:
         CheckpointError: the checkpoint is damaged, or its data set has changed since.
         DataError: the images cannot be read.
+        DivergedError: a logit is NaN or infinite.
     """
     checkpoint = load_checkpoint(path)
-    config = checkpoint.config
-    arrays = _load_arrays(checkpoint, split)
-    classifier = restore_classifier(checkpoint)
-    machine = machine_at_hand(config.trainer, classifier.network)
-    classifier.to(machine.device)
-    logits, plain = predict(classifier, arrays, machine, config.data.batch_size, config.evaluation.tta)
-    evaluation = evaluate(logits, arrays, checkpoint.class_names, split)
-    if config.evaluation.tta != "none":
-        accuracy = float((plain.argmax(1) == arrays.labels).mean())
-        evaluation.metrics[f"{split}/accuracy_no_tta"] = accuracy
+    splits = _load_splits(checkpoint)
+    model = _Model.of(checkpoint)
+    if split == "val":
+        arrays = splits.val
+    else:
+        arrays = load_test(checkpoint.config.data)
+        if temperature is None:
+            temperature = fit_temperature(model.predict(splits.val)[0], splits.val.labels)
+    evaluation = model.evaluate(arrays, split, temperature)
     if tracker is not None:
         record_evaluation(tracker, evaluation)
-    return evaluation.metrics
+        if closely:
+            look_closely(tracker, evaluation)
+    return evaluation.named()
 
 
-def _load_arrays(checkpoint: Checkpoint, split: Split) -> ImageArrays:
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint's model, on this machine's device."""
+
+    checkpoint: Checkpoint
+    classifier: ImageClassifier
+    machine: Machine
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> _Model:
+        classifier = restore_classifier(checkpoint)
+        machine = machine_at_hand(checkpoint.config.trainer, classifier.network)
+        return cls(checkpoint, classifier.to(machine.device), machine)
+
+    def predict(self, arrays: ImageArrays) -> tuple[np.ndarray, np.ndarray]:
+        """Return logits with and without test-time augmentation, see `predict`."""
+        config = self.checkpoint.config
+        return predict(self.classifier, arrays, self.machine, config.data.batch_size, config.evaluation.tta)
+
+    def evaluate(self, arrays: ImageArrays, split: str, temperature: float | None) -> Evaluation:
+        """Predict the images and measure the predictions."""
+        logits, plain = self.predict(arrays)
+        evaluation = evaluate_logits(logits, arrays, self.checkpoint.class_names, split, temperature)
+        if self.checkpoint.config.evaluation.tta != "none":
+            evaluation.metrics["accuracy_no_tta"] = float((plain.argmax(1) == arrays.labels).mean())
+        return evaluation
+
+
+def _load_splits(checkpoint: Checkpoint) -> ImageSplits:
     splits = load_splits(checkpoint.config.data)
     if splits.digest != checkpoint.data_digest:
         raise CheckpointError(
             f"{checkpoint.path} was trained on {checkpoint.data_name} {checkpoint.data_digest[:12]}, but "
             f"{checkpoint.config.data.dir} now gives {splits.name} {splits.digest[:12]}: put the data back"
         )
-    return splits.val if split == "val" else load_test(checkpoint.config.data)
+    return splits
 
 
 @torch.inference_mode()
@@ -149,48 +182,27 @@ def predict(
     return torch.cat(averaged).cpu().numpy(), torch.cat(plain).cpu().numpy()
 
 
-def evaluate(
-    logits_NK: np.ndarray, arrays: ImageArrays, class_names: tuple[str, ...], split: Split
+def evaluate_logits(
+    logits_NK: np.ndarray,
+    arrays: ImageArrays,
+    class_names: tuple[str, ...],
+    split: str,
+    temperature: float | None = None,
 ) -> Evaluation:
-    """Return the predictions, the metrics, the confusion matrix and the table of classes of a split.
+    """Return all measures of a model's logits on a split's images.
+
+    Args:
+        temperature: see `harness.analysis.evaluation.evaluate`.
 
     Raises:
         DivergedError: a logit is NaN or infinite.
     """
-    labels_N = arrays.labels
     predictions = predictions_of(
         logits_NK,
-        labels_N,
+        arrays.labels,
         split=split,
         class_names=class_names,
         digest=arrays.digest,
         index_N=arrays.indices,
     )
-    metrics = split_metrics(logits_NK, labels_N)
-    predictions_N = predictions.predicted
-    return Evaluation(
-        split=split,
-        predictions=predictions,
-        metrics={f"{split}/{name}": value for name, value in metrics.items()},
-        confusion=confusion_matrix_counts(predictions_N, labels_N, len(class_names)),
-        per_class=per_class_table(predictions_N, labels_N, class_names),
-        class_names=class_names,
-    )
-
-
-def record_evaluation(tracker: Tracker, evaluation: Evaluation, known: Container[str] = ()) -> None:
-    """Record metrics, predictions, the confusion matrix as a picture and as JSON, and the table of classes.
-
-    Validation metrics are recorded as `best/...`, because the evaluated checkpoint is the best epoch's.
-
-    Args:
-        known: names of metrics that the run has already; these are not recorded again.
-    """
-    split, class_names = evaluation.split, evaluation.class_names
-    prefix = names.BEST if split == "val" else ""
-    tracker.log_summary({prefix + key: v for key, v in evaluation.metrics.items() if key not in known})
-    tracker.log_bytes(to_bytes(evaluation.predictions), names.PREDICTIONS.format(split=split))
-    tracker.log_figure(confusion_matrix_figure(evaluation.confusion, class_names), f"confusion/{split}.png")
-    counts = {"classes": list(class_names), "rows_are": "true", "counts": evaluation.confusion.tolist()}
-    tracker.log_dict(counts, f"confusion/{split}.json")
-    tracker.log_text(as_csv(evaluation.per_class), f"classes/{split}.csv")
+    return evaluate(predictions, temperature)

@@ -21,8 +21,9 @@ from harness.tracking.moved import recorded_path
 from harness.tracking.readings import next_reading
 from harness.training.callbacks import EpochRecorder
 from harness.training.checkpoint import load_checkpoint, restore_classifier
-from harness.training.evaluate import evaluate, evaluate_checkpoint, predict, record_evaluation
+from harness.training.evaluate import evaluate_checkpoint, evaluate_logits, predict
 from harness.training.machine import Machine
+from harness.training.record_evaluation import look_closely, record_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -63,24 +64,33 @@ def record_best(
     recorder: EpochRecorder,
     machine: Machine,
     best: Path,
+    closely: bool,
 ) -> None:
-    """Evaluate the best checkpoint on validation and, if configured, on test; log it as a model."""
+    """Evaluate the best checkpoint on validation and, if configured, on test; log it as a model.
+
+    Args:
+        closely: also record the pictures that are not drawn for every trial.
+    """
     tracker.set_tags({names.CHECKPOINT: recorded_path(best, config.tracking.dir)})
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
         logits = recorder.best_logits.numpy()  # this process has validated that epoch itself
     else:
         classifier = restore_classifier(load_checkpoint(best)).to(machine.device)
         logits, _ = predict(classifier, splits.val, machine, config.data.batch_size, config.evaluation.tta)
-    evaluation = evaluate(logits, splits.val, splits.class_names, "val")
-    # The metrics logged after the epoch take precedence, because pruning and selection used them. Runs of
-    # earlier versions logged fewer; the evaluation supplies the others.
-    evaluation.metrics.update(recorder.best_metrics)
-    record_evaluation(tracker, evaluation, known=recorder.best_metrics)
+    evaluation = evaluate_logits(logits, splits.val, splits.class_names, "val")
+    # The metrics logged after the epoch take precedence, because pruning and selection used them. The
+    # evaluation supplies the others.
+    logged = recorder.best_metrics
+    evaluation.metrics.update({name.removeprefix("val/"): value for name, value in logged.items()})
+    record_evaluation(tracker, evaluation, known=logged)
+    if closely:
+        look_closely(tracker, evaluation)
     tracker.log_summary({names.BEST_EPOCH: recorder.best_epoch})
     if config.tracking.log_model:
         example = splits.val.gather(np.arange(min(4, len(splits.val))))
-        metrics = {names.BEST + name: value for name, value in evaluation.metrics.items()}
+        metrics = {names.BEST + name: value for name, value in evaluation.named().items()}
         tracker.log_model(best, input_example=example, class_names=splits.class_names, metrics=metrics)
     if config.evaluate_test:
         tracker.set_tags(next_reading(None, tracker.run_id, "harness train").to_tag())
-        evaluate_checkpoint(best, split="test", tracker=tracker)
+        temperature = evaluation.temperature
+        evaluate_checkpoint(best, split="test", tracker=tracker, temperature=temperature, closely=closely)

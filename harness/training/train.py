@@ -48,6 +48,7 @@ def train(
     checkpoint_dir: Path,
     on_epoch: Callable[[EpochReport], Decision] | None = None,
     stop_requested: Callable[[], bool] | None = None,
+    closely: bool = False,
 ) -> RunResult:
     """Train, choose the best epoch by `trainer.monitor`, evaluate and record it.
 
@@ -64,6 +65,7 @@ def train(
         on_epoch: called on rank 0 after each epoch; its answer may end the run early.
         stop_requested: called after each batch; on True the run ends with status "interrupted", and a later
             call with the same folder resumes it.
+        closely: record all pictures of the result, of which a sweep's trials get but a few (`look_closely`).
 
     Returns:
         Status, score, metrics of the best epoch, and its checkpoint.
@@ -102,7 +104,7 @@ def train(
             status = "interrupted"
         is_recorder = status != "interrupted" and ranks.is_zero
         if is_recorder:
-            record_best(tracker, config, splits, recorder, machine, best)
+            record_best(tracker, config, splits, recorder, machine, best, closely)
             forget_previous(checkpoint_dir)
         seconds = time.perf_counter() - started  # before the costs: measuring them is not training
         if is_recorder:

@@ -95,15 +95,19 @@ def test_confusion_matrix_has_true_classes_as_rows() -> None:
 
 def test_table_of_classes() -> None:
     labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    rows = per_class_table(predictions, labels, ["猫", "dog", "absent"])
+    areas = [{"auc": 0.9, "average_precision": 0.8}] * 2 + [{"auc": np.nan, "average_precision": np.nan}]
+    rows = per_class_table(predictions, labels, ["猫", "dog", "absent"], areas)
     assert rows[0] == {
         "class": "猫",
         "precision": 1.0,
         "recall": pytest.approx(2 / 3),
         "f1": pytest.approx(0.8),
         "support": 3,
+        "auc": 0.9,
+        "average_precision": 0.8,
     }
-    assert rows[2] == {"class": "absent", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    absent = {"class": "absent", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert rows[2] == {**absent, "auc": None, "average_precision": None}
 
 
 def test_small_integer_labels_do_not_overflow() -> None:

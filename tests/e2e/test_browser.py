@@ -44,7 +44,7 @@ def record_a_sweep(mlruns: Path) -> str:
         for epoch in range(3):
             accuracy = 0.5 + 0.1 * epoch + 0.01 * number
             trial.log_epoch(epoch, {"val/accuracy": accuracy, "train/loss": 1.0 - 0.2 * epoch})
-        trial.log_figure(confusion_matrix_figure(np.eye(2, dtype=int), ("cat", "dog")), "confusion/val.png")
+        trial.log_figure(confusion_matrix_figure(np.eye(2, dtype=int), ("cat", "dog")), "val/confusion.png")
         trial.finish("FINISHED")
         trials.append(trial.run_id)
     parent.finish("FINISHED")
@@ -99,7 +99,7 @@ def test_the_browser_shows_the_sweep_its_trials_and_their_records(
         trials_page: ["trial-0000", "trial-0001", "Model training", "1.125"],  # a column of the saved view
         sweep_page: ["my-sweep", "Maximize val/accuracy"],
         trial_page: ["my-sweep", "val/accuracy", "train/loss"],  # its parent and its metrics
-        f"{trial_page}/artifacts": ["confusion"],
+        f"{trial_page}/artifacts": ["val"],
     }
     for address, words in shown_on.items():
         assert is_shown(address, words, tmp_path / "profile"), f"{address} does not show {words}"

@@ -61,7 +61,7 @@ def assert_same_run(run: Run, config: RunConfig, tmp_path: Path) -> None:
     for name, tensor in weights(tmp_path / "one").items():
         assert torch.allclose(weights(tmp_path / "two")[name], tensor, atol=TOLERANCE), name
     assert two_result.best_epoch == one_result.best_epoch
-    assert two.artifacts["confusion/val.json"] == one.artifacts["confusion/val.json"]
+    assert two.artifacts["val/confusion.json"] == one.artifacts["val/confusion.json"]
 
 
 def test_two_processes_train_as_one(run: Run, config: Config, tmp_path: Path) -> None:

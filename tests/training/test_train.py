@@ -69,7 +69,7 @@ def test_a_run_learns_and_records(run: Run, tiny_config: Config, tmp_path: Path)
     assert not [name for name in tracker.summary if name.startswith("test/")], (
         "nobody asked for the test split"
     )
-    recorded = {"config.yaml", "confusion/val.png", "confusion/val.json", "classes/val.csv"}
+    recorded = {"config.yaml", "val/confusion.png", "val/confusion.json", "val/classes.csv", "val/summary.md"}
     assert {*recorded, "predictions/val.npz"} <= set(tracker.artifacts)
     assert tracker.params["optim.lr"] == "0.003"
     assert tracker.params["parameters.trainable"] == "62006"
@@ -235,7 +235,7 @@ def test_the_rate_of_an_epoch_is_the_one_that_its_last_step_used(
 def test_the_test_split_is_read_only_when_asked_for(run: Run, tiny_config: Config) -> None:
     _, tracker = run(tiny_config("trainer.max_epochs=1", "evaluate_test=true"))
     assert {"test/accuracy", "test/precision", "test/recall", "test/f1", "test/auc"} <= set(tracker.summary)
-    assert "confusion/test.png" in tracker.artifacts
+    assert "test/confusion.png" in tracker.artifacts
 
 
 def test_other_data_under_the_same_name_are_noticed(
