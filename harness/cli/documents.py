@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.analysis.table import Comparison, SeedsReport
     from harness.config.sweep import SweepConfig
     from harness.data.features.cache import StoredFeatures
+    from harness.data.groups import GroupSizes
     from harness.data.summary import DataSummary
     from harness.export.bundle import ExportResult
     from harness.search.report.status import SweepStatus
@@ -316,12 +317,25 @@ def of_data(summary: DataSummary) -> Document:
                 for name, (train, val, test) in summary.counts.items()
             ],
             "num_images": {"train": len(splits.train), "val": len(splits.val), "test": len(summary.test)},
+            "groups": None if summary.groups is None else _groups(summary.groups),
             "broken_files": splits.broken_files,
             "not_used": [{"path": path, "reason": why} for path, why in summary.about.passed_over],
             "pictures": summary.pictures,
         },
         notes=summary.notices,
     )
+
+
+def _groups(groups: GroupSizes) -> Content:
+    return {
+        "num_groups": groups.num_groups,
+        "num_images_in_none": groups.num_alone,
+        "smallest": groups.smallest,
+        "median": groups.median,
+        "largest": groups.largest,
+        "num_joined_by_copies": groups.num_joined,
+        "by_split": groups.by_split,
+    }
 
 
 def of_features(entries: list[StoredFeatures], removed: bool) -> Document:

@@ -11,6 +11,7 @@ for a `RunConfig` that Python code builds, and for a checkpoint that lacks a new
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -80,8 +81,25 @@ class FolderData(BaseData):
         default_factory=dict
     )
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2  # where the tree has no test/
+    # Images that stay on one side of every split: a regular expression with one group, searched for in the
+    # image's path below `dir`; or "folder", the folder directly below the class's.
+    group_by: str | None = None
     max_memory_share: Annotated[float, Field(ge=0.0)] = 0.5  # of the RAM; larger sets stay in their files
     num_workers: Annotated[int, Field(ge=0, le=256)] = 2  # that decode such a set; 0 = the run's process
+
+    @field_validator("group_by")
+    @classmethod
+    def _group_by_has_a_group(cls, group_by: str | None) -> str | None:
+        if group_by is None or group_by == "folder":
+            return group_by
+        example = "such as '(patient\\d+)', or 'folder'"
+        try:
+            found = re.compile(group_by).groups
+        except re.error as error:
+            raise ValueError(f"{group_by!r} is no regular expression ({error}): use one {example}") from None
+        if found != 1:
+            raise ValueError(f"{group_by!r} has {found} groups in parentheses: use exactly one, {example}")
+        return group_by
 
     @field_validator("pixel_range")
     @classmethod

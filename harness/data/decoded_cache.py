@@ -51,6 +51,8 @@ class Part:
         moments: int64 (N, 2, 3), per channel the sum and the sum of squares of each image's pixels.
         thumbnails: uint8 (N, 8, 8), grey.
         names: File names, relative to the data folder; empty where images have no files of their own.
+        groups: What `data.group_by` keeps together, by its name; an empty name: the image is in no group.
+            An empty tuple where nothing is grouped.
     """
 
     images: np.ndarray | ImageFiles
@@ -59,6 +61,7 @@ class Part:
     moments: np.ndarray
     thumbnails: np.ndarray
     names: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

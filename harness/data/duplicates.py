@@ -8,17 +8,24 @@ left out of training.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 
 from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName
-from harness.data.messages import counted, first_few
+from harness.data.messages import NAMES_SHOWN, counted, first_few
+from harness.files import write_json
 
 ALIKE = 0.99  # two images are called look-alikes if their thumbnails correlate at least this much
 PLAIN = 2.0  # images are not compared if their thumbnail's standard deviation (grey levels) is below this
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
 BLOCK = 4096  # thumbnails compared at a time
+MOST_PAIRS = 1e9  # of images that training compares: a few seconds, once
+
+Side = tuple[Part, np.ndarray]  # a split: the part of the source, and its rows
 
 
 def first_of_duplicates(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,41 +112,83 @@ def _within(groups: list[np.ndarray], where: np.ndarray, names: list[str]) -> li
 # ── look-alikes ───────────────────────────────────────────────────────────────────────────────────
 
 
-def near_duplicates(sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
-    """Count validation and test images that look like a training image, a line for each split.
+def near_duplicates(sides: Mapping[str, Side]) -> list[str]:
+    """Count validation and test images that look like a training image; return a line for each split.
+
+    Args:
+        sides: the part and the rows of "train", and of "val" and "test" or one of them.
+    """
+    lines = []
+    for name, side in sides.items():
+        if name != "train":
+            lines += describe_alike(name, side, sides["train"], find_alike(side, sides["train"]))
+    return lines
+
+
+def find_alike(side: Side, train: Side) -> np.ndarray:
+    """Return the images of a split that look like a training image, and the one most like each.
 
     Two images look alike if their grey thumbnails of 8 x 8 pixels correlate by `ALIKE` or more. This is cheap
     and finds images that were rescaled or compressed again, but also ones that differ in details. Images that
     are nearly of one grey level (`PLAIN`) are not compared: they would all look alike.
 
-    Args:
-        sides: the part and the rows of "train", "val" and "test".
+    Returns:
+        Positions among the rows of the split and among those of training, int64 (M, 2).
     """
-    train_part, train_rows = sides["train"]
-    known, known_rows = _patterns(train_part, train_rows)
-    lines = []
-    for name in ("val", "test"):
-        part, rows = sides[name]
-        patterns, own_rows = _patterns(part, rows)
-        if not len(known) or not len(patterns):
-            continue
-        best, at = _nearest(patterns, known)
-        alike = np.flatnonzero(best >= ALIKE)
-        if len(alike):
-            examples = [
-                f"{_name(part, own_rows[row])} ~ {_name(train_part, known_rows[at[row]])}" for row in alike
-            ]
-            found = counted(len(alike), f"{name} image")
-            lines.append(f"{found} of {len(rows):,} look like a training image: {first_few(examples, 3)}")
-    return lines
+    known, known_at = _patterns(*train)
+    patterns, own_at = _patterns(*side)
+    if not len(known) or not len(patterns):
+        return np.empty((0, 2), dtype=np.int64)
+    best, at = _nearest(patterns, known)
+    alike = np.flatnonzero(best >= ALIKE)
+    return np.stack([own_at[alike], known_at[at[alike]]], axis=1)
+
+
+def describe_alike(name: str, side: Side, train: Side, alike: np.ndarray) -> list[str]:
+    """Return a line about the look-alikes that `find_alike` has found; none where there are none."""
+    if not len(alike):
+        return []
+    (part, rows), (train_part, train_rows) = side, train
+    few = [
+        f"{_name(part, rows[own])} ~ {_name(train_part, train_rows[other])}"
+        for own, other in alike[: NAMES_SHOWN + 1]
+    ]
+    examples = [*few, *([""] * (len(alike) - len(few)))]  # counted, not named
+    found = counted(len(alike), f"{name} image")
+    look = "looks" if len(alike) == 1 else "look"
+    return [f"{found} of {len(rows):,} {look} like a training image: {first_few(examples, 3)}"]
+
+
+def alike_in_validation(
+    val: Side, train: Side, cache_dir: Path, row_digest: str, most_pairs: float = MOST_PAIRS
+) -> list[str]:
+    """Return a line about validation images that look like a training image, found once for a data set.
+
+    What was found is kept in the image cache, as 45,000 and 5,000 images take a second or two to compare.
+    Splits of more than `most_pairs` pairs of images are not compared: `harness data` does it.
+
+    Args:
+        row_digest: identifies the images of both splits and their order.
+    """
+    if len(val[1]) * len(train[1]) > most_pairs:
+        return []
+    path = cache_dir / "look-alikes" / f"{row_digest[:32]}.json"
+    try:
+        alike = np.array(json.loads(path.read_text())["alike"], dtype=np.int64).reshape(-1, 2)
+    except (OSError, ValueError, KeyError, TypeError):  # not compared yet, or the file is damaged
+        alike = find_alike(val, train)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"alike": alike.tolist()})
+    return describe_alike("val", val, train, alike)
 
 
 def _patterns(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the thumbnails that are not plain, of mean 0 and length 1, float32 (M, 64), and their rows."""
+    """Return the thumbnails that are not plain, of mean 0 and length 1, float32 (M, 64), and which rows."""
     grey = part.thumbnails[rows].reshape(len(rows), -1).astype(np.float32)
     keep = grey.std(axis=1) >= PLAIN
     centred = grey[keep] - grey[keep].mean(axis=1, keepdims=True)
-    return centred / np.linalg.norm(centred, axis=1, keepdims=True), rows[keep]
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True), np.flatnonzero(keep)
 
 
 def _nearest(patterns: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

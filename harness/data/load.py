@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.config.schema import AutoData, Cifar10Data, DataConfig, DigitsData, FolderData
 from harness.data.decoded_cache import DecodedSet
-from harness.data.duplicates import describe_duplicates
+from harness.data.duplicates import alike_in_validation, describe_duplicates
 from harness.data.messages import warn_once
 from harness.data.splits import ImageSplits, build_splits
 from harness.errors import DownloadError
@@ -43,8 +43,15 @@ def load_splits(config: DataConfig) -> ImageSplits:
     splits = build_splits(decoded, named, held_out_fraction(named), is_fallback)
     if splits.digest not in _seen:  # comparing takes time
         _seen.add(splits.digest)
-        warn_once([f"{splits.name}: {line}" for line in describe_duplicates(decoded)], of=splits.digest)
+        lines = [*describe_duplicates(decoded), *_look_alikes(decoded, splits, Path(named.cache_dir))]
+        warn_once([f"{splits.name}: {line}" for line in lines], of=splits.digest)
     return splits
+
+
+def _look_alikes(decoded: DecodedSet, splits: ImageSplits, cache_dir: Path) -> list[str]:
+    val_part = decoded.parts.get("val", decoded.parts["train"])
+    val, train = (val_part, splits.val.indices), (decoded.parts["train"], splits.train.indices)
+    return alike_in_validation(val, train, cache_dir, splits.row_digest)
 
 
 def as_loaded(config: DataConfig, splits: ImageSplits) -> NamedData:

@@ -18,6 +18,7 @@ from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName, conte
 from harness.data.decoding.image_files import ImageFiles
 from harness.data.decoding.pixels import PixelRange
 from harness.data.duplicates import first_of_duplicates, without_duplicates_of
+from harness.data.groups import set_aside_groups
 from harness.errors import ConfigError, DataError
 
 TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
@@ -28,6 +29,11 @@ YIELDS_TO: dict[PartName, tuple[PartName, ...]] = {
     "val": ("test",),
     "test": (),
 }
+
+# What the images of the training part are for, the split that is set aside next last.
+FOR_VALIDATION = ("training", "validation")
+FOR_TEST = ("training", "test")
+FOR_TEST_AND_VALIDATION = ("training", "validation", "test")
 
 Triple = tuple[float, float, float]
 
@@ -118,7 +124,7 @@ def build_splits(
         val_rows = _own_rows(decoded, "val")
     else:
         val_part = part
-        val_rows = _set_aside(part, rows, config.val_fraction, config.split_seed, names)
+        val_rows = _set_aside(part, rows, config.val_fraction, config.split_seed, names, FOR_VALIDATION)
         rows = np.setdiff1d(rows, val_rows, assume_unique=True)
     rows = _subset(part, rows, config)
     if config.batch_size > len(rows):
@@ -161,7 +167,8 @@ def _train_and_test_rows(decoded: DecodedSet, test_fraction: float) -> tuple[np.
     rows = _own_rows(decoded, "train")
     if "test" in decoded.parts:
         return rows, np.empty(0, dtype=np.int64)
-    test_rows = _set_aside(part, rows, test_fraction, TEST_SPLIT_SEED, names)
+    drawn = FOR_TEST if "val" in decoded.parts else FOR_TEST_AND_VALIDATION
+    test_rows = _set_aside(part, rows, test_fraction, TEST_SPLIT_SEED, names, drawn)
     return np.setdiff1d(rows, test_rows, assume_unique=True), test_rows
 
 
@@ -210,12 +217,22 @@ def _arrays(part: Part, rows: np.ndarray) -> ImageArrays:
 
 
 def _set_aside(
-    part: Part, rows: np.ndarray, fraction: float, seed: int, names: tuple[str, ...]
+    part: Part,
+    rows: np.ndarray,
+    fraction: float,
+    seed: int,
+    names: tuple[str, ...],
+    splits: tuple[str, ...],
 ) -> np.ndarray:
     """Pick `fraction` of the distinct images: of each class at least one and never all.
 
-    Exact copies of the picked images are picked too.
+    Exact copies of the picked images are picked too. Where `data.group_by` is set, whole groups are picked.
+
+    Args:
+        splits: that the images are for, the one that is picked here last.
     """
+    if part.groups:
+        return set_aside_groups(part, rows, fraction, seed, names, splits)
     different, first = first_of_duplicates(part, rows)
     labels = part.labels[different]
     sizes = np.bincount(labels, minlength=len(names))

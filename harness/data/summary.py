@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,9 +15,10 @@ from torchvision.utils import make_grid
 
 from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.datamodule import ImageDataModule
-from harness.data.decoded_cache import DecodedSet, Description
+from harness.data.decoded_cache import DecodedSet, Description, Part
 from harness.data.duplicates import describe_duplicates, near_duplicates
 from harness.data.features.cache import clear_features, list_features
+from harness.data.groups import GroupSizes, group_sizes
 from harness.data.held_out import load_test
 from harness.data.load import load_decoded, load_splits, resolve_auto
 from harness.data.messages import counted, muted_warnings, printable
@@ -36,6 +38,7 @@ class DataSummary:
     about: Description
     notices: list[str]  # about the tree, its pixels, and images that occur more than once
     pictures: list[Path]
+    groups: GroupSizes | None = None  # where data.group_by is set
 
     @property
     def counts(self) -> dict[str, tuple[int, int, int]]:
@@ -49,6 +52,7 @@ class DataSummary:
         return "\n".join(
             [
                 *_facts(self.splits, self.about),
+                *([f"groups     {self.groups}"] if self.groups else []),
                 "",
                 *_counts(self),
                 *([""] if self.notices else []),
@@ -81,7 +85,9 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
         labels = torch.from_numpy(splits.train.labels[positions])
         augmented, _ = module.mix(module.augment(samples, epoch=0, batch_index=0), labels, 0, 0)
         pictures.append(_write_grid(augmented, output_dir / "samples_augmented.png"))
-    return DataSummary(splits, test, decoded.about, _notices(decoded, splits, test), pictures)
+    sides = _sides(decoded, splits, test)
+    groups = group_sizes(sides) if decoded.parts["train"].groups else None
+    return DataSummary(splits, test, decoded.about, _notices(decoded, sides), pictures, groups)
 
 
 def summarise_features(config: DataConfig, *, clear: bool) -> str:
@@ -133,15 +139,19 @@ def _per_class(split: ImageArrays, num_classes: int) -> np.ndarray:
     return np.bincount(split.labels, minlength=num_classes)
 
 
-def _notices(decoded: DecodedSet, splits: ImageSplits, test: ImageArrays) -> list[str]:
-    """Return notes about the tree, its pixels, and images that occur more than once."""
+def _sides(decoded: DecodedSet, splits: ImageSplits, test: ImageArrays) -> dict[str, tuple[Part, np.ndarray]]:
+    """Return the part of the source, and its rows, that each split was made of."""
     test_part = decoded.parts.get("test", decoded.parts["train"])
     val_part = decoded.parts.get("val", decoded.parts["train"])
-    sides = {
+    return {
         "train": (decoded.parts["train"], splits.train.indices),
         "val": (val_part, splits.val.indices),
         "test": (test_part, test.indices),
     }
+
+
+def _notices(decoded: DecodedSet, sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
+    """Return notes about the tree, its pixels, and images that occur more than once."""
     return [*decoded.about.notices, *describe_duplicates(decoded), *near_duplicates(sides)]
 
 

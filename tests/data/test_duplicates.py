@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from PIL import Image
 from harness.config.schema import AugmentConfig, DigitsData, FolderData
 from harness.data import ImageSplits, load_splits
 from harness.data.decoded_cache import DecodedSet, Description, Part, hash_images, pixel_facts
-from harness.data.duplicates import describe_duplicates
+from harness.data.duplicates import alike_in_validation, describe_duplicates
 from harness.data.held_out import load_test
+from harness.data.load import load_decoded
 from harness.data.splits import ImageArrays, build_splits, build_test
 from harness.data.summary import summarise
 from harness.errors import DataError
@@ -86,9 +88,35 @@ def test_look_alikes_are_counted_where_people_look(
     smooth.save(root / "train/cat/smooth.png")
     smooth.resize((90, 90)).save(root / "test/cat/anew.jpg", quality=60)
     text = str(summarise(config_of(root, decode_size=32), tmp_path / "out", augment=AugmentConfig()))
-    assert "1 test image of 9 look like a training image: test/cat/anew.jpg ~ train/cat/smooth.png" in text
+    assert "1 test image of 9 looks like a training image: test/cat/anew.jpg ~ train/cat/smooth.png" in text
     assert "exact cop" not in text
     assert caplog.text == "", "what is shown is not logged too"
+
+
+def test_training_is_warned_of_look_alikes_in_validation_and_compares_them_once(
+    image_tree: Tree, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = {f"{split}/{kind}": 4 for split in ("train", "val", "test") for kind in ("cat", "dog")}
+    root = image_tree(counts, size=(64, 64))
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    smooth.resize((64, 64)).save(root / "train/cat/smooth.png")
+    smooth.resize((90, 90)).save(root / "val/cat/anew.jpg", quality=60)
+    splits = load_splits(config_of(root, decode_size=32))
+    load_splits(config_of(root, decode_size=32))
+    line = "1 val image of 9 looks like a training image: val/cat/anew.jpg ~ train/cat/smooth.png"
+    assert caplog.text.count(line) == 1
+
+    (kept,) = (root.parent / "cache" / "look-alikes").iterdir()
+    decoded = load_decoded(config_of(root, decode_size=32))
+    val = decoded.parts["val"], splits.val.indices
+    train = decoded.parts["train"], splits.train.indices
+    kept.write_text(json.dumps({"alike": []}))  # what is kept is believed: nothing is compared again
+    assert alike_in_validation(val, train, root.parent / "cache", splits.row_digest) == []
+    kept.write_text("{")
+    (told,) = alike_in_validation(val, train, root.parent / "cache", splits.row_digest)
+    assert told == line
+    assert len(json.loads(kept.read_text())["alike"]) == 1
+    assert alike_in_validation(val, train, root.parent / "cache", splits.row_digest, most_pairs=80) == []
 
 
 def test_without_copies_the_splits_are_what_they_always_were(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ from harness.data.decoded_cache import (
 from harness.data.decoding.decode import Inspection, decode_image, inspect_image
 from harness.data.decoding.image_files import ImageFiles
 from harness.data.decoding.pixels import PixelRange, is_squeezed, measure
+from harness.data.duplicates import PARTS
+from harness.data.groups import group_names, notices_of
 from harness.data.messages import counted, first_few, printable, warn_once
 from harness.data.sources.layout import Layout, describe_passed_over, read_layout
 from harness.data.sources.scan import HIDDEN, PassedOver
@@ -98,7 +100,7 @@ def load(config: FolderData) -> DecodedSet:
         lambda staging: _build(staging, sources, config.pixel_range, keeps_pixels),
         None if keeps_pixels else lambda about: sources.files(about.pixel_range),
     )
-    decoded = _describe(decoded, sources)
+    decoded = _describe(decoded, sources, config.group_by)
     _tell(printable(str(root)), decoded.about, len(sources.layout.files))
     if not keeps_pixels:
         _tell_of_size(printable(str(root)), sources.num_bytes, config.max_memory_share)
@@ -107,7 +109,9 @@ def load(config: FolderData) -> DecodedSet:
 
 def _cache_key(config: FolderData, layout: Layout) -> str:
     """Return a hash of all that determines the decoded arrays; no file is opened for it."""
-    files = [(*dataclasses.astuple(file), *_version(layout.root / file.path)) for file in layout.files]
+    files = [
+        (file.path, file.part, file.class_name, *_version(layout.root / file.path)) for file in layout.files
+    ]
     facts = [str(layout.root), config.decode_size, sorted(config.pixel_range.items()), files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -120,21 +124,38 @@ def _version(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _describe(decoded: DecodedSet, sources: Sources) -> DecodedSet:
-    """Add the facts about the tree that are read anew each time: notices, layout, unused files, names."""
+def _describe(decoded: DecodedSet, sources: Sources, group_by: str | None) -> DecodedSet:
+    """Add what is read anew each time: notices, layout, unused files, and the files' names and groups."""
     layout = sources.layout
+    groups, told = ({}, []) if group_by is None else _groups(layout, group_by)
     about = dataclasses.replace(
         decoded.about,
-        notices=(*layout.notices, *decoded.about.notices),
+        notices=(*layout.notices, *told, *decoded.about.notices),
         layout=layout.layout,
         passed_over=tuple((one.path, one.why) for one in layout.passed_over),
     )
     files = sources.files({})
     parts = {
-        name: dataclasses.replace(part, names=tuple(map(printable, files[name].paths)))
+        name: dataclasses.replace(
+            part, names=tuple(map(printable, files[name].paths)), groups=groups.get(name, ())
+        )
         for name, part in decoded.parts.items()
     }
     return DecodedSet(about, parts)
+
+
+def _groups(layout: Layout, group_by: str) -> tuple[dict[PartName, tuple[str, ...]], list[str]]:
+    """Return the group of each image of each part, and messages to the user about them."""
+    files = {part: [file for file in layout.files if file.part == part] for part in PARTS}
+    files = {part: found for part, found in files.items() if found}
+    groups = {
+        part: tuple(
+            group_names([file.path for file in of_part], [file.class_folder for file in of_part], group_by)
+        )
+        for part, of_part in files.items()
+    }
+    paths = [file.path for of_part in files.values() for file in of_part]
+    return groups, notices_of(groups, paths, group_by)
 
 
 # ── decoding ──────────────────────────────────────────────────────────────────────────────────────

@@ -43,6 +43,7 @@ class ImageFile:
     path: str  # relative to the data folder
     part: PartName
     class_name: str  # printable
+    class_folder: str  # relative to the data folder
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class _Reader:
         for kind in folder.filled:
             name = printable(kind.name)
             spelled.setdefault(name, []).append(ascii(kind.name))
-            files += [ImageFile(path, part, name) for path in kind.all_images()]
+            files += [ImageFile(path, part, name, kind.path) for path in kind.all_images()]
         for name, spellings in spelled.items():
             if len(spellings) > 1:
                 self.notices.append(
