@@ -11,8 +11,9 @@ from harness.errors import did_you_mean
 
 # harness.training.costs measures them in every run: the number of all parameters, in millions; the time of
 # a prediction for one image, on the run's device and in its precision; the time of all epochs with their
-# validation.
-Cost = Literal["params_millions", "latency_ms", "train_seconds"]
+# validation; the operations of the training in 10^15 (harness.training.flops); the images that it trained on,
+# each as often as it came.
+Cost = Literal["params_millions", "latency_ms", "train_seconds", "train_pflop", "train_images"]
 COSTS: tuple[str, ...] = get_args(Cost)
 
 CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*", re.IGNORECASE)

@@ -77,6 +77,18 @@ def find_boundaries(
     return found
 
 
+def trunk_end(classifier: ImageClassifier, images_BCHW: Tensor, depth: int) -> Boundary | None:
+    """Return the boundary for one depth; None if the network has none.
+
+    Unlike `find_boundaries`, this compares no logits, so it also works on the meta device.
+    """
+    if len(heads(classifier.network)) > 1:
+        return None
+    groups = depth_groups(classifier.network) if depth else []
+    trainable = head_names(classifier.network).union(*groups[len(groups) - depth :])
+    return _boundary(classifier.network, _watch(classifier, images_BCHW), trainable, depth)
+
+
 @torch.no_grad()
 def trunk_activations(
     classifier: ImageClassifier, images_BCHW: Tensor, boundaries: Sequence[Boundary]

@@ -1,4 +1,4 @@
-"""Measures what a model costs: parameters, latency of one image, seconds of training.
+"""Measures what a run costs: parameters, latency of one image, seconds, images and operations of training.
 
 `train.py` calls `measure_costs` at the end of a run. Sweeps use the costs as constraints or as a second
 objective (`harness.config.objectives`), and reject models that are too large with `count_params_millions`
@@ -7,6 +7,7 @@ beforehand.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,15 @@ from torch import Tensor, nn
 
 from harness.config.schema import RunConfig
 from harness.data import load_splits
+from harness.data.datamodule import ImageDataModule
+from harness.data.features.datamodule import FeatureDataModule
+from harness.errors import ModelError
 from harness.models import ImageClassifier, build_model
 from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.flops import PFLOP, count_image_flops
 from harness.training.machine import Machine
+
+log = logging.getLogger(__name__)
 
 WARMUP_PASSES = 3
 MIN_PASSES, MAX_PASSES, ENOUGH_S = 5, 50, 1.0
@@ -42,6 +49,24 @@ def measure_costs(
         "latency_ms": _latency_ms(classifier, image_BCHW, machine),
         "train_seconds": sum(metrics["epoch_seconds"] for metrics in history),
     }
+
+
+def training_costs(
+    config: RunConfig, data: ImageDataModule | FeatureDataModule, num_classes: int, num_epochs: int
+) -> dict[str, float]:
+    """Return how many images a run has trained on, and the operations that this took in all.
+
+    The operations are left out, with a warning, if those of a step of the network cannot be counted.
+    """
+    num_images = num_epochs * len(data.epochs)
+    cached_views = data.train.num_views if isinstance(data, FeatureDataModule) else None
+    try:
+        flops = count_image_flops(config, num_classes, cached_views)
+    except ModelError as error:
+        log.warning("%s: train_pflop is not recorded", error)
+        return {"train_images": float(num_images)}
+    total = flops.total(num_images, data.epochs.count)
+    return {"train_images": float(num_images), "train_pflop": total / PFLOP}
 
 
 def count_params_millions(config: RunConfig) -> float:

@@ -25,6 +25,14 @@ def describe_regime(config: RunConfig, cached_views: int | None) -> dict[str, bo
     return {"cached": cached_views is not None, "views": NEW_VIEWS if views is None else views}
 
 
+def views_to_cache(config: RunConfig) -> int | None:
+    """Return how many views of each image a run means to keep activations of; None: it trains on images."""
+    finetune = config.finetune
+    if not isinstance(finetune, FrozenBackbone) or not finetune.cache_features or needs_images(config):
+        return None
+    return count_views(config.augment, finetune.feature_views)
+
+
 def needs_images(config: RunConfig) -> str | None:
     """Return the reason why this configuration needs images in every epoch; None if there is none."""
     if config.augment.mixup_alpha or config.augment.cutmix_alpha:

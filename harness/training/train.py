@@ -30,7 +30,7 @@ from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts
 from harness.training.checkpoint_io import forget_previous, make_room
 from harness.training.collectives import current_ranks
-from harness.training.costs import measure_costs
+from harness.training.costs import measure_costs, training_costs
 from harness.training.fit import fit
 from harness.training.image_views import describe_regime
 from harness.training.machine import Machine, resolve_machine
@@ -109,6 +109,7 @@ def train(
         seconds = time.perf_counter() - started  # before the costs: measuring them is not training
         if is_recorder:
             costs = measure_costs(best, splits.val.gather(np.array([0]))[0], recorder.history, machine)
+            costs |= training_costs(config, data, len(splits.class_names), len(recorder.history))
     except BaseException as error:
         tracker.set_tags({"harness.failure": shown(f"{type(error).__name__}: {error}")[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")

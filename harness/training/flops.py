@@ -1,0 +1,155 @@
+"""Counts the floating-point operations of a run's training: its compute, whatever machine it runs on.
+
+`costs.py` records them with the run's other costs; `harness.search.suggest.compute` gives the trials of a
+sweep lengths of equal compute. torch's `FlopCounterMode` counts them on the meta device, where nothing is
+computed: one forward and backward pass of the network as it trains, its frozen part forward only. As usual,
+convolutions, matrix products and attention count (two operations for each multiplication with its addition);
+norms, activations, augmentation and the optimiser do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from harness.config.finetune import FrozenBackbone
+from harness.config.schema import FinetuneConfig, ModelConfig, RunConfig
+from harness.errors import ModelError, first_line
+from harness.models import ImageClassifier, apply_freezing, build_model
+from harness.models.trunk import trunk_activations, trunk_end
+
+PFLOP = 1e15  # floating-point operations
+BATCH = 2  # images in the counted step; a batch norm can take no variance from a single one
+
+
+@dataclass(frozen=True)
+class ImageFlops:
+    """The operations of training for one image.
+
+    Args:
+        step: Of what runs whenever the image is trained on.
+        once: Of the frozen part whose activations are cached: run once for each kept view of an image. 0 if
+            nothing is cached; the frozen part is then in `step`.
+        views: Kept views of each image, if activations are cached.
+    """
+
+    step: float
+    once: float = 0.0
+    views: int = 1
+
+    def total(self, num_images: float, num_train: int) -> float:
+        """Return the operations of a training.
+
+        Args:
+            num_images: Images that it trains on, each as often as it comes.
+            num_train: Images in the training split. A cached view counts the first time that it can come.
+        """
+        return self.step * num_images + self.once * min(num_images, self.views * num_train)
+
+    def affordable(self, flops: float, num_train: int) -> float:
+        """Return on how many images a training of so many operations trains: the inverse of `total`."""
+        of_first_views = (self.step + self.once) * self.views * num_train
+        if flops <= of_first_views:
+            return flops / (self.step + self.once)
+        return self.views * num_train + (flops - of_first_views) / self.step
+
+
+def count_image_flops(config: RunConfig, num_classes: int, cached_views: int | None) -> ImageFlops:
+    """Return the operations of a run's training for one image. Counting takes about a second, once a process.
+
+    Args:
+        cached_views: The views of each image on whose cached activations the run trains; None: it trains on
+            images. For a run that has not begun, `views_to_cache`.
+
+    Raises:
+        ModelError: The network cannot be built, or runs neither on the meta device nor on the CPU.
+    """
+    return _count(config.model, config.finetune, num_classes, cached_views)
+
+
+@cache
+def _count(model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views: int | None) -> ImageFlops:
+    problem: Exception | None = None
+    for device in ("meta", "cpu"):  # some networks look at values, which the meta device does not have
+        try:
+            with torch.device(device):
+                return _count_on(model, finetune, num_classes, views)
+        except ModelError:
+            raise
+        except Exception as error:  # each network fails in its own way
+            problem = error
+    assert problem is not None
+    raise ModelError(
+        f"the operations of a training step of {model.kind} cannot be counted: {first_line(problem)}"
+    ) from problem
+
+
+def _count_on(
+    model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views: int | None
+) -> ImageFlops:
+    """Count on torch's default device, without the faster convolutions: their sums would not be counted."""
+    classifier = build_model(model, num_classes, load_weights=False)
+    apply_freezing(classifier, finetune)
+    classifier.train()
+    images_BCHW = torch.zeros(BATCH, 3, classifier.image_size, classifier.image_size, dtype=torch.uint8)
+    if views is not None and isinstance(finetune, FrozenBackbone):
+        depth = finetune.trained_depth
+        end = trunk_end(classifier, images_BCHW, depth)
+        if end is not None:
+            with _counting() as counter:
+                activations = trunk_activations(classifier, images_BCHW, [end])[depth]
+            once = counter.get_total_flops() / BATCH
+            classifier.enter_at(end.entry, end.passed)
+            return ImageFlops(_count_step(classifier, activations), once, views)
+    return ImageFlops(_count_step(classifier, images_BCHW))
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    # Attention as two matrix products: some fused kernels are not counted.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=CORRECTED) as counter:
+        yield counter
+
+
+def _count_step(classifier: ImageClassifier, inputs: Tensor) -> float:
+    """Return the operations of the forward and the backward pass for one image."""
+    labels_B = torch.zeros(len(inputs), dtype=torch.int64)
+    with _counting() as counter:
+        F.cross_entropy(classifier(inputs), labels_B).backward()
+    return counter.get_total_flops() / len(inputs)
+
+
+def _conv_backward(
+    grad_out_shape: Sequence[int],
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: Sequence[bool],
+    **_: Any,
+) -> int:
+    """Return the operations of a convolution's backward pass.
+
+    The gradients of its input and of its weight each take the multiplications of the forward pass. torch's
+    own formula counts the weight's gradient of a convolution in groups as if it had one group: a depthwise
+    one of 1,152 channels 1,152-fold (torch 2.14).
+    """
+    forward = conv_flop_count(list(x_shape), list(w_shape), list(grad_out_shape), transposed=transposed)
+    return forward * sum(map(bool, output_mask[:2]))
+
+
+CORRECTED = {torch.ops.aten.convolution_backward: _conv_backward}
