@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mlflow import MlflowClient
+from PIL import Image
 
 from harness.errors import first_line
 from harness.tracking import names
@@ -97,6 +98,10 @@ class MlflowTracker:
     def log_figure(self, figure: Figure, name: str) -> None:
         self._log_artifact(name, figure.savefig)
 
+    def log_image(self, image: np.ndarray, key: str, step: int) -> None:
+        details = {"op": "image", "key": key, "step": step, "time": _now_ms()}
+        self._record_file(f"{key} of step {step}", "image.png", Image.fromarray(image).save, details)
+
     def log_data(
         self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str
     ) -> None:
@@ -150,19 +155,24 @@ class MlflowTracker:
         return points
 
     def _log_artifact(self, name: str, write: Callable[[Path], object]) -> None:
-        """Write an artifact into the spool's folder and record it.
+        self._record_file(name, PurePosixPath(name).name, write, {"op": "artifact", "name": name})
+
+    def _record_file(
+        self, what: str, file_name: str, write: Callable[[Path], object], operation: Operation
+    ) -> None:
+        """Write a file into the spool's folder, and record the operation with its path.
 
         If MLflow cannot take it now, the file is already where the spool needs it. $TMPDIR would not do: its
         files do not survive a reboot, and it may have too little room.
         """
         self.before_write()
         try:
-            path = self._spool.new_file(PurePosixPath(name).name)
+            path = self._spool.new_file(file_name)
             write(path)
         except OSError as error:  # neither a full disk nor an unreachable MLflow ends training
-            logger.error("run %s: %s is lost, it cannot be written: %s", self._run_id, name, error)
+            logger.error("run %s: %s is lost, it cannot be written: %s", self._run_id, what, error)
             return
-        self._record({"op": "artifact", "path": f"{path.parent.name}/{path.name}", "name": name})
+        self._record({**operation, "path": f"{path.parent.name}/{path.name}"})
 
     def _apply(self, operation: Operation) -> list[Operation]:
         return apply(self._client, self._spool, operation)

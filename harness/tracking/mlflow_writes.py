@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_IMAGES
+from PIL import Image
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from harness.errors import causes, first_line
@@ -112,6 +113,8 @@ def _dispatch(client: MlflowClient, spool: Spool, operation: Operation) -> None:
             _set_tags(client, run_id, operation["tags"])
         case "artifact":
             _log_artifact(client, run_id, spool.file_of(operation), operation["name"])
+        case "image":
+            _log_image(client, run_id, spool.file_of(operation), operation)
         case "data":
             _log_data(client, run_id, operation)
         case "model":
@@ -158,6 +161,22 @@ def _log_artifact(client: MlflowClient, run_id: str, path: Path, name: str) -> N
         raise UnrecordableError(f"{path} is gone, so {name} is not recorded")
     folder = str(PurePosixPath(name).parent)
     client.log_artifact(run_id, str(path), None if folder == "." else folder)
+
+
+def _log_image(client: MlflowClient, run_id: str, path: Path, record: Mapping[str, Any]) -> None:
+    """Record an image of a series; one that was recorded by an earlier attempt is left alone."""
+    if not path.is_file():
+        raise UnrecordableError(f"{path} is gone, so {record['key']} is not recorded")
+    # MLflow writes the image, then a small copy whose name it begins alike, then the tag.
+    start = f"images/{record['key'].replace('/', '~')}+step+{record['step']}+timestamp+"
+    recorded = (file.path for file in client.list_artifacts(run_id, "images"))
+    if any(name.startswith(start) and name.endswith("+compressed.webp") for name in recorded):
+        client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, True)
+        return
+    with Image.open(path) as image:
+        client.log_image(
+            run_id, image, key=record["key"], step=record["step"], timestamp=record["time"], synchronous=True
+        )
 
 
 def _log_data(client: MlflowClient, run_id: str, record: Mapping[str, Any]) -> None:

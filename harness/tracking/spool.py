@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 30.0  # for a lock that is held for milliseconds
 ARTIFACTS, REFUSED = ".artifacts.jsonl", ".refused.jsonl"
-ARTIFACT_OPERATIONS = ("artifact", "model", "forget_models")
+FILE_OPERATIONS = ("artifact", "image")  # each has a file in the spool
+ARTIFACT_OPERATIONS = (*FILE_OPERATIONS, "model", "forget_models")
 
 Operation = dict[str, Any]  # {"op": name, ...}, JSON types only
 Points = dict[tuple[str, int], tuple[float, int]]  # (metric, step) -> value, milliseconds since 1970
@@ -231,7 +232,7 @@ class Spool:
 
     def discard_file(self, operation: Operation) -> None:
         """Remove an artifact's file once its operation no longer waits; the file of a refused one is kept."""
-        if operation["op"] == "artifact" and not self._is_refused(operation):
+        if operation["op"] in FILE_OPERATIONS and not self._is_refused(operation):
             shutil.rmtree(self.file_of(operation).parent, ignore_errors=True)
         with suppress(OSError):  # the folder holds other files, or does not exist
             self.files.rmdir()
@@ -265,6 +266,8 @@ def _order_of(operation: Operation) -> str:
     """Return a key: operations of one lane with the same key must be recorded in their order."""
     if operation["op"] == "artifact":
         return f"artifact {operation['name']}"
+    if operation["op"] == "image":
+        return f"image {operation['key']} {operation['step']}"
     return "models" if operation["op"] in ARTIFACT_OPERATIONS else "records"
 
 

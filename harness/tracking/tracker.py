@@ -67,6 +67,18 @@ class Tracker(Protocol):
         """Record a picture as the artifact `name` (``val/confusion.png``)."""
         ...
 
+    def log_image(self, image: np.ndarray, key: str, step: int) -> None:
+        """Record an image of a series, which MLflow's image grid shows with a slider over its steps.
+
+        A (key, step) that is recorded already is left alone.
+
+        Args:
+            image: uint8 (H, W, 3).
+            key: the name of the series: letters, digits, and ``_-./`` or spaces.
+            step: an epoch.
+        """
+        ...
+
     def log_data(
         self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str
     ) -> None:
@@ -110,7 +122,7 @@ class SilentTracker:
         """Do nothing."""
 
     log_params = log_epoch = log_summary = set_tags = log_text = log_dict = log_bytes = _nothing
-    log_figure = log_data = log_model = finish = _nothing
+    log_figure = log_image = log_data = log_model = finish = _nothing
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

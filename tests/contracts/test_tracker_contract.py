@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from harness.config.schema import TrackingConfig
 from harness.tracking import Tracker
@@ -69,13 +70,20 @@ class Case:
     resume: Callable[[], Tracker]  # as a new process would
     see: Callable[[], Seen]
     read_artifact: Callable[[str], bytes]
+    read_images: Callable[[], dict[tuple[str, int], np.ndarray]]
 
 
 @pytest.fixture(params=["memory", "mlflow"])
 def case(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     if request.param == "memory":
         memory = RecordingTracker()
-        return Case(memory, lambda: memory, lambda: read_memory(memory), lambda name: memory.artifacts[name])
+        return Case(
+            memory,
+            lambda: memory,
+            lambda: read_memory(memory),
+            lambda name: memory.artifacts[name],
+            lambda: memory.images,
+        )
     shutil.copy(make_database(tmp_path_factory), tmp_path)
     store = open_store(TrackingConfig(dir=str(tmp_path)))
     tracker: MlflowTracker = store.start_run("a run", "an experiment", {"harness.kind": "train"})
@@ -84,7 +92,20 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytes
         lambda: store.start_run(None, "an experiment", {}, run_id=tracker.run_id),
         lambda: read_mlflow(store, tracker.run_id),
         lambda name: Path(store.client.download_artifacts(tracker.run_id, name)).read_bytes(),
+        lambda: read_mlflow_images(store, tracker.run_id),
     )
+
+
+def read_mlflow_images(store: RunStore, run_id: str) -> dict[tuple[str, int], np.ndarray]:
+    """Return the images as MLflow's grid finds them: by the names of their files."""
+    found: dict[tuple[str, int], np.ndarray] = {}
+    for file in store.client.list_artifacts(run_id, "images"):
+        key, _, step, *_ = file.path.removeprefix("images/").split("+")
+        if file.path.endswith(".png"):
+            assert (key.replace("~", "/"), int(step)) not in found
+            path = store.client.download_artifacts(run_id, file.path)
+            found[key.replace("~", "/"), int(step)] = np.asarray(Image.open(path))
+    return found
 
 
 def log_data(tracker: Tracker, context: str) -> None:
@@ -157,6 +178,18 @@ def test_artifacts(case: Case) -> None:
     assert json.loads(case.read_artifact("confusion/val.json")) == {"counts": [[1]], "name": "猫"}
     assert case.read_artifact("confusion/val.png").startswith(b"\x89PNG")
     assert case.read_artifact("deep/er/notes.txt") == b"notes"
+
+
+def test_an_image_is_recorded_once_per_key_and_step(case: Case) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
+    case.tracker.log_image(images[0], "val/examples", 0)
+    case.tracker.log_image(images[1], "val/examples", 10)
+    again = case.resume()
+    again.log_image(images[2], "val/examples", 10)
+    again.log_image(images[2], "val/other", 10)
+    found = case.read_images()
+    assert set(found) == {("val/examples", 0), ("val/examples", 10), ("val/other", 10)}
+    assert np.array_equal(found["val/examples", 10], images[1])
 
 
 def test_data_is_recorded_once_per_use(case: Case) -> None:

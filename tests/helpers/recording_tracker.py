@@ -26,6 +26,7 @@ class RecordingTracker:
     summary: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: dict[str, bytes] = field(default_factory=dict)
+    images: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)  # by key and step
     data: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
     status: str = "RUNNING"
@@ -58,6 +59,9 @@ class RecordingTracker:
         picture = BytesIO()
         figure.savefig(picture, format=Path(name).suffix.lstrip("."))
         self.artifacts[name] = picture.getvalue()
+
+    def log_image(self, image: np.ndarray, key: str, step: int) -> None:
+        self.images.setdefault((key, step), image)
 
     def log_data(
         self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str

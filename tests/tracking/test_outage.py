@@ -44,6 +44,7 @@ def test_an_outage_is_bridged(
     tracker.log_params({"optim": {"lr": 0.1}})
     tracker.log_epoch(1, {"val/loss": 2.0})
     tracker.log_text("kept", "notes/a.txt")
+    tracker.log_image(np.full((4, 4, 3), 7, np.uint8), "val/examples", 1)
     tracker.log_data(name="d", digest="x", source="s", num_rows=1, class_names=["a"], context="training")
     images = np.zeros((1, 4, 4, 3), np.uint8)
     tracker.log_model(checkpoint, input_example=images, class_names=["a", "b"], metrics={"val/accuracy": 1})
@@ -55,7 +56,11 @@ def test_an_outage_is_bridged(
     assert run.data.params == {"optim.lr": "0.1"}
     assert len(run.inputs.dataset_inputs) == len(run.outputs.model_outputs) == 1
     assert Path(store.client.download_artifacts(tracker.run_id, "notes/a.txt")).read_text() == "kept"
-    assert list(spool_of(tracking, tracker.run_id).parent.glob("**/*.txt")) == []
+    pictures = [f.path for f in store.client.list_artifacts(tracker.run_id, "images")]
+    assert len(pictures) == 2  # and MLflow's small copy
+    assert all(path.startswith("images/val~examples+step+1+") for path in pictures)
+    for ending in ("txt", "png"):
+        assert list(spool_of(tracking, tracker.run_id).parent.glob(f"**/*.{ending}")) == []
     assert not spool_of(tracking, tracker.run_id).exists()
 
 
