@@ -7,6 +7,7 @@
     logged_model.py, scoring.py   a checkpoint as a model that MLflow can load
     store.py                      `RunStore`: opens the store and its runs (address.py, moved.py: where it is)
     runs.py, choice.py            recorded runs, and which sweep or run is meant
+    mlflow_tables.py              many recorded runs at once, from the tables of MLflow's database
     artifacts.py                  what a run has recorded as files: its per-image predictions
     readings.py, environment.py   what is recorded about test readings, and about code and machine
     names.py                      every tag, metric and parameter that other packages read

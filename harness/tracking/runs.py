@@ -23,6 +23,7 @@ from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, first_line
 from harness.tracking import names
 from harness.tracking.address import store_exists, store_uri
+from harness.tracking.mlflow_tables import StoredRun, read_stored_runs
 from harness.tracking.mlflow_writes import NO_SUCH_RUN, STORE_ERRORS
 from harness.tracking.store import open_store
 
@@ -197,7 +198,7 @@ def _run_with_id(tracking: TrackingConfig, run_id: str) -> RunRecord | None:
         raise TrackingError(
             f"run {run_id} ({run.info.run_name}) was deleted in MLflow: restore it there first"
         )
-    return _record(run)
+    return _record(_stored(run))
 
 
 def _is_named(name: str) -> str:
@@ -225,8 +226,10 @@ def _client(tracking: TrackingConfig) -> MlflowClient:
     return open_store(tracking, to_read=True).client
 
 
-def _all_runs(client: MlflowClient, filter_string: str, limit: int | None) -> list[Run]:
+def _all_runs(client: MlflowClient, filter_string: str, limit: int | None) -> list[StoredRun]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    if limit is None and (found := read_stored_runs(client, experiments, filter_string)) is not None:
+        return found
     runs: list[Run] = []
     token: str | None = None
     while True:
@@ -234,7 +237,7 @@ def _all_runs(client: MlflowClient, filter_string: str, limit: int | None) -> li
         runs.extend(page)
         token = page.token
         if not token or (limit is not None and len(runs) >= limit):
-            return runs
+            return list(map(_stored, runs))
 
 
 def _changed_params(tags: Mapping[str, str]) -> dict[str, str]:
@@ -246,41 +249,49 @@ def _changed_params(tags: Mapping[str, str]) -> dict[str, str]:
     return {key.removeprefix(is_one): value for key, value in tags.items() if key.startswith(is_one)}
 
 
-def _record(run: Run) -> RunRecord:
-    tags = run.data.tags
-    trial = tags.get(names.TRIAL, "")
-    return RunRecord(
+def _stored(run: Run) -> StoredRun:
+    return StoredRun(
         run_id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id[:8],
+        name=run.info.run_name,
         experiment_id=run.info.experiment_id,
-        kind=tags.get(names.KIND, "train"),
         status=run.info.status,
-        parent_run_id=tags.get(names.PARENT),
-        sweep=tags.get(names.SWEEP),
-        trial=int(trial) if trial.isdecimal() else None,
-        params={**run.data.params, **_changed_params(tags)},
-        metrics=dict(run.data.metrics),
-        tags=dict(tags),
-        start_s=run.info.start_time / 1000,
-        end_s=run.info.end_time / 1000 if run.info.end_time else None,
+        start_ms=run.info.start_time,
+        end_ms=run.info.end_time,
         artifact_uri=run.info.artifact_uri,
-        val_digest=_val_digest(run),
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=dict(run.data.tags),
+        digests={
+            tag.value: used.dataset.digest
+            for used in (run.inputs.dataset_inputs if run.inputs else [])
+            for tag in used.tags
+            if tag.key == MLFLOW_DATASET_CONTEXT
+        },
     )
 
 
-def _val_digest(run: Run) -> str | None:
-    """Return the digest of the images that the run was validated on.
-
-    Earlier versions recorded one digest of all images as that of both data sets.
-    """
-    digests = {
-        tag.value: used.dataset.digest
-        for used in (run.inputs.dataset_inputs if run.inputs else [])
-        for tag in used.tags
-        if tag.key == MLFLOW_DATASET_CONTEXT
-    }
-    found = digests.get("validation")
-    return None if found == digests.get("training") else found
+def _record(run: StoredRun) -> RunRecord:
+    tags = run.tags
+    trial = tags.get(names.TRIAL, "")
+    validated_on = run.digests.get("validation")
+    return RunRecord(
+        run_id=run.run_id,
+        name=run.name or run.run_id[:8],
+        experiment_id=run.experiment_id,
+        kind=tags.get(names.KIND, "train"),
+        status=run.status,
+        parent_run_id=tags.get(names.PARENT),
+        sweep=tags.get(names.SWEEP),
+        trial=int(trial) if trial.isdecimal() else None,
+        params={**run.params, **_changed_params(tags)},
+        metrics=run.metrics,
+        tags=tags,
+        start_s=run.start_ms / 1000,
+        end_s=run.end_ms / 1000 if run.end_ms else None,
+        artifact_uri=run.artifact_uri,
+        # Earlier versions recorded one digest of all images as that of both data sets.
+        val_digest=None if validated_on == run.digests.get("training") else validated_on,
+    )
 
 
 def _age(run: RunRecord) -> tuple[float, int, str]:

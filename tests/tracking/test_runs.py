@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from harness.analysis.compare import compare_runs
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.tracking import names
 from harness.tracking.choice import choose, find_sweep, newest_sweep, trials_of
+from harness.tracking.mlflow_tables import read_stored_runs
 from harness.tracking.runs import find_runs, get_run
 from harness.tracking.store import RunStore
 
@@ -109,3 +111,50 @@ def test_compare_takes_what_it_is_given(store: RunStore, tracking: TrackingConfi
     assert "trial-0000" in text
     assert "trial-0001" not in text
     assert "trial-0001" in compare_runs(tracking, filter="metrics.`val/accuracy` > 0.6").to_text()
+
+
+def test_the_tables_say_what_mlflows_client_says(
+    store: RunStore, tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = add_sweep(store, "first", [0.5, None, float("nan")], tmp_path)
+    run = store.start_run(None, "other", {names.KIND: "train"})
+    for context, digest in (("training", "a" * 64), ("validation", "b" * 64)):
+        run.log_data(
+            name="digits", digest=digest, source="here", num_rows=9, class_names=["x"], context=context
+        )
+    run.log_epoch(0, {"val/loss": float("inf"), "train/loss": 1.0})
+    run.log_epoch(1, {"val/loss": 2.0, "train/loss": float("nan")})
+    deleted = store.start_run("deleted", "other", {names.KIND: "train"})
+    store.client.delete_run(deleted.run_id)
+    filters = [
+        "",
+        "metrics.`val/accuracy` > 0.2",
+        "tags.`harness.kind` = 'trial'",
+        "params.`optim.lr` = '1.0'",
+    ]
+    from_tables = [find_runs(tracking, filter_string=one) for one in filters]
+    monkeypatch.setattr("harness.tracking.runs.read_stored_runs", lambda *_: None)
+    from_client = [find_runs(tracking, filter_string=one) for one in filters]
+    assert [len(found) for found in from_tables] == [5, 1, 3, 1]
+    assert repr(from_tables) == repr(from_client)  # NaN is not equal to itself
+    (with_data,) = [found for found in from_tables[0] if found.run_id == run.run_id]
+    assert with_data.val_digest is not None
+    assert ids[0] in {found.run_id for found in from_tables[0]}
+
+
+def test_a_server_is_asked_by_the_client(store: RunStore) -> None:
+    server = MlflowClient("http://127.0.0.1:1")
+    assert read_stored_runs(server, ["0"], "") is None
+    assert read_stored_runs(store.client, ["0"], "") == []
+
+
+def test_more_runs_than_one_query_asks_for(
+    store: RunStore, tracking: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.tracking.mlflow_tables.BATCH", 2)
+    ids = add_sweep(store, "first", [0.1, 0.2, 0.3, 0.4], tmp_path)
+    found = trials_of(tracking, find_sweep(tracking, "first"))
+    assert [(run.run_id, run.metrics["val/accuracy"]) for run in found] == [
+        (run_id, accuracy) for run_id, accuracy in zip(ids[1:], [0.1, 0.2, 0.3, 0.4], strict=True)
+    ]
+    assert all(run.params["model.kind"] == "lenet" for run in found)
