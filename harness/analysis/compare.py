@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.analysis.paired import ImagesReport, compare_images
-from harness.analysis.seeds import compare_groups, describe, estimate, explain_odds
+from harness.analysis.seeds import HALF_A_POINT, compare_groups, describe, estimate, explain_odds
 from harness.analysis.table import (
     BEST_EPOCH,
     MINUTES,
@@ -58,7 +58,6 @@ IGNORED_PARAMS = (
 # Settings that may differ between runs of one configuration: the seed, and where the run took place.
 NOT_OF_A_CONFIGURATION = ("seed", "machine.device_name", "machine.threads", "trainer.threads")
 NUM_PAIRED = 6  # best runs whose predictions of the same images are compared in pairs
-HALF_A_POINT = 0.005  # the smallest difference that matters, of a metric within [0, 1]
 NO_ANSWER = ("infeasible", "failed")  # such a run stands below all others, however good its score
 
 
@@ -122,6 +121,8 @@ def compare_seeds(
     for record in sorted(records, key=lambda record: record.start_s):
         score = record.results.get(metric) if sweep is None else sweep.score(record)
         seed = record.params.get("seed", "")
+        if sweep is not None and sweep.is_replicated(record):
+            continue  # it was replicated for its high score, which does not count among the fresh ones
         if record.outcome in COMPLETE and score is not None and math.isfinite(score) and seed.isdecimal():
             key = tuple(record.params.get(setting) for setting in chosen)
             groups.setdefault(key, {})[int(seed)] = score
@@ -203,6 +204,12 @@ def compare_runs(
         return replace(table, notes=tuple(notes), images=_paired_images(tracking, records, table))
     of_sweep = read_sweep(tracking, parent)
     records = trials_of(tracking, parent, filter) if filter else list(of_sweep.trials)
+    same = [record for record in records if not of_sweep.has_own_validation(record)]
+    if len(same) < len(records):
+        notes.append(
+            f"note: {len(records) - len(same)} replicates with validation images of their own are left out"
+        )
+        records = same
     if not records:
         raise TrackingError(f"no trial of sweep {of_sweep.name} is recorded that could be compared")
     table = compare(records, sort, of_sweep)

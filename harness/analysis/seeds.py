@@ -18,6 +18,7 @@ import numpy as np
 
 LEVEL = 0.95  # of every interval; 1 - LEVEL is the error rate of every test
 POWER = 0.8  # with which `seeds_needed` is to find a difference
+HALF_A_POINT = 0.005  # the smallest difference that matters, of a metric within [0, 1]
 MOST_SEEDS = 10_000  # beyond which `seeds_needed` counts no further
 # From Bouthillier et al., "Accounting for variance in machine learning benchmarks" (2021): from which
 # probability that A beats B an advantage is meaningful, and the number of runs recommended (Noether's size).
@@ -93,6 +94,38 @@ def estimate(scores: Sequence[float], *, is_share: bool = False) -> Estimate:
     return Estimate(len(values), float(values.mean()), float(values.std(ddof=1)), low, high)
 
 
+def noise_of(estimates: Sequence[Estimate]) -> tuple[float | None, int]:
+    """Return a run's standard deviation over seeds, pooled over configurations, and its degrees of freedom.
+
+    None and 0 where no configuration has two runs, or where all runs of each are equal.
+    """
+    several = [(of.n - 1, of.deviation) for of in estimates if of.deviation is not None]
+    degrees = sum(free for free, _ in several)
+    squares = sum(free * deviation**2 for free, deviation in several)
+    return (math.sqrt(squares / degrees), degrees) if squares > 0 else (None, 0)
+
+
+def winner(
+    scores: Mapping[int, float], fresh: Mapping[int, Sequence[float]], *, minimizes: bool = False
+) -> int | None:
+    """Return the number of a sweep's best trial, of equals the lowest; None if no trial has a score.
+
+    That is the trial with the best score, until it has two replicates or more. From then on it is the one
+    with the best mean over fresh seeds among those that have replicates, because the best of many single
+    scores is in part the luckiest.
+
+    Args:
+        scores: of the trials that the search proposed, by number; of complete ones only.
+        fresh: the scores of each trial's replicates, by the trial's number.
+    """
+    sign = 1.0 if minimizes else -1.0
+    best = min(scores, key=lambda number: (sign * scores[number], number), default=None)
+    means = {number: float(np.mean(fresh[number])) for number in scores if len(fresh.get(number, ())) > 1}
+    if best not in means:
+        return best
+    return min(means, key=lambda number: (sign * means[number], number))
+
+
 def compare_groups(groups: Mapping[str, Scores], *, minimizes: bool = False) -> list[Difference]:
     """Compare every two configurations that have at least two runs each; the better is named first.
 
@@ -166,8 +199,9 @@ def describe(pair: Difference, metric: str, worthwhile: float | None = None) -> 
     needed = seeds_needed(pair.deviation or 0.0, wanted, is_paired=pair.shared > 0)
     enough = f"more than {MOST_SEEDS:,}" if needed is None else f"about {needed}"
     return (
-        f"these runs do not tell {pair.first} from {pair.second}: it leads by {shown}; {enough} "
-        f"seeds of each would find a difference of {wanted:.4f} in 80 % of all cases; {_odds(pair)}"
+        f"these runs show no difference between {pair.first} and {pair.second}: {pair.first} leads by "
+        f"{shown}; {enough} seeds of each would find a difference of {wanted:.4f} in 80 % of "
+        f"all cases; {_odds(pair)}"
     )
 
 

@@ -135,6 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_configured_commands(add)
     sweeps.add_worker_options(add("worker", sweeps.run_worker, "work on a sweep that was begun elsewhere"))
+    sweeps.add_replicate_options(
+        add("replicate", sweeps.run_replicate, "train a sweep's best configurations again with fresh seeds")
+    )
     _add_record_commands(add)
     predict = add("predict", run_predict, "classify image files with an exported bundle")
     predict.add_argument("bundle", type=Path, help="exports/<name>")

@@ -1,4 +1,4 @@
-"""The commands `harness sweep` and `harness worker`.
+"""The commands `harness sweep`, `harness worker` and `harness replicate`.
 
 `main.py` adds them to its parser. The work is in `harness/search/sweep.py` and `worker.py`; the tables of
 `sweep list` and `--status` are in `harness/search/report/status.py`.
@@ -21,6 +21,20 @@ def add_sweep_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--status", action="store_true", help="how far a sweep is: [NAME]")
     command.add_argument("--stop", action="store_true", help="stop it resumably, wherever it runs: [NAME]")
     add_json(command)
+    _add_places(command)
+
+
+def add_replicate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("sweep", nargs="?", help="its name; default: the one called last")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what differs now: sweep.slots=…")
+    command.add_argument(
+        "--top", type=int, default=1, help="how many of the best configurations (default: 1)"
+    )
+    command.add_argument("--seeds", type=int, default=3, help="fresh seeds of each (default: 3)")
+    command.add_argument(
+        "--fresh-splits", action="store_true", help="draw validation images anew with each seed"
+    )
+    command.add_argument("--config-dir", type=Path, help="another folder of config groups")
     _add_places(command)
 
 
@@ -97,7 +111,31 @@ def run_worker(options: argparse.Namespace) -> int:
     from harness.config.compose import CONFIG_DIR
     from harness.search import worker
 
-    is_name = options.sweep is not None and "=" not in options.sweep
-    overrides = options.overrides if is_name or options.sweep is None else [options.sweep, *options.overrides]
-    name = options.sweep if is_name else None
+    name, overrides = _name_and_overrides(options)
     return worker.run_worker(name, _database(options), overrides, config_dir=options.config_dir or CONFIG_DIR)
+
+
+def run_replicate(options: argparse.Namespace) -> int:
+    from harness.config.compose import CONFIG_DIR
+    from harness.config.sampling import ReplicateConfig
+    from harness.search.sweep import replicate_sweep
+
+    if options.top < 1 or options.seeds < 1:
+        raise ConfigError(f"--top {options.top} --seeds {options.seeds}: both are whole numbers from 1")
+    asked = ReplicateConfig(top=options.top, seeds=options.seeds, fresh_splits=options.fresh_splits)
+
+    name, overrides = _name_and_overrides(options)
+    return replicate_sweep(
+        name,
+        _database(options),
+        [*overrides, *place_overrides(options)],
+        asked=asked,
+        config_dir=options.config_dir or CONFIG_DIR,
+    ).exit_code
+
+
+def _name_and_overrides(options: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Return the sweep's name, if the first argument is one, and the other arguments."""
+    if options.sweep is None or "=" not in options.sweep:
+        return options.sweep, options.overrides
+    return None, [options.sweep, *options.overrides]

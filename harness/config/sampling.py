@@ -1,4 +1,4 @@
-"""Settings of a sweep's sampler, which proposes trials, and of its pruner, which ends poor ones early."""
+"""Settings of a sweep's sampler, its pruner, and its replicates: what proposes, ends and repeats trials."""
 
 from __future__ import annotations
 
@@ -35,3 +35,15 @@ class PrunerConfig(Section):
     # All kinds: prune a trial only if its score has not improved for so many epochs. With kind=none, that
     # alone decides.
     patience_epochs: PositiveInt | None = None
+
+
+class ReplicateConfig(Section):
+    """The best trials are trained again with fresh seeds once the search has ended; `seeds=0`: none are.
+
+    A seed decides initialisation, order of the data and augmentation. Replicates are trials of the sweep,
+    beyond `num_trials`: they count towards its minutes, are resumed like the others, and are never pruned.
+    """
+
+    top: PositiveInt = 1  # how many of the best configurations
+    seeds: Annotated[int, Field(ge=0)] = 0  # fresh ones for each of them; with one there is no interval
+    fresh_splits: bool = False  # each seed also draws validation images of its own (data.split_seed)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from harness.config.executor import ExecutorConfig, LocalExecutorConfig
 from harness.config.monitor import Judged, MonitorConfig
 from harness.config.objectives import Constraint, SecondObjective, parse_constraint
-from harness.config.sampling import PrunerConfig, SamplerConfig
+from harness.config.sampling import PrunerConfig, ReplicateConfig, SamplerConfig
 from harness.config.schema import PositiveInt
 from harness.config.space import (
     Choice,
@@ -49,6 +49,7 @@ class SweepConfig(SearchSpace, Judged):
     evaluate_test: bool = True
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
+    replicate: ReplicateConfig = ReplicateConfig()
     executor: ExecutorConfig = LocalExecutorConfig()
     storage: str | None = None  # postgresql:// or mysql://; None = SQLite under tracking.dir, one machine
     max_retries: Annotated[int, Field(ge=0)] = 2  # of a trial whose process died
@@ -89,6 +90,20 @@ class SweepConfig(SearchSpace, Judged):
                 raise ValueError(
                     "sampler.kind=cmaes knows neither constraints nor a second objective: use tpe, gp, nsgaii"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _replicates_have_a_ranking(self) -> Self:
+        if self.replicate.seeds and self.second_objective:
+            raise ValueError(
+                "sweep.replicate retrains the best trials, but with a second objective no trial is the best: "
+                "set sweep.replicate.seeds=0, or leave out second_objective"
+            )
+        if self.replicate.seeds and "seed" in self.space:
+            raise ValueError(
+                "sweep.replicate draws seeds of its own: take `seed` out of the space, or set "
+                "sweep.replicate.seeds=0"
+            )
         return self
 
     @model_validator(mode="after")

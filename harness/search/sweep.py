@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
 from rich.console import Console
 
-from harness.config.compose import SweepPlan
-from harness.errors import StorageError, TrackingError
+from harness.config.compose import CONFIG_DIR, SweepPlan, compose_sweep
+from harness.config.sampling import ReplicateConfig
+from harness.config.space import as_yaml
+from harness.errors import StorageError, SweepError, TrackingError
 from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
-from harness.search.coordinator.completion import has_ended
+from harness.search.coordinator.completion import has_ended, search_has_ended
 from harness.search.coordinator.evaluate_best import describe_readings, evaluate_best
 from harness.search.coordinator.follow import FOLLOWING, follow
 from harness.search.coordinator.measure_slots import is_measured
@@ -34,6 +37,7 @@ from harness.search.report.findings import Finding
 from harness.search.report.messages import build_console, greet, say, show_result
 from harness.search.report.parent_run import SweepRecord
 from harness.search.report.progress import build_progress, view_of
+from harness.search.report.status import find_sweep, open_sweeps
 from harness.search.study import keys
 from harness.search.study.extend import extend_sweep
 from harness.search.study.locate import (
@@ -44,7 +48,7 @@ from harness.search.study.locate import (
     locate_sweep,
     open_study,
 )
-from harness.search.study.trials import TrialRow, best_row, read_rows
+from harness.search.study.trials import TrialRow, best_row, read_rows, searched
 from harness.search.suggest.space import check_space, describe_dimension
 from harness.search.trial.exit_codes import EXIT_STOPPED
 from harness.signals import StopSignals
@@ -118,6 +122,50 @@ def run_sweep(
     return result
 
 
+def replicate_sweep(
+    name: str | None,
+    url: str,
+    overrides: Sequence[str] = (),
+    *,
+    asked: ReplicateConfig,
+    config_dir: Path = CONFIG_DIR,
+    console: Console | None = None,
+    executor: Executor | None = None,
+) -> SweepResult:
+    """Train the best configurations of an ended search again with fresh seeds, and show what they say.
+
+    It is the sweep's own command with another `sweep.replicate`: replicates that exist count, and an
+    interrupted one goes on.
+
+    Args:
+        name: the sweep; by default the one that ran last.
+        url: the database's address.
+        overrides: settings that differ now, such as `sweep.slots` or `sweep.max_minutes`.
+        asked: how many of the best configurations, and how many fresh seeds of each.
+
+    Raises:
+        SweepError: there is no such sweep, its search has not ended, or no trial of it is complete.
+        HarnessError: as for `run_sweep`.
+    """
+    study = find_sweep(open_sweeps(url), name)
+    known = study.user_attrs.get(keys.PLAN)
+    if known is None:
+        raise SweepError(f"sweep {study.study_name!r} has not begun: start it with `harness sweep` first")
+    wanted = [f"sweep.replicate.{key}={as_yaml(value)}" for key, value in asked.model_dump().items()]
+    place = [f"sweep.name={study.study_name}", f"sweep.storage={url!r}"]
+    plan = compose_sweep([*known["overrides"], *overrides, *place, *wanted], config_dir)
+    rows = read_rows(study)
+    if not search_has_ended(rows, plan.sweep):
+        ended = sum(row.has_ended for row in searched(rows))
+        raise SweepError(
+            f"sweep {study.study_name!r} has run {ended} of its {plan.sweep.num_trials} trials: let it end "
+            "(repeat its command), then its best ones can be trained again"
+        )
+    if best_row(rows, plan.sweep.direction) is None:
+        raise SweepError(f"sweep {study.study_name!r} has no complete trial that could be trained again")
+    return run_sweep(plan, console=console, executor=executor)
+
+
 def describe_sweep(plan: SweepPlan) -> str:
     """Describe a sweep without running it: the space, the budget, and one run of every arm.
 
@@ -130,6 +178,7 @@ def describe_sweep(plan: SweepPlan) -> str:
     lines = [
         f"objective:   {sweep.direction} {sweep.metric} in {sweep.num_trials} trials ({sweep.sampler.kind})",
         *([f"against:     {second.direction} {second.metric}"] if (second := sweep.second_objective) else []),
+        *([_describe_replicates(sweep.replicate)] if sweep.replicate.seeds else []),
         *(f"constraint:  {constraint}" for constraint in sweep.parsed_constraints()),
         f"slots:       {_describe_slots(plan)}",
         *(f"space:       {path}: {describe_dimension(d)}" for path, d in sweep.space.items()),
@@ -137,6 +186,11 @@ def describe_sweep(plan: SweepPlan) -> str:
     for arm, config in check_space(plan).runs.items():
         lines += ["", f"── {arm or 'every trial'}", describe_run(config)]
     return "\n".join(lines)
+
+
+def _describe_replicates(asked: ReplicateConfig) -> str:
+    splits = ", each on validation images of its own" if asked.fresh_splits else ""
+    return f"replicates:  the best {asked.top} again with {asked.seeds} fresh seeds{splits}"
 
 
 def _describe_slots(plan: SweepPlan) -> str:

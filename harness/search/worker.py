@@ -19,6 +19,7 @@ from rich.console import Console
 from harness.config.compose import CONFIG_DIR, compose_sweep
 from harness.config.overrides import path_of
 from harness.errors import SweepError, TrackingError
+from harness.search.coordinator.completion import num_wanted
 from harness.search.coordinator.scheduler import Outcome, Scheduler
 from harness.search.executors.base import Executor
 from harness.search.executors.build import build_executor
@@ -75,7 +76,8 @@ def run_worker(
                 progress.update(view_of(rows, home.plan.sweep, started, slots.count))
 
             outcome = scheduler.run(signals, on_tick)
-    say(console, _farewell(outcome, read_rows(study), home.plan.sweep.num_trials))
+    rows = read_rows(study)
+    say(console, _farewell(outcome, rows, num_wanted(rows, home.plan.sweep)))
     return signals.exit_code or EXIT_STOPPED if outcome == "interrupted" else 0
 
 

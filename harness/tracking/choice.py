@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from harness.analysis.seeds import winner
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, did_you_mean
 from harness.tracking import names
@@ -57,14 +58,44 @@ class RecordedSweep:
         return None if value is None or math.isnan(value) else value
 
     @cached_property
-    def ranked(self) -> list[RunRecord]:
-        """The trials, best first, as in the sweep's leaderboard: complete ones come before all others."""
+    def searched(self) -> list[RunRecord]:
+        """The trials that the search proposed: all but the replicates."""
+        return [trial for trial in self.trials if names.REPLICATE_OF not in trial.tags]
 
-        def key(trial: RunRecord) -> tuple[int, bool, float, float]:
+    @cached_property
+    def fresh(self) -> dict[int, dict[int, float]]:
+        """The scores of complete replicates: number of the replicated trial -> seed -> score."""
+        found: dict[int, dict[int, float]] = {}
+        for trial in self.trials:
+            score = self.score(trial)
+            if names.REPLICATE_OF in trial.tags and trial.outcome in COMPLETE and score is not None:
+                scores = found.setdefault(int(trial.tags[names.REPLICATE_OF]), {})
+                scores[int(trial.params.get("seed", trial.trial or 0))] = score
+        return found
+
+    def is_replicated(self, trial: RunRecord) -> bool:
+        """Return whether the trial is one that was trained again with fresh seeds."""
+        return names.REPLICATE_OF not in trial.tags and trial.trial is not None and trial.trial in self.fresh
+
+    def has_own_validation(self, trial: RunRecord) -> bool:
+        """Return whether the trial is a replicate with other validation images than the trial it repeats."""
+        if names.REPLICATE_OF not in trial.tags or trial.val_digest is None:
+            return False
+        first = int(trial.tags[names.REPLICATE_OF])
+        known = {other.val_digest for other in self.searched if other.trial == first} - {None}
+        return bool(known) and trial.val_digest not in known
+
+    @cached_property
+    def ranked(self) -> list[RunRecord]:
+        """The trials as in the sweep's leaderboard: the best, complete ones, the rest, replicates."""
+
+        def key(trial: RunRecord) -> tuple[bool, bool, int, bool, float, float]:
             place = ORDER.index(trial.outcome) if trial.outcome in ORDER else len(ORDER)
             score = self.score(trial)
             signed = 0.0 if score is None else score if self.minimizes else -score  # the better, the lower
             return (
+                names.REPLICATE_OF in trial.tags,
+                trial is not self.best,
                 0 if trial.outcome in COMPLETE else place,
                 score is None,
                 signed,
@@ -73,17 +104,25 @@ class RecordedSweep:
 
         return sorted(self.trials, key=key)
 
-    @property
+    @cached_property
     def best(self) -> RunRecord | None:
-        """The best complete trial, the earlier of equals; None where none is complete."""
-        first = self.ranked[0] if self.trials else None
-        is_best = first is not None and first.outcome in COMPLETE and self.score(first) is not None
-        return first if is_best else None
+        """The best complete trial, see `harness.analysis.seeds.winner`; None where none is complete."""
+        complete = {
+            trial.trial: trial
+            for trial in self.searched
+            if trial.outcome in COMPLETE and trial.trial is not None
+        }
+        scores = {
+            number: score for number, trial in complete.items() if (score := self.score(trial)) is not None
+        }
+        fresh = {number: list(of_seeds.values()) for number, of_seeds in self.fresh.items()}
+        number = winner(scores, fresh, minimizes=self.minimizes)
+        return None if number is None else complete[number]
 
     @property
     def num_judged(self) -> int:
         """How many trials the best one was chosen from: those that completed or were pruned."""
-        return sum(trial.outcome in (*COMPLETE, "pruned") for trial in self.trials)
+        return sum(trial.outcome in (*COMPLETE, "pruned") for trial in self.searched)
 
     def describe_best(self) -> str:
         """Return a line that names the best trial, its score and how the sweep's trials ended.
@@ -91,11 +130,11 @@ class RecordedSweep:
         Raises:
             TrackingError: the sweep has no best trial.
         """
-        best, counts = self.best, Counter(trial.outcome for trial in self.trials)
+        best, counts = self.best, Counter(trial.outcome for trial in self.searched)
         what = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items(), key=_order))
         if best is None:
             trials = (
-                f"of {len(self.trials)} recorded trials, {what}" if self.trials else "no trial is recorded"
+                f"of {len(self.searched)} recorded trials, {what}" if self.trials else "no trial is recorded"
             )
             is_answered = set(counts) == {"infeasible"}
             fix = (
@@ -105,9 +144,12 @@ class RecordedSweep:
             )
             raise TrackingError(f"sweep {self.name} has no best trial ({trials}): {fix}")
         extreme = "lowest" if self.minimizes else "highest"
+        scores = list(self.fresh.get(best.trial or 0, {}).values())
+        mean = f"mean {self.metric} over {len(scores)} fresh seeds, {sum(scores) / max(1, len(scores)):.4f}"
+        score = mean if len(scores) > 1 else f"{self.metric}, {self.score(best):.4f}"
         return (
             f"sweep {self.name} (run {self.parent.run_id[:12]}): trial {best.trial} has the {extreme} "
-            f"{self.metric}, {self.score(best):.4f}, of {len(self.trials)} trials ({what})"
+            f"{score}, of {len(self.searched)} trials ({what})"
         )
 
 

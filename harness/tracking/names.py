@@ -15,6 +15,7 @@ CHECKPOINT = "harness.checkpoint"  # path of best.ckpt, or the next text
 CHECKPOINT_REMOVED = "checkpoint removed (sweep.checkpoint_gb)"
 BEST_RUN = "harness.best_run_id"  # on a sweep's parent: its best trial's run when its last call ended
 TESTED_RUN = "harness.tested_run_id"  # on a sweep's parent: the run whose checkpoint gave its test metrics
+REPLICATE_OF = "harness.replicate_of"  # on a trial: the trial whose configuration it repeats, fresh seed
 PRUNED = "harness.pruned"  # "true" on a run that the pruner stopped
 METRIC, DIRECTION = "harness.metric", "harness.direction"  # on a sweep's parent: its objective
 SPACE = "harness.space"  # on a sweep's parent: the paths that it searches, separated by commas
@@ -32,6 +33,7 @@ BEST_EPOCH = "best_epoch"  # 0-based
 VAL_ACCURACY = "val/accuracy"
 BEST = "best/"  # before a metric's name: its value in the epoch whose checkpoint is kept
 TEMPERATURE = "best/val/temperature"  # that calibrates the kept checkpoint, fitted on the validation images
+NOISE = "noise/"  # before the sweep's metric, on its parent: standard deviation of a run over seeds
 TRAINED_SECONDS = "trained_seconds"  # all attempts of the run together
 
 # params

@@ -167,5 +167,5 @@ def test_what_seeds_do_not_show_is_said_with_the_seeds_that_would() -> None:
     close = {seed: score + 0.001 * (-1) ** seed for seed, score in A.items()}
     (pair,) = compare_groups({"a": A, "close": close})
     said = describe(pair, "val/accuracy", worthwhile=0.005)
-    assert said.startswith("these runs do not tell ")
+    assert said.startswith("these runs show no difference between close and a: close leads")
     assert "seeds of each would find a difference of 0.0050" in said

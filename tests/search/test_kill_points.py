@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.search.study.trials import TrialRow, find_study, read_rows
+from harness.search.study.trials import TrialRow, find_study, read_rows, searched
 from tests.search.conftest import SmallSweep
 from tests.search.helpers.calls import Call, Calls, calls_of, check_promises, kill, wait_for
 from tests.search.helpers.real_training import run_real_trial
@@ -78,7 +78,7 @@ class Killer:
     def _check_nothing_ran_again(self) -> None:
         study = find_study(self.sweep.storage(), self.sweep.name)
         rows = [] if study is None else read_rows(study)
-        assert len(rows) <= self.num_trials
+        assert len(searched(rows)) <= self.num_trials
         for number, before in self._ended.items():
             assert before == (rows[number], self.sweep.account(number))
         self._ended |= {row.number: (row, self.sweep.account(row.number)) for row in rows if row.has_ended}
@@ -93,6 +93,23 @@ def test_any_kill_is_survived(small_sweep: SmallSweep, seed: int) -> None:
 
     assert len(killer.kills) == 10
     check_promises(small_sweep, killer.num_trials)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
+def test_replicates_survive_any_kill(small_sweep: SmallSweep, seed: int) -> None:
+    small_sweep.behave(pace=0.1)
+    overrides = ("sweep.replicate.top=2", "sweep.replicate.seeds=3")
+    with calls_of(small_sweep) as calls:
+        killer = Killer(small_sweep, calls, random.Random(seed), overrides)
+        killer.strike(10)
+
+    rows = small_sweep.rows()
+    check_promises(small_sweep, len(rows))
+    assert len(searched(rows)) == killer.num_trials
+    for leader in sorted(searched(rows), key=lambda row: -(row.score or 0))[:2]:
+        seeds = [row.seed for row in rows if row.replicate_of == leader.number]
+        assert len(set(seeds)) == len(seeds) == 3
+        assert leader.seed not in seeds
 
 
 # ── real training ─────────────────────────────────────────────────────────────────────────────────

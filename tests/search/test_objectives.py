@@ -13,6 +13,7 @@ from harness.config.objectives import parse_constraint
 from harness.config.sweep import SweepConfig
 from harness.search.report.leaderboard import importance_figure, leaderboard_table
 from harness.search.report.pareto import pareto_figure, pareto_front
+from harness.search.report.verdict import judge
 from harness.search.study import trials as studies
 from harness.search.study.trials import TrialRow
 from harness.search.suggest.constraints import tell_costs
@@ -156,7 +157,7 @@ def test_the_front_is_of_complete_feasible_trials() -> None:
 def test_the_front_is_seen() -> None:
     rows = rows_of((0.8, 2.0), (0.7, 2.0), (0.6, 1.0))
     figure = pareto_figure(rows, config(**LATENCY))
-    table = leaderboard_table(rows, config(**LATENCY))
+    table = leaderboard_table(rows, config(**LATENCY), judge(rows, config(**LATENCY)))
 
     assert figure is not None
     assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[1.0, 2.0]]  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from harness.search.report.progress import (
     seconds_left,
     view_of,
 )
+from harness.search.report.verdict import judge
 from harness.search.study.trials import TrialRow, ranked
 
 SWEEP = SweepConfig.model_validate(
@@ -151,7 +152,7 @@ def test_the_csv_has_every_trial_unrounded() -> None:
 
 def test_the_table_names_columns_shortly_but_never_ambiguously() -> None:
     rows = [row(0, params={"optim.lr": 0.1, "other.lr": 0.2, "data.batch_size": 64})]
-    headers = [str(column.header) for column in leaderboard_table(rows, LOSSES).columns]
+    headers = [str(column.header) for column in leaderboard_table(rows, LOSSES, judge(rows, LOSSES)).columns]
 
     assert headers == [
         "trial", "state", "val\nloss", "best\nepoch", "optim.lr", "other.lr", "batch\nsize", "minutes",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from harness.config.sweep import SweepConfig
 from harness.errors import SweepError
 from harness.files import free_bytes
+from harness.search.coordinator.completion import has_ended
 from harness.search.report.pareto import pareto_front
 from harness.search.study.locate import SweepContext
 from harness.search.study.trials import REMOVED_NOTE, TrialRow, ranked
@@ -107,7 +108,7 @@ class CheckpointCleanup:
                 self._sizes[row.number] = self._settle(row)
         if has_news and self.sweep.checkpoint_gb is not None:
             self._keep_limit(rows, self.sweep.checkpoint_gb * GB)
-        if sum(row.has_ended for row in rows) >= self.sweep.num_trials:
+        if has_ended(rows, self.sweep):
             return None
         free = free_bytes(self.folder_of(0)) / GB
         if free >= self.sweep.min_free_gb:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,7 @@ from harness.config.sweep import SweepConfig
 from harness.data import resolve_auto
 from harness.errors import SweepError
 from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
-from harness.search.coordinator.completion import reason_to_stop
+from harness.search.coordinator.completion import reason_to_stop, search_has_ended
 from harness.search.coordinator.slots import Slots
 from harness.search.coordinator.stop import StopRequest
 from harness.search.executors.base import Executor, Placement
@@ -29,6 +29,7 @@ from harness.search.study import keys
 from harness.search.study.locate import SweepContext
 from harness.search.study.trials import TrialRow, read_rows, storage_of
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
+from harness.search.trial.replicates import add_replicates, missing_replicates
 from harness.search.trial.spec import TrialSpec
 from harness.signals import StopSignals
 
@@ -117,14 +118,21 @@ class Scheduler:
                 self._unbegun = {row.number for row in rows if row.owner == self.claims.me}
                 self._stop_if_asked(signals, rows)
                 self._end_overdue()
-                is_ending = self._stopping is not None or self._is_answered or self._fault is not None
-                for slot, claim in () if is_ending else self._claims_for_free_slots():
+                is_ending = self._stopping is not None or self._fault is not None
+                if (
+                    not is_ending
+                    and search_has_ended(rows, self.sweep)
+                    and missing_replicates(rows, self.sweep)
+                ):
+                    add_replicates(self.study, self.sweep)
+                    rows = read_rows(self.study)
+                for slot, claim in () if is_ending else self._claims_for_free_slots(rows):
                     placement = self.executor.place(self._write_spec(claim, slot))
                     self._placed[claim.number] = Placed(claim, placement, slot, time.monotonic())
                 on_tick(rows)
                 if self._placed:
                     self.executor.wait([placed.placement for placed in self._placed.values()], POLL_S)
-                elif not is_ending and self.claims.has_more(self.sweep.num_trials):
+                elif not is_ending and self.claims.has_more(*self._still_wanted(rows)):
                     time.sleep(POLL_S)  # other processes run the last trials, and may leave some
                 else:
                     break
@@ -135,15 +143,23 @@ class Scheduler:
             raise SweepError(f"{self._fault}; mend the cause and repeat the command")
         return self._stopping or "complete"
 
-    def _claims_for_free_slots(self) -> Iterator[tuple[int, Claim]]:
+    def _still_wanted(self, rows: Sequence[TrialRow]) -> tuple[int, set[int] | None]:
+        """Return how many trials there may be, and which ones alone may be claimed (None: any)."""
+        replicates = {row.number for row in rows if row.replicate_of is not None}
+        if self._is_answered:  # by a rule: the search neither begins nor resumes a trial
+            return 0, replicates
+        return self.sweep.num_trials + len(replicates), None
+
+    def _claims_for_free_slots(self, rows: Sequence[TrialRow]) -> Iterator[tuple[int, Claim]]:
         """Claim a trial for each free slot, if there is one; the caller starts it before the next claim."""
+        limit, among = self._still_wanted(rows)
         used = {placed.slot for placed in self._placed.values()}
         for slot in range(self.slots.count):
             if slot in used:
                 continue
             # The process of a trial in our slots may have just died. Its death is not counted yet, so do not
             # claim that trial now.
-            claim = self.claims.take(self.sweep.num_trials, unsettled=self._placed)
+            claim = self.claims.take(limit, self._placed, among)
             if claim is None:
                 return
             if claim.to_fail is not None:  # it stopped after a timeout, and its coordinator died first
@@ -259,7 +275,7 @@ class Scheduler:
             self._stopping = "out_of_time"
         else:
             if reason_to_stop(rows, self.sweep) is not None:
-                self._is_answered = True  # no new trials; running ones may end
+                self._is_answered = True  # no new trials of the search; running ones may end
             return
         for placed in self._placed.values():
             placed.stop()

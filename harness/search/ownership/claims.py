@@ -55,30 +55,48 @@ class Claims:
         # next try sees that the trial is ours already.
         self._taking: int | None = None
 
-    def take(self, num_trials: int, unsettled: Collection[int] = ()) -> Claim | None:
+    def take(
+        self, num_trials: int, unsettled: Collection[int] = (), among: Collection[int] | None = None
+    ) -> Claim | None:
         """Claim a trial that no process works on: an interrupted or enqueued one first, then a new one.
 
         Args:
-            num_trials: how many trials the sweep may have in all.
+            num_trials: how many trials the sweep may have in all; beyond that, no new one is begun.
             unsettled: numbers of the trials in our slots. The process of one may have just ended; how it
                 ended must be recorded before the trial is claimed again.
+            among: numbers of the only trials that may be claimed; None: any.
         """
-        claim = self._storage.transact(self._study.study_name, lambda: self._take(num_trials, unsettled))
+        claim = self._storage.transact(
+            self._study.study_name, lambda: self._take(num_trials, unsettled, among)
+        )
         self._taking = None
         return claim
 
-    def _take(self, num_trials: int, unsettled: Collection[int]) -> Claim | None:
+    def _take(
+        self, num_trials: int, unsettled: Collection[int], among: Collection[int] | None
+    ) -> Claim | None:
         survey = self._survey()
         abandoned = self._abandoned(survey)
-        others = (trial for trial in survey.unfinished if trial.number not in unsettled)
+        others = (
+            trial
+            for trial in survey.unfinished
+            if trial.number not in unsettled and (among is None or trial.number in among)
+        )
         trial = next((trial for trial in others if self._is_free(trial, abandoned)), None)
         if trial is not None:  # interrupted trials come before new ones
             return self._take_over(trial)
-        return self._begin(survey.num_trials) if survey.num_trials < num_trials else None
+        return self._begin(survey.num_trials) if survey.num_trials < num_trials and among is None else None
 
-    def has_more(self, num_trials: int) -> bool:
-        """Return whether some trial can be claimed now, or could be if its present owner dies."""
+    def has_more(self, num_trials: int, among: Collection[int] | None = None) -> bool:
+        """Return whether some trial can be claimed now, or could be if its present owner dies.
+
+        Args:
+            num_trials: see `take`.
+            among: see `take`.
+        """
         survey = self._survey()
+        if among is not None:
+            return any(trial.number in among for trial in survey.unfinished)
         return survey.num_trials < num_trials or bool(survey.unfinished)
 
     def release(self, claim: Claim) -> None:

@@ -15,7 +15,7 @@ from harness.search.report.arms import find_unequal_arms
 from harness.search.report.edges import find_edges
 from harness.search.report.effects import Effect, judge_effects, trials_needed
 from harness.search.report.findings import EndedSweep, Finding
-from harness.search.study.trials import TrialRow, best_row
+from harness.search.study.trials import TrialRow, best_row, searched
 
 MOST_TIMES = 4  # so many times a sweep's trials may be asked for, to tell what could not be told
 
@@ -38,14 +38,15 @@ def audit(
     """
     if not any(row.has_ended for row in rows):
         return []
-    sweep = EndedSweep(rows, plan, name, command, tied, num_train)
+    best = best_row(rows, plan.sweep.direction)
+    sweep = EndedSweep(searched(rows), best, plan, name, command, tied, num_train)
     return [*find_edges(sweep), *find_unequal_arms(sweep), *_effects(sweep)]
 
 
 def _effects(sweep: EndedSweep) -> Iterator[Finding]:
     """Find settings without effect; those of which nothing can be said share one finding."""
     effects = judge_effects(sweep.rows, sweep.plan.sweep)
-    best = best_row(list(sweep.rows), sweep.plan.sweep.direction)
+    best = sweep.best
     for effect in (one for one in effects if one.verdict == "none" and best is not None):
         assert best is not None
         value = best.params.get(effect.path)

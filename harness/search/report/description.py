@@ -35,7 +35,7 @@ def describe_in_markdown(
     """
     sweep = plan.sweep
     ended = [row for row in rows if row.has_ended]
-    best = best_row(list(rows), sweep.direction)
+    best = best_row(rows, sweep.direction)
     answer = f"**{sweep.direction.capitalize()} {sweep.metric}**: "
     answer += f"{len(ended)} of {sweep.num_trials} trials have ended"
     if best is not None:

@@ -11,7 +11,7 @@ from harness.config.space import Choice, Dimension, IntRange, Scalar, as_yaml
 from harness.errors import HarnessError
 from harness.search.report.findings import EndedSweep, Finding
 from harness.search.report.progress import format_value
-from harness.search.study.trials import TrialRow, best_row
+from harness.search.study.trials import TrialRow
 from harness.search.suggest.space import describe_dimension
 
 EDGE = 0.05  # a winner within this share of its range (of its logarithm, with log: true) is at the edge
@@ -21,7 +21,7 @@ NUM_CLASSES = 10  # of the model that is tried; how many there are does not matt
 
 def find_edges(sweep: EndedSweep) -> Iterator[Finding]:
     """Find the ranges at whose edge the best trial lies: one finding, as one `--extend` widens them all."""
-    space, best = sweep.plan.sweep.space, best_row(list(sweep.rows), sweep.plan.sweep.direction)
+    space, best = sweep.plan.sweep.space, sweep.best
     if best is None:
         return
     at_edge = {

@@ -40,7 +40,8 @@ class Finding:
 class EndedSweep:
     """A sweep that has ended or stopped, as the checks below see it."""
 
-    rows: Sequence[TrialRow]
+    rows: Sequence[TrialRow]  # of the search, without replicates
+    best: TrialRow | None
     plan: SweepPlan
     name: str
     command: str

@@ -24,11 +24,13 @@ from harness.config.objectives import COSTS
 from harness.config.sweep import SweepConfig
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
-from harness.search.study.trials import TrialRow, ranked, was_removed
+from harness.search.report.verdict import Verdict, judge
+from harness.search.study import keys
+from harness.search.study.trials import TrialRow, ranked, searched, was_removed
 from harness.search.trial.replicates import replicated
 from harness.tracking import names
 
-FRONT_MARK = "*"
+FRONT_MARK, TIE_MARK = "*", "≈"
 MIN_TRIALS_FOR_IMPORTANCE = 5  # complete ones; with fewer, importances would be noise
 
 
@@ -37,22 +39,34 @@ def searched_paths(rows: Sequence[TrialRow]) -> list[str]:
     return list(dict.fromkeys(path for row in rows for path in row.params))
 
 
-def leaderboard_table(rows: Sequence[TrialRow], sweep: SweepConfig, limit: int = 20) -> Table:
-    """Return the leaderboard for a terminal, with the costs that the sweep optimises or bounds."""
+def leaderboard_table(
+    rows: Sequence[TrialRow], sweep: SweepConfig, verdict: Verdict, limit: int = 20
+) -> Table:
+    """Return the leaderboard for a terminal, with the costs that the sweep optimises or bounds.
+
+    Replicates have no rows of their own: the replicated trial shows their mean.
+    """
+    rows = searched(rows)
     paths, costs = searched_paths(rows), asked_costs(sweep)
     front = {row.number for row in pareto_front(rows, sweep)}
-    notes = [_hidden(len(rows) - limit), f"{FRONT_MARK} on the Pareto front" if front else ""]
+    fresh = ["fresh seeds"] if verdict.replicates else []
+    notes = [
+        _hidden(len(rows) - limit),
+        f"{FRONT_MARK} on the Pareto front" if front else "",
+        f"{TIE_MARK} within noise of the best" if verdict.tied else "",
+    ]
     caption = "; ".join(filter(None, notes)) or None
     table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold", caption=caption)
     settings = short_names(paths)
-    titles = ["trial", "state", sweep.metric, *costs, "best epoch", *settings, "minutes"]
+    titles = ["trial", "state", sweep.metric, *fresh, *costs, "best epoch", *settings, "minutes"]
     for title in titles:  # titles are broken over lines, so that the table fits 80 columns
         table.add_column(re.sub(r"[ _/]", "\n", title), justify="left" if title == "state" else "right")
     for rank, row in enumerate(ranked(rows, sweep.direction)[:limit], start=1):
         table.add_row(
             f"{row.number}{FRONT_MARK if row.number in front else ''}",
             row.state,
-            format_score(row.score),
+            f"{TIE_MARK if row.number in verdict.tied else ''}{format_score(row.score)}",
+            *([_mean(verdict, row)] if fresh else []),
             *(format_value(row.costs[cost]) if cost in row.costs else "–" for cost in costs),
             "–" if row.best_epoch is None else str(row.best_epoch + 1),
             *(format_value(row.params[path]) if path in row.params else "" for path in paths),
@@ -62,14 +76,21 @@ def leaderboard_table(rows: Sequence[TrialRow], sweep: SweepConfig, limit: int =
     return table
 
 
+def _mean(verdict: Verdict, row: TrialRow) -> str:
+    of_seeds = verdict.replicates.get(row.number)
+    return "" if of_seeds is None else f"{of_seeds.mean:.4f} ({of_seeds.n})"
+
+
 def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
     """Return the leaderboard as CSV, unrounded, with each trial's MLflow run and checkpoint."""
     paths, front = searched_paths(rows), {row.number for row in pareto_front(rows, sweep)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     first = replicated(rows)
+    tied = judge(rows, sweep).tied
     titles = ["rank", "trial", "state", sweep.metric, *COSTS, "on_front", "best_epoch", *paths]
-    writer.writerow([*titles, "seconds", "run_id", "checkpoint", "reason", "training_seed", "replicate_of"])
+    titles += ["seconds", "run_id", "checkpoint", "reason", "training_seed", "replicate_of", "tied_with_best"]
+    writer.writerow(titles)
     for rank, row in enumerate(ranked(rows, sweep.direction), start=1):
         writer.writerow(
             [rank, row.number, row.state, row.score]
@@ -77,7 +98,7 @@ def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
             + [row.number in front, row.best_epoch]
             + [row.params.get(path) for path in paths]
             + [row.seconds, row.run_id, _checkpoint(row), row.reason]
-            + [row.seed, first.get(row.number)]
+            + [row.seed, first.get(row.number), row.number in tied]
         )
     return text.getvalue()
 
@@ -98,6 +119,7 @@ def history_figure(rows: Sequence[TrialRow], direction: str, metric: str) -> Fig
     """Return each trial's score in the order of their numbers, with the best so far as a step line."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
+    rows = searched(rows)
     for state, marker in (("complete", "o"), ("pruned", "x")):
         shown = _scores(rows, state)
         axes.scatter(list(shown), list(shown.values()), marker=marker, label=state)
@@ -121,14 +143,17 @@ def importance_figure(study: optuna.Study, metric: str) -> Figure | None:
     Subspaces", IJCAI 2023, as implemented in Optuna.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = [trial for trial in complete if keys.REPLICATE_OF not in trial.user_attrs]
     if len(complete) < MIN_TRIALS_FOR_IMPORTANCE:
         return None
     sign = -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
+    search = optuna.create_study(directions=study.directions)  # in memory, without the replicates
+    search.add_trials(complete)
     try:
         # Optuna warns that PED-ANOVA takes low values of `target` as good; `sign` makes low values good.
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             importances = optuna.importance.get_param_importances(
-                study, target=lambda trial: sign * trial.values[0]
+                search, target=lambda trial: sign * trial.values[0]
             )
     except (RuntimeError, ValueError):  # every score equal, or no setting that all trials have
         return None

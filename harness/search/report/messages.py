@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from harness.search.coordinator.completion import reason_to_stop
+from harness.search.coordinator.completion import num_wanted, reason_to_stop
 from harness.search.coordinator.measure_slots import describe as describe_slots
 from harness.search.coordinator.slots import Slots
 from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import leaderboard_table
-from harness.search.report.progress import format_score
+from harness.search.report.verdict import judge
 from harness.search.study.locate import SweepContext
 from harness.search.study.trials import TrialRow
 from harness.search.trial.replicates import describe_replicates, warn_of_replicates
@@ -59,8 +59,16 @@ def greet(console: Console, home: SweepContext, rows: Sequence[TrialRow], slots:
     before = f"; {ended} have ended before" if ended else ""
     before += f"; {resumed} interrupted to go on" if resumed else ""
     where = f"{slots.num_gpus} GPU(s)" if slots.num_gpus else f"{slots.threads} CPU thread(s) each"
-    num_trials = home.plan.sweep.num_trials
-    say(console, f"sweep {home.name}: {num_trials} trials, {slots.count} at a time on {where}{before}")
+    replicate = home.plan.sweep.replicate
+    trials = f"{home.plan.sweep.num_trials} trials" + (
+        f", then the best {replicate.top} again with {replicate.seeds} fresh seeds" if replicate.seeds else ""
+    )
+    say(console, f"sweep {home.name}: {trials}, {slots.count} at a time on {where}{before}")
+    if replicate.seeds == 1:
+        say(
+            console,
+            "note: sweep.replicate.seeds=1 gives no interval, as one seed has no spread: use 3 or more",
+        )
     if home.directory.name != home.name:
         say(console, f"note: its folder is {home.directory}, as another sweep of this name has left one")
     if warning := warn_of_replicates(home.plan.sweep):
@@ -74,10 +82,13 @@ def greet(console: Console, home: SweepContext, rows: Sequence[TrialRow], slots:
 def show_result(console: Console, home: SweepContext, result: SweepResult) -> None:
     """Print the leaderboard, the best trial, and the next commands to type."""
     sweep = home.plan.sweep
+    verdict = judge(result.rows, sweep)
     if any(row.has_ended for row in result.rows):
-        console.print(leaderboard_table(result.rows, sweep))
+        console.print(leaderboard_table(result.rows, sweep, verdict))
     if result.best is not None:
-        say(console, f"best: trial {result.best.number}, {sweep.metric} {format_score(result.best.score)}")
+        for line in verdict.notes:
+            say(console, line)
+        say(console, f"best: {verdict.sentence}")
     elif result.outcome == "complete":
         say(console, f"no best trial: {_states(result.rows)}")
     if repeated := describe_replicates(result.rows):
@@ -93,7 +104,7 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
             say(console, f"no more trials: {reason}")
         say(console, NEXT_COMMANDS + ("" if result.best is None else EXPORT_COMMAND))
         return
-    for line in stopped_lines(result, sweep.num_trials, home.command):
+    for line in stopped_lines(result, num_wanted(result.rows, sweep), home.command):
         say(console, line)
 
 

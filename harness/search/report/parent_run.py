@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from harness.search.report.description import describe_in_markdown
 from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import history_figure, importance_figure, leaderboard_csv
 from harness.search.report.pareto import pareto_figure, pareto_front
+from harness.search.report.verdict import Verdict, judge
 from harness.search.study import keys
 from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
@@ -63,9 +64,10 @@ class SweepRecord:
         self.tracker.log_params(self.plan.base.to_dict())
         if measured := self.study.user_attrs.get(keys.SLOTS, {}).get("measured"):
             self.tracker.log_text(as_csv(measured), "slots.csv")
-        self._describe(read_rows(self.study))
+        rows = read_rows(self.study)
+        self._describe(rows)
         self.tracker.set_tags(activity(is_new_call=True))
-        self._write_file("running", None)
+        self._write_file("running", rows)
 
     def follow(self, rows: Sequence[TrialRow]) -> None:
         """Record the best score so far, as a metric of the parent run, whenever a trial has ended."""
@@ -74,7 +76,7 @@ class SweepRecord:
             return
         self._num_ended = num_ended
         self.tracker.set_tags(activity())
-        best = best_row(list(rows), self.plan.sweep.direction)
+        best = best_row(rows, self.plan.sweep.direction)
         if best is None or best.score is None:
             return
         self.tracker.log_epoch(num_ended, {self.best_metric: best.score})
@@ -95,7 +97,10 @@ class SweepRecord:
         findings = self._audit(rows)
         self._describe(rows, findings)
         self.tracker.set_tags(activity())
-        self._write_file(status, best, pareto_front(rows, sweep))
+        self._write_file(status, rows)
+        noise = judge(rows, sweep).noise
+        if noise is not None:
+            self.tracker.log_summary({names.NOISE + sweep.metric: noise})
         self.tracker.finish(status)
         # Last, because a repeated command takes this attribute to mean that all of the above was recorded.
         self.study.set_user_attr(keys.CLOSED, closing_state(rows, best))
@@ -103,7 +108,8 @@ class SweepRecord:
     def _audit(self, rows: Sequence[TrialRow]) -> list[Finding]:
         """Return what limits the sweep's answer, and store it for commands that repeat the result."""
         num_train = len(load_splits(self.plan.base.data).train)
-        findings = audit(rows, self.plan, self.study.study_name, self.command, num_train=num_train)
+        tied = judge(rows, self.plan.sweep).tied
+        findings = audit(rows, self.plan, self.study.study_name, self.command, tied, num_train)
         self.study.set_user_attr(keys.AUDIT, [finding.to_dict() for finding in findings])
         return findings
 
@@ -123,8 +129,8 @@ class SweepRecord:
         }
         self.tracker.set_tags(tags)
 
-    def _write_file(self, status: str, best: TrialRow | None, front: Sequence[TrialRow] = ()) -> None:
-        known = self.study.user_attrs
+    def _write_file(self, status: str, rows: Sequence[TrialRow]) -> None:
+        known, best = self.study.user_attrs, best_row(rows, self.plan.sweep.direction)
         content: dict[str, Any] = {
             "name": self.study.study_name,
             "status": status,
@@ -132,7 +138,8 @@ class SweepRecord:
             "overrides": self.plan.public_overrides,
             "num_trials": self.plan.sweep.num_trials,
             "best": None if best is None else _best_facts(best),
-            "front": [_front_facts(row) for row in front],
+            "verdict": _verdict_facts(judge(rows, self.plan.sweep)),
+            "front": [_front_facts(row) for row in pareto_front(rows, self.plan.sweep)],
             "test": known.get(keys.TEST),
             "audit": known.get(keys.AUDIT, []),
             "slots": known.get(keys.SLOTS),
@@ -145,13 +152,30 @@ class SweepRecord:
 def plan_facts(plan: SweepPlan) -> dict[str, Any]:
     """Return what workers compose the plan from (the overrides), and what `--status` shows of it."""
     sweep = plan.sweep
-    return {"overrides": plan.public_overrides, "num_trials": sweep.num_trials, "metric": sweep.metric}
+    return {
+        "overrides": plan.public_overrides,
+        "num_trials": sweep.num_trials,
+        "metric": sweep.metric,
+        "replicate": sweep.replicate.model_dump(),
+    }
 
 
 def activity(*, is_new_call: bool = False) -> dict[str, str]:
     """Return the tags by which commands find the sweep that was active, or was started, last."""
     now = f"{time.time():.3f}"
     return {names.ACTIVE_AT: now} | ({names.CALLED_AT: now} if is_new_call else {})
+
+
+def _verdict_facts(verdict: Verdict) -> dict[str, Any]:
+    replicates = {str(number): asdict(of_seeds) for number, of_seeds in verdict.replicates.items()}
+    return {
+        "sentence": verdict.sentence,
+        "notes": list(verdict.notes),
+        "noise": verdict.noise,
+        "margin": verdict.margin,
+        "tied": sorted(verdict.tied),
+        "replicates": replicates,
+    }
 
 
 def _front_facts(row: TrialRow) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.config.sweep import SweepConfig
+from harness.search.coordinator.completion import num_wanted
 from harness.search.study.trials import TrialRow, best_row
 
 REFRESHES_PER_SECOND = 2
@@ -60,11 +61,11 @@ def view_of(rows: Sequence[TrialRow], sweep: SweepConfig, started: float, slots:
     num_ended = sum(row.has_ended for row in rows)
     return SweepView(
         rows=rows,
-        best=best_row(list(rows), sweep.direction),
-        num_trials=sweep.num_trials,
+        best=best_row(rows, sweep.direction),
+        num_trials=num_wanted(rows, sweep),
         num_ended=num_ended,
         elapsed_s=time.monotonic() - started,
-        left_s=seconds_left(rows, sweep.num_trials, slots),
+        left_s=seconds_left(rows, num_wanted(rows, sweep), slots),
     )
 
 
@@ -111,7 +112,10 @@ class PlainProgress:
     def _events(self, row: TrialRow, before: TrialRow | None) -> list[str]:
         name, events = f"trial {row.number}", []
         if row.params and (before is None or not before.params):
-            events.append(f"{name} started: {short_params(row.params)}")
+            again = (
+                "" if row.replicate_of is None else f"trial {row.replicate_of} again with seed {row.seed}: "
+            )
+            events.append(f"{name} started: {again}{short_params(row.params)}")
         if row.epochs_done > (before.epochs_done if before else 0):
             epoch = f"{row.epochs_done}/{row.max_epochs or '?'}"
             events.append(f"{name} epoch {epoch}: {self._metric} {format_score(row.last_score)}")

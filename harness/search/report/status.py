@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from rich.box import SIMPLE_HEAD
@@ -17,7 +18,14 @@ from harness.search.ownership.claims import Claims
 from harness.search.ownership.process_id import ProcessId
 from harness.search.report.progress import format_score, short_params
 from harness.search.study import keys
-from harness.search.study.trials import TrialRow, best_row, find_study, read_rows, storage_of
+from harness.search.study.trials import (
+    TrialRow,
+    best_row,
+    find_study,
+    read_rows,
+    searched,
+    storage_of,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class SweepStatus:
     """How far a sweep is, and which processes work on it."""
 
     name: str
-    num_trials: int | None  # the budget; None: written by an earlier version
+    num_trials: int | None  # the budget, replicates included; None: written by an earlier version
     metric: str
     direction: str
     rows: list[TrialRow]
@@ -92,14 +100,26 @@ def find_sweep(storage: RetryingStorage, name: str | None, file: str | None = No
 def read_status(study: optuna.Study) -> SweepStatus:
     """Return how far the sweep is."""
     plan = study.user_attrs.get(keys.PLAN, {})
+    rows = read_rows(study)
     return SweepStatus(
         name=study.study_name,
-        num_trials=plan.get("num_trials"),
+        num_trials=_budget(plan, rows),
         metric=plan.get("metric", "score"),
         direction=study.directions[0].name.lower(),
-        rows=read_rows(study),
+        rows=rows,
         silent=frozenset(Claims(study, storage_of(study)).stale()),
     )
+
+
+def _budget(plan: Mapping[str, Any], rows: Sequence[TrialRow]) -> int | None:
+    """Return how many trials the sweep will have, by what its last command has stored."""
+    if (num_trials := plan.get("num_trials")) is None:
+        return None
+    search, asked = searched(rows), plan.get("replicate", {"top": 0, "seeds": 0})
+    top = asked["top"]
+    if sum(row.has_ended for row in search) >= num_trials:
+        top = min(top, sum(row.state == "complete" for row in search))
+    return num_trials + max(len(rows) - len(search), top * asked["seeds"])
 
 
 def read_statuses(storage: RetryingStorage) -> list[SweepStatus]:

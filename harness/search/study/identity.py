@@ -44,7 +44,7 @@ NOT_PART_OF_IDENTITY = (
 SWEEP_SETTINGS_NOT_PART_OF_IDENTITY = {
     "name", "num_trials", "max_minutes", "slots", "threads_per_trial",
     "max_retries", "max_consecutive_failures", "evaluate_test", "devices_per_trial",
-    "enqueue", "target", "patience_trials",
+    "enqueue", "target", "patience_trials", "replicate",
     "executor", "storage", "trial_timeout_minutes", "grace_seconds", "lease_seconds",
     "allow_changed_code",
     "checkpoint_gb", "keep_checkpoints", "min_free_gb",

@@ -20,6 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.analysis.seeds import winner
 from harness.config.sweep import SweepConfig
 from harness.search.database import optuna_private
 from harness.search.database.optuna_private import database_beneath
@@ -57,6 +58,7 @@ class TrialRow:
     owner: str | None = None  # a ProcessId as JSON; None: the trial is free
     costs: Mapping[str, float] = field(default_factory=dict)  # by name, see harness.config.objectives.Cost
     seed: int | None = None  # None: not begun, or begun by an earlier version, with the run's seed
+    replicate_of: int | None = None  # the trial whose configuration it repeats; None: the search proposed it
 
     @property
     def has_ended(self) -> bool:
@@ -157,6 +159,7 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
         owner=known.get(keys.OWNER),
         costs=known.get(keys.COSTS, {}),
         seed=known.get(keys.SEED),
+        replicate_of=known.get(keys.REPLICATE_OF),
     )
 
 
@@ -176,19 +179,42 @@ def _state(trial: FrozenTrial) -> State:
             return "waiting"
 
 
-def best_row(rows: list[TrialRow], direction: str) -> TrialRow | None:
-    """Return the best complete trial, of equals the earliest; None if no trial is complete."""
-    complete = [row for row in rows if row.state == "complete" and row.score is not None]
-    sign = 1.0 if direction == "minimize" else -1.0
-    return min(complete, key=lambda row: (sign * (row.score or 0.0), row.number), default=None)
+def searched(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Return the trials that the search proposed: all but the replicates."""
+    return [row for row in rows if row.replicate_of is None]
+
+
+def fresh_scores(rows: Sequence[TrialRow]) -> dict[int, dict[int, float]]:
+    """Return the scores of complete replicates: number of the replicated trial -> seed -> score."""
+    fresh: dict[int, dict[int, float]] = {}
+    for row in rows:
+        if row.replicate_of is not None and row.state == "complete" and row.score is not None:
+            fresh.setdefault(row.replicate_of, {})[row.seed or 0] = row.score
+    return fresh
+
+
+def best_row(rows: Sequence[TrialRow], direction: str) -> TrialRow | None:
+    """Return the best complete trial of the search, see `winner`; None if no trial is complete."""
+    complete = {row.number: row for row in searched(rows) if row.state == "complete"}
+    scores = {number: row.score for number, row in complete.items() if row.score is not None}
+    fresh = {number: list(scores.values()) for number, scores in fresh_scores(rows).items()}
+    best = winner(scores, fresh, minimizes=direction == "minimize")
+    return None if best is None else complete[best]
 
 
 def ranked(rows: Sequence[TrialRow], direction: str) -> list[TrialRow]:
-    """Return the trials best first; pruned ones saw fewer epochs, so they follow the complete ones."""
-    sign = 1.0 if direction == "minimize" else -1.0
+    """Return the trials best first, the replicates last.
 
-    def key(row: TrialRow) -> tuple[int, bool, float, int]:
-        return RANKED_STATES.index(row.state), row.score is None, sign * (row.score or 0.0), row.number
+    Pruned trials saw fewer epochs, so they follow the complete ones. The best trial (`best_row`) comes first
+    even if another one's single score is higher.
+    """
+    sign = 1.0 if direction == "minimize" else -1.0
+    best = best_row(rows, direction)
+
+    def key(row: TrialRow) -> tuple[bool, bool, int, bool, float, int]:
+        state = RANKED_STATES.index(row.state)
+        is_replicate = row.replicate_of is not None
+        return is_replicate, row is not best, state, row.score is None, sign * (row.score or 0.0), row.number
 
     return sorted(rows, key=key)
 

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.config.space import FloatRange, Scalar
 from harness.config.sweep import SweepConfig
 from harness.search.database.optuna_private import change_enqueued_point, enqueued_point
+from harness.search.study import keys
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def enqueue_points(study: optuna.Study, sweep: SweepConfig) -> None:
     far as `sweep.num_trials` allows. A running trial keeps a removed point, and a message says so.
     """
     trials = study.get_trials(deepcopy=False)
+    trials = [trial for trial in trials if keys.REPLICATE_OF not in trial.user_attrs]  # enqueued by the sweep
     wanted = [{path: _exact(sweep, path, value) for path, value in point.items()} for point in sweep.enqueue]
     unwanted: list[FrozenTrial] = []
     for trial in trials:

@@ -83,7 +83,16 @@ class Attempt:
         remember_auto(config.data, self.spec.data_kind)
         seed = choose_seed(self.study, self.spec.trial_id, self.plan.trial_overrides(chosen), config.seed)
         self._note({keys.MAX_EPOCHS: config.trainer.max_epochs})
-        return config.model_copy(update={"seed": seed})
+        drawn: dict[str, Any] = {"seed": seed}
+        if (split_seed := self.trial.user_attrs.get(keys.SPLIT_SEED)) is not None:
+            drawn["data"] = config.data.model_copy(update={"split_seed": split_seed})
+        return config.model_copy(update=drawn)
+
+    @property
+    def _replicated(self) -> int | None:
+        """The trial whose configuration this one repeats with a fresh seed; None: the search proposed it."""
+        number: int | None = self.trial.user_attrs.get(keys.REPLICATE_OF)
+        return number
 
     def open_run(self, config: RunConfig, stop_requested: Callable[[], bool]) -> Tracker:
         """Open the trial's run in MLflow; if the run store does not answer, try again for a while.
@@ -116,10 +125,14 @@ class Attempt:
         if run_id is not None and not store.has_run(run_id) and store.has_run(self.spec.parent_run_id):
             print(f"run {run_id} was deleted from MLflow for good: going on under a new one", file=sys.stderr)
             run_id = None
+        name, tags = f"trial-{self.spec.number:04d}", {names.KIND: "trial", names.SWEEP: self.spec.sweep_name}
+        if self._replicated is not None:
+            name += f"-repeats-{self._replicated:04d}"
+            tags[names.REPLICATE_OF] = str(self._replicated)
         return store.start_run(
-            f"trial-{self.spec.number:04d}",
+            name,
             self.spec.experiment,
-            {names.KIND: "trial", names.SWEEP: self.spec.sweep_name, names.TRIAL: number},
+            {**tags, names.TRIAL: number},
             parent_run_id=self.spec.parent_run_id,
             run_id=run_id,
         )
@@ -130,8 +143,8 @@ class Attempt:
         score, epochs_done = report.metrics[self.plan.sweep.metric], report.epoch + 1
         if math.isfinite(score) and epochs_done not in self.reported:
             report_score(self.study, self.spec.trial_id, epochs_done, score)
-        if epochs_done >= report.max_epochs:
-            return "continue"
+        if epochs_done >= report.max_epochs or self._replicated is not None:
+            return "continue"  # the mean of replicates of which the poor ones are pruned would be too high
         pruner = build_pruner(self.plan.sweep.pruner, self.plan.base.trainer.max_epochs)
         return "prune" if should_prune(self.study, self.spec.trial_id, pruner) else "continue"
 
