@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # each function imports what it needs: predicting needs no to
     from harness.models import ImageClassifier
     from harness.search.sweep import SweepResult
     from harness.training.checkpoint import Checkpoint
-    from harness.training.evaluate import Split
     from harness.training.result import RunResult
 
 
@@ -142,7 +141,7 @@ def sweep(*overrides: str, config_dir: Path = CONFIG_DIR, extend: bool = False) 
 
 
 @_starts_processes
-def evaluate(run: str | None = None, *, split: Split = "val", mlruns: str | None = None) -> dict[str, float]:
+def evaluate(run: str | None = None, *, split: str = "val", mlruns: str | None = None) -> dict[str, float]:
     """Score a run's best checkpoint on a split and record the result, like `harness evaluate`.
 
         >>> harness.evaluate(result.run_id)["val/accuracy"] == result.metrics["val/accuracy"]
@@ -152,7 +151,7 @@ def evaluate(run: str | None = None, *, split: Split = "val", mlruns: str | None
 
     Args:
         run: a run's id or name, or a sweep's name; by default the best trial of the sweep that ran last.
-        split: "val" or "test".
+        split: "val", "test", or the path of a tree of class folders with the run's classes.
         mlruns: the folder of runs; by default $MLRUNS_DIR or `mlruns`.
 
     Returns:

@@ -38,7 +38,7 @@ class Evaluation:
         per_class: see `per_class_table`.
         confused: the pairs of classes that were mistaken, most images first.
         temperature: that the logits are divided by for the metrics "…_calibrated"; None if there is none.
-        left_out: what was not measured, and why, one line each.
+        notes: what was not measured, and why, and what to bear in mind, one line each.
     """
 
     predictions: Predictions
@@ -46,7 +46,7 @@ class Evaluation:
     per_class: list[dict[str, Any]]
     confused: list[dict[str, Any]]
     temperature: float | None
-    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def split(self) -> str:
@@ -70,7 +70,7 @@ def evaluate(predictions: Predictions, temperature: float | None = None) -> Eval
         temperature: fitted on the validation images. On the validation split itself it is fitted here, if it
             is None.
     """
-    left_out = []
+    notes = []
     labels_N = predictions.labels
     log_probabilities_NK = predictions.log_probabilities
     probabilities_NK = np.exp(log_probabilities_NK)
@@ -81,9 +81,9 @@ def evaluate(predictions: Predictions, temperature: float | None = None) -> Eval
         **further_metrics(probabilities_NK, labels_N, areas),
     }
     if math.isnan(metrics["auc"]):
-        left_out.append("ROC AUC: all images are of one class")
+        notes.append("no ROC AUC: all images are of one class")
     if absent := len(predictions.class_names) - len(np.unique(labels_N)):
-        left_out.append(
+        notes.append(
             f"{absent} of {len(predictions.class_names)} classes have no image here; they have no AUC and no "
             "average precision, and the means are over the others"
         )
@@ -93,7 +93,7 @@ def evaluate(predictions: Predictions, temperature: float | None = None) -> Eval
     else:
         missing = "no temperature of this run is known from its validation images"
     if temperature is None:
-        left_out.append(f"calibrated figures: {missing}")
+        notes.append(f"no calibrated figures: {missing}")
     else:
         scaled = log_softmax(predictions.logits.astype(np.float64) / temperature, axis=1)
         after = calibration_metrics(scaled, labels_N)
@@ -104,7 +104,7 @@ def evaluate(predictions: Predictions, temperature: float | None = None) -> Eval
         per_class=per_class_table(predictions.predicted, labels_N, predictions.class_names, areas),
         confused=confused_pairs(predictions),
         temperature=temperature,
-        left_out=tuple(left_out),
+        notes=tuple(notes),
     )
 
 
@@ -132,7 +132,7 @@ def confused_pairs(predictions: Predictions) -> list[dict[str, Any]]:
 
 
 def summary(evaluation: Evaluation) -> str:
-    """Return an evaluation as Markdown: metrics, calibration, weakest classes, confused pairs, omissions."""
+    """Return an evaluation as Markdown: metrics, calibration, weakest classes, confused pairs, notes."""
     metrics = evaluation.metrics
     predictions = evaluation.predictions
     title = LONG_NAMES.get(evaluation.split, evaluation.split)
@@ -170,8 +170,8 @@ def summary(evaluation: Evaluation) -> str:
         ]
         lines += ["", f"## Most confused pairs ({len(pairs)} of {len(evaluation.confused)})", ""]
         lines += _table(("true", "taken for", "images", "share of the true class"), pairs)
-    if evaluation.left_out:
-        lines += ["", "## Left out", "", *(f"- {line}" for line in evaluation.left_out)]
+    if evaluation.notes:
+        lines += ["", "## Notes", "", *(f"- {line}" for line in evaluation.notes)]
     return "\n".join(lines) + "\n"
 
 

@@ -193,17 +193,18 @@ def of_run(result: RunResult, exit_code: int) -> Document:
     )
 
 
-def of_evaluation(done: RunEvaluation, split: str) -> Document:
+def of_evaluation(done: RunEvaluation) -> Document:
     """Return the scores of a run's checkpoint on a split."""
     return Document(
         "harness.evaluate/1",
         {
             "run": {"run_id": done.run.run_id, "name": done.run.name, "sweep": done.run.sweep},
-            "split": split,
+            "split": done.split,
             "checkpoint": done.checkpoint,
             "metrics": done.metrics,
             "readings": done.readings,
         },
+        notes=list(done.notes),
     )
 
 

@@ -175,7 +175,12 @@ def _add_configured_commands(add: AddCommand) -> None:
 def _add_record_commands(add: AddCommand) -> None:
     """Add the commands that look at what was recorded."""
     evaluate = add("evaluate", run_evaluate, "score a run's best checkpoint on a split, and record it")
-    evaluate.add_argument("--split", choices=("val", "test"), default="test")
+    evaluate.add_argument(
+        "reference", nargs="?", metavar="RUN", help="the same as --run: an id, a name, or a sweep's name"
+    )
+    evaluate.add_argument(
+        "--split", default="test", metavar="val|test|FOLDER", help="default: test; or a tree of class folders"
+    )
     compare = add("compare", run_compare, "a table of runs: scores, time, and what differs between them")
     compare.add_argument(
         "runs", nargs="*", metavar="RUN", help="run ids; default: the trials of the sweep that ran last"
@@ -268,12 +273,16 @@ def run_data(options: argparse.Namespace) -> Document:
 def run_evaluate(options: argparse.Namespace) -> Document:
     from harness.training.evaluate import evaluate_run
 
-    done = evaluate_run(tracking_config(options), options.run_id, options.split, show=print)
+    if options.reference and options.run_id and options.reference != options.run_id:
+        raise ConfigError(f"RUN is {options.reference} and --run is {options.run_id}: name one run")
+    reference = options.reference or options.run_id
+    done = evaluate_run(tracking_config(options), reference, options.split, show=print)
     print(f"run {done.run.run_id} ({done.run.name}), {done.checkpoint}")
-    print("\n".join(f"{name:<16} {value:.4f}" for name, value in done.metrics.items()))
-    if done.readings is not None:
-        print(done.readings)
-    return documents.of_evaluation(done, options.split)
+    width = max(map(len, done.metrics))
+    print("\n".join(f"{name:<{width}} {value:.4f}" for name, value in done.metrics.items()))
+    for line in (*done.notes, *filter(None, [done.readings])):
+        print(line)
+    return documents.of_evaluation(done)
 
 
 def run_compare(options: argparse.Namespace) -> Document:

@@ -40,7 +40,12 @@ def without_duplicates_of(part: Part, rows: np.ndarray, other: Part, other_rows:
 
 
 def _keys(part: Part, rows: np.ndarray) -> np.ndarray:
-    hashes = np.ascontiguousarray(part.hashes[rows])
+    return keys_of(part.hashes[rows])
+
+
+def keys_of(hashes_N32: np.ndarray) -> np.ndarray:
+    """Return hashes as byte strings, (N,), which numpy can look up."""
+    hashes = np.ascontiguousarray(hashes_N32)
     return hashes.view(f"S{hashes.shape[1]}").ravel()
 
 

@@ -137,8 +137,8 @@ def build_splits(
     mean, std = _pixel_statistics(part.moments[rows], pixels=part.images.shape[1] * part.images.shape[2])
     return ImageSplits(
         name=decoded.about.name,
-        train=_arrays(part, rows),
-        val=_arrays(val_part, val_rows),
+        train=arrays_of(part, rows),
+        val=arrays_of(val_part, val_rows),
         class_names=names,
         digest=hashlib.sha256(f"{train_digest}\n{val_digest}".encode()).hexdigest(),
         val_digest=val_digest,
@@ -158,8 +158,8 @@ def build_test(decoded: DecodedSet, test_fraction: float) -> ImageArrays:
     """Return the test split; `harness.data.held_out` is its only caller."""
     if "test" in decoded.parts:
         part = decoded.parts["test"]
-        return _arrays(part, np.flatnonzero(part.labels != BROKEN))
-    return _arrays(decoded.parts["train"], _train_and_test_rows(decoded, test_fraction)[1])
+        return arrays_of(part, np.flatnonzero(part.labels != BROKEN))
+    return arrays_of(decoded.parts["train"], _train_and_test_rows(decoded, test_fraction)[1])
 
 
 def _train_and_test_rows(decoded: DecodedSet, test_fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -207,8 +207,13 @@ def _check_classes(part: Part, rows: np.ndarray, class_names: tuple[str, ...]) -
         )
 
 
-def _arrays(part: Part, rows: np.ndarray) -> ImageArrays:
-    labels = part.labels[rows]
+def arrays_of(part: Part, rows: np.ndarray, labels: np.ndarray | None = None) -> ImageArrays:
+    """Return a split of some rows of a part.
+
+    Args:
+        labels: int64 (N,), of these rows; by default the part's.
+    """
+    labels = part.labels[rows] if labels is None else labels
     digest = hashlib.sha256(part.hashes[rows].tobytes() + labels.astype("<i8").tobytes()).hexdigest()
     return ImageArrays(part.images, labels, rows, digest)
 

@@ -24,7 +24,7 @@ from harness.config.space import as_yaml
 from harness.errors import StorageError, SweepError, TrackingError
 from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
 from harness.search.coordinator.completion import has_ended, search_has_ended
-from harness.search.coordinator.evaluate_best import describe_readings, evaluate_best
+from harness.search.coordinator.evaluate_best import describe_readings, evaluate_best, look_at_best
 from harness.search.coordinator.follow import FOLLOWING, follow
 from harness.search.coordinator.measure_slots import is_measured
 from harness.search.coordinator.scheduler import Outcome, Scheduler
@@ -238,6 +238,7 @@ def _coordinate(
                 if outcome != "interrupted" and has_ended(read_rows(study), sweep):
                     try:
                         evaluate_best(home, study, store, sweep_record, console, signals)
+                        look_at_best(home, study, store, console, signals)
                     except KeyboardInterrupt:
                         outcome = "interrupted"
                 sweep_record.status = "FINISHED" if outcome == "complete" else "KILLED"

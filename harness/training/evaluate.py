@@ -8,7 +8,7 @@ checkpoint on the test split, which this module reads through `harness.data.held
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,9 +21,10 @@ from harness.analysis.predictions import predictions_of
 from harness.config.schema import TrackingConfig
 from harness.data import load_splits
 from harness.data.datamodule import eval_batches
-from harness.data.held_out import load_test
+from harness.data.held_out import count_known, load_test
+from harness.data.labelled_folder import load_labelled_folder
 from harness.data.splits import ImageArrays, ImageSplits
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, DataError, HarnessError
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
 from harness.tracking.choice import ChosenRun, choose
@@ -42,49 +43,120 @@ Split = Literal["val", "test"]
 class RunEvaluation:
     """The metrics of a recorded run's checkpoint on a split."""
 
-    run: RunRecord
-    checkpoint: Path
-    metrics: dict[str, float]  # named "val/accuracy", "val/f1", …
-    readings: str | None  # how often the test split was read, in words; None for validation
+    choice: ChosenRun
+    evaluation: Evaluation
+    readings: str | None  # how often the test split was read, in words; None where it was not
+
+    @property
+    def run(self) -> RunRecord:
+        return self.choice.run
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.choice.checkpoint
+
+    @property
+    def split(self) -> str:
+        """Either "val" or "test", or the name by which the results on a folder are recorded."""
+        return self.evaluation.split
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By name: "val/accuracy", "val/f1", …"""
+        return self.evaluation.named()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to bear in mind, one line each."""
+        return self.evaluation.notes
 
 
 def evaluate_run(
     tracking: TrackingConfig,
     reference: str | None,
-    split: Split,
+    split: str,
     show: Callable[[str], None] = lambda line: None,
 ) -> RunEvaluation:
-    """Score the best checkpoint of a recorded run on a split, and record the result with the run.
+    """Score the best checkpoint of a recorded run on a split or a folder, and record the result with the run.
 
-    Before the test split is read, this is noted in the tags of the run and of its sweep.
+    Before the test split is read, this is noted in the tags of the run and of its sweep. A folder that holds
+    test images counts as a reading, too.
 
     Args:
         reference: a run's id or name, or a sweep's name; None for the best trial of the sweep that ran last.
+        split: "val", "test", or the path of a tree of class folders.
         show: called before the evaluation with a line that names the run and says why it was chosen.
 
     Raises:
         TrackingError: there is no such run, or it kept no checkpoint.
+        DataError: there is no such folder, or its classes are not the run's.
         HarnessError: `evaluate_checkpoint` failed.
     """
+    is_folder = split not in ("val", "test")
+    if is_folder and not Path(split).expanduser().is_dir():
+        raise DataError(
+            f"--split={split} is neither val nor test nor a folder: give the path of a tree of class folders"
+        )
     choice = choose(tracking, reference)
     show(choice.why)
     store = open_store(tracking)
     tracker = store.reopen_run(choice.run.run_id)
-    readings = _note_reading(store, choice) if split == "test" else None
     temperature = choice.run.metrics.get(names.TEMPERATURE)
-    metrics = evaluate_checkpoint(
-        choice.checkpoint, split=split, tracker=tracker, temperature=temperature, closely=True
-    )
+    if is_folder:
+        done = _evaluate_folder(store, choice, tracker, Path(split), temperature)
+    else:
+        readings = _note_reading(store, choice, split) if split == "test" else None
+        name: Split = "test" if split == "test" else "val"
+        evaluation = _evaluate(load_checkpoint(choice.checkpoint), name, temperature)
+        _record(tracker, evaluation, closely=True)
+        done = RunEvaluation(choice, evaluation, readings)
     tracker.finish("FINISHED")
-    return RunEvaluation(choice.run, choice.checkpoint, metrics, readings)
+    return done
 
 
-def _note_reading(store: RunStore, choice: ChosenRun) -> str:
-    """Note that the test split is read now, and return how often it has been read, in words."""
+def _evaluate_folder(
+    store: RunStore, choice: ChosenRun, tracker: Tracker, path: Path, temperature: float | None
+) -> RunEvaluation:
+    checkpoint = load_checkpoint(choice.checkpoint)
+    folder = load_labelled_folder(path, checkpoint.config.data, checkpoint.class_names)
+    readings = None
+    try:
+        known = count_known(checkpoint.config.data, folder.hashes)
+        notes = [
+            f"{number:,} of {len(folder.images):,} images are {name} images of the run itself"
+            for name, number in known.items()
+            if number
+        ]
+        readings = _note_reading(store, choice, str(path)) if known["test"] else None
+    except HarnessError as error:
+        notes = [f"whether the run knows some of these images is not known: {error}"]
+    evaluation = _Model.of(checkpoint).evaluate(folder.images, folder.name, temperature)
+    evaluation = replace(evaluation, notes=(*notes, *evaluation.notes))
+    _record(tracker, evaluation, closely=True)
+    return RunEvaluation(choice, evaluation, readings)
+
+
+def look_at_trial(store: RunStore, run_id: str, path: Path) -> None:
+    """Record with a trial's run the pictures of its validation images that not every trial gets.
+
+    Args:
+        path: of its checkpoint.
+
+    Raises:
+        HarnessError: as `evaluate_checkpoint`; or the run cannot be opened.
+    """
+    evaluation = _evaluate(load_checkpoint(path), "val")
+    tracker = store.reopen_run(run_id)
+    look_closely(tracker, evaluation)
+    tracker.finish("FINISHED")
+
+
+def _note_reading(store: RunStore, choice: ChosenRun, split: str) -> str:
+    """Note that test images are read now, and return how often they have been read, in words."""
     run_id = choice.run.run_id
     ledger = run_id if choice.sweep is None else choice.sweep.parent.run_id
     tags = store.tags_of(ledger)
-    note_reading(store, tags, ledger, run_id, f"harness evaluate --run {run_id} --split test")
+    note_reading(store, tags, ledger, run_id, f"harness evaluate --run {run_id} --split {split}")
     number = count_readings(tags) + 1
     return describe_reading(number, number, "run" if choice.sweep is None else "sweep")
 
@@ -112,7 +184,19 @@ def evaluate_checkpoint(
         DataError: the images cannot be read.
         DivergedError: a logit is NaN or infinite.
     """
-    checkpoint = load_checkpoint(path)
+    evaluation = _evaluate(load_checkpoint(path), split, temperature)
+    if tracker is not None:
+        _record(tracker, evaluation, closely)
+    return evaluation.named()
+
+
+def _record(tracker: Tracker, evaluation: Evaluation, closely: bool) -> None:
+    record_evaluation(tracker, evaluation)
+    if closely:
+        look_closely(tracker, evaluation)
+
+
+def _evaluate(checkpoint: Checkpoint, split: Split, temperature: float | None = None) -> Evaluation:
     splits = _load_splits(checkpoint)
     model = _Model.of(checkpoint)
     if split == "val":
@@ -121,12 +205,7 @@ def evaluate_checkpoint(
         arrays = load_test(checkpoint.config.data)
         if temperature is None:
             temperature = fit_temperature(model.predict(splits.val)[0], splits.val.labels)
-    evaluation = model.evaluate(arrays, split, temperature)
-    if tracker is not None:
-        record_evaluation(tracker, evaluation)
-        if closely:
-            look_closely(tracker, evaluation)
-    return evaluation.named()
+    return model.evaluate(arrays, split, temperature)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 `record_evaluation` for every run, `look_closely` where somebody will look at this run in particular.
 
     predictions/val.npz    the predictions, image by image (harness.analysis.predictions)
-    val/summary.md         every number, the weakest classes, the most confused pairs, what was left out
+    val/summary.md         every number, the weakest classes, the most confused pairs, notes
     val/classes.csv        per class: precision, recall, F1, images, AUC, average precision
     val/confused.csv       every pair of classes that were mistaken
     val/confusion.png      counts; with up to 100 classes val/confusion.json too

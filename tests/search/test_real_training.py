@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from harness.config.compose import compose_sweep
 from harness.search.sweep import run_sweep
+from harness.tracking.artifacts import load_predictions, read_artifact
+from harness.tracking.mlflow_writes import STORE_ERRORS
+from harness.tracking.runs import get_run
 from harness.training.checkpoint import load_checkpoint
 from tests.search.conftest import SmallSweep
 
@@ -27,3 +31,13 @@ def test_trials_train_and_the_best_meets_the_test_split(small_sweep: SmallSweep)
     assert checkpoint.score == result.best.score
     assert result.test_metrics is not None
     assert 0 < result.test_metrics["test/accuracy"] <= 1
+    tracking = plan.base.tracking
+    for row in result.rows:  # every trial keeps its predictions, the best one is pictured
+        run = get_run(tracking, str(row.run_id))
+        assert load_predictions(tracking, run).correct.mean() == pytest.approx(row.score)
+        assert read_artifact(tracking, run, "val/confusion.png")
+        if row.number == result.best.number:
+            assert read_artifact(tracking, run, "val/roc.png")
+        else:
+            with pytest.raises(STORE_ERRORS):
+                read_artifact(tracking, run, "val/roc.png")

@@ -1,18 +1,19 @@
-"""The last step of a sweep: evaluates the best trial's checkpoint on the test split, and counts how often.
+"""The last step of a sweep: evaluates the best trial's checkpoint on the test split, and pictures it.
 
-`sweep.py` calls `evaluate_best` once the sweep needs no further trial. `harness/tracking/readings.py` counts
-how often the test split was read.
+`sweep.py` calls `evaluate_best` and `look_at_best` once the sweep needs no further trial.
+`harness/tracking/readings.py` counts how often the test split was read.
 """
 
 from __future__ import annotations
 
 import logging
+import zipfile
 from typing import TYPE_CHECKING
 
 import optuna
 from rich.console import Console
 
-from harness.errors import TrackingError
+from harness.errors import HarnessError, TrackingError
 from harness.search.report.messages import say
 from harness.search.report.parent_run import SweepRecord
 from harness.search.study import keys
@@ -53,9 +54,38 @@ def evaluate_best(
     prepare_process(None, home.plan.base.trainer.keep_memory)
     number = _note_reading(store, sweep_record.tracker.run_id, best.run_id or "", home.command)
     with signals.raising():
-        metrics = evaluate_checkpoint(best.checkpoint, split="test", tracker=sweep_record.tracker)
+        metrics = evaluate_checkpoint(
+            best.checkpoint, split="test", tracker=sweep_record.tracker, closely=True
+        )
     sweep_record.tracker.set_tags({names.TESTED_RUN: best.run_id or ""})
     study.set_user_attr(keys.TEST, {"trial": best.number, "metrics": metrics, "reading": number})
+
+
+def look_at_best(
+    home: SweepContext, study: optuna.Study, store: RunStore, console: Console, signals: StopSignals
+) -> None:
+    """Record with the best trial's run the pictures that the other trials do not get, once for each trial.
+
+    Raises:
+        KeyboardInterrupt: a signal asked this process to stop.
+    """
+    best = best_row(read_rows(study, home.runs), home.plan.sweep.direction)
+    if best is None or best.checkpoint is None or best.run_id is None:
+        return
+    # torch is imported only for a file that torch may have written: a checkpoint is a zip file.
+    if study.user_attrs.get(keys.PICTURED) == best.number or not zipfile.is_zipfile(best.checkpoint):
+        return
+    from harness.training.evaluate import look_at_trial
+    from harness.training.machine import prepare_process
+
+    say(console, f"drawing what trial {best.number} gets right and wrong …")
+    prepare_process(None, home.plan.base.trainer.keep_memory)
+    try:
+        with signals.raising():
+            look_at_trial(store, best.run_id, best.checkpoint)
+    except HarnessError as error:
+        logger.warning("trial %d has no pictures: %s", best.number, error)
+    study.set_user_attr(keys.PICTURED, best.number)
 
 
 def _note_reading(store: RunStore, parent_run_id: str, run_id: str, command: str) -> int | None:

@@ -17,6 +17,7 @@ CALLED = "called"  # when a command last ran the sweep, in seconds since 1970
 STOP_REQUESTED = "stop_requested"  # another value with every request to stop
 EXTENSIONS = "extensions"  # by --extend: what was changed, when, after how many trials
 TEST = "test"  # the best trial's number, its metrics on the test split, and which reading that was
+PICTURED = "pictured"  # the number of the trial whose pictures were drawn when it was the best one
 AUDIT = "audit"  # what limits the answer, as plain values of findings.Finding
 CLOSED = "closed"  # for which state all results were recorded, see parent_run.closing_state
 
