@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 # parameters under `features.` say how it trained.
 IGNORED_PARAMS = (
     "tracking.",
+    "evaluation.pictures",
     "data.dir",
     "data.cache_dir",
     "parameters.",

@@ -279,9 +279,11 @@ class TrainerConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How every reported figure is computed, on validation and test alike."""
+    """How every reported figure is computed, on validation and test alike, and which pictures are drawn."""
 
     tta: Literal["none", "flip", "flip_shift"] = "none"  # test-time augmentation: average over views
+    # Drawn of a run; auto: all for a single run and a sweep's best trial, a few for other trials.
+    pictures: Literal["auto", "all", "none"] = "auto"
 
 
 class TrackingConfig(Section):

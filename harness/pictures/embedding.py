@@ -26,7 +26,9 @@ from harness.pictures.style import DPI, OKABE_ITO, QUIET
 from harness.pictures.tiles import fitted
 
 MAX_IMAGES = 1000  # t-SNE of 1,000 takes 2.5 s on one core, of 1,500 4.3 s
-MAX_OTHERS = 250  # of them, images of classes without a colour
+MAX_LARGE = 400  # of images of more than SMALL_SIDE pixels on a CPU, which reads some 30 a second
+SMALL_SIDE = 96
+MAX_OTHERS = 4  # of so many images, at most one is of a class without a colour
 FEWEST_FOR_TSNE = 100
 COMPONENTS = 50  # of PCA, before t-SNE, as its authors advise
 MARKERS = ("o", "^", "s")
@@ -50,7 +52,8 @@ def embedding_figure(classifier: ImageClassifier, predictions: Predictions, gath
     """
     present = np.unique(predictions.labels)
     coloured = hardest_classes(predictions, MAX_CLASSES)
-    chosen = sample(predictions.labels, coloured)
+    is_slow = classifier.image_size > SMALL_SIDE and next(classifier.parameters()).device.type == "cpu"
+    chosen = sample(predictions.labels, coloured, MAX_LARGE if is_slow else MAX_IMAGES)
     layout = lay_out(penultimate_features(classifier, gather, chosen))
     labels, wrong = predictions.labels[chosen], ~predictions.correct[chosen]
 
@@ -117,13 +120,13 @@ def _sized(font: FontProperties, size: float) -> FontProperties:
     return font
 
 
-def sample(labels_N: np.ndarray, coloured: np.ndarray) -> np.ndarray:
-    """Return the places of at most 1,000 images, seeded: at most 250 of them of classes without a colour."""
+def sample(labels_N: np.ndarray, coloured: np.ndarray, count: int) -> np.ndarray:
+    """Return the places of at most `count` images, seeded; at most a quarter are of uncoloured classes."""
     generator = np.random.default_rng(SEED)
     order = generator.permutation(len(labels_N))
     is_coloured = np.isin(labels_N[order], coloured)
-    first, others = order[is_coloured], order[~is_coloured][:MAX_OTHERS]
-    return np.sort(np.concatenate([first[: MAX_IMAGES - len(others)], others]))
+    first, others = order[is_coloured], order[~is_coloured][: count // MAX_OTHERS]
+    return np.sort(np.concatenate([first[: count - len(others)], others]))
 
 
 def penultimate_features(classifier: ImageClassifier, gather: Gather, places_N: np.ndarray) -> np.ndarray:

@@ -12,11 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness.analysis.figures import drawable_names
-from harness.analysis.predictions import Predictions
+from harness.analysis.predictions import Predictions, predictions_of
 from harness.pictures.examples import (
     best_and_worst,
     confidence,
     confident_mistakes,
+    evenly_spread,
     hardest_classes,
     highest_loss,
     suspected_label_errors,
@@ -26,7 +27,7 @@ from harness.pictures.tiles import GAP_PX, SIDE_PX, Tile, fitted, tiles_figure
 
 Gather = Callable[[np.ndarray], np.ndarray]  # places in the split -> uint8 images (B, H, W, 3)
 
-COLUMNS, MAX_TILES = 8, 24
+COLUMNS, MAX_TILES, NUM_EXAMPLES = 8, 24, 16
 MAX_CLASSES_SHOWN, IMAGES_PER_CLASS = 10, 4
 TILE_COLUMNS = int((SIDE_PX + GAP_PX - 4) / CHARACTER_PX)  # characters that fit above a tile
 
@@ -104,6 +105,25 @@ def best_and_worst_gallery(predictions: Predictions, gather: Gather) -> Figure:
     return tiles_figure(
         rows, "Best and worst of each class", note, row_labels=row_labels, column_labels=columns, font=font
     )
+
+
+def examples_of_split(predictions: Predictions, gather: Gather) -> Figure:
+    """Draw the same few images of a split whatever the model, to compare epochs and runs."""
+    chosen = evenly_spread(NUM_EXAMPLES, len(predictions))
+    some = predictions_of(
+        predictions.logits[chosen],
+        predictions.labels[chosen],
+        split=predictions.split,
+        class_names=predictions.class_names,
+    )
+    return examples_gallery(some, lambda places: gather(chosen[places]))
+
+
+def examples_gallery(predictions: Predictions, gather: Gather) -> Figure:
+    """Draw all images of a few predictions, in their order."""
+    right = int(predictions.correct.sum())
+    note = f"always the same {len(predictions)} {predictions.split} images; {right} are predicted right"
+    return gallery(predictions, gather, np.arange(len(predictions)), "Examples", note)
 
 
 def gallery(predictions: Predictions, gather: Gather, chosen: np.ndarray, title: str, note: str) -> Figure:

@@ -7,8 +7,7 @@ a sweep's ordinary trials record these alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,35 +15,22 @@ from matplotlib.figure import Figure
 from harness.analysis.predictions import Predictions
 from harness.errors import first_line
 from harness.models import ImageClassifier
-from harness.pictures import curves, embedding, galleries, gradcam, layers
+from harness.pictures import embedding, galleries, gradcam, layers
+from harness.pictures.style import to_array
 
 log = logging.getLogger(__name__)
 
 Draw = Callable[[], Figure]
 
 
-@dataclass(frozen=True)
-class History:
-    """The metrics of each epoch, the epoch that is kept (0-based), and the metric that chose it."""
-
-    epochs: Sequence[Mapping[str, float]]
-    best_epoch: int
-    monitor: str
-
-
-def cheap_pictures(
-    predictions: Predictions, gather: galleries.Gather, history: History | None
-) -> dict[str, Draw]:
-    """Return the pictures that take a fraction of a second, by name."""
+def cheap_pictures(predictions: Predictions, gather: galleries.Gather) -> dict[str, Draw]:
+    """Return the pictures that take a fraction of a second, by name ("val/highest_loss")."""
     split = predictions.split
-    drawn: dict[str, Draw] = {}
-    if history is not None and history.epochs:
-        drawn["learning_curves"] = lambda: curves.learning_curves(
-            history.epochs, history.best_epoch, history.monitor
-        )
-    drawn[f"{split}/highest_loss"] = lambda: galleries.highest_loss_gallery(predictions, gather)
-    drawn[f"{split}/confident_mistakes"] = lambda: galleries.confident_mistakes_gallery(predictions, gather)
-    return drawn
+    return {
+        f"{split}/highest_loss": lambda: galleries.highest_loss_gallery(predictions, gather),
+        f"{split}/confident_mistakes": lambda: galleries.confident_mistakes_gallery(predictions, gather),
+        f"{split}/examples": lambda: galleries.examples_of_split(predictions, gather),
+    }
 
 
 def costly_pictures(
@@ -69,15 +55,15 @@ def costly_pictures(
     }
 
 
-def draw_all(pictures: Mapping[str, Draw]) -> Iterator[tuple[str, Figure]]:
-    """Draw the pictures one after the other; one that fails is left out with a warning.
+def draw_all(pictures: Mapping[str, Draw]) -> Iterator[tuple[str, np.ndarray]]:
+    """Draw the pictures one after the other, uint8 (H, W, 3); one that fails is left out with a warning.
 
     A trained model is worth more than a picture of it, so that a picture never ends a run.
     """
     for name, draw in pictures.items():
         try:
-            figure = draw()
+            pixels = to_array(draw())
         except Exception as error:  # timm's thousand networks fail in their own ways
             log.warning("the picture %s is left out: %s", name, first_line(error))
             continue
-        yield name, figure
+        yield name, pixels

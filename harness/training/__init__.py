@@ -5,6 +5,7 @@ fit.py               sets up and runs Lightning's loop
 module.py            loss and metrics of a batch, and the hooks that Lightning calls
 callbacks.py         what happens after an epoch: record, report, checkpoint
 record.py            records a run's configuration, environment and results in MLflow
+pictures.py          records the pictures of a run (harness.pictures)
 result.py            the reports that a run returns to its caller
 optim.py, muon.py    optimisers, learning rates, schedules
 tta.py               test-time augmentation

@@ -75,6 +75,8 @@ class EpochRecorder(pl.Callback):
         """
         self.tracker = tracker
         self.on_epoch = on_epoch
+        # Called with each epoch that is the best so far, and its validation logits.
+        self.on_better: Callable[[int, Tensor], None] | None = None
         self.monitor, self.select = trainer.monitor, trainer.select
         self.patience = trainer.early_stopping_patience
         self.history: list[dict[str, float]] = []  # the metrics of each epoch
@@ -131,6 +133,8 @@ class EpochRecorder(pl.Callback):
         if self.best_epoch == epoch:
             self.best_logits, self.best_logits_epoch = pl_module.val_logits, epoch
         self._log_epoch(epoch)
+        if self.best_epoch == epoch and self.on_better is not None and pl_module.val_logits is not None:
+            self.on_better(epoch, pl_module.val_logits)
         if self.on_epoch is not None:
             self.decision = self.on_epoch(EpochReport(epoch, int(trainer.max_epochs or 0), metrics))
         self.decision = self.ranks.broadcast(self.decision)

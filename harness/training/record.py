@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from harness.analysis.evaluation import Evaluation
 from harness.config.schema import RunConfig
 from harness.data.splits import ImageSplits
 from harness.models import FreezeReport
@@ -65,11 +66,14 @@ def record_best(
     machine: Machine,
     best: Path,
     closely: bool,
-) -> None:
+) -> Evaluation:
     """Evaluate the best checkpoint on validation and, if configured, on test; log it as a model.
 
     Args:
-        closely: also record the pictures that are not drawn for every trial.
+        closely: also record the figures that are not drawn for every trial.
+
+    Returns:
+        The evaluation on validation.
     """
     tracker.set_tags({names.CHECKPOINT: recorded_path(best, config.tracking.dir)})
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
@@ -94,3 +98,4 @@ def record_best(
         tracker.set_tags(next_reading(None, tracker.run_id, "harness train").to_tag())
         temperature = evaluation.temperature
         evaluate_checkpoint(best, split="test", tracker=tracker, temperature=temperature, closely=closely)
+    return evaluation

@@ -9,6 +9,7 @@ repeated epochs give the same weights, bit for bit. Damaged files are renamed to
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +81,7 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
             raise CheckpointError(f"{path} was trained on other data: name another folder or delete it")
     was, wanted = before["config"], now["config"]
     for part in ("model", "finetune", "augment", "optim", "evaluation", "seed"):
-        if was.get(part, wanted[part]) != wanted[part]:  # older checkpoints lack some
+        if _shaping(was.get(part, wanted[part])) != _shaping(wanted[part]):  # older checkpoints lack some
             raise CheckpointError(
                 f"{path} was trained with another {part!r} section: repeat the run as it was, or delete it"
             )
@@ -96,6 +97,13 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
             "its best epoch: repeat the run as it was, or delete it"
         )
     _check_length(path, before["epoch"] + 1, was["trainer"]["max_epochs"], wanted)
+
+
+def _shaping(section: Any) -> Any:
+    """Return a section without what no score depends on: the pictures that are drawn."""
+    if not isinstance(section, Mapping):
+        return section
+    return {key: value for key, value in section.items() if key != "pictures"}
 
 
 def _check_length(path: Path, num_done: int, was: int, wanted: dict[str, Any]) -> None:

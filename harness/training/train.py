@@ -14,6 +14,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from harness.analysis.evaluation import Evaluation
 from harness.config.schema import RunConfig
 from harness.credentials import shown
 from harness.data import as_loaded, load_splits
@@ -27,7 +28,7 @@ from harness.models.sync_norm import synchronise_norms
 from harness.tracking import Tracker, names
 from harness.training.cached_features import load_or_compute_features
 from harness.training.callbacks import EpochRecorder, Interrupted
-from harness.training.checkpoint import ModelFacts
+from harness.training.checkpoint import ModelFacts, load_checkpoint, restore_classifier
 from harness.training.checkpoint_io import forget_previous, make_room
 from harness.training.collectives import current_ranks
 from harness.training.costs import measure_costs, training_costs
@@ -35,6 +36,12 @@ from harness.training.fit import fit
 from harness.training.image_views import describe_regime
 from harness.training.machine import Machine, resolve_machine
 from harness.training.module import ClassifierModule
+from harness.training.pictures import (
+    ExamplesOfEpochs,
+    record_learning_curves,
+    record_pictures,
+    wants_all,
+)
 from harness.training.record import record_best, record_setup
 from harness.training.result import Decision, EpochReport, RunResult, Status
 
@@ -92,6 +99,8 @@ def train(
         ranks.from_zero(lambda: make_room(checkpoint_dir, classifier))
         if ranks.is_zero:
             record_setup(tracker, config, splits, freezing, machine)
+            if wants_all(config.evaluation.pictures, closely):
+                recorder.on_better = ExamplesOfEpochs(tracker, splits.val, splits.class_names)
         try:
             data = choose_data(classifier, splits, config, machine, stop_requested)
             if ranks.is_zero:
@@ -104,12 +113,13 @@ def train(
             status = "interrupted"
         is_recorder = status != "interrupted" and ranks.is_zero
         if is_recorder:
-            record_best(tracker, config, splits, recorder, machine, best, closely)
+            evaluation = record_best(tracker, config, splits, recorder, machine, best, closely)
             forget_previous(checkpoint_dir)
         seconds = time.perf_counter() - started  # before the costs: measuring them is not training
         if is_recorder:
             costs = measure_costs(best, splits.val.gather(np.array([0]))[0], recorder.history, machine)
             costs |= training_costs(config, data, len(splits.class_names), len(recorder.history))
+            _record_pictures(tracker, config, splits, recorder, evaluation, machine, best, closely)
     except BaseException as error:
         tracker.set_tags({"harness.failure": shown(f"{type(error).__name__}: {error}")[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
@@ -119,6 +129,29 @@ def train(
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return _result(tracker.run_id, status, recorder, best, seconds, costs)
+
+
+def _record_pictures(
+    tracker: Tracker,
+    config: RunConfig,
+    splits: ImageSplits,
+    recorder: EpochRecorder,
+    evaluation: Evaluation,
+    machine: Machine,
+    best: Path,
+    closely: bool,
+) -> None:
+    wish = config.evaluation.pictures
+    record_learning_curves(tracker, recorder.history, recorder.best_epoch, recorder.monitor.metric, wish)
+    record_pictures(
+        tracker,
+        evaluation.predictions,
+        splits.val,
+        lambda: restore_classifier(load_checkpoint(best)).to(machine.device),
+        epoch=recorder.best_epoch,
+        wish=wish,
+        closely=closely,
+    )
 
 
 def _result(

@@ -93,7 +93,7 @@ def test_equal_features_of_a_dead_network_are_laid_out_too() -> None:
 
 def test_the_sample_is_capped_and_mostly_of_coloured_classes() -> None:
     labels = np.arange(5000) % 100
-    chosen = sample(labels, np.arange(24))
+    chosen = sample(labels, np.arange(24), 1000)
     assert len(chosen) == len(set(chosen)) == 1000
     assert (labels[chosen] < 24).sum() == 750
 
@@ -112,5 +112,5 @@ def test_a_picture_that_fails_is_left_out_with_a_warning(caplog: pytest.LogCaptu
     def fails() -> Figure:
         raise ValueError("no such layer")
 
-    assert [name for name, _ in draw_all({"a": fails, "b": Figure})] == ["b"]
-    assert "the picture a is left out: no such layer" in caplog.text
+    assert [name for name, _ in draw_all({"val/a": fails, "b": Figure})] == ["b"]
+    assert "the picture val/a is left out: no such layer" in caplog.text

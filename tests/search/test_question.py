@@ -105,7 +105,7 @@ def test_everything_else_of_the_schema_is_part_of_the_question() -> None:
     base = set(leaves_by_path(plan.base.to_dict())) - asked - set(plan.sweep.space)
     assert base == {
         "data.dir", "data.cache_dir", "data.feature_cache_gb", "trainer.device", "trainer.devices",
-        "trainer.threads", "trainer.keep_memory", "trainer.compile", "evaluate_test",
+        "trainer.threads", "trainer.keep_memory", "trainer.compile", "evaluate_test", "evaluation.pictures",
         "trainer.monitor.metric", "trainer.monitor.direction",  # sweep.metric says it
         "tracking.dir", "tracking.experiment", "tracking.run_name", "tracking.log_model",
     }  # fmt: skip

@@ -30,6 +30,7 @@ NOT_PART_OF_IDENTITY = (
     "data.cache_dir",
     "data.download",
     "evaluate_test",
+    "evaluation.pictures",
     "trainer.monitor.",
     "trainer.device",
     "trainer.threads",
