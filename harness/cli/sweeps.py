@@ -19,6 +19,7 @@ from harness.errors import ConfigError
 def add_sweep_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--extend", action="store_true", help="widen what it asks, and keep its trials")
     command.add_argument("--status", action="store_true", help="how far a sweep is: [NAME]")
+    command.add_argument("--report", action="store_true", help="write a sweep's report.html anew: [NAME]")
     command.add_argument("--stop", action="store_true", help="stop it resumably, wherever it runs: [NAME]")
     add_json(command)
     _add_places(command)
@@ -57,6 +58,8 @@ def _database(options: argparse.Namespace) -> str:
 
 
 def run_sweep(options: argparse.Namespace) -> int | Document:
+    if options.report:
+        return _report(options)
     if options.overrides == ["list"] or options.status or options.stop:
         return _look_at_sweeps(options)
     from harness.config.compose import compose_sweep, trace_origins
@@ -96,6 +99,19 @@ def _look_at_sweeps(options: argparse.Namespace) -> Document:
     say(console, status.status_line(now))
     console.print(status.status_table(now))
     return documents.of_status(now)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from harness.search.report.html.write import report_again
+    from harness.search.report.messages import build_console
+
+    name, _ = _asked_for(options.overrides)
+    there = [
+        text for text in options.overrides if "=" in text and not text.startswith(("sweep=", "sweep.name="))
+    ]
+    overrides = [*there, *place_overrides(options)]
+    report_again(build_console(), name, _database(options), overrides, **config_dir(options))
+    return EXIT_OK
 
 
 def _asked_for(words: Sequence[str]) -> tuple[str | None, str | None]:

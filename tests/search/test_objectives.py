@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from harness.config.objectives import parse_constraint
 from harness.config.sweep import SweepConfig
-from harness.search.report.leaderboard import importance_figure, leaderboard_table
+from harness.search.report.leaderboard import importance_figure, importances_of, leaderboard_table
 from harness.search.report.pareto import pareto_figure, pareto_front
 from harness.search.report.verdict import judge
 from harness.search.study import trials as studies
@@ -180,7 +180,7 @@ def test_every_other_sampler_goes_on_with_two_objectives_and_pruned_trials(kind:
         run_trial(study, sweep, lambda chosen: [chosen["lr"], chosen["decay"]])  # type: ignore[arg-type, return-value]
 
     assert [row.state for row in studies.read_rows(study)] == ["pruned"] * 3 + ["complete"] * 7
-    assert importance_figure(study, "val/accuracy") is not None
+    assert importance_figure(importances_of(study), "val/accuracy") is not None
 
 
 def test_a_pruner_and_a_second_objective_work_together(small_sweep: SmallSweep) -> None:

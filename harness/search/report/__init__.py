@@ -6,6 +6,8 @@
     pareto.py        the Pareto front of two objectives
     audit.py         what limits the answer, with the commands that would settle it: edges.py, arms.py,
                      effects.py make the findings of findings.py
+    costs.py         what the trials cost
+    html/            report.html: the sweep as one page, with charts
     status.py        `sweep list` and `--status`, from any terminal
     parent_run.py    the sweep's own run in MLflow, and `sweep.json`
     description.py   the text on that run's page

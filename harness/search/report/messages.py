@@ -26,6 +26,7 @@ from harness.search.trial.replicates import describe_replicates, warn_of_replica
 if TYPE_CHECKING:
     from harness.search.sweep import SweepResult
 
+REPORT_FILE = "report.html"  # in the sweep's folder
 PLAIN_WIDTH = 120  # columns, of output into a file or a pipe
 NUM_FINDINGS = 3  # of the audit, on the terminal
 WHY_STOPPED = {
@@ -99,6 +100,8 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
         say(console, f"its checkpoint on the test split: {accuracy}{readings}")
     for line in audit_lines(result.findings):
         say(console, line)
+    if (report := home.directory / REPORT_FILE).is_file():
+        say(console, f"report: {report}")
     if result.outcome == "complete":
         if (reason := reason_to_stop(result.rows, sweep)) is not None:
             say(console, f"no more trials: {reason}")

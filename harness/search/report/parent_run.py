@@ -6,6 +6,7 @@ repeats them for people, and for commands that look for the newest sweep.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,11 +18,17 @@ import yaml
 
 from harness.config.compose import SweepPlan
 from harness.data import load_splits
+from harness.errors import type_and_first_line
 from harness.files import as_csv, write_json
 from harness.search.report.audit import audit
 from harness.search.report.description import describe_in_markdown
 from harness.search.report.findings import Finding
-from harness.search.report.leaderboard import history_figure, importance_figure, leaderboard_csv
+from harness.search.report.leaderboard import (
+    history_figure,
+    importance_figure,
+    importances_of,
+    leaderboard_csv,
+)
 from harness.search.report.pareto import pareto_figure, pareto_front
 from harness.search.report.verdict import Verdict, judge
 from harness.search.study import keys
@@ -30,6 +37,8 @@ from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
 from harness.tracking.moved import recorded_path
 from harness.tracking.tracker import RunStatus
+
+logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
 
@@ -87,7 +96,7 @@ class SweepRecord:
         best = best_row(rows, sweep.direction)
         self.tracker.log_text(leaderboard_csv(rows, sweep), "leaderboard.csv")
         self.tracker.log_figure(history_figure(rows, sweep.direction, sweep.metric), "history.png")
-        importance = importance_figure(self.study, sweep.metric)
+        importance = importance_figure(importances_of(self.study), sweep.metric)
         if importance is not None:
             self.tracker.log_figure(importance, "importance.png")
         front = pareto_figure(rows, sweep)
@@ -96,6 +105,7 @@ class SweepRecord:
         self._record_best(best)
         findings = self._audit(rows)
         self._describe(rows, findings)
+        self._report(rows, findings)
         self.tracker.set_tags(activity())
         self._write_file(status, rows)
         noise = judge(rows, sweep).noise
@@ -112,6 +122,21 @@ class SweepRecord:
         findings = audit(rows, self.plan, self.study.study_name, self.command, tied, num_train)
         self.study.set_user_attr(keys.AUDIT, [finding.to_dict() for finding in findings])
         return findings
+
+    def _report(self, rows: Sequence[TrialRow], findings: Sequence[Finding]) -> None:
+        """Write `report.html`; an error in a chart does not keep the other results from being stored."""
+        from harness.search.report.html import write  # imports plotly
+
+        try:
+            verdict = judge(rows, self.plan.sweep)
+            page = write.write_report(
+                self.plan, self.study, rows, verdict, findings, self.command, self.directory
+            )
+        except Exception as error:
+            logger.error("%s is not written: %s", write.REPORT_FILE, type_and_first_line(error))
+            logger.debug("the report of sweep %s", self.study.study_name, exc_info=True)
+            return
+        self.tracker.log_text(page, write.REPORT_FILE)
 
     def _describe(self, rows: Sequence[TrialRow], findings: Sequence[Finding] = ()) -> None:
         note = describe_in_markdown(self.plan, rows, self.command, self.tracker.run_id, findings)

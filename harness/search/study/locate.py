@@ -130,6 +130,21 @@ def locate_sweep(plan: SweepPlan, command: str | None = None) -> SweepContext:
     )
 
 
+def context_of(plan: SweepPlan, found: optuna.Study) -> SweepContext:
+    """Return where an existing sweep is; its images are not loaded, as they may be elsewhere."""
+    known, name = found.user_attrs, found.study_name
+    runs = Path(plan.base.tracking.dir).expanduser().resolve()
+    return SweepContext(
+        plan=plan,
+        name=name,
+        identity=known.get(keys.IDENTITY, {}),
+        experiment=plan.base.tracking.experiment or "",
+        directory=runs / "sweeps" / name,
+        storage=storage.storage_url(plan.base.tracking.dir, plan.sweep.storage),
+        command=_command(plan),
+    ).of(found)
+
+
 def _command(plan: SweepPlan) -> str:
     config_dir = [] if plan.config_dir == CONFIG_DIR else ["--config-dir", str(plan.config_dir)]
     overrides = plan.public_overrides

@@ -1,0 +1,265 @@
+"""The report of a sweep as one HTML page: collects what it says, draws its charts, fills in the template.
+
+`write.py` calls `render`. The page loads nothing: plotly.js is in it once, and a policy in its head forbids
+the browser to ask a network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from harness import __version__
+from harness.config.compose import SweepPlan
+from harness.config.dotted_paths import short_names
+from harness.search.report.costs import cost_lines
+from harness.search.report.findings import Finding
+from harness.search.report.html import charts, settings_charts
+from harness.search.report.html.timeline import timeline
+from harness.search.report.leaderboard import asked_costs, importances_of, searched_paths
+from harness.search.report.pareto import pareto_front
+from harness.search.report.progress import format_score, format_value
+from harness.search.report.verdict import Verdict
+from harness.search.study.trials import TrialRow, ranked, searched
+from harness.search.suggest.space import describe_dimension
+from harness.search.trial.replicates import describe_replicates
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+MOST_ROWS = 100  # of the leaderboard; the rest is in leaderboard.csv
+MOST_LOST = 40  # trials that have no full score, named one by one
+CHART_SETTINGS = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+
+
+@dataclass(frozen=True)
+class SweepFacts:
+    """All that a report is made of."""
+
+    plan: SweepPlan
+    study: optuna.Study
+    rows: Sequence[TrialRow]
+    verdict: Verdict
+    findings: Sequence[Finding]
+    command: str  # that continues the sweep
+    best_command: str | None  # that trains the best configuration
+    num_train: int | None  # training images; None: not known
+    test: Mapping[str, Any] | None  # what the study knows of the best checkpoint on the test split
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart as HTML, with the text above it."""
+
+    title: str
+    caption: str
+    html: str
+
+
+def render(facts: SweepFacts) -> str:
+    """Return the report."""
+    sweep, rows = facts.plan.sweep, facts.rows
+    return _template().render(
+        name=facts.study.study_name,
+        version=__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        verdict=facts.verdict,
+        figures=_key_figures(facts),
+        best_command=facts.best_command,
+        command=facts.command,
+        findings=facts.findings,
+        charts=_charts(facts),
+        plotly=_plotly_js(),
+        board=_leaderboard(facts),
+        lost=[row for row in rows if row.state in ("pruned", "infeasible", "failed")][:MOST_LOST],
+        lost_counts=_lost_counts(rows),
+        replicates=describe_replicates(rows),
+        costs=cost_lines(facts.plan, rows, facts.num_train),
+        space={path: describe_dimension(dimension) for path, dimension in sweep.space.items()},
+        conditional={
+            path: sum(path in row.params for row in rows) for path, d in sweep.space.items() if d.when
+        },
+        sweep=sweep,
+        rules=[(_condition(rule.when), rule.overrides) for rule in sweep.rules],
+    )
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["score"] = format_score
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def _plotly_js() -> Any:
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
+
+
+def _condition(when: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path}={value}" for path, value in when.items()) or "always"
+
+
+def _key_figures(facts: SweepFacts) -> list[tuple[str, str]]:
+    """Return the numbers at the top of the page, with what they are."""
+    rows, sweep, best = searched(facts.rows), facts.plan.sweep, facts.verdict.best
+    states = Counter(row.state for row in rows if row.has_ended)
+    figures = []
+    if best is not None:
+        figures.append((f"{sweep.metric}, trial {best.number}", format_score(best.score)))
+    if facts.test is not None and best is not None and facts.test.get("trial") == best.number:
+        accuracy = facts.test.get("metrics", {}).get("test/accuracy")
+        figures.append(("accuracy on the test split", format_score(accuracy)))
+    figures.append(("trials ended", f"{sum(states.values())} of {max(sweep.num_trials, len(rows))}"))
+    fresh = sum(row.replicate_of is not None and row.state == "complete" for row in facts.rows)
+    if fresh:
+        figures.append(("trained again with fresh seeds", str(fresh)))
+    figures += [(state, str(count)) for state, count in states.most_common()]
+    return figures
+
+
+# ── tables ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _leaderboard(facts: SweepFacts) -> dict[str, Any]:
+    """Return the leaderboard's titles and cells, and how many rows it leaves out.
+
+    Replicates have no rows of their own: the replicated trial shows their mean.
+    """
+    rows, sweep, verdict = searched(facts.rows), facts.plan.sweep, facts.verdict
+    paths, costs = searched_paths(rows), asked_costs(sweep)
+    front = {row.number for row in pareto_front(rows, sweep)}
+    order = ranked(rows, sweep.direction)
+    body = []
+    for rank, row in enumerate(order[:MOST_ROWS], start=1):
+        marks = ["tied"] * (row.number in verdict.tied) + ["front"] * (row.number in front)
+        body.append(
+            {
+                "is_best": verdict.best is not None and row.number == verdict.best.number,
+                "is_tied": row.number in verdict.tied,
+                "state": row.state,
+                "cells": [
+                    str(rank),
+                    str(row.number),
+                    ", ".join([row.state, *marks]),
+                    format_score(row.score),
+                    *([_fresh(verdict, row)] if verdict.replicates else []),
+                    *(format_value(row.costs[cost]) if cost in row.costs else "–" for cost in costs),
+                    "–" if row.best_epoch is None else str(row.best_epoch + 1),
+                    f"{row.epochs_done}/{row.max_epochs or '?'}",
+                    *(format_value(row.params[path]) if path in row.params else "" for path in paths),
+                    "–" if row.seconds is None else f"{row.seconds / 60:.1f}",
+                ],
+            }
+        )
+    fresh = ["fresh seeds, mean and 95 % interval"] if verdict.replicates else []
+    titles = ["rank", "trial", "state", sweep.metric, *fresh, *costs, "best epoch", "epochs"]
+    titles += [*short_names(paths), "minutes"]
+    return {"titles": titles, "rows": body, "hidden": max(0, len(order) - MOST_ROWS)}
+
+
+def _fresh(verdict: Verdict, row: TrialRow) -> str:
+    """Return the mean over fresh seeds of a trial's configuration, and its interval."""
+    known = verdict.replicates.get(row.number)
+    if known is None:
+        return ""
+    interval = "" if known.low is None or known.high is None else f" ({known.low:.4f} to {known.high:.4f})"
+    return f"{known.mean:.4f}{interval}, n = {known.n}"
+
+
+def _lost_counts(rows: Sequence[TrialRow]) -> str:
+    counts = Counter(row.state for row in rows)
+    lost = [f"{counts[state]} {state}" for state in ("pruned", "infeasible", "failed") if counts[state]]
+    deaths = sum(row.deaths for row in rows)
+    if deaths:
+        lost.append(f"{deaths} process{'es' * (deaths != 1)} of trials died and were replaced")
+    return ", ".join(lost)
+
+
+# ── charts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _charts(facts: SweepFacts) -> list[Chart]:
+    """Return every chart for which there are data."""
+    rows, sweep, best = searched(facts.rows), facts.plan.sweep, facts.verdict.best
+    trials = facts.study.get_trials(deepcopy=False)
+    importances = importances_of(facts.study)
+    paths = settings_charts.shown_settings(rows, sweep, importances)
+    left_out = len(searched_paths(rows)) - len(paths)
+    more = f" The {left_out} least important settings are left out." if left_out > 0 else ""
+    num_complete = sum(row.state == "complete" for row in rows)
+    drawn = [
+        (
+            "Optimisation history",
+            "The score of every trial, and the best so far.",
+            charts.history(rows, sweep, facts.verdict.tied),
+        ),
+        (
+            "What a better score costs",
+            "The Pareto front: no other trial is better in both. Numbers are trials.",
+            charts.pareto(rows, sweep),
+        ),
+        (
+            "Parallel coordinates",
+            f"A line for each of the {num_complete} complete trials. A trial without a conditional setting "
+            f"passes through “{settings_charts.ABSENT}”. Drag along an axis to select.{more}",
+            settings_charts.parallel(rows, sweep, paths),
+        ),
+        (
+            "Score by setting",
+            "Complete trials are points, pruned ones crosses at their last score. Other settings vary too, "
+            f"so a slope may be theirs.{more}",
+            settings_charts.slices(rows, sweep, paths),
+        ),
+        (
+            "Importance of the settings",
+            f"PED-ANOVA over {num_complete} complete trials; a conditional setting is judged by the trials "
+            "that have it. With few trials this is a hint, not a finding: see “What limits this answer”.",
+            settings_charts.importance_bars(importances, rows),
+        ),
+        (
+            "The two most important settings",
+            "Complete trials that have both; where there are enough of them, scores are interpolated "
+            "linearly in between.",
+            settings_charts.field(rows, sweep, paths),
+        ),
+        (
+            "Learning curves",
+            f"{sweep.metric} on the validation images after each epoch; a cross is where a trial was pruned.",
+            charts.curves(rows, trials, sweep, best),
+        ),
+        (
+            "Timeline of the slots",
+            "A bar for each attempt at a trial, with the trial's number; pale where the process died, as its "
+            "end is not known.",
+            timeline(facts.rows, trials, sweep.metric, time.time()),
+        ),
+    ]
+    return [
+        Chart(title, caption, _as_html(figure, place))
+        for place, (title, caption, figure) in enumerate(drawn)
+        if figure is not None
+    ]
+
+
+def _as_html(figure: go.Figure, place: int) -> Any:
+    from markupsafe import Markup
+    from plotly import io
+
+    settings = {"full_html": False, "include_plotlyjs": False, "validate": False, "div_id": f"chart-{place}"}
+    # plotly writes `<`, `>` and `/` of names as escape sequences of JSON.
+    return Markup(io.to_html(figure, config=CHART_SETTINGS, **settings))
