@@ -1,0 +1,1 @@
+"""What the evaluation at the end of a run costs."""
