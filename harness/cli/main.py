@@ -188,7 +188,9 @@ def _add_record_commands(add: AddCommand) -> None:
     compare.add_argument("--sweep", help="a sweep's name, or its run's id")
     compare.add_argument("--filter", help='an MLflow filter, such as "metrics.`val/accuracy` > 0.8"')
     compare.add_argument("--sort", help="the column to sort by; default: the sweep's own ranking")
-    compare.add_argument("--wide", action="store_true", help="every column, however wide the terminal is")
+    compare.add_argument(
+        "--wide", action="store_true", help="every metric and column, however wide the terminal is"
+    )
     compare.add_argument("--output", type=Path, help="for the files (default: reports/compare)")
     export = add("export", run_export, "write a verified bundle: safetensors, ONNX, model card, checksums")
     export.add_argument("--output", type=Path, default=Path("exports"))
@@ -289,7 +291,12 @@ def run_compare(options: argparse.Namespace) -> Document:
     from harness.analysis.compare import compare_runs
 
     comparison = compare_runs(
-        tracking_config(options), options.runs, sweep=options.sweep, filter=options.filter, sort=options.sort
+        tracking_config(options),
+        options.runs,
+        sweep=options.sweep,
+        filter=options.filter,
+        sort=options.sort,
+        wide=options.wide,
     )
     print(comparison.to_text(None if options.wide else terminal_width()))
     files: list[Path] = []
