@@ -26,8 +26,10 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int, mon
         best_epoch: the epoch whose weights are kept (0-based); it is marked.
         monitor: the metric that chose it, for the legend.
     """
-    figure = Figure(figsize=(9, 6.2), dpi=DPI, layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+    figure = Figure(figsize=(9, 6.2), dpi=DPI)
+    grid = figure.add_gridspec(
+        2, 2, height_ratios=(3, 1), left=0.08, right=0.98, top=0.94, bottom=0.08, wspace=0.16, hspace=0.28
+    )
     loss = figure.add_subplot(grid[0, 0])
     accuracy = figure.add_subplot(grid[0, 1], sharex=loss)
     rate = figure.add_subplot(grid[1, :])
@@ -48,7 +50,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int, mon
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="0.9", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    loss.legend(fontsize=8, frameon=False)
+    loss.legend(fontsize=8, edgecolor="none", framealpha=0.9)
     rate.set_xlabel("epoch (the first is 0)")
     return figure
 

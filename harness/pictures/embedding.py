@@ -31,8 +31,8 @@ SMALL_SIDE = 96
 MAX_OTHERS = 4  # of so many images, at most one is of a class without a colour
 FEWEST_FOR_TSNE = 100
 COMPONENTS = 50  # of PCA, before t-SNE, as its authors advise
-MARKERS = ("o", "^", "s")
-MAX_CLASSES = len(OKABE_ITO) * len(MARKERS)
+COLORS, MARKERS = (*OKABE_ITO[:-1], "#8c8c8c"), ("o", "^", "s")  # grey: an edge shows on it, not on black
+MAX_CLASSES = len(COLORS) * len(MARKERS)
 BATCH = 64
 SEED = 0
 
@@ -60,12 +60,12 @@ def embedding_figure(classifier: ImageClassifier, predictions: Predictions, gath
     figure = Figure(figsize=(10.5, 8), dpi=DPI)
     axes = figure.add_axes((0.02, 0.02, 0.76, 0.86))
     (x, y), others = layout.points.T, ~np.isin(labels, coloured)
-    axes.scatter(x[others], y[others], s=8, color="0.85", linewidths=0)
+    axes.scatter(x[others], y[others], s=8, color="0.9", linewidths=0)
     names, font = drawable_names([predictions.class_names[label] for label in coloured])
     for place, label in enumerate(coloured):
         mine = labels == label
-        color, marker = OKABE_ITO[place % len(OKABE_ITO)], MARKERS[place // len(OKABE_ITO)]
-        for part, size, edge in ((mine & ~wrong, 16, 0.2), (mine & wrong, 26, 1.2)):
+        color, marker = COLORS[place % len(COLORS)], MARKERS[place // len(COLORS)]
+        for part, size, edge in ((mine & ~wrong, 16, 0.2), (mine & wrong, 20, 0.9)):
             axes.scatter(
                 x[part],
                 y[part],
@@ -79,7 +79,7 @@ def embedding_figure(classifier: ImageClassifier, predictions: Predictions, gath
             [], [], s=30, color=color, marker=marker, label=fitted(names[place], 22), edgecolors="black"
         )
     if others.any():
-        axes.scatter([], [], s=30, color="0.85", label="other classes")
+        axes.scatter([], [], s=30, color="0.9", label="other classes")
     axes.scatter([], [], s=34, color="white", edgecolors="black", linewidths=1.2, label="thick edge: wrong")
     _name_groups(axes, [layout.points[labels == label] for label in coloured], names, font)
     axes.set_xticks([])

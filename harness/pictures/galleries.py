@@ -29,6 +29,7 @@ Gather = Callable[[np.ndarray], np.ndarray]  # places in the split -> uint8 imag
 
 COLUMNS, MAX_TILES, NUM_EXAMPLES = 8, 24, 16
 MAX_CLASSES_SHOWN, IMAGES_PER_CLASS = 10, 4
+WEAK_ACCURACY = 0.8  # below it, far more predictions are wrong than labels can be
 TILE_COLUMNS = int((SIDE_PX + GAP_PX - 4) / CHARACTER_PX)  # characters that fit above a tile
 
 
@@ -59,16 +60,18 @@ def label_errors_gallery(predictions: Predictions, gather: Gather) -> Figure:
     title = "Suspected label errors"
     suspects = suspected_label_errors(predictions)
     accuracy = percent(float(predictions.correct.mean()))
-    source = f"(cleanlab, confident learning; the model is right on {accuracy})"
+    source = f"(cleanlab, confident learning; the model is right on {accuracy} of the images)"
     if not len(suspects):
         message = f"No label of the {len(predictions):,} {predictions.split} images is suspected {source}."
         return message_figure(title, message)
     shown = _shown(suspects[:MAX_TILES], len(suspects))
+    own = "The model's own mistakes are among them"
+    if predictions.correct.mean() < WEAK_ACCURACY:
+        own = "So weak a model makes most of these mistakes itself"
     note = (
         f"A suspicion, not a finding: the model disagrees firmly with {len(suspects):,} labels of "
-        f"{len(predictions):,} {predictions.split} images {source}; {shown} are shown. The model's own "
-        "mistakes are among them, and errors in classes of few images may be missing. Look before you "
-        "change a label."
+        f"{len(predictions):,} {predictions.split} images {source}; {shown} are shown. {own}, and errors in "
+        "classes of few images may be missing. Look before you change a label."
     )
     return gallery(predictions, gather, suspects[:MAX_TILES], title, note)
 

@@ -164,7 +164,7 @@ def _figure(
     height, width = evidence.maps.shape[1:]
     note = (
         f"Gradient × activation at {evidence.layer} ({height}×{width} cells), each map scaled by its own "
-        "peak: yellow speaks most for the class, dark blue not at all. It shows where the model looked, not "
+        "peak: yellow speaks most for the class, violet not at all. It shows where the model looked, not "
         "why. "
         f"{len(chosen)} of {int((predictions.correct == is_right).sum()):,} "
         f"{'right' if is_right else 'wrong'} {predictions.split} predictions, the most probable first"

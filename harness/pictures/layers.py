@@ -21,8 +21,9 @@ from harness.models import ImageClassifier
 from harness.pictures.style import DPI, QUIET, message_figure
 from harness.pictures.tiles import Tile, tiles_figure
 
+SMALLEST_DEVIATION = 1e-6  # of a channel that is not called constant
 SMALLEST_SIDE = 2  # a map of one cell tells nothing about places
-MAX_FILTERS, FILTER_COLUMNS = 64, 16
+MAX_FILTERS, FILTER_COLUMNS, FILTER_PX = 64, 16, 48
 MAX_DEPTHS, CHANNELS_SHOWN = 4, 8
 LAST = "last features"  # the output of the network's `forward_features`
 
@@ -209,7 +210,7 @@ def filters_figure(classifier: ImageClassifier) -> Figure:
     largest_F = np.abs(filters_FHWC).max(axis=(1, 2, 3), keepdims=True)
     pixels = np.round(127.5 + 127.5 * filters_FHWC / np.maximum(largest_F, 1e-12)).astype(np.uint8)
     shown = pixels[:MAX_FILTERS]
-    tiles = [Tile(_enlarged(filter_HWC)) for filter_HWC in shown]
+    tiles = [Tile(filter_HWC) for filter_HWC in shown]
     rows = [tiles[start : start + FILTER_COLUMNS] for start in range(0, len(tiles), FILTER_COLUMNS)]
     count = f"all {len(pixels)}" if len(shown) == len(pixels) else f"the first {len(shown)} of {len(pixels)}"
     height, width = pixels.shape[1:3]
@@ -217,12 +218,7 @@ def filters_figure(classifier: ImageClassifier) -> Figure:
         f"{count} filters of {name.removesuffix('.weight')}, {height}×{width}; grey is zero, each is scaled "
         "by its own largest weight"
     )
-    return tiles_figure(rows, title, note)
-
-
-def _enlarged(filter_HWC: np.ndarray) -> np.ndarray:
-    factor = max(1, round(56 / max(filter_HWC.shape[:2])))
-    return filter_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
+    return tiles_figure(rows, title, note, side=FILTER_PX)
 
 
 def feature_maps_figure(classifier: ImageClassifier, image_HWC: np.ndarray, title_of_image: str) -> Figure:
@@ -238,10 +234,10 @@ def feature_maps_figure(classifier: ImageClassifier, image_HWC: np.ndarray, titl
         return message_figure(title, "No layer of this network has a map of at least 2×2 cells.")
     layers = list(found)
     places = np.unique(np.linspace(0, len(layers) - 1, min(MAX_DEPTHS, len(layers))).round().astype(int))
-    figure = Figure(figsize=(11, 1.0 + 1.3 * len(places)), dpi=DPI)
+    figure = Figure(figsize=(11, 0.8 + 1.08 * len(places)), dpi=DPI)
     figure.text(0.012, 1 - 0.12 / figure.get_figheight(), title, fontsize=12, va="top", weight="bold")
     note = (
-        f"in each row the {CHANNELS_SHOWN} channels that vary most over the image; dark blue is the lowest "
+        f"in each row the {CHANNELS_SHOWN} channels that vary most over the image; violet is the lowest "
         "value of a channel, yellow its highest"
     )
     figure.text(0.012, 1 - 0.38 / figure.get_figheight(), note, fontsize=9, va="top", color=QUIET)
@@ -251,9 +247,11 @@ def feature_maps_figure(classifier: ImageClassifier, image_HWC: np.ndarray, titl
     )
     for row, place in enumerate(places):
         layer, maps_CHW = layers[place], found[layers[place]][0].float().cpu().numpy()
-        chosen = np.argsort(-maps_CHW.std(axis=(1, 2)), kind="stable")[:CHANNELS_SHOWN]
+        deviations_C = maps_CHW.std(axis=(1, 2))
+        varying = int((deviations_C > SMALLEST_DEVIATION).sum())
+        chosen = np.argsort(-deviations_C, kind="stable")[: min(CHANNELS_SHOWN, varying)]
         y = top - (top - 0.02) * (row + 0.5) / len(places)
-        label = f"{layer.name}\n{layer.channels} channels\n{layer.grid[0]}×{layer.grid[1]}"
+        label = f"{layer.name}, {layer.grid[0]}×{layer.grid[1]}\n{varying} of {layer.channels}\nchannels vary"
         figure.text(0.012, y, label, fontsize=9, va="center")
         for column in range(len(chosen) + 1):
             axes = figure.add_subplot(grid[row, column])

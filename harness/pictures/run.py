@@ -27,7 +27,6 @@ def cheap_pictures(predictions: Predictions, gather: galleries.Gather) -> dict[s
     """Return the pictures that take a fraction of a second, by name ("val/highest_loss")."""
     split = predictions.split
     return {
-        f"{split}/highest_loss": lambda: galleries.highest_loss_gallery(predictions, gather),
         f"{split}/confident_mistakes": lambda: galleries.confident_mistakes_gallery(predictions, gather),
         f"{split}/examples": lambda: galleries.examples_of_split(predictions, gather),
     }
@@ -45,6 +44,7 @@ def costly_pictures(
         return layers.feature_maps_figure(classifier, gather(np.array([place]))[0], f"{split}, {name}")
 
     return {
+        f"{split}/highest_loss": lambda: galleries.highest_loss_gallery(predictions, gather),
         f"{split}/best_and_worst": lambda: galleries.best_and_worst_gallery(predictions, gather),
         f"{split}/label_errors": lambda: galleries.label_errors_gallery(predictions, gather),
         f"{split}/gradcam_right": lambda: gradcam.right_examples_figure(classifier, predictions, gather),

@@ -19,7 +19,7 @@ from PIL import Image
 from harness.analysis.figures import without_middle
 from harness.pictures.style import CHARACTER_PX, FONT_POINTS, QUIET, pixel_figure
 
-SIDE_PX = 128  # about the longer side of a shown image; small images are enlarged by a whole number
+SIDE_PX = 128
 GAP_PX, LINE_PX, MARGIN_PX, HEADER_PX = 16, 14, 16, 58
 
 
@@ -44,6 +44,7 @@ def tiles_figure(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     font: FontProperties | None = None,
+    side: int = SIDE_PX,
 ) -> Figure:
     """Draw rows of tiles.
 
@@ -52,8 +53,9 @@ def tiles_figure(
         note: a line below the title: what is shown, of how many, what is left out; long ones are wrapped.
         row_labels: a label on the left of each row; line breaks are kept.
         font: of the lines and labels, for names in any script.
+        side: about the longer side of a shown image, in pixels; small images are enlarged by a whole number.
     """
-    shown = [[None if t is None else Tile(_scaled(t.image), t.lines) for t in row] for row in rows]
+    shown = [[None if t is None else Tile(_scaled(t.image, side), t.lines) for t in row] for row in rows]
     tiles = [tile for row in shown for tile in row if tile is not None]
     num_columns = max(len(row) for row in shown)
     image_height = max(tile.image.shape[0] for tile in tiles)
@@ -82,7 +84,7 @@ def tiles_figure(
         for place, tile in enumerate(row):
             if tile is not None:
                 _put(canvas, axes, tile, left + place * column, y, column - GAP_PX, font)
-    axes.imshow(canvas, extent=(0, width, height, 0), interpolation="nearest", zorder=0)
+    figure.figimage(canvas, zorder=-1)  # below the texts; not resampled, as `imshow` would
     return figure
 
 
@@ -128,20 +130,20 @@ def _longest_line(label: str) -> float:
 def _wrapped(note: str, width: int) -> list[str]:
     limit = int(width / (CHARACTER_PX * 9 / FONT_POINTS))
     lines = [""]
-    for word in note.split():
+    for word in note.split(" "):  # not at non-breaking spaces
         if len(lines[-1]) + 1 + len(word) > limit and lines[-1]:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".lstrip()
     return lines
 
 
-def _scaled(image_HWC: np.ndarray) -> np.ndarray:
-    """Return an image of about SIDE_PX: enlarged pixel by pixel, or reduced with antialiasing."""
+def _scaled(image_HWC: np.ndarray, side: int) -> np.ndarray:
+    """Return an image of about a size: enlarged pixel by pixel, or reduced with antialiasing."""
     height, width = image_HWC.shape[:2]
     longest = max(height, width)
-    if longest <= SIDE_PX:
-        factor = max(1, round(SIDE_PX / longest))
+    if longest <= side:
+        factor = max(1, round(side / longest))
         return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
-    share = SIDE_PX / longest
+    share = side / longest
     size = max(1, round(width * share)), max(1, round(height * share))
     return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.LANCZOS))

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -100,7 +101,8 @@ class MlflowTracker:
 
     def log_image(self, image: np.ndarray, key: str, step: int) -> None:
         details = {"op": "image", "key": key, "step": step, "time": _now_ms()}
-        self._record_file(f"{key} of step {step}", "image.png", Image.fromarray(image).save, details)
+        save = functools.partial(Image.fromarray(image).save, compress_level=1)  # MLflow writes it anew
+        self._record_file(f"{key} of step {step}", "image.png", save, details)
 
     def log_data(
         self, *, name: str, digest: str, source: str, num_rows: int, class_names: Sequence[str], context: str

@@ -33,6 +33,7 @@ from harness.tracking.runs import RunRecord
 from harness.tracking.store import RunStore, open_store
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 from harness.training.machine import Machine, machine_at_hand
+from harness.training.pictures import record_pictures
 from harness.training.record_evaluation import look_closely, record_evaluation
 from harness.training.tta import Tta, predict_logits
 
@@ -107,9 +108,9 @@ def evaluate_run(
     else:
         readings = _note_reading(store, choice, split) if split == "test" else None
         name: Split = "test" if split == "test" else "val"
-        evaluation = _evaluate(load_checkpoint(choice.checkpoint), name, temperature)
-        _record(tracker, evaluation, closely=True)
-        done = RunEvaluation(choice, evaluation, readings)
+        evaluated = _evaluate(load_checkpoint(choice.checkpoint), name, temperature)
+        evaluated.record(tracker, closely=True)
+        done = RunEvaluation(choice, evaluated.evaluation, readings)
     tracker.finish("FINISHED")
     return done
 
@@ -130,9 +131,10 @@ def _evaluate_folder(
         readings = _note_reading(store, choice, str(path)) if known["test"] else None
     except HarnessError as error:
         notes = [f"whether the run knows some of these images is not known: {error}"]
-    evaluation = _Model.of(checkpoint).evaluate(folder.images, folder.name, temperature)
+    model = _Model.of(checkpoint)
+    evaluation = model.evaluate(folder.images, folder.name, temperature)
     evaluation = replace(evaluation, notes=(*notes, *evaluation.notes))
-    _record(tracker, evaluation, closely=True)
+    _Evaluated(evaluation, folder.images, model).record(tracker, closely=True)
     return RunEvaluation(choice, evaluation, readings)
 
 
@@ -145,9 +147,10 @@ def look_at_trial(store: RunStore, run_id: str, path: Path) -> None:
     Raises:
         HarnessError: as `evaluate_checkpoint`; or the run cannot be opened.
     """
-    evaluation = _evaluate(load_checkpoint(path), "val")
+    evaluated = _evaluate(load_checkpoint(path), "val")
     tracker = store.reopen_run(run_id)
-    look_closely(tracker, evaluation)
+    look_closely(tracker, evaluated.evaluation)
+    evaluated.record_pictures(tracker, closely=True)
     tracker.finish("FINISHED")
 
 
@@ -184,19 +187,13 @@ def evaluate_checkpoint(
         DataError: the images cannot be read.
         DivergedError: a logit is NaN or infinite.
     """
-    evaluation = _evaluate(load_checkpoint(path), split, temperature)
+    evaluated = _evaluate(load_checkpoint(path), split, temperature)
     if tracker is not None:
-        _record(tracker, evaluation, closely)
-    return evaluation.named()
+        evaluated.record(tracker, closely)
+    return evaluated.evaluation.named()
 
 
-def _record(tracker: Tracker, evaluation: Evaluation, closely: bool) -> None:
-    record_evaluation(tracker, evaluation)
-    if closely:
-        look_closely(tracker, evaluation)
-
-
-def _evaluate(checkpoint: Checkpoint, split: Split, temperature: float | None = None) -> Evaluation:
+def _evaluate(checkpoint: Checkpoint, split: Split, temperature: float | None = None) -> _Evaluated:
     splits = _load_splits(checkpoint)
     model = _Model.of(checkpoint)
     if split == "val":
@@ -205,7 +202,34 @@ def _evaluate(checkpoint: Checkpoint, split: Split, temperature: float | None = 
         arrays = load_test(checkpoint.config.data)
         if temperature is None:
             temperature = fit_temperature(model.predict(splits.val)[0], splits.val.labels)
-    return model.evaluate(arrays, split, temperature)
+    return _Evaluated(model.evaluate(arrays, split, temperature), arrays, model)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """What a model was found to be worth on some images, to be recorded."""
+
+    evaluation: Evaluation
+    arrays: ImageArrays
+    model: _Model
+
+    def record(self, tracker: Tracker, closely: bool) -> None:
+        record_evaluation(tracker, self.evaluation)
+        if closely:
+            look_closely(tracker, self.evaluation)
+        self.record_pictures(tracker, closely)
+
+    def record_pictures(self, tracker: Tracker, closely: bool) -> None:
+        checkpoint = self.model.checkpoint
+        record_pictures(
+            tracker,
+            self.evaluation.predictions,
+            self.arrays,
+            lambda: self.model.classifier,
+            epoch=checkpoint.epoch,
+            wish=checkpoint.config.evaluation.pictures,
+            closely=closely,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@
     pictures/val/highest_loss.png, confident_mistakes.png, best_and_worst.png, label_errors.png,
         gradcam_right.png, gradcam_wrong.png, embedding.png, feature_maps.png
 
-An ordinary trial of a sweep has the learning curves and the first two galleries. The galleries are images
+An ordinary trial of a sweep has the learning curves and the confident mistakes. The galleries are images
 with a step as well (the epoch), which MLflow's grid compares between runs; so is `val/examples`, the
 predictions of the same few images in the epochs that were better than those before.
 """

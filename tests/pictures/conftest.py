@@ -49,7 +49,7 @@ def texts_of(figure: Figure) -> list[str]:
     for axes in figure.axes:
         legend = axes.get_legend()
         texts += [*axes.texts, axes.title, *(legend.get_texts() if legend else [])]
-    return [text.get_text() for text in texts]
+    return [text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in texts]
 
 
 def note_of(figure: Figure) -> str:

@@ -36,8 +36,13 @@ def test_trials_train_and_the_best_meets_the_test_split(small_sweep: SmallSweep)
         run = get_run(tracking, str(row.run_id))
         assert load_predictions(tracking, run).correct.mean() == pytest.approx(row.score)
         assert read_artifact(tracking, run, "val/confusion.png")
+        assert read_artifact(tracking, run, "pictures/learning_curves.png")
+        assert read_artifact(tracking, run, "pictures/val/confident_mistakes.png")
         if row.number == result.best.number:
             assert read_artifact(tracking, run, "val/roc.png")
+            assert read_artifact(tracking, run, "pictures/val/gradcam_wrong.png")
         else:
             with pytest.raises(STORE_ERRORS):
                 read_artifact(tracking, run, "val/roc.png")
+            with pytest.raises(STORE_ERRORS):
+                read_artifact(tracking, run, "pictures/val/gradcam_wrong.png")

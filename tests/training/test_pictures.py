@@ -13,15 +13,17 @@ from PIL import Image
 
 from harness.config.schema import RunConfig
 from harness.training.checkpoint import load_checkpoint
+from harness.training.evaluate import evaluate_checkpoint
 from harness.training.pictures import ExamplesOfEpochs, wants_all
 from tests.helpers.recording_tracker import RecordingTracker
 
 Run = Callable[..., Any]
 Config = Callable[..., RunConfig]
 
-CHEAP = {"learning_curves", "val/highest_loss", "val/confident_mistakes"}
+CHEAP = {"learning_curves", "val/confident_mistakes"}
 COSTLY = {
     "filters",
+    "val/highest_loss",
     "val/best_and_worst",
     "val/label_errors",
     "val/gradcam_right",
@@ -63,11 +65,13 @@ def test_a_single_run_has_all_and_changes_nothing(run: Run, tiny_config: Config,
 
 
 def test_a_trial_has_a_few_unless_all_are_asked_for(run: Run, tiny_config: Config) -> None:
-    _, tracker = run(tiny_config("trainer.max_epochs=1"), "few")
+    result, tracker = run(tiny_config("trainer.max_epochs=1"), "few")
     assert pictures_of(tracker) == CHEAP
-    assert {key for key, _ in tracker.images} == {
-        f"val/{n}" for n in ("highest_loss", "confident_mistakes", "examples")
-    }
+    assert {key for key, _ in tracker.images} == {"val/confident_mistakes", "val/examples"}
+    again = RecordingTracker()
+    evaluate_checkpoint(result.checkpoint, split="test", tracker=again)
+    assert pictures_of(again) == {"test/confident_mistakes"}
+    assert {epoch for _, epoch in again.images} == {result.best_epoch}
     assert wants_all("all", False)
     assert wants_all("auto", True)
     assert not wants_all("auto", False)
@@ -80,11 +84,11 @@ def test_a_picture_that_fails_does_not_end_the_run(
     def fails(*_: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("harness.pictures.galleries.highest_loss_gallery", fails)
+    monkeypatch.setattr("harness.pictures.galleries.confident_mistakes_gallery", fails)
     result, tracker = run(tiny_config("trainer.max_epochs=1"))
     assert result.status == "finished"
-    assert pictures_of(tracker) == CHEAP - {"val/highest_loss"}
-    assert "the picture val/highest_loss is left out: no memory" in caplog.text
+    assert pictures_of(tracker) == CHEAP - {"val/confident_mistakes"}
+    assert "the picture val/confident_mistakes is left out: no memory" in caplog.text
 
 
 def test_examples_are_recorded_more_rarely_in_later_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
