@@ -290,7 +290,7 @@ def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> I
     if known is None:
         study.set_user_attr(keys.PARENT_RUN_ID, tracker.run_id)
     store.keep_view(home.experiment, sweep_view(tracker.run_id, tags, list(sweep.space)))
-    sweep_record = SweepRecord(home.plan, study, tracker, home.directory, home.command)
+    sweep_record = SweepRecord(home.plan, study, store, tracker, home.directory, home.command)
     sweep_record.open()
     try:
         yield sweep_record

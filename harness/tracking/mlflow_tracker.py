@@ -78,9 +78,12 @@ class MlflowTracker:
         self._record({"op": "metrics", "points": self._new_points(step, {**metrics, names.EPOCH: step})})
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
-        # The step after the last epoch: MLflow's lists show the value at a metric's highest step. That is to
-        # be the accuracy of the best checkpoint, not of the last epoch.
-        points = self._new_points(self._summary_step, metrics)
+        # MLflow's lists show the value at a metric's highest step. Where that is this value already, nothing
+        # is written: another point would lengthen the curve by an epoch that was not trained. Otherwise the
+        # value goes to the step after the last epoch.
+        last = self._last_points()
+        news = {key: value for key, value in metrics.items() if key not in last or last[key][1] != value}
+        points = self._new_points(self._summary_step, news)
         if points:
             self._record({"op": "metrics", "points": points})
 
@@ -121,9 +124,8 @@ class MlflowTracker:
         self.log_summary(metrics)
         # MLflow writes a model's metric to its run, too. A point with the same time as the run's is the same
         # row of its table; one with another time would be a second point of the run's curve.
-        step = self._summary_step
-        known = {key: self._recorded[key, step] for key in metrics}
-        points = [(key, value, time_ms, step) for key, (value, time_ms) in known.items()]
+        last = self._last_points()
+        points = [last[key] for key in metrics]
         self._record(
             {
                 "op": "model",
@@ -148,6 +150,14 @@ class MlflowTracker:
     @property
     def _summary_step(self) -> int:
         return max(self._epochs, default=-1) + 1
+
+    def _last_points(self) -> dict[str, Point]:
+        """Return the point at the highest step of each metric."""
+        last: dict[str, Point] = {}
+        for (key, step), (value, time_ms) in self._recorded.items():
+            if key not in last or step > last[key][3]:
+                last[key] = (key, value, time_ms, step)
+        return last
 
     def _new_points(self, step: int, metrics: Mapping[str, float]) -> list[Point]:
         """Return the points that the run does not have yet, and remember them."""

@@ -159,6 +159,14 @@ def test_the_summary_is_what_lists_show(case: Case) -> None:
     assert (latest["val/accuracy"], latest["val/loss"], latest["test/accuracy"]) == (0.9, 2.0, 0.8)
 
 
+def test_a_summary_that_repeats_what_was_measured_leaves_the_curve_alone(case: Case) -> None:
+    for epoch, loss in enumerate([3.0, 2.0]):
+        case.tracker.log_epoch(epoch, {"val/loss": loss})
+    case.tracker.log_summary({"val/loss": 2.0})
+    case.resume().log_summary({"val/loss": 2.0})
+    assert case.see().curve == [3.0, 2.0]
+
+
 def test_tags_may_change(case: Case) -> None:
     case.tracker.set_tags({"a": "1", "b": "2"})
     case.tracker.set_tags({"b": "3"})

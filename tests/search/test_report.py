@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from harness.cli.main import main
-from harness.config.as_command import trial_as_run
+from harness.config.as_command import TrialOverrides
 from harness.config.compose import SweepPlan, compose_run, compose_sweep
 from harness.search.report.costs import cost_lines, images_seen
 from harness.search.report.findings import Finding
@@ -282,7 +282,7 @@ def test_images_are_counted_by_what_each_arm_sees() -> None:
 @pytest.mark.parametrize("finetune", ["linear_probe", "partial", "full"])
 def test_the_best_trials_command_composes_its_configuration(finetune: str) -> None:
     plan = compose_sweep(["data=digits", "trainer.max_epochs=3", "augment=strong"])
-    overrides = trial_as_run(plan, settings(finetune, groups=2), seed=7, threads=2)
+    overrides = TrialOverrides(plan).of(settings(finetune, groups=2), seed=7, threads=2)
     assert overrides is not None
     config = compose_run(overrides)
     trial_config = plan.compose_trial(settings(finetune, groups=2))

@@ -215,7 +215,7 @@ def test_the_test_split_is_not_read_while_trials_are_still_to_come(
 
 def test_no_setting_of_an_earlier_best_trial_stays_on_the_sweeps_run(tmp_path: Path) -> None:
     plan, tracker = compose_sweep(["data=digits"]), RecordingTracker()
-    kept = SweepRecord(plan, None, tracker, tmp_path, "harness sweep")  # type: ignore[arg-type]
+    kept = SweepRecord(plan, None, None, tracker, tmp_path, "harness sweep")  # type: ignore[arg-type]
     best = row(3, "complete", run_id="a", params={"finetune": "partial", "finetune.trainable_groups": 2})
     kept._record_best(best)
     assert tracker.tags["best.finetune.trainable_groups"] == "2"

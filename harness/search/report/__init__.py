@@ -10,7 +10,8 @@
     html/            report.html: the sweep as one page, with charts
     status.py        `sweep list` and `--status`, from any terminal
     parent_run.py    the sweep's own run in MLflow, and `sweep.json`
-    description.py   the text on that run's page
+    description.py   the texts on that run's page, and on the pages of its trials
+    commands.py      the commands that train trials again
 
 Read `parent_run.py` for MLflow, `messages.py` for the terminal.
 """

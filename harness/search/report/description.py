@@ -1,17 +1,22 @@
-"""The text on a sweep's page in MLflow, in Markdown: objective, best trials, how to continue.
+"""The texts on the pages of a sweep and of its trials in MLflow, in Markdown.
 
-`parent_run.py` stores it as the parent run's note.
+`parent_run.py` stores them as the runs' notes. MLflow's page folds a text after about 100 pixels, so the
+result comes first, and pictures come last.
 """
 
 from __future__ import annotations
 
+import html
+from collections import Counter
 from collections.abc import Sequence
 
 from harness.config.compose import SweepPlan
+from harness.search.report.costs import cost_lines
 from harness.search.report.findings import Finding
-from harness.search.report.leaderboard import searched_paths
+from harness.search.report.leaderboard import TIE_MARK, searched_paths
 from harness.search.report.progress import format_score, format_value
-from harness.search.study.trials import TrialRow, best_row, ranked
+from harness.search.report.verdict import Verdict
+from harness.search.study.trials import TrialRow, ranked, searched
 from harness.search.suggest.space import describe_dimension
 
 NUM_SHOWN = 10  # trials
@@ -20,52 +25,106 @@ NUM_SHOWN = 10  # trials
 def describe_in_markdown(
     plan: SweepPlan,
     rows: Sequence[TrialRow],
+    verdict: Verdict,
     command: str,
     run_id: str | None,
     findings: Sequence[Finding] = (),
+    pictures: Sequence[str] = (),
+    best_command: str | None = None,
 ) -> str:
-    """Return the description.
-
-    MLflow's page folds the text after about 100 pixels, so the result comes first.
+    """Return the text on a sweep's page: its sentence, figures, trials, audit, commands, pictures.
 
     Args:
+        verdict: of the trials so far.
         command: the shell command that continues the sweep.
+        run_id: of the parent run, whose pictures are shown; None: do not show any.
         findings: of the audit, see `audit.py`.
-        run_id: of the parent run, whose `history.png` is shown; None: do not show it.
+        pictures: names of artifacts of the parent run.
+        best_command: the shell command that trains the best trial again.
     """
-    sweep = plan.sweep
     ended = [row for row in rows if row.has_ended]
-    best = best_row(rows, sweep.direction)
-    answer = f"**{sweep.direction.capitalize()} {sweep.metric}**: "
-    answer += f"{len(ended)} of {sweep.num_trials} trials have ended"
-    if best is not None:
-        settings = ", ".join(f"`{path}={format_value(value)}`" for path, value in best.params.items())
-        answer += f"; the best is trial {best.number} with **{format_score(best.score)}** ({settings})"
-    elif ended:
-        answer += "; none has a score, so there is no best"
-    lines = [answer]
+    lines = [f"**{text(verdict.sentence)}**", *(f"\n{text(note)}" for note in verdict.notes)]
+    lines += ["", _figures(plan, rows)]
     if ended:
-        lines += ["", *_table(ended, plan)]
-    lines += ["", "Searched:", *(f"- `{path}`: {describe_dimension(d)}" for path, d in sweep.space.items())]
+        lines += ["", *_table(ended, plan, verdict)]
     if findings:
         lines += ["", "What limits this answer:", *map(_as_item, findings)]
-    lines += ["", f"To go on: `{command}`"]
-    if ended and run_id is not None:
-        lines += ["", f"![Scores of the trials](get-artifact?path=history.png&run_uuid={run_id})"]
+    if best_command is not None:
+        lines += ["", "The best configuration, trained again:", *code(best_command)]
+    lines += ["", "Searched:"]
+    lines += [f"- {text(path)}: {text(describe_dimension(d)[:400])}" for path, d in plan.sweep.space.items()]
+    lines += ["", "To go on:", *code(command)]
+    if ended:
+        lines += ["", "The whole report is `report.html`, among the artifacts."]
+    if run_id is not None:
+        lines += ["", *(f"![{name}](get-artifact?path={name}&run_uuid={run_id})" for name in pictures)]
     return "\n".join(lines)
 
 
+def describe_trial(row: TrialRow, plan: SweepPlan, sweep: str, command: str | None) -> str:
+    """Return the text on the page of a trial that has ended.
+
+    Args:
+        sweep: its name.
+        command: the shell command that trains it again; None if it cannot be written as one.
+    """
+    metric = plan.sweep.metric
+    what = f"trial {row.number} of sweep {text(sweep)}"
+    if row.replicate_of is not None:
+        what = f"trial {row.replicate_of} of sweep {text(sweep)} again, with seed {row.seed}"
+    epoch = "" if row.best_epoch is None else f" in epoch {row.best_epoch + 1} of {row.max_epochs or '?'}"
+    score = f"{metric} {format_score(row.score)}{epoch}" if row.score is not None else "no score"
+    minutes = "" if row.seconds is None else f", {row.seconds / 60:.1f} minutes"
+    lines = [f"**{score}**: {what}, {row.state}{minutes}"]
+    if row.reason:
+        lines += ["", f"Why: {text(row.reason)}"]
+    if row.params:
+        lines += ["", "| setting | value |", "| --- | --- |"]
+        lines += [f"| {text(path)} | {text(format_value(value))} |" for path, value in row.params.items()]
+    if command is not None:
+        lines += ["", "Trained again:", *code(command)]
+    return "\n".join(lines)
+
+
+def text(words: str) -> str:
+    """Return words as Markdown shows them, whatever signs a name has; a cell of a table stays one."""
+    return " ".join(html.escape(words, quote=False).split()).replace("|", "\\|").replace("`", "'")
+
+
+def code(command: str) -> list[str]:
+    """Return a command as a block of code, which stays one line."""
+    return ["", *(f"    {line}" for line in command.splitlines())]
+
+
+def _figures(plan: SweepPlan, rows: Sequence[TrialRow]) -> str:
+    """Return the key figures in one line."""
+    sweep, search = plan.sweep, searched(rows)
+    states = Counter(row.state for row in search if row.has_ended)
+    parts = [f"{sum(states.values())} of {max(sweep.num_trials, len(search))} trials have ended"]
+    parts += [f"{count} {state}" for state, count in states.most_common()]
+    parts += [f"{what}: {value}" for what, value in cost_lines(plan, rows, None) if what != "epochs"]
+    return f"{sweep.direction.capitalize()} {sweep.metric} · " + " · ".join(parts)
+
+
 def _as_item(finding: Finding) -> str:
-    return f"- {finding.sentence}" + (f"  \n  `{finding.command}`" if finding.command else "")
+    sentence = f"- {text(finding.sentence)}"
+    return sentence if finding.command is None else f"{sentence}\n\n      {finding.command}"
 
 
-def _table(ended: Sequence[TrialRow], plan: SweepPlan) -> list[str]:
-    """Return the best trials as a Markdown table."""
-    paths = searched_paths(ended)
-    lines = [["trial", "state", plan.sweep.metric, *paths], ["---"] * (3 + len(paths))]
-    for row in ranked(ended, plan.sweep.direction)[:NUM_SHOWN]:
-        values = [format_value(row.params[path]) if path in row.params else "" for path in paths]
-        lines.append([str(row.number), row.state, format_score(row.score), *values])
-    more = len(ended) - NUM_SHOWN
-    note = [f"and {more} more, in `leaderboard.csv`"] if more > 0 else []
-    return [f"| {' | '.join(cells)} |" for cells in lines] + note
+def _table(ended: Sequence[TrialRow], plan: SweepPlan, verdict: Verdict) -> list[str]:
+    """Return the best trials as a Markdown table; those tied with the best have a mark."""
+    search = searched(ended)
+    paths = searched_paths(search)
+    fresh = ["fresh seeds"] if verdict.replicates else []
+    titles = ["trial", "state", plan.sweep.metric, *fresh, *map(text, paths)]
+    lines = [titles, ["---"] * len(titles)]
+    for row in ranked(search, plan.sweep.direction)[:NUM_SHOWN]:
+        values = [text(format_value(row.params[path])) if path in row.params else "" for path in paths]
+        tie = TIE_MARK if row.number in verdict.tied else ""
+        means = [f"{known.mean:.4f} ({known.n})" if (known := verdict.replicates.get(row.number)) else ""]
+        score = f"{tie}{format_score(row.score)}"
+        lines.append([str(row.number), row.state, score, *(means if fresh else []), *values])
+    more = len(search) - NUM_SHOWN
+    notes = [f"and {more} more, in `leaderboard.csv`"] if more > 0 else []
+    notes += [f"{TIE_MARK} within noise of the best"] if verdict.tied else []
+    return [f"| {' | '.join(cells)} |" for cells in lines] + ["", *notes]

@@ -10,8 +10,9 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import yaml
@@ -21,7 +22,8 @@ from harness.data import load_splits
 from harness.errors import type_and_first_line
 from harness.files import as_csv, write_json
 from harness.search.report.audit import audit
-from harness.search.report.description import describe_in_markdown
+from harness.search.report.commands import TrainCommands
+from harness.search.report.description import describe_in_markdown, describe_trial
 from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import (
     history_figure,
@@ -38,6 +40,9 @@ from harness.tracking.environment import capture_environment, record_environment
 from harness.tracking.moved import recorded_path
 from harness.tracking.tracker import RunStatus
 
+if TYPE_CHECKING:
+    from harness.tracking.store import RunStore
+
 logger = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
@@ -49,11 +54,16 @@ class SweepRecord:
 
     plan: SweepPlan
     study: optuna.Study
+    store: RunStore
     tracker: Tracker
     directory: Path
     command: str  # the shell command that continues the sweep
     status: RunStatus = "FINISHED"  # to be set before `close`
     _num_ended: int = -1
+
+    @cached_property
+    def _commands(self) -> TrainCommands:
+        return TrainCommands(self.plan, self.study)
 
     @property
     def best_metric(self) -> str:
@@ -85,6 +95,7 @@ class SweepRecord:
             return
         self._num_ended = num_ended
         self.tracker.set_tags(activity())
+        self._describe_trials(rows)
         best = best_row(rows, self.plan.sweep.direction)
         if best is None or best.score is None:
             return
@@ -103,34 +114,46 @@ class SweepRecord:
         if front is not None:
             self.tracker.log_figure(front, "pareto.png")
         self._record_best(best)
-        findings = self._audit(rows)
-        self._describe(rows, findings)
-        self._report(rows, findings)
+        verdict = judge(rows, sweep)
+        findings = self._audit(rows, verdict)
+        best_command = self._commands.of(best)
+        pictures = [
+            "history.png",
+            "importance.png" * (importance is not None),
+            "pareto.png" * (front is not None),
+        ]
+        self._describe(rows, findings, [name for name in pictures if name], best_command)
+        self._report(rows, verdict, findings, best_command)
+        self._describe_trials(rows)
         self.tracker.set_tags(activity())
         self._write_file(status, rows)
-        noise = judge(rows, sweep).noise
-        if noise is not None:
-            self.tracker.log_summary({names.NOISE + sweep.metric: noise})
+        if verdict.noise is not None:
+            self.tracker.log_summary({names.NOISE + sweep.metric: verdict.noise})
         self.tracker.finish(status)
         # Last, because a repeated command takes this attribute to mean that all of the above was recorded.
         self.study.set_user_attr(keys.CLOSED, closing_state(rows, best))
 
-    def _audit(self, rows: Sequence[TrialRow]) -> list[Finding]:
+    def _audit(self, rows: Sequence[TrialRow], verdict: Verdict) -> list[Finding]:
         """Return what limits the sweep's answer, and store it for commands that repeat the result."""
         num_train = len(load_splits(self.plan.base.data).train)
-        tied = judge(rows, self.plan.sweep).tied
-        findings = audit(rows, self.plan, self.study.study_name, self.command, tied, num_train)
+        name, tied = self.study.study_name, verdict.tied
+        findings = audit(rows, self.plan, name, self.command, tied, num_train)
         self.study.set_user_attr(keys.AUDIT, [finding.to_dict() for finding in findings])
         return findings
 
-    def _report(self, rows: Sequence[TrialRow], findings: Sequence[Finding]) -> None:
+    def _report(
+        self,
+        rows: Sequence[TrialRow],
+        verdict: Verdict,
+        findings: Sequence[Finding],
+        best_command: str | None,
+    ) -> None:
         """Write `report.html`; an error in a chart does not keep the other results from being stored."""
         from harness.search.report.html import write  # imports plotly
 
         try:
-            verdict = judge(rows, self.plan.sweep)
             page = write.write_report(
-                self.plan, self.study, rows, verdict, findings, self.command, self.directory
+                self.plan, self.study, rows, verdict, findings, self.command, best_command, self.directory
             )
         except Exception as error:
             logger.error("%s is not written: %s", write.REPORT_FILE, type_and_first_line(error))
@@ -138,9 +161,28 @@ class SweepRecord:
             return
         self.tracker.log_text(page, write.REPORT_FILE)
 
-    def _describe(self, rows: Sequence[TrialRow], findings: Sequence[Finding] = ()) -> None:
-        note = describe_in_markdown(self.plan, rows, self.command, self.tracker.run_id, findings)
+    def _describe(
+        self,
+        rows: Sequence[TrialRow],
+        findings: Sequence[Finding] = (),
+        pictures: Sequence[str] = (),
+        best_command: str | None = None,
+    ) -> None:
+        verdict, run_id = judge(rows, self.plan.sweep), self.tracker.run_id
+        note = describe_in_markdown(
+            self.plan, rows, verdict, self.command, run_id, findings, pictures, best_command
+        )
         self.tracker.set_tags({names.NOTE: note})
+
+    def _describe_trials(self, rows: Sequence[TrialRow]) -> None:
+        """Write the text on the page of each trial that has ended and has none yet."""
+        known = set(self.study.user_attrs.get(keys.DESCRIBED, []))
+        news = [row for row in rows if row.has_ended and row.run_id is not None and row.number not in known]
+        for row in news:
+            note = describe_trial(row, self.plan, self.study.study_name, self._commands.of(row))
+            self.store.note(str(row.run_id), {names.NOTE: note})
+        if news:
+            self.study.set_user_attr(keys.DESCRIBED, sorted(known | {row.number for row in news}))
 
     def _record_best(self, best: TrialRow | None) -> None:
         """Tag the run with the best trial; tags of an earlier best trial are removed."""

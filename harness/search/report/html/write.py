@@ -13,12 +13,12 @@ from pathlib import Path
 import optuna
 from rich.console import Console
 
-from harness.config.as_command import trial_as_run
 from harness.config.compose import CONFIG_DIR, SweepPlan, compose_sweep
 from harness.data import load_splits
 from harness.errors import DataError, SweepError, TrackingError, first_line
 from harness.files import atomic_write
 from harness.search.report.audit import audit
+from harness.search.report.commands import TrainCommands, config_dir_words
 from harness.search.report.findings import Finding
 from harness.search.report.html.page import SweepFacts, render
 from harness.search.report.messages import REPORT_FILE, say
@@ -36,12 +36,14 @@ def write_report(
     verdict: Verdict,
     findings: Sequence[Finding],
     command: str,
+    best_command: str | None,
     directory: Path,
 ) -> str:
     """Write the report into the sweep's folder, and return it.
 
     Args:
         command: the shell command that continues the sweep.
+        best_command: the one that trains its best trial again.
         directory: the sweep's.
 
     Raises:
@@ -54,28 +56,13 @@ def write_report(
         verdict=verdict,
         findings=findings,
         command=command,
-        best_command=best_command(plan, study, verdict.best),
+        best_command=best_command,
         num_train=count_train_images(plan),
         test=study.user_attrs.get(keys.TEST),
     )
     page = render(facts)
     atomic_write(directory / REPORT_FILE, page)
     return page
-
-
-def best_command(plan: SweepPlan, study: optuna.Study, best: TrialRow | None) -> str | None:
-    """Return the shell command that trains a trial again, alone; None if there is none."""
-    if best is None:
-        return None
-    threads = study.user_attrs.get(keys.SLOTS, {}).get("threads")
-    overrides = trial_as_run(plan, best.params, best.seed, threads)
-    if overrides is None:
-        return None
-    return shlex.join(["harness", "train", *_config_dir(plan), *overrides])
-
-
-def _config_dir(plan: SweepPlan) -> list[str]:
-    return [] if plan.config_dir == CONFIG_DIR else ["--config-dir", str(plan.config_dir)]
 
 
 def count_train_images(plan: SweepPlan) -> int | None:
@@ -110,11 +97,12 @@ def report_again(
     rows = read_rows(study, home.runs)
     verdict = judge(rows, plan.sweep)
     num_train = count_train_images(plan)
-    command = shlex.join(["harness", "sweep", *_config_dir(plan), *known["overrides"]])
+    command = shlex.join(["harness", "sweep", *config_dir_words(plan), *known["overrides"]])
     findings = audit(rows, plan, study.study_name, command, verdict.tied, num_train)
+    best_command = TrainCommands(plan, study).of(verdict.best)
     path = home.directory / REPORT_FILE
     try:
-        page = write_report(plan, study, rows, verdict, findings, command, home.directory)
+        page = write_report(plan, study, rows, verdict, findings, command, best_command, home.directory)
     except OSError as error:
         raise SweepError(f"{path} cannot be written ({error.strerror}): choose another MLRUNS_DIR") from error
     say(console, f"report: {path}")
