@@ -9,9 +9,10 @@
     compare.py           `harness compare`: the rows and columns of a table of runs
     table.py             its layout as text, CSV and Markdown
     paired.py            which of two trained models is better, on the same images
-    layout.py            Markdown tables and wrapped sentences
+    sweeps.py            `harness compare --sweeps`; best_of.py: what some of a sweep's trials would find
+    layout.py            Markdown tables, wrapped sentences; page.py, charts.py: a comparison as a page
     seeds.py             whether one configuration is better than another, over several seeds
 
-`compare.py` reads recorded runs, so `harness.training`, a layer below it, must not import it; it
-may import the others.
+`compare.py` and `sweeps.py` read recorded runs, so `harness.training`, a layer below, must not import
+them; it may import the others.
 """

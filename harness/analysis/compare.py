@@ -83,7 +83,7 @@ def compare(
     """
     if not records:
         raise TrackingError("there is no run to compare: give ids, a sweep or a filter that fits some")
-    _check_same_validation(records)
+    check_same_validation(records)
     metric = names.VAL_ACCURACY if sweep is None else sweep.metric
     settings = differing_params(records)
     if sweep is not None:
@@ -168,7 +168,7 @@ def _configurations(settings: Sequence[str], groups: Sequence[tuple[str | None, 
     ]
 
 
-def _check_same_validation(records: Sequence[RunRecord]) -> None:
+def check_same_validation(records: Sequence[RunRecord]) -> None:
     """Refuse to rank runs whose scores were measured on different images.
 
     Raises:

@@ -1,9 +1,15 @@
-"""Text for people: Markdown tables, sentences wrapped to a terminal. `table.py` and the reports call it."""
+"""Text for people: Markdown tables, sentences wrapped to a terminal, files of a comparison.
+
+`table.py`, `paired.py` and `sweeps.py` call it.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import TrackingError
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -20,6 +26,23 @@ def wrapped(sentences: Sequence[str], width: int | None) -> list[str]:
         for sentence in sentences
         for line in textwrap.wrap(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
     ]
+
+
+def write_files(output_dir: Path, files: Mapping[str, str]) -> tuple[Path, ...]:
+    """Write texts into a folder, which is made if need be.
+
+    Raises:
+        TrackingError: the folder cannot be written.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (output_dir / name).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise TrackingError(
+            f"{output_dir} cannot be written ({error.strerror}): choose another with --output"
+        ) from error
+    return tuple(output_dir / name for name in files)
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -68,34 +68,55 @@ class ImagesReport:
 
     def to_text(self, width: int | None = None) -> str:
         """Return how the most accurate model compares with each of the others."""
+        lines = [f"{self.title}:", *wrapped([*self.of_the_best(), self.meaning], width)]
+        return "\n".join([*lines, *filter(None, [self.left_out("the files")])])
+
+    def of_the_best(self) -> list[str]:
+        """Return the sentences about the most accurate model."""
         best = next(iter(self.predictions))
-        shown = [sentence for pair, sentence in self.sentences() if best in (pair.first, pair.second)]
-        lines = [self._title]
-        lines += wrapped([*shown, self._meaning], width)
-        hidden = len(self.pairs) - len(shown)
-        return "\n".join([*lines, *([f"{hidden} more pairs of models are in the files"] if hidden else [])])
+        return [sentence for pair, sentence in self.sentences() if best in (pair.first, pair.second)]
+
+    def left_out(self, where: str) -> str:
+        """Return a line on the pairs that `of_the_best` leaves out."""
+        hidden = len(self.pairs) - len(self.predictions) + 1
+        return f"{hidden} more pairs of models are in {where}" if hidden else ""
 
     def to_markdown(self) -> str:
         """Return every sentence, and the accuracy of each class as a table."""
-        lines = [f"**{self._title}**", "", *(f"- {sentence}" for _, sentence in self.sentences())]
-        return "\n".join([*lines, f"- {self._meaning}", "", self._table_of_classes()])
+        lines = [f"**{self.title}**", "", *(f"- {sentence}" for _, sentence in self.sentences())]
+        return "\n".join([*lines, f"- {self.meaning}", "", self._table_of_classes()])
 
     def to_csv(self) -> str:
         """Return the images that some models get right and others wrong, with what each answers."""
         output = io.StringIO()
-        writer = csv.writer(output, lineterminator="\n")
-        writer.writerow(["index", "class", *self.predictions])
+        csv.writer(output, lineterminator="\n").writerows(self.apart())
+        return output.getvalue()
+
+    def apart(self) -> list[list[str]]:
+        """Return the rows of that table, the first of which is its head."""
+        rows = [["index", "class", *self.predictions]]
         every = list(self.predictions.values())
         right = np.array([one.correct for one in every])
         names = self.class_names
         for row in np.flatnonzero(right.any(axis=0) & ~right.all(axis=0)):
             answers = [names[one.predicted[row]] for one in every]
-            writer.writerow([int(every[0].index[row]), names[every[0].labels[row]], *answers])
-        return output.getvalue()
+            rows.append([str(every[0].index[row]), names[every[0].labels[row]], *answers])
+        return rows
+
+    def class_accuracies(self) -> np.ndarray:
+        """Return each model's accuracy in each class: float64 (models, K), NaN for a class without images."""
+        labels = next(iter(self.predictions.values())).labels
+        of_class = np.bincount(labels, minlength=len(self.class_names))
+        right = [
+            np.bincount(labels[one.correct], minlength=len(of_class)) for one in self.predictions.values()
+        ]
+        return np.divide(
+            right, of_class, out=np.full((len(right), len(of_class)), np.nan), where=of_class > 0
+        )
 
     @property
-    def _title(self) -> str:
-        return f"the same {self._count:,} {self._split} images{self.note}:"
+    def title(self) -> str:
+        return f"the same {self._count:,} {self._split} images{self.note}"
 
     @property
     def _count(self) -> int:
@@ -107,7 +128,7 @@ class ImagesReport:
         return "validation" if split == "val" else split
 
     @property
-    def _meaning(self) -> str:
+    def meaning(self) -> str:
         chosen = (
             "; the epochs, and a sweep's best trial, were chosen on these images, which favours the leader"
             if self._split == "validation"
@@ -120,13 +141,11 @@ class ImagesReport:
 
     def _table_of_classes(self) -> str:
         labels = next(iter(self.predictions.values())).labels
-        rows = []
-        for number, name in enumerate(self.class_names):
-            of_class = labels == number
-            shares = [
-                one.correct[of_class].mean() if of_class.any() else None for one in self.predictions.values()
-            ]
-            rows.append([name, f"{of_class.sum():,}", *("-" if s is None else f"{s:.4f}" for s in shares)])
+        counts = np.bincount(labels, minlength=len(self.class_names))
+        rows = [
+            [name, f"{count:,}", *("-" if np.isnan(share) else f"{share:.4f}" for share in shares)]
+            for name, count, shares in zip(self.class_names, counts, self.class_accuracies().T, strict=True)
+        ]
         return markdown_table(["class", "images", *self.predictions], rows)
 
 

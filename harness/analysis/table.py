@@ -16,11 +16,10 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from harness.analysis.layout import markdown_table, wrapped
+from harness.analysis.layout import markdown_table, wrapped, write_files
 from harness.analysis.paired import ImagesReport
 from harness.analysis.seeds import Estimate
 from harness.config.dotted_paths import short_names
-from harness.errors import TrackingError
 
 Cell = str | float | None  # a float is a number that can be compared; None: not recorded
 
@@ -53,8 +52,8 @@ class SeedsReport:
         lines += [f"{hidden} more comparisons are in the files"] if hidden else []
         return "\n".join(lines)
 
-    def to_markdown(self) -> str:
-        """Return the estimates as a table, and every comparison."""
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return the estimates: head and rows."""
         head = ["configuration", "runs", f"mean {self.metric}", "deviation", "95 % interval"]
         rows = [
             [
@@ -66,8 +65,15 @@ class SeedsReport:
             ]
             for name, e in self.estimates.items()
         ]
-        sentences = [sentence for _, sentence in self.findings] + ([self.note] if self.note else [])
-        return "\n".join([markdown_table(head, rows), *(f"- {sentence}" for sentence in sentences)]) + "\n"
+        return head, rows
+
+    def to_markdown(self) -> str:
+        """Return the estimates as a table, and every comparison."""
+        return "\n".join([markdown_table(*self.table()), *(f"- {line}" for line in self.sentences())]) + "\n"
+
+    def sentences(self) -> list[str]:
+        """Return a sentence about every two configurations, and how to read them."""
+        return [sentence for _, sentence in self.findings] + ([self.note] if self.note else [])
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,14 @@ class Comparison:
 
     def to_text(self, width: int | None = None) -> str:
         """Return the first runs with the columns that fit into `width`, or all columns without a width."""
-        texts = self._texts()[:NUM_SHOWN]
+        texts = self.texts()[:NUM_SHOWN]
         shown, titles = list(range(len(self.columns))), list(self.columns)
         if width is not None:
             identity = self.columns.index(RUN_ID)
             texts = [[*row[:identity], row[identity][:SHORT_ID], *row[identity + 1 :]] for row in texts]
             titles = _short_titles(self.columns)
             shown = _fitting(titles, texts, [self.columns.index(name) for name in self.ranking], width)
-        lines = _render(
+        lines = render_table(
             [titles[column] for column in shown],
             [[row[column] for column in shown] for row in texts],
             [any(isinstance(row[column], float) for row in self.rows) for column in shown],
@@ -119,12 +125,12 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return the table in Markdown."""
-        table = markdown_table(self.columns, self._texts())
+        table = markdown_table(self.columns, self.texts())
         parts = [part.to_markdown() for part in (self.seeds, self.images) if part is not None]
         return "\n".join([table, *parts])
 
     def write(self, output_dir: Path) -> tuple[Path, ...]:
-        """Write `compare.csv`, `compare.md` and, where predictions were compared, `images.csv`.
+        """Write `compare.csv`, `.md`, `.html` and, where predictions were compared, `images.csv`.
 
         Returns:
             Their paths.
@@ -132,20 +138,67 @@ class Comparison:
         Raises:
             TrackingError: the folder cannot be written.
         """
-        files = {"compare.csv": self.to_csv(), "compare.md": self.to_markdown()}
+        files = {
+            "compare.csv": self.to_csv(),
+            "compare.md": self.to_markdown(),
+            "compare.html": self.to_html(),
+        }
         if self.images is not None:
             files["images.csv"] = self.images.to_csv()
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            for name, content in files.items():
-                (output_dir / name).write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise TrackingError(
-                f"{output_dir} cannot be written ({error.strerror}): choose another with --output"
-            ) from error
-        return tuple(output_dir / name for name in files)
+        return write_files(output_dir, files)
 
-    def _texts(self) -> list[list[str]]:
+    def to_html(self) -> str:
+        """Return a page that opens without a network."""
+        from harness.analysis.charts import MOST_CLASSES, classes_chart, estimates_chart
+        from harness.analysis.page import MOST_ROWS, Part, render_page
+
+        order = [self.columns.index(name) for name in self.ranking] or list(range(len(self.columns)))
+        rows = [[row[place] for place in order] for row in self.texts()]
+        counts = f"{len(rows):,} runs; {self.constant} settings are the same in all"
+        more = f"the first {MOST_ROWS} of {len(rows):,} runs; compare.csv has all"
+        parts = [
+            Part(
+                "Runs",
+                [*self.notes, counts],
+                [self.columns[place] for place in order],
+                rows[:MOST_ROWS],
+                note=more if len(rows) > MOST_ROWS else "",
+            )
+        ]
+        if (seeds := self.seeds) is not None:
+            chart = estimates_chart(seeds.metric, seeds.estimates)
+            parts.append(Part(f"{seeds.metric} over seeds", seeds.sentences(), *seeds.table(), figure=chart))
+        if (images := self.images) is not None:
+            sentences = [*images.of_the_best(), images.meaning]
+            head, *apart = images.apart()
+            some = [f"The {MOST_CLASSES} classes in which the models differ most; compare.md has all."]
+            more = f"the first {MOST_ROWS} of {len(apart):,}; images.csv has all"
+            parts += [
+                Part(images.title, sentences, note=images.left_out("compare.md")),
+                Part(
+                    "Accuracy by class",
+                    some if len(images.class_names) > MOST_CLASSES else [],
+                    figure=classes_chart(images),
+                ),
+                Part(
+                    "Images that some of the models get right and others wrong",
+                    head=head,
+                    rows=apart[:MOST_ROWS],
+                    note=more if len(apart) > MOST_ROWS else "",
+                ),
+            ]
+        return render_page("Comparison of runs", self.answer(), parts)
+
+    def answer(self) -> str:
+        """Return the sentence that a reader wants first."""
+        if self.seeds is not None and self.seeds.findings:
+            return self.seeds.findings[0][1]
+        if self.images is not None:
+            return self.images.sentences()[0][1]
+        return f"{len(self.rows):,} runs, a seed each: which configuration is better, single runs cannot show"
+
+    def texts(self) -> list[list[str]]:
+        """Return the cells of every row as people read them."""
         return [
             [_text(column, cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows
         ]
@@ -174,7 +227,7 @@ def _short_titles(names: Sequence[str]) -> list[str]:
     return [re.sub(r"[ _/.]", "\n", title) for title in short_names(names)]
 
 
-def _render(
+def render_table(
     titles: Sequence[str], rows: Sequence[Sequence[str]], are_numbers: Sequence[bool], width: int | None
 ) -> list[str]:
     """Return the lines of a table; without a width, it is as wide as it needs to be."""

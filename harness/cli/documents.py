@@ -21,6 +21,7 @@ from harness.credentials import shown
 
 if TYPE_CHECKING:
     from harness.analysis.paired import ImagesReport
+    from harness.analysis.sweeps import SweepsComparison
     from harness.analysis.table import Comparison, SeedsReport
     from harness.config.sweep import SweepConfig
     from harness.data.features.cache import StoredFeatures
@@ -226,6 +227,32 @@ def of_comparison(comparison: Comparison, files: list[Path]) -> Document:
             "files": files,
         },
         notes=list(comparison.notes),
+    )
+
+
+def of_sweeps_comparison(comparison: SweepsComparison, files: list[Path]) -> Document:
+    """Return whole sweeps side by side; curves hold the expected best of 1, 2, … trials."""
+    return Document(
+        "harness.compare-sweeps/1",
+        {
+            "metric": comparison.metric,
+            "num_trials_compared": comparison.num_trials,
+            "minutes_compared": comparison.minutes,
+            "sweeps": [
+                {
+                    "name": curve.name,
+                    "num_trials": len(curve.scores),
+                    "outcomes": curve.outcomes,
+                    "best": curve.best,
+                    "minutes": curve.minutes,
+                    "expected_best": curve.expected,
+                    "median_interval_95": curve.interval(comparison.num_trials),
+                }
+                for curve in comparison.curves
+            ],
+            "findings": comparison.sentences(),
+            "files": files,
+        },
     )
 
 

@@ -34,6 +34,8 @@ from harness.logs import never_fail_to_print, show_messages
 from harness.signals import EXIT_INTERRUPTED, INTERRUPTED, raising
 
 if TYPE_CHECKING:
+    from harness.analysis.sweeps import SweepsComparison
+    from harness.analysis.table import Comparison
     from harness.training.result import RunResult
 
 Run = Callable[[argparse.Namespace], int | Document]
@@ -186,6 +188,9 @@ def _add_record_commands(add: AddCommand) -> None:
         "runs", nargs="*", metavar="RUN", help="run ids; default: the trials of the sweep that ran last"
     )
     compare.add_argument("--sweep", help="a sweep's name, or its run's id")
+    compare.add_argument(
+        "--sweeps", nargs="+", metavar="SWEEP", help="whole sweeps, at the smallest's budget"
+    )
     compare.add_argument("--filter", help='an MLflow filter, such as "metrics.`val/accuracy` > 0.8"')
     compare.add_argument("--sort", help="the column to sort by; default: the sweep's own ranking")
     compare.add_argument(
@@ -288,6 +293,8 @@ def run_evaluate(options: argparse.Namespace) -> Document:
 
 
 def run_compare(options: argparse.Namespace) -> Document:
+    if options.sweeps:
+        return _compare_sweeps(options)
     from harness.analysis.compare import compare_runs
 
     comparison = compare_runs(
@@ -299,15 +306,30 @@ def run_compare(options: argparse.Namespace) -> Document:
         wide=options.wide,
     )
     print(comparison.to_text(None if options.wide else terminal_width()))
-    files: list[Path] = []
+    return documents.of_comparison(comparison, _write_comparison(comparison, options.output))
+
+
+def _compare_sweeps(options: argparse.Namespace) -> Document:
+    from harness.analysis.sweeps import compare_sweeps
+
+    if options.runs or options.sweep or options.filter or options.sort:
+        raise ConfigError("--sweeps compares whole sweeps: give no runs, --sweep, --filter or --sort with it")
+    comparison = compare_sweeps(tracking_config(options), options.sweeps)
+    print(comparison.to_text(terminal_width()))
+    return documents.of_sweeps_comparison(comparison, _write_comparison(comparison, options.output))
+
+
+def _write_comparison(comparison: Comparison | SweepsComparison, output: Path | None) -> list[Path]:
+    """Write a comparison's files; a default folder that cannot be written is no error."""
     try:
-        files = list(comparison.write(options.output or Path("reports/compare")))
-        print("written: " + ", ".join(map(str, files)))
+        files = list(comparison.write(output or Path("reports/compare")))
     except TrackingError as error:
-        if options.output is not None:
+        if output is not None:
             raise
         print(f"not written: {error}")
-    return documents.of_comparison(comparison, files)
+        return []
+    print("written: " + ", ".join(map(str, files)))
+    return files
 
 
 def run_export(options: argparse.Namespace) -> Document:

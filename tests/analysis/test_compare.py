@@ -138,9 +138,12 @@ def test_runs_that_never_measured_anything_can_be_compared() -> None:
 
 def test_files(tmp_path: Path) -> None:
     comparison = compare([record(0, 0.5)])
-    table, document = comparison.write(tmp_path / "a b" / "out")
+    table, document, page = comparison.write(tmp_path / "a b" / "out")
     assert table.read_text(encoding="utf-8") == comparison.to_csv()
     assert document.read_text(encoding="utf-8") == comparison.to_markdown()
+    html = page.read_text(encoding="utf-8")
+    assert "trial-0000" in html
+    assert 'src="http' not in html
     (tmp_path / "file").touch()
     with pytest.raises(TrackingError, match="cannot be written"):
         comparison.write(tmp_path / "file" / "below")
