@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from harness.analysis.figures import FEW_CLASSES
+
 
 def confusion_page(counts_KK: np.ndarray, class_names: Sequence[str], title: str) -> str:
     """Return a self-contained HTML page with the confusion matrix, which opens without a network.
@@ -30,6 +32,8 @@ def confusion_page(counts_KK: np.ndarray, class_names: Sequence[str], title: str
         reversescale=True,
         zmin=0,
         zmax=100,
+        text=np.where(counts_KK > 0, counts_KK.astype(str), "") if len(names) <= FEW_CLASSES else None,
+        texttemplate="%{text}" if len(names) <= FEW_CLASSES else None,
         hoverongaps=False,
         hovertemplate="true: %{y}<br>predicted: %{x}<br>%{customdata:,} images, %{z:.1f} %<extra></extra>",
         colorbar={"title": "% of the<br>true class"},

@@ -10,7 +10,10 @@ import yaml
 from harness.export.manifest import BundleConfig, Preprocessing
 
 DATASET_IDS = {"cifar10": "uoft-cs/cifar10"}  # of the Hugging Face hub
-METRICS = ("accuracy", "accuracy_no_tta", "precision", "recall", "f1", "auc", "loss")
+METRICS = (
+    "accuracy", "accuracy_no_tta", "top5_accuracy", "balanced_accuracy", "precision", "recall", "f1", "auc",
+    "loss", "brier", "ece",
+)  # fmt: skip
 SPLITS = {"val": "validation", "test": "test"}
 
 CARD = Template("""\
@@ -28,7 +31,7 @@ The model names the class of one image, out of exactly these $num_classes (in th
 $classes
 
 It has no answer for anything else: an image of something else gets one of these names too. Nothing was
-measured beyond the tables below (no other data, no corruptions, no subgroups, no calibration).
+measured beyond the tables below (no other data, no corruptions, no subgroups$uncalibrated).
 
 ## Data
 
@@ -125,6 +128,9 @@ def render_card(config: BundleConfig) -> str:
         classes="\n".join(f"{index}. `{name}`" for index, name in enumerate(config.classes)),
         data=_data(config),
         metrics=_metrics(config),
+        uncalibrated=""
+        if any("ece" in values for values in _by_split(config).values())
+        else ", no calibration",
         training=_training(config),
         input_name=config.input.name,
         input_shape=f"(batch, 3, {config.input.height}, {config.input.width})",
@@ -218,7 +224,7 @@ def _metrics(config: BundleConfig) -> str:
     lines = [_row("split", names), _row("---", ["---"] * len(names))]
     for split, values in tables.items():
         lines.append(_row(SPLITS[split], [f"{values[m]:.4f}" if m in values else "" for m in names]))
-    notes = [_selection_note(config, "test" in tables), _augmentation_note(config)]
+    notes = [_selection_note(config, "test" in tables), _calibration_note(config), _augmentation_note(config)]
     return "\n".join([*lines, "", *filter(None, notes)])
 
 
@@ -252,6 +258,18 @@ def _test_note(config: BundleConfig) -> str:
                 f"The test split was read {count} times for this {what} (its record says when): the program "
                 "chose nothing by it, but whoever decided something between two readings did."
             )
+
+
+def _calibration_note(config: BundleConfig) -> str:
+    known = config.run.metrics
+    if (temperature := known.get("val/temperature")) is None:
+        return ""
+    tested = known.get("test/ece_calibrated")
+    after = "" if tested is None else f"; on the test split the ece is {tested:.4f} then"
+    return (
+        "`ece` is the expected calibration error. Divided by the temperature that was fitted on the "
+        f"validation images, {temperature:.3f}, the logits have their lowest loss there{after}."
+    )
 
 
 def _augmentation_note(config: BundleConfig) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Container
 
 import numpy as np
 
-from harness.analysis.evaluation import Evaluation, summary
+from harness.analysis.evaluation import LONG_NAMES, Evaluation, summary
 from harness.analysis.figures import MOST_DRAWN, MOST_NUMBERED, confusion_matrix_figure
 from harness.analysis.metrics import confusion_matrix_counts
 from harness.analysis.predictions import to_bytes
@@ -67,7 +67,8 @@ def look_closely(tracker: Tracker, evaluation: Evaluation) -> None:
     tracker.log_figure(curves.confused_figure(evaluation), f"{split}/confused.png")
     if len(class_names) <= MOST_DRAWN:
         counts_KK = _counts(evaluation)
-        page = confusion_page(counts_KK, class_names, f"Confusion matrix, {split}")
+        title = f"{LONG_NAMES.get(split, split)}, {len(evaluation.predictions):,} images: confusion matrix"
+        page = confusion_page(counts_KK, class_names, title)
         tracker.log_text(page, f"{split}/confusion.html")
         if len(class_names) <= MOST_NUMBERED:  # without numbers it would be the same picture
             shares = confusion_matrix_figure(counts_KK, class_names, "% of the true class", in_percent=True)

@@ -53,6 +53,16 @@ def test_test_metrics_have_a_row_of_their_own(exported: ExportResult) -> None:
     assert "sweep" not in card
 
 
+def test_calibration_is_told_where_it_was_measured(exported: ExportResult, card: str) -> None:
+    assert "no calibration" in card
+    run = RunFacts(metrics={"test/ece": 0.05, "test/ece_calibrated": 0.01, "val/temperature": 1.5})
+    measured = render_card(exported.config.model_copy(update={"run": run}))
+    assert "no calibration" not in measured
+    assert "| test | 0.0500 |" in measured
+    assert "fitted on the validation images, 1.500" in measured
+    assert "on the test split the ece is 0.0100 then" in measured
+
+
 def test_tells_the_exported_network_from_its_augmented_scores(exported: ExportResult, card: str) -> None:
     assert "augmentation" not in card
     run = RunFacts(metrics={"test/accuracy": 0.94, "test/accuracy_no_tta": 0.93})
