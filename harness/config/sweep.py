@@ -36,6 +36,11 @@ class SweepConfig(SearchSpace, Judged):
     second_objective: SecondObjective | None = None  # a cost beside the metric; the result is a Pareto front
     constraints: list[str] = Field(default_factory=list)  # on costs, such as "params_millions <= 5"
     num_trials: PositiveInt = 12  # of the sweep in all, over all commands, however they end
+    # 10^15 operations (PFLOP) of training, of each trial whatever its arm; sets data.samples_per_epoch. auto:
+    # as many as max_minutes allows at the measured speed. None: each trial trains as long as its run says.
+    compute_per_trial: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+    # Over the training images: there, with compute_per_trial, a trial ends that could go on for longer.
+    max_passes: Annotated[float, Field(gt=0)] = 100.0
     max_minutes: Minutes | None = None  # of one command; then running trials stop, to be resumed
     target: float | None = None  # of the metric: no new trials once a complete one has reached it
     patience_trials: PositiveInt | None = None  # no new trials once so many have ended without a better one
@@ -74,6 +79,14 @@ class SweepConfig(SearchSpace, Judged):
         if len(self.enqueue) > self.num_trials:
             raise ValueError(
                 f"enqueue has {len(self.enqueue)} points: num_trials={self.num_trials} is too few"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _auto_has_a_budget(self) -> Self:
+        if self.compute_per_trial == "auto" and self.max_minutes is None:
+            raise ValueError(
+                "compute_per_trial=auto divides max_minutes among the trials: set max_minutes, or give PFLOP"
             )
         return self
 

@@ -24,6 +24,7 @@ from harness.config.space import as_yaml
 from harness.errors import StorageError, SweepError, TrackingError
 from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
 from harness.search.coordinator.completion import has_ended, search_has_ended
+from harness.search.coordinator.compute import describe_compute, settle_compute
 from harness.search.coordinator.evaluate_best import describe_readings, evaluate_best, look_at_best
 from harness.search.coordinator.follow import FOLLOWING, follow
 from harness.search.coordinator.measure_slots import is_measured
@@ -181,6 +182,7 @@ def describe_sweep(plan: SweepPlan) -> str:
         *([_describe_replicates(sweep.replicate)] if sweep.replicate.seeds else []),
         *(f"constraint:  {constraint}" for constraint in sweep.parsed_constraints()),
         f"slots:       {_describe_slots(plan)}",
+        *(f"compute:     {line}" for line in _describe_compute(plan)),
         *(f"space:       {path}: {describe_dimension(d)}" for path, d in sweep.space.items()),
     ]
     for arm, config in check_space(plan).runs.items():
@@ -191,6 +193,11 @@ def describe_sweep(plan: SweepPlan) -> str:
 def _describe_replicates(asked: ReplicateConfig) -> str:
     splits = ", each on validation images of its own" if asked.fresh_splits else ""
     return f"replicates:  the best {asked.top} again with {asked.seeds} fresh seeds{splits}"
+
+
+def _describe_compute(plan: SweepPlan) -> list[str]:
+    asked = plan.sweep.compute_per_trial
+    return describe_compute(plan, None if asked == "auto" else asked)
 
 
 def _describe_slots(plan: SweepPlan) -> str:
@@ -222,10 +229,15 @@ def _coordinate(
         study = open_study(home)
         home = home.of(study)
         study.set_user_attr(keys.SLOTS, asdict(slots))
+        pflop = settle_compute(home.plan, study, slots, sweep.replicate.top * sweep.replicate.seeds)
         try:
             with StopSignals() as signals, _sweep_record(home, study, store) as sweep_record:
                 scheduler = Scheduler(home, study, store, executor, slots, started, keep_place)
-                greet(console, home, read_rows(study), slots)
+                rows = read_rows(study)
+                greet(console, home, rows, slots)
+                if not any(row.has_ended for row in rows):
+                    for line in describe_compute(home.plan, pflop):
+                        say(console, f"compute: {line}")
                 with build_progress(console, sweep.metric) as progress:
 
                     def on_tick(rows: list[TrialRow]) -> None:

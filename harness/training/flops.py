@@ -76,6 +76,19 @@ def count_image_flops(config: RunConfig, num_classes: int, cached_views: int | N
     return _count(config.model, config.finetune, num_classes, cached_views)
 
 
+def count_forward_flops(config: RunConfig, num_classes: int) -> float:
+    """Return the operations of classifying one image, with the whole network.
+
+    Raises:
+        ModelError: As for `count_image_flops`.
+    """
+    with torch.device("meta"), torch.no_grad():
+        classifier = build_model(config.model, num_classes, load_weights=False).eval()
+        with _counting() as counter:
+            classifier(_images(classifier))
+    return counter.get_total_flops() / BATCH
+
+
 @cache
 def _count(model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views: int | None) -> ImageFlops:
     problem: Exception | None = None
@@ -100,7 +113,7 @@ def _count_on(
     classifier = build_model(model, num_classes, load_weights=False)
     apply_freezing(classifier, finetune)
     classifier.train()
-    images_BCHW = torch.zeros(BATCH, 3, classifier.image_size, classifier.image_size, dtype=torch.uint8)
+    images_BCHW = _images(classifier)
     if views is not None and isinstance(finetune, FrozenBackbone):
         depth = finetune.trained_depth
         end = trunk_end(classifier, images_BCHW, depth)
@@ -111,6 +124,10 @@ def _count_on(
             classifier.enter_at(end.entry, end.passed)
             return ImageFlops(_count_step(classifier, activations), once, views)
     return ImageFlops(_count_step(classifier, images_BCHW))
+
+
+def _images(classifier: ImageClassifier) -> Tensor:
+    return torch.zeros(BATCH, 3, classifier.image_size, classifier.image_size, dtype=torch.uint8)
 
 
 @contextlib.contextmanager

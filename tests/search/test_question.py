@@ -38,7 +38,8 @@ def test_budget_place_and_machine_are_no_part_of_the_question(override: str) -> 
 @pytest.mark.parametrize(
     "override",
     ["optim.weight_decay=0.9", "seed=5", "augment=strong", "sweep.sampler.seed=5", "trainer.max_epochs=9",
-     "data.samples_per_epoch=500",
+     "data.samples_per_epoch=500", "sweep.compute_per_trial=0.5", "sweep.max_passes=3",
+     "sweep.compute_per_trial=auto sweep.max_minutes=9",
      "sweep.metric=val/loss sweep.direction=minimize", "sweep.pruner.kind=none", "model=keras_cnn"],
 )  # fmt: skip
 def test_everything_that_could_change_an_answer_is(override: str) -> None:
@@ -95,7 +96,8 @@ def test_a_key_that_only_one_side_has_is_a_difference() -> None:
 
 def test_settings_that_earlier_versions_lacked_change_nothing_until_they_are_set() -> None:
     """A sweep of an earlier version goes on under its name."""
-    assert "data.samples_per_epoch" not in sweep_identity(compose_sweep(BASE), "d1")
+    asked = sweep_identity(compose_sweep([*BASE, "sweep=gpu"]), "d1")
+    assert not {"data.samples_per_epoch", "sweep.compute_per_trial", "sweep.max_passes"} & set(asked)
 
 
 def test_everything_else_of_the_schema_is_part_of_the_question() -> None:

@@ -154,6 +154,13 @@ def heaviest_run(plan: SweepPlan) -> RunConfig:
     return plan.compose_trial(shaping) if shaping else plan.base
 
 
+def case_of(run: RunConfig) -> BenchmarkCase:
+    """Return the training step of a run, to be measured."""
+    splits = load_splits(run.data)
+    height, width = splits.train.images.shape[1:3]
+    return BenchmarkCase(run, (height, width), len(splits.class_names))
+
+
 def describe(slots: Slots) -> str:
     """Return the measurements in one line, the chosen one first."""
     others = [m for m in slots.measured if m.slots != slots.count]
@@ -169,10 +176,7 @@ def describe(slots: Slots) -> str:
 
 
 def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Measurement]:
-    run = heaviest_run(plan)
-    splits = load_splits(run.data)
-    height, width = splits.train.images.shape[1:3]
-    case = BenchmarkCase(run, (height, width), len(splits.class_names))
+    case = case_of(heaviest_run(plan))
     facts = _facts(case, found)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     file = Path(plan.base.tracking.dir).expanduser().resolve() / "throughput" / f"{key}.json"

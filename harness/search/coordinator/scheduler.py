@@ -21,6 +21,7 @@ from harness.data import resolve_auto
 from harness.errors import SweepError
 from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
 from harness.search.coordinator.completion import reason_to_stop, search_has_ended
+from harness.search.coordinator.compute import known_compute
 from harness.search.coordinator.slots import Slots
 from harness.search.coordinator.stop import StopRequest
 from harness.search.executors.base import Executor, Placement
@@ -182,6 +183,7 @@ class Scheduler:
             parent_run_id=self.study.user_attrs[keys.PARENT_RUN_ID],
             threads=max(1, self.slots.threads // together),
             device_indices=self.slots.device_indices(slot, together),
+            compute=known_compute(self.study),
             command=home.command,
         )
         # One file per attempt: a job that starts late on a cluster must not read the next attempt's number.

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from harness.config import yaml_files
 from harness.config.compose import SweepPlan
-from harness.config.overrides import as_override_value
+from harness.config.overrides import as_override_value, path_of
 from harness.config.schema import RunConfig
 from harness.config.space import Choice, Scalar, as_yaml, holds
+from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 from harness.search.report.findings import EndedSweep, Finding
 from harness.search.study.trials import TrialRow
@@ -117,8 +118,26 @@ def _unequal(sweep: EndedSweep, path: str, arms: Mapping[Scalar, list[TrialRow]]
         yield Finding(
             "unequal",
             f"the values of {path} were compared at unequal compute: {as_yaml(low)} trained for "
-            f"{counted[low]:.3g} PFLOP a trial, {as_yaml(high)} for {counted[high]:.3g}",
+            f"{counted[low]:.3g} PFLOP a trial, {as_yaml(high)} for {counted[high]:.3g}"
+            + _cap(sweep.plan.sweep),
+            _equalised(sweep, f"{counted[high]:.3g}"),
         )
+
+
+def _cap(sweep: SweepConfig) -> str:
+    if sweep.compute_per_trial is None:
+        return ""
+    return f", as a trial ends at {sweep.max_passes:g} passes over the training images (sweep.max_passes)"
+
+
+def _equalised(sweep: EndedSweep, pflop: str) -> str | None:
+    """Return the command of the sweep with this compute for every trial; None if it had equal compute."""
+    if sweep.plan.sweep.compute_per_trial is not None:
+        return None
+    texts = [text for rule in sweep.plan.sweep.rules for text in rule.overrides]
+    bounds = dict.fromkeys(("data.max_train_samples", "data.samples_per_epoch"), "null")
+    bounded = {path: value for path, value in bounds.items() if any(path_of(text) == path for text in texts)}
+    return sweep.other("equal", {"sweep.compute_per_trial": pflop, **bounded})
 
 
 def _unequal_bounds(

@@ -22,6 +22,7 @@ from rich.table import Table
 from harness.config.dotted_paths import short_names
 from harness.config.objectives import COSTS
 from harness.config.sweep import SweepConfig
+from harness.search.report.compute import PFLOP, is_unequal
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
 from harness.search.report.verdict import Verdict, judge
@@ -47,10 +48,12 @@ def leaderboard_table(
 ) -> Table:
     """Return the leaderboard for a terminal, with the costs that the sweep optimises or bounds.
 
-    Replicates have no rows of their own: the replicated trial shows their mean.
+    Replicates have no rows of their own: the replicated trial shows their mean. Where the arms trained with
+    unequal compute, each trial's is shown.
     """
     rows = searched(rows)
     paths, costs = searched_paths(rows), asked_costs(sweep)
+    costs = list(dict.fromkeys([*costs, *([PFLOP] if is_unequal(rows) else [])]))
     front = {row.number for row in pareto_front(rows, sweep)}
     fresh = ["fresh seeds"] if verdict.replicates else []
     notes = [

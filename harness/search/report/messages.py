@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from harness.data import load_splits
 from harness.search.coordinator.completion import num_wanted, reason_to_stop
 from harness.search.coordinator.measure_slots import describe as describe_slots
 from harness.search.coordinator.slots import Slots
+from harness.search.report.compute import compute_lines
 from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import leaderboard_table
 from harness.search.report.verdict import judge
@@ -90,6 +92,8 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
         for line in verdict.notes:
             say(console, line)
         say(console, f"best: {verdict.sentence}")
+        for line in compute_lines(result.rows, sweep, len(load_splits(home.plan.base.data).train)):
+            say(console, f"but: {line}")
     elif result.outcome == "complete":
         say(console, f"no best trial: {_states(result.rows)}")
     if repeated := describe_replicates(result.rows):

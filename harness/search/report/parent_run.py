@@ -210,6 +210,7 @@ class SweepRecord:
             "test": known.get(keys.TEST),
             "audit": known.get(keys.AUDIT, []),
             "slots": known.get(keys.SLOTS),
+            "compute": known.get(keys.COMPUTE),
             "question": known.get(keys.IDENTITY),
             "extensions": known.get(keys.EXTENSIONS, []),
         }

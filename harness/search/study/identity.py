@@ -52,7 +52,12 @@ SWEEP_SETTINGS_NOT_PART_OF_IDENTITY = {
 }  # fmt: skip
 # Settings that earlier versions did not have. At these values they are left out, so that sweeps of earlier
 # versions keep their identity.
-ADDED_LATER: dict[str, Any] = {"data.samples_per_epoch": None, "data.group_by": None}
+ADDED_LATER: dict[str, Any] = {
+    "data.samples_per_epoch": None,
+    "data.group_by": None,
+    "sweep.compute_per_trial": None,
+    "sweep.max_passes": 100.0,
+}
 SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"
 MOST_OF_A_PART = 50  # characters of a data set's name that go into a sweep's

@@ -12,6 +12,7 @@ IDENTITY = "question"  # flat settings that must not change, see identity.py
 CODE = "code"  # source file -> digest, see identity.py
 PLAN = "plan"  # overrides from which workers compose the plan, and more: parent_run.plan_facts
 SLOTS = "slots"  # trials at a time and their threads, and what was measured to choose them
+COMPUTE = "compute"  # of each trial in 10^15 operations (pflop), and what sweep.compute_per_trial asked for
 PARENT_RUN_ID = "parent_run_id"  # of the sweep's run in MLflow
 CALLED = "called"  # when a command last ran the sweep, in seconds since 1970
 STOP_REQUESTED = "stop_requested"  # another value with every request to stop

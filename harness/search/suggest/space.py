@@ -74,6 +74,24 @@ def check_space(plan: SweepPlan) -> CheckedSpace:
     return CheckedSpace(plan, runs)
 
 
+def corner_runs(plan: SweepPlan) -> dict[str, list[RunConfig]]:
+    """Return the runs at the corners of the space (its first `MAX_CORNERS`), by the names of their arms.
+
+    Raises:
+        ConfigError: a corner is no valid run.
+    """
+    runs: dict[str, list[RunConfig]] = {}
+    for chosen in itertools.islice(corners(plan.sweep), MAX_CORNERS):
+        runs.setdefault(arm_name(chosen), []).append(plan.compose_trial(chosen))
+    return runs
+
+
+def arm_name(chosen: Mapping[str, Any]) -> str:
+    """Return the name of a trial's arm: its files of the searched groups, such as `partial`."""
+    files = (value for path, value in chosen.items() if "." not in path and isinstance(value, str))
+    return " ".join(files) or "every trial"
+
+
 def corners(sweep: SweepConfig) -> Iterator[dict[str, Scalar]]:
     """Yield every combination of choices, each with all ranges at their low and then at their high end."""
     choices = [d.values if isinstance(d, Choice) else [None] for d in sweep.space.values()]

@@ -30,6 +30,7 @@ from harness.search.database.retrying_storage import PATIENCE_S
 from harness.search.ownership.lease import Lease
 from harness.search.study import keys
 from harness.search.study.trials import storage_of
+from harness.search.suggest.compute import with_compute
 from harness.search.suggest.constraints import broken_constraints, tell_costs
 from harness.search.suggest.pruners import build_pruner, report_score, should_prune
 from harness.search.suggest.space import suggest
@@ -86,7 +87,10 @@ class Attempt:
         drawn: dict[str, Any] = {"seed": seed}
         if (split_seed := self.trial.user_attrs.get(keys.SPLIT_SEED)) is not None:
             drawn["data"] = config.data.model_copy(update={"split_seed": split_seed})
-        return config.model_copy(update=drawn)
+        config = config.model_copy(update=drawn)
+        if self.spec.compute is not None:
+            config = with_compute(config, self.spec.compute, self.plan.sweep.max_passes)
+        return config
 
     @property
     def _replicated(self) -> int | None:

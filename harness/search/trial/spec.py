@@ -31,6 +31,7 @@ class TrialSpec:
     attempt: int  # number of the claim; if the database holds a higher one, another process has the trial
     threads: int | None  # of each of the trial's processes; None: as the configuration says
     device_indices: list[int] | None  # among the visible GPUs; None: no pinning
+    compute: float | None = None  # that the trial's training takes, in 10^15 operations; None: as configured
     command: str = ""  # the shell command that continues the sweep, without any password
 
     def save(self, path: Path) -> None:

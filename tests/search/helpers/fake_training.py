@@ -166,7 +166,12 @@ class _Run:
             metrics=_metrics(best),
             checkpoint=checkpoint,
             seconds=0.5,
-            costs={"params_millions": 0.5, "latency_ms": self._latency_ms(), "train_seconds": 0.5},
+            costs={
+                "params_millions": 0.5,
+                "latency_ms": self._latency_ms(),
+                "train_seconds": 0.5,
+                "train_images": float((self.config.data.samples_per_epoch or 0) * len(self.scores)),
+            },
         )
 
     def _latency_ms(self) -> float:
