@@ -21,7 +21,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup setup-cluster lock sweep train speedrun evaluate ui compare export data doctor bench scale \
+.PHONY: help setup setup-cluster lock sweep train speedrun evaluate finalize ui compare export data doctor bench scale \
 	test test-slow test-integration check clean
 
 help: ## show this list
@@ -73,6 +73,9 @@ speedrun: $(READY) ## 94 % on CIFAR-10 from scratch, once for each of SEEDS
 
 evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
 	@$(BIN)/python -m harness evaluate --split $(SPLIT) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+finalize: $(READY) ## the winner of the sweep that ran last, on the test split, once
+	@$(BIN)/python -m harness finalize $(ARGS)
 
 ui: $(READY) ## browse the runs in MLflow on http://127.0.0.1:PORT
 	@$(BIN)/python -m harness ui --port $(PORT) $(ARGS)

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.api import compare, compose, evaluate, export_run, load, predict, resume, sweep, train
+    from harness.api import (
+        compare,
+        compose,
+        evaluate,
+        export_run,
+        finalize,
+        load,
+        predict,
+        resume,
+        sweep,
+        train,
+    )
     from harness.errors import HarnessError
 
 __version__ = "0.1.0"
@@ -17,6 +28,7 @@ __all__ = [
     "compose",
     "evaluate",
     "export_run",
+    "finalize",
     "load",
     "predict",
     "resume",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # each function imports what it needs: predicting needs no to
     from harness.models import ImageClassifier
     from harness.search.sweep import SweepResult
     from harness.training.checkpoint import Checkpoint
+    from harness.training.finalize import Final
     from harness.training.result import RunResult
 
 
@@ -147,7 +148,7 @@ def evaluate(run: str | None = None, *, split: str = "val", mlruns: str | None =
         >>> harness.evaluate(result.run_id)["val/accuracy"] == result.metrics["val/accuracy"]
         True
 
-    Each reading of the test split is counted, and the count stands in the leaderboard and the model card.
+    Each reading of the test split is counted; the count is printed, as in the leaderboard and the model card.
 
     Args:
         run: a run's id or name, or a sweep's name; by default the best trial of the sweep that ran last.
@@ -162,7 +163,42 @@ def evaluate(run: str | None = None, *, split: str = "val", mlruns: str | None =
     """
     from harness.training.evaluate import evaluate_run
 
-    return evaluate_run(TrackingConfig.at(mlruns), run, split).metrics
+    done = evaluate_run(TrackingConfig.at(mlruns), run, split)
+    if done.readings is not None:
+        print(done.readings)
+    return done.metrics
+
+
+@_starts_processes
+def finalize(
+    sweep: str | None = None, *, retrain: bool = False, again: bool = False, mlruns: str | None = None
+) -> Final:
+    """Evaluate a sweep's winner on the test split, once, like `harness finalize`.
+
+        >>> final = harness.finalize()
+        sweep ...
+        >>> low, high = final.interval
+        >>> low < final.accuracy < high
+        True
+
+    Args:
+        sweep: its name, or its run's id; by default the sweep that ran last.
+        retrain: train its configuration again first, on the training and the validation images, for as many
+            epochs as the winner's checkpoint had.
+        again: evaluate although that was done before; otherwise the earlier result is returned.
+        mlruns: the folder of runs; by default $MLRUNS_DIR or `mlruns`.
+
+    Raises:
+        HarnessError: there is no such sweep, it has no best trial, its data have changed, or the training was
+            interrupted (the same call goes on with it).
+    """
+    from harness.errors import HarnessError
+    from harness.training import finalize as work
+
+    found = work.finalize(TrackingConfig.at(mlruns), sweep, retrain=retrain, again=again)
+    if found is None:
+        raise HarnessError("the training was interrupted: the same call goes on with it")
+    return found
 
 
 def compare(

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from harness.search.report.status import SweepStatus
     from harness.search.study.trials import TrialRow
     from harness.search.sweep import SweepResult
+    from harness.tracking.readings import Noted
     from harness.training.evaluate import RunEvaluation
+    from harness.training.finalize import Final
     from harness.training.result import RunResult
 
 Content = dict[str, Any]
@@ -207,6 +209,46 @@ def of_evaluation(done: RunEvaluation) -> Document:
         },
         notes=list(done.notes),
     )
+
+
+def of_final(final: Final) -> Document:
+    """Return a sweep's winner on the test split."""
+    return Document(
+        "harness.finalize/1",
+        {
+            "sweep": final.sweep,
+            "trial": final.trial,
+            "run_id": final.run_id,
+            "is_retrained": final.is_retrained,
+            "num_epochs": final.num_epochs,
+            "num_train": final.num_train,
+            "num_test": final.num_test,
+            "num_correct": final.num_correct,
+            "accuracy": final.accuracy,
+            "interval_95": final.interval,
+            "metrics": final.metrics,
+            "reading": final.reading,
+            "checkpoint": final.checkpoint,
+            "is_new": final.is_new,
+        },
+    )
+
+
+def of_ledger(noted: list[Noted]) -> Document:
+    """Return readings of the test split, in order."""
+    listed = [
+        {
+            "at": one.reading.when,
+            "owner": one.owner,
+            "owner_run_id": one.owner_id,
+            "run_id": one.reading.run or None,
+            "command": one.reading.command,
+            "number": one.number,
+            "of": one.of,
+        }
+        for one in noted
+    ]
+    return Document("harness.ledger/1", {"readings": listed})
 
 
 def of_comparison(comparison: Comparison, files: list[Path]) -> Document:

@@ -197,6 +197,16 @@ def _add_record_commands(add: AddCommand) -> None:
         "--wide", action="store_true", help="every metric and column, however wide the terminal is"
     )
     compare.add_argument("--output", type=Path, help="for the files (default: reports/compare)")
+    finalize = add("finalize", run_finalize, "a sweep's winner on the test split, once, with an interval")
+    finalize.add_argument("sweep", nargs="?", help="its name or run's id; default: the one that ran last")
+    finalize.add_argument(
+        "--retrain", action="store_true", help="train it again first, on the validation images too"
+    )
+    finalize.add_argument("--again", action="store_true", help="although it was done before")
+    ledger = add(
+        "ledger", run_ledger, "every reading of the test split: when, of which model, by which command"
+    )
+    ledger.add_argument("reference", nargs="?", metavar="RUN", help="of this sweep or run alone: name or id")
     export = add("export", run_export, "write a verified bundle: safetensors, ONNX, model card, checksums")
     export.add_argument("--output", type=Path, default=Path("exports"))
     ui = add("ui", run_ui, "serve the MLflow UI on this machine")
@@ -212,9 +222,9 @@ def _add_record_commands(add: AddCommand) -> None:
             dest="run_id",
             help="a run's id or a sweep's name; default: the best of the sweep that ran last",
         )
-    for command in (evaluate, compare, export, ui):
+    for command in (evaluate, compare, finalize, ledger, export, ui):
         add_mlruns(command)
-    for command in (evaluate, compare, export):
+    for command in (evaluate, compare, finalize, ledger, export):
         add_json(command)
 
 
@@ -330,6 +340,27 @@ def _write_comparison(comparison: Comparison | SweepsComparison, output: Path | 
         return []
     print("written: " + ", ".join(map(str, files)))
     return files
+
+
+def run_finalize(options: argparse.Namespace) -> Document:
+    from harness.training.finalize import finalize
+
+    found = finalize(
+        tracking_config(options), options.sweep, retrain=options.retrain, again=options.again, show=print
+    )
+    if found is None:
+        return documents.of_error("Interrupted", INTERRUPTED, EXIT_INTERRUPTED)
+    print(found)
+    return documents.of_final(found)
+
+
+def run_ledger(options: argparse.Namespace) -> Document:
+    from harness.tracking.readings import describe_ledger
+    from harness.tracking.runs import read_ledger
+
+    noted = read_ledger(tracking_config(options), options.reference)
+    print(describe_ledger(noted))
+    return documents.of_ledger(noted)
 
 
 def run_export(options: argparse.Namespace) -> Document:

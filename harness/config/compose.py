@@ -180,6 +180,8 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
     base = _judged(base, sweep)
     if base.trainer.devices != 1 or "trainer.devices" in sweep.space:
         raise ConfigError("trainer.devices is for single runs: in a sweep, set sweep.devices_per_trial")
+    if base.data.train_on_val or "data.train_on_val" in sweep.space:
+        raise ConfigError("data.train_on_val leaves no images to compare trials by: it is for single runs")
     return SweepPlan(
         sweep=sweep,
         base=base,

@@ -35,6 +35,7 @@ class BaseData(Section):
     batch_size: PositiveInt = 128
     val_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1  # of the training images, stratified
     split_seed: Annotated[int, Field(ge=0)] = 0  # of the validation split; independent of `seed`
+    train_on_val: bool = False  # train on the validation images too, and validate on none
     max_train_samples: PositiveInt | None = None  # train on a stratified subset of this size; None = all
     # An epoch is so many images, of pass after pass over all training images; None = one pass.
     samples_per_epoch: PositiveInt | None = None
@@ -265,6 +266,7 @@ class TrainerConfig(Section):
     """How long a run trains and on which device. harness.training.machine resolves `auto`, once."""
 
     max_epochs: PositiveInt = 10
+    end_after: PositiveInt | None = None  # epochs, of the max_epochs over which the schedule is laid out
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
@@ -336,6 +338,18 @@ class RunConfig(Section):
                     f"data.batch_size={batch} is larger than data.{name}={samples}: "
                     "lower it or use more samples"
                 )
+        end_after = self.trainer.end_after
+        if end_after is not None and end_after > epochs:
+            raise ValueError(
+                f"trainer.end_after={end_after} is beyond trainer.max_epochs={epochs}: lower it or remove it"
+            )
+        if self.data.train_on_val and (
+            self.trainer.select != "last" or self.trainer.early_stopping_patience is not None
+        ):
+            raise ValueError(
+                "data.train_on_val=true leaves no images by which to choose an epoch or to stop early: set "
+                "trainer.select=last and trainer.early_stopping_patience=null"
+            )
         if batch % self.trainer.devices:
             raise ValueError(
                 f"data.batch_size={batch} cannot be shared evenly by {self.trainer.devices} devices "

@@ -49,6 +49,8 @@ def load_splits(config: DataConfig) -> ImageSplits:
 
 
 def _look_alikes(decoded: DecodedSet, splits: ImageSplits, cache_dir: Path) -> list[str]:
+    if not len(splits.val):
+        return []
     val_part = decoded.parts.get("val", decoded.parts["train"])
     val, train = (val_part, splits.val.indices), (decoded.parts["train"], splits.train.indices)
     return alike_in_validation(val, train, cache_dir, splits.row_digest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -126,6 +126,9 @@ def build_splits(
         val_part = part
         val_rows = _set_aside(part, rows, config.val_fraction, config.split_seed, names, FOR_VALIDATION)
         rows = np.setdiff1d(rows, val_rows, assume_unique=True)
+    if config.train_on_val:
+        part, rows = _joined(part, rows, val_part, val_rows)
+        val_rows = val_rows[:0]
     rows = _subset(part, rows, config)
     if config.batch_size > len(rows):
         raise ConfigError(
@@ -152,6 +155,24 @@ def build_splits(
         mean=mean,
         std=std,
     )
+
+
+def _joined(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) -> tuple[Part, np.ndarray]:
+    """Return one part that holds the training and the validation images, and the rows of both."""
+    if val_part is part:
+        return part, np.union1d(rows, val_rows)
+    fields = ("labels", "hashes", "moments", "thumbnails")
+    images, val_images = part.images, val_part.images
+    if isinstance(images, ImageFiles) and isinstance(val_images, ImageFiles):
+        both: np.ndarray | ImageFiles = replace(images, paths=images.paths + val_images.paths)
+    else:
+        assert isinstance(images, np.ndarray)
+        assert isinstance(val_images, np.ndarray)
+        both = np.concatenate([images, val_images])  # in memory, as the source keeps them in two files
+    facts = (np.concatenate([getattr(part, name), getattr(val_part, name)]) for name in fields)
+    labels, hashes, moments, thumbnails = facts
+    joined = Part(both, labels, hashes, moments, thumbnails, part.names + val_part.names)
+    return joined, np.concatenate([rows, val_rows + len(part.labels)])
 
 
 def build_test(decoded: DecodedSet, test_fraction: float) -> ImageArrays:

@@ -6,6 +6,7 @@ is renamed to the target. So a failed export leaves no incomplete bundle, and an
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import uuid
@@ -99,6 +100,7 @@ def _write(
     export_onnx(classifier, folder / manifest.ONNX_FILE, graph_input)
     save_weights(classifier.network.state_dict(), folder / manifest.WEIGHTS_FILE)
     exported = onnx_runner(folder / manifest.ONNX_FILE, graph_input)
+    num_val = 0 if checkpoint.config.data.train_on_val else len(val)
     config = BundleConfig(
         name=name,
         classes=checkpoint.class_names,
@@ -106,9 +108,9 @@ def _write(
         preprocessing=_preprocessing(classifier, graph_input.height, checkpoint.config.data),
         model=checkpoint.config.model,
         num_parameters=sum(parameter.numel() for parameter in classifier.parameters()),
-        data=DataFacts(name=checkpoint.data_name, digest=checkpoint.data_digest, num_val_images=len(val)),
+        data=DataFacts(name=checkpoint.data_name, digest=checkpoint.data_digest, num_val_images=num_val),
         epoch=checkpoint.epoch,
-        score=checkpoint.score,
+        score=checkpoint.score if math.isfinite(checkpoint.score) else None,
         run=facts,
         parity=parity.check_parity(torch_runner(classifier), exported, images_NCHW),
         training=_portable(checkpoint.config.to_dict()),

@@ -99,7 +99,7 @@ $timm## Files
 `model.safetensors` holds the weights, `model.onnx` the whole graph, `config.json` everything above in
 machine-readable form. `sha256sum --check SHA256SUMS` tells whether they are unaltered.
 
-torch and ONNX Runtime were compared when this bundle was written: on $parity_images validation images in
+torch and ONNX Runtime were compared when this bundle was written: on $parity_images $parity_split images in
 batches of $parity_batches the logits differ by at most $parity_difference (allowed: $parity_tolerance), and
 $parity_agreement of the predicted classes are the same.
 """)
@@ -142,6 +142,7 @@ def render_card(config: BundleConfig) -> str:
         std=_numbers(inside.std),
         timm=TIMM if config.architecture else "",
         parity_images=config.parity.num_images,
+        parity_split="validation" if config.data.num_val_images else "training",
         parity_batches=", ".join(map(str, config.parity.batch_sizes)),
         parity_difference=f"{config.parity.max_abs_difference:.2g}",
         parity_tolerance=f"{config.parity.tolerance:.2g}",
@@ -198,7 +199,8 @@ def _is_pretrained(config: BundleConfig) -> bool:
 
 def _by_split(config: BundleConfig) -> dict[str, dict[str, float]]:
     """Return the known metrics as {"val": {"accuracy": …}, "test": …}, without empty splits."""
-    known = config.run.metrics or {_monitor(config): config.score}
+    of_epoch = {} if config.score is None else {_monitor(config): config.score}
+    known = config.run.metrics or of_epoch
     tables = {
         split: {m: known[f"{split}/{m}"] for m in METRICS if f"{split}/{m}" in known} for split in SPLITS
     }
@@ -215,6 +217,8 @@ def _data(config: BundleConfig) -> str:
     subset = config.training.get("data", {}).get("max_train_samples")
     used = f"\nTrained on a stratified subset of {subset:,} training images." if subset else ""
     held = f"validated on {config.data.num_val_images:,} images that it was not trained on"
+    if config.training.get("data", {}).get("train_on_val"):
+        held = "trained on the training and the validation images together, without validation"
     return f"`{config.data.name}`, {held}.{used}\nDigest of pixels, labels and split: `{config.data.digest}`."
 
 

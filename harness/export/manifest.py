@@ -106,7 +106,7 @@ class BundleConfig(Section):
     num_parameters: int
     data: DataFacts
     epoch: int  # of the checkpoint, counted from 0
-    score: float  # by training.trainer.monitor, of that epoch
+    score: float | None  # by training.trainer.monitor, of that epoch; None: trained without validation images
     run: RunFacts
     parity: ParityFacts
     training: dict[str, Any]  # the run's whole configuration, as it was resolved

@@ -86,4 +86,4 @@ def _validation_images(checkpoint: Checkpoint, record: RunRecord) -> ImageArrays
             f"run {record.run_id} was trained on {then}, but its configuration now finds {splits.name} "
             f"({splits.digest[:12]}) in {checkpoint.config.data.dir}: put the images back there"
         )
-    return splits.val
+    return splits.val if len(splits.val) else splits.train  # none are left by data.train_on_val

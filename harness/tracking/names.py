@@ -7,7 +7,7 @@ runs of earlier versions unreadable.
 from __future__ import annotations
 
 # tags
-KIND = "harness.kind"  # train | trial | sweep
+KIND = "harness.kind"  # train | trial | sweep | final
 SWEEP = "harness.sweep"  # the sweep's name, on the parent and on every trial
 STUDY = "harness.study"  # on the parent: an id, as several sweeps may have one name
 TRIAL = "harness.trial"  # the logical trial's number
@@ -16,6 +16,8 @@ CHECKPOINT_REMOVED = "checkpoint removed (sweep.checkpoint_gb)"
 BEST_RUN = "harness.best_run_id"  # on a sweep's parent: its best trial's run when its last call ended
 TESTED_RUN = "harness.tested_run_id"  # on a sweep's parent: the run whose checkpoint gave its test metrics
 REPLICATE_OF = "harness.replicate_of"  # on a trial: the trial whose configuration it repeats, fresh seed
+FINAL = "harness.final"  # on a sweep's parent: what `harness finalize` has found, as JSON, see final.py
+FINAL_OF = "harness.final_of"  # on a run of kind "final": the id of the run that it trains again
 PRUNED = "harness.pruned"  # "true" on a run that the pruner stopped
 METRIC, DIRECTION = "harness.metric", "harness.direction"  # on a sweep's parent: its objective
 SPACE = "harness.space"  # on a sweep's parent: the paths that it searches, separated by commas

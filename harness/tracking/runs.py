@@ -25,6 +25,7 @@ from harness.tracking import names
 from harness.tracking.address import store_exists, store_uri
 from harness.tracking.mlflow_tables import StoredRun, read_stored_runs
 from harness.tracking.mlflow_writes import NO_SUCH_RUN, STORE_ERRORS
+from harness.tracking.readings import Noted, ledger
 from harness.tracking.store import open_store
 
 PAGE_SIZE = 1000
@@ -40,7 +41,7 @@ class RunRecord:
     run_id: str
     name: str
     experiment_id: str
-    kind: str  # train | trial | sweep
+    kind: str  # train | trial | sweep | final
     status: str  # RUNNING | FINISHED | FAILED | KILLED
     parent_run_id: str | None
     sweep: str | None
@@ -149,6 +150,21 @@ def get_run(tracking: TrackingConfig, reference: str) -> RunRecord:
         ids = ", ".join(record.run_id[:12] for record in found[-3:])
         raise TrackingError(f"{len(found)} runs are called {reference!r}: give an id, such as {ids}")
     return max(found, key=activity)
+
+
+def read_ledger(tracking: TrackingConfig, reference: str | None = None) -> list[Noted]:
+    """Return every reading of the test split that is recorded, in order.
+
+    Args:
+        reference: a sweep or a run, whose readings alone are returned; of a trial, those of its sweep.
+
+    Raises:
+        TrackingError: there is no such run, or the store cannot be read.
+    """
+    if reference is None:
+        return ledger(search_runs(tracking, ""))
+    run = get_run(tracking, reference)
+    return ledger([get_run(tracking, run.parent_run_id) if run.parent_run_id else run])
 
 
 def read_config(run: RunRecord) -> dict[str, Any]:

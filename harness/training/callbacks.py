@@ -78,7 +78,8 @@ class EpochRecorder(pl.Callback):
         # Called with each epoch that is the best so far, and its validation logits.
         self.on_better: Callable[[int, Tensor], None] | None = None
         self.monitor, self.select = trainer.monitor, trainer.select
-        self.patience = trainer.early_stopping_patience
+        self.patience, self.end_after = trainer.early_stopping_patience, trainer.end_after
+        self.validates = True  # whether there are validation images; set when the training starts
         self.history: list[dict[str, float]] = []  # the metrics of each epoch
         self.decision: Decision = "continue"
         self.diverged = False
@@ -101,6 +102,8 @@ class EpochRecorder(pl.Callback):
         return _of_validation(self.history[self.best_epoch])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassifierModule)
+        self.validates = not pl_module.config.data.train_on_val
         # A run that was killed after its last epoch and before it was recorded has nothing left to train.
         trainer.should_stop = self._is_over()
 
@@ -119,18 +122,21 @@ class EpochRecorder(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassifierModule)
+        if not self.validates:
+            self._trained = time.perf_counter()
         metrics = self._metrics(trainer, pl_module)
-        if not (math.isfinite(metrics["train/loss"]) and math.isfinite(metrics["val/loss"])):
+        losses = [metrics[name] for name in ("train/loss", "val/loss") if name in metrics]
+        if not all(map(math.isfinite, losses)):
             self.diverged = trainer.should_stop = True
             return
-        if self.monitor.metric not in metrics:
+        if self.validates and self.monitor.metric not in metrics:
             raise ConfigError(
                 f"trainer.monitor.metric={self.monitor.metric} has no value where all validation images are "
                 "of one class: choose another metric or other images"
             )
         self.history.append(metrics)
         epoch = trainer.current_epoch
-        if self.best_epoch == epoch:
+        if self.best_epoch == epoch and self.validates:
             self.best_logits, self.best_logits_epoch = pl_module.val_logits, epoch
         self._log_epoch(epoch)
         if self.best_epoch == epoch and self.on_better is not None and pl_module.val_logits is not None:
@@ -141,8 +147,8 @@ class EpochRecorder(pl.Callback):
         trainer.should_stop = self._is_over() or self.decision == "interrupt"
 
     def _is_over(self) -> bool:
-        """Tell whether the run is pruned or out of patience; a resumed run comes to the same answer."""
-        if self.decision == "prune":
+        """Tell whether the run has come to its end, is pruned or out of patience, also when it is resumed."""
+        if self.decision == "prune" or (self.end_after is not None and len(self.history) >= self.end_after):
             return True
         if self.patience is None or not self.history:
             return False

@@ -22,6 +22,8 @@ from harness.data import load_splits, remember_auto, resolve_auto
 from harness.errors import TrackingError
 from harness.signals import EXIT_INTERRUPTED, StopSignals, leave_at_once
 from harness.tracking import Tracker
+from harness.tracking.readings import count_readings, describe_reading
+from harness.tracking.runs import get_run
 from harness.tracking.store import open_store
 from harness.tracking.tracker import SilentTracker
 from harness.training import launch_ranks
@@ -47,7 +49,7 @@ def run_training(config: RunConfig, run_id: str | None = None) -> tuple[int, Run
         HarnessError: the run cannot begin, or cannot go on.
     """
     if config.trainer.devices == 1:
-        with StopSignals(_answer_signal) as signals:
+        with StopSignals(answer_signal) as signals:
             result = _train(config, run_id, lambda: signals.count > 0)
         return _exit_code(result), result
     num_gpus = torch.cuda.device_count()
@@ -80,7 +82,7 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
     monitor = config.trainer.monitor.metric
     tracker = _start_run(config, run_id) if together.is_zero else SilentTracker()
     folder = Path(config.tracking.dir) / "checkpoints" / together.broadcast(tracker.run_id)
-    with _sole_process(folder) if together.is_zero else nullcontext():
+    with sole_process(folder) if together.is_zero else nullcontext():
         result = train(
             config,
             tracker=tracker,
@@ -91,6 +93,8 @@ def _train(config: RunConfig, run_id: str | None, stop_requested: Callable[[], b
         )
     if together.is_zero:
         _print_result(result, monitor)
+        if config.evaluate_test and result.status != "interrupted":
+            _print_test(config, result.run_id)
     return result
 
 
@@ -101,7 +105,7 @@ def _start_run(config: RunConfig, run_id: str | None) -> Tracker:
 
 
 @contextmanager
-def _sole_process(folder: Path) -> Iterator[None]:
+def sole_process(folder: Path) -> Iterator[None]:
     """Hold a lock on the run's folder, so that no second process trains the same run."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -115,21 +119,36 @@ def _print_result(result: RunResult, monitor: str) -> None:
     if result.status == "interrupted":
         print(f"interrupted; to go on: harness train --resume {result.run_id}", file=sys.stderr)
         return
+    kept = f"best: {monitor} {result.score:.4f} in epoch" if monitor in result.metrics else "kept: epoch"
     print(
-        f"best: {monitor} {result.score:.4f} in epoch {result.best_epoch + 1}, {result.seconds:.1f} s\n"
+        f"{kept} {result.best_epoch + 1}, {result.seconds:.1f} s\n"
         f"run {result.run_id}, checkpoint {result.checkpoint}\n"
         f"next: harness export --run {result.run_id}   or   make ui"
     )
 
 
+def _print_test(config: RunConfig, run_id: str) -> None:
+    """Print the run's accuracy on the test split, and how often the split was read for it."""
+    try:
+        run = get_run(config.tracking, run_id)
+    except TrackingError as error:  # the store is away, and the record waits on disk
+        print(f"the test split was read; how often is not known: {error}")
+        return
+    if (accuracy := run.results.get("test/accuracy")) is not None:
+        number = count_readings(run.tags)
+        print(f"test/accuracy {accuracy:.4f} ({describe_reading(number, number, 'run')})")
+
+
 def print_epoch(report: EpochReport, monitor: str = "val/accuracy") -> Decision:
     """Print an epoch's metrics in one line, the monitored one among them; return "continue"."""
     metrics = report.metrics
-    watched = "" if monitor in ("val/loss", "val/accuracy") else f"{monitor} {metrics[monitor]:.4f}  "
+    is_shown = monitor in ("val/loss", "val/accuracy") or monitor not in metrics
+    watched = "" if is_shown else f"{monitor} {metrics[monitor]:.4f}  "
+    val = f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}  " if "val/loss" in metrics else ""
     print(
         f"epoch {report.epoch + 1}/{report.max_epochs}  "
         f"train {metrics['train/loss']:.4f} / {metrics['train/accuracy']:.4f}  "
-        f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}  "
+        f"{val}"
         f"{watched}"
         f"{metrics['epoch_seconds']:.1f} s  {metrics['images_per_second']:,.0f} images/s",
         flush=True,
@@ -137,7 +156,8 @@ def print_epoch(report: EpochReport, monitor: str = "val/accuracy") -> Decision:
     return "continue"
 
 
-def _answer_signal(number: int, count: int) -> None:
+def answer_signal(number: int, count: int) -> None:
+    """Say what a signal does to a training run; a second Ctrl-C ends it at once."""
     if count > 1 and number == signal.SIGINT:
-        leave_at_once("left at once; harness train --resume RUN goes on after the last complete epoch")
+        leave_at_once("left at once; a resumed run goes on after its last complete epoch")
     print("stopping at the end of this batch; Ctrl-C again stops at once", file=sys.stderr)

@@ -176,7 +176,7 @@ def evaluate_checkpoint(
 
     Args:
         temperature: fitted on the validation images, where it is known. For the test split it is otherwise
-            fitted here, on the model's answers to the validation images.
+            fitted here, on the model's answers to the validation images, if there are any.
         closely: also record the pictures that are not drawn for every trial.
 
     Returns:
@@ -200,7 +200,7 @@ def _evaluate(checkpoint: Checkpoint, split: Split, temperature: float | None = 
         arrays = splits.val
     else:
         arrays = load_test(checkpoint.config.data)
-        if temperature is None:
+        if temperature is None and len(splits.val):
             temperature = fit_temperature(model.predict(splits.val)[0], splits.val.labels)
     return _Evaluated(model.evaluate(arrays, split, temperature), arrays, model)
 

@@ -129,6 +129,8 @@ def quiet_lightning() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     # Batches are cut from arrays in memory: worker processes would only copy them.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # With data.train_on_val there is nothing to validate on.
+    warnings.filterwarnings("ignore", message="Total length of `BatchLoader` across ranks is zero.*")
     # Checkpoints of earlier versions name callbacks that are gone.
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
     # In a Slurm job, too, `launch_ranks.py` starts the ranks.

@@ -183,7 +183,8 @@ class ClassifierModule(pl.LightningModule):
         torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        score = self.val_metrics[self.config.trainer.monitor.metric]
+        validates = not self.config.data.train_on_val
+        score = self.val_metrics[self.config.trainer.monitor.metric] if validates else math.nan
         checkpoint[SECTION] = {**self.facts.to_dict(), "epoch": self.current_epoch, "score": score}
 
 

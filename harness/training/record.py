@@ -48,6 +48,8 @@ def record_data(tracker: Tracker, splits: ImageSplits) -> None:
     """Record the data sets by name and digest: of all images for training, of its own for validation."""
     sets = (("training", splits.train, splits.digest), ("validation", splits.val, splits.val_digest))
     for context, arrays, digest in sets:
+        if not len(arrays):  # data.train_on_val
+            continue
         tracker.log_data(
             name=splits.name,
             digest=digest,
@@ -66,16 +68,41 @@ def record_best(
     machine: Machine,
     best: Path,
     closely: bool,
-) -> Evaluation:
+) -> Evaluation | None:
     """Evaluate the best checkpoint on validation and, if configured, on test; log it as a model.
 
     Args:
         closely: also record the figures that are not drawn for every trial.
 
     Returns:
-        The evaluation on validation.
+        The evaluation on validation; None where there are no validation images.
     """
     tracker.set_tags({names.CHECKPOINT: recorded_path(best, config.tracking.dir)})
+    evaluation = None
+    if len(splits.val):
+        evaluation = _record_validation(tracker, config, splits, recorder, machine, best, closely)
+    tracker.log_summary({names.BEST_EPOCH: recorder.best_epoch})
+    if config.tracking.log_model:
+        example = splits.train.gather(np.arange(min(4, len(splits.train))))
+        named = {} if evaluation is None else evaluation.named()
+        metrics = {names.BEST + name: value for name, value in named.items()}
+        tracker.log_model(best, input_example=example, class_names=splits.class_names, metrics=metrics)
+    if config.evaluate_test:
+        tracker.set_tags(next_reading(None, tracker.run_id, "harness train").to_tag())
+        temperature = None if evaluation is None else evaluation.temperature
+        evaluate_checkpoint(best, split="test", tracker=tracker, temperature=temperature, closely=closely)
+    return evaluation
+
+
+def _record_validation(
+    tracker: Tracker,
+    config: RunConfig,
+    splits: ImageSplits,
+    recorder: EpochRecorder,
+    machine: Machine,
+    best: Path,
+    closely: bool,
+) -> Evaluation:
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
         logits = recorder.best_logits.numpy()  # this process has validated that epoch itself
     else:
@@ -89,13 +116,4 @@ def record_best(
     record_evaluation(tracker, evaluation, known=logged)
     if closely:
         look_closely(tracker, evaluation)
-    tracker.log_summary({names.BEST_EPOCH: recorder.best_epoch})
-    if config.tracking.log_model:
-        example = splits.val.gather(np.arange(min(4, len(splits.val))))
-        metrics = {names.BEST + name: value for name, value in evaluation.named().items()}
-        tracker.log_model(best, input_example=example, class_names=splits.class_names, metrics=metrics)
-    if config.evaluate_test:
-        tracker.set_tags(next_reading(None, tracker.run_id, "harness train").to_tag())
-        temperature = evaluation.temperature
-        evaluate_checkpoint(best, split="test", tracker=tracker, temperature=temperature, closely=closely)
     return evaluation

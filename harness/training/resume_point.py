@@ -144,7 +144,7 @@ def _put_best_back(
     problem = f"{best} of epoch {epoch + 1} is gone"
     for path in (best, previous_of(best)):
         try:
-            if path.is_file() and _is_of_epoch(path, epoch, history[epoch][monitor.metric]):
+            if path.is_file() and _is_of_epoch(path, epoch, history[epoch].get(monitor.metric)):
                 path.replace(best)
                 return
         except DamagedCheckpointError as error:
@@ -152,9 +152,10 @@ def _put_best_back(
     raise DamagedCheckpointError(problem)
 
 
-def _is_of_epoch(path: Path, epoch: int, score: float) -> bool:
+def _is_of_epoch(path: Path, epoch: int, score: float | None) -> bool:
+    """Tell whether a checkpoint is of this epoch and score; None: the run has no validation images."""
     section = _load_whole(path)[SECTION]
-    return (section["epoch"], section["score"]) == (epoch, score)
+    return bool(section["epoch"] == epoch and (score is None or section["score"] == score))
 
 
 def _load_whole(path: Path) -> dict[str, Any]:

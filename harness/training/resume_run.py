@@ -46,6 +46,10 @@ def resume_training(
         ConfigError: an override changes a setting that the finished epochs depend on.
     """
     run = get_run(tracking, reference)
+    if run.kind == "final":
+        raise TrackingError(
+            f"run {run.run_id} is the final training of sweep {run.sweep!r}: repeat `harness finalize`"
+        )
     if run.kind != "train":
         raise TrackingError(
             f"run {run.run_id} belongs to sweep {run.sweep!r}: repeat `harness sweep`, and it goes on"

@@ -99,7 +99,7 @@ def train(
         ranks.from_zero(lambda: make_room(checkpoint_dir, classifier))
         if ranks.is_zero:
             record_setup(tracker, config, splits, freezing, machine)
-            if wants_all(config.evaluation.pictures, closely):
+            if len(splits.val) and wants_all(config.evaluation.pictures, closely):
                 recorder.on_better = ExamplesOfEpochs(tracker, splits.val, splits.class_names)
         try:
             data = choose_data(classifier, splits, config, machine, stop_requested)
@@ -117,9 +117,10 @@ def train(
             forget_previous(checkpoint_dir)
         seconds = time.perf_counter() - started  # before the costs: measuring them is not training
         if is_recorder:
-            costs = measure_costs(best, splits.val.gather(np.array([0]))[0], recorder.history, machine)
+            costs = measure_costs(best, splits.train.gather(np.array([0]))[0], recorder.history, machine)
             costs |= training_costs(config, data, len(splits.class_names), len(recorder.history))
-            _record_pictures(tracker, config, splits, recorder, evaluation, machine, best, closely)
+            if evaluation is not None:
+                _record_pictures(tracker, config, splits, recorder, evaluation, machine, best, closely)
     except BaseException as error:
         tracker.set_tags({"harness.failure": shown(f"{type(error).__name__}: {error}")[:500]})
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")

@@ -177,3 +177,29 @@ def test_digits_show_the_digits(tmp_path: Path) -> None:
     shrunk = images[..., 0].reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4)) / 255 * 16
     ink = original.images[splits.train.indices]
     assert np.corrcoef(shrunk.ravel(), ink.ravel())[0, 1] > 0.97
+
+
+# ── training on the validation images too ─────────────────────────────────────────────────────────
+
+
+def test_training_on_validation_images_leaves_the_test_images_as_they_are() -> None:
+    decoded = decoded_of([40, 30, 20])
+    before, after = split(decoded, val_fraction=0.2), split(decoded, val_fraction=0.2, train_on_val=True)
+    assert len(after.val) == 0
+    both = np.union1d(before.train.indices, before.val.indices)
+    np.testing.assert_array_equal(np.sort(after.train.indices), both)
+    assert len({before.digest, after.digest, before.val_digest, after.val_digest}) == 4
+    assert not np.allclose(before.mean, after.mean)
+
+
+def test_validation_images_of_a_part_of_their_own_are_joined() -> None:
+    train, val = decoded_of([10, 8]), decoded_of([5, 4], seed=1)
+    decoded = DecodedSet(train.about, {"train": train.parts["train"], "val": val.parts["train"]})
+    joined = split(decoded, train_on_val=True)
+    before = split(decoded)
+    expected = np.concatenate([before.train.gather(slice(None)), before.val.gather(slice(None))])
+    images = joined.train.gather(slice(None))
+    order, wanted = (np.lexsort(one.reshape(len(one), -1).T) for one in (images, expected))
+    np.testing.assert_array_equal(images[order], expected[wanted])
+    labels = np.concatenate([before.train.labels, before.val.labels])
+    np.testing.assert_array_equal(joined.train.labels[order], labels[wanted])

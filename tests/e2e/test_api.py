@@ -16,7 +16,18 @@ import harness
 from harness import api
 
 # In the order in which one example uses the results of another.
-FUNCTIONS = ("compose", "train", "resume", "evaluate", "load", "export_run", "predict", "sweep", "compare")
+FUNCTIONS = (
+    "compose",
+    "train",
+    "resume",
+    "evaluate",
+    "load",
+    "export_run",
+    "predict",
+    "sweep",
+    "compare",
+    "finalize",
+)
 
 SCRIPT = """
 import multiprocessing

@@ -34,7 +34,18 @@ def test_every_command_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         build_parser().parse_args(["--help"])
     shown = capsys.readouterr().out
-    for command in ("sweep", "train", "data", "evaluate", "compare", "export", "ui", "predict", "doctor"):
+    for command in (
+        "sweep",
+        "train",
+        "data",
+        "evaluate",
+        "finalize",
+        "compare",
+        "export",
+        "ui",
+        "predict",
+        "doctor",
+    ):
         assert re.search(rf"^\s+{command}\s+\w+", shown, re.MULTILINE), command
 
 

@@ -57,6 +57,8 @@ ADDED_LATER: dict[str, Any] = {
     "data.group_by": None,
     "sweep.compute_per_trial": None,
     "sweep.max_passes": 100.0,
+    "data.train_on_val": False,
+    "trainer.end_after": None,
 }
 SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"
