@@ -77,13 +77,16 @@ class MlflowTracker:
         self._epochs.add(step)
         self._record({"op": "metrics", "points": self._new_points(step, {**metrics, names.EPOCH: step})})
 
-    def log_summary(self, metrics: Mapping[str, float]) -> None:
+    def log_summary(self, metrics: Mapping[str, float], *, replaces: bool = False) -> None:
         # MLflow's lists show the value at a metric's highest step. Where that is this value already, nothing
         # is written: another point would lengthen the curve by an epoch that was not trained. Otherwise the
         # value goes to the step after the last epoch.
         last = self._last_points()
         news = {key: value for key, value in metrics.items() if key not in last or last[key][1] != value}
-        points = self._new_points(self._summary_step, news)
+        points: list[Point] = []
+        for key, value in news.items():
+            step = max(self._summary_step, last[key][3] + 1 if replaces and key in last else 0)
+            points += self._new_points(step, {key: value})
         if points:
             self._record({"op": "metrics", "points": points})
 

@@ -43,8 +43,13 @@ class Tracker(Protocol):
         """Record one epoch's metrics together; an epoch that is already recorded is left alone."""
         ...
 
-    def log_summary(self, metrics: Mapping[str, float]) -> None:
-        """Record the final metrics of the run; lists of runs show these values."""
+    def log_summary(self, metrics: Mapping[str, float], *, replaces: bool = False) -> None:
+        """Record the final metrics of the run; lists of runs show these values.
+
+        Args:
+            replaces: a value that differs from the recorded one takes its place in the lists, as a later
+                point of its curve: it is of another model (a sweep's new best trial, on the test split).
+        """
         ...
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:

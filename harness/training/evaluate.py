@@ -7,7 +7,7 @@ checkpoint on the test split, which this module reads through `harness.data.held
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -102,14 +102,17 @@ def evaluate_run(
     show(choice.why)
     store = open_store(tracking)
     tracker = store.reopen_run(choice.run.run_id)
-    temperature = choice.run.metrics.get(names.TEMPERATURE)
+    # The metrics of a run that has not finished may be those of an earlier checkpoint.
+    recorded = choice.run.metrics if choice.run.status == "FINISHED" else {}
+    temperature = recorded.get(names.TEMPERATURE)
     if is_folder:
         done = _evaluate_folder(store, choice, tracker, Path(split), temperature)
     else:
         readings = _note_reading(store, choice, split) if split == "test" else None
         name: Split = "test" if split == "test" else "val"
         evaluated = _evaluate(load_checkpoint(choice.checkpoint), name, temperature)
-        evaluated.record(tracker, closely=True)
+        known = {key.removeprefix(names.BEST) for key in recorded if key.startswith(names.BEST)}
+        evaluated.record(tracker, closely=True, known=known)  # the run was chosen by what it recorded then
         done = RunEvaluation(choice, evaluated.evaluation, readings)
     tracker.finish("FINISHED")
     return done
@@ -213,8 +216,8 @@ class _Evaluated:
     arrays: ImageArrays
     model: _Model
 
-    def record(self, tracker: Tracker, closely: bool) -> None:
-        record_evaluation(tracker, self.evaluation)
+    def record(self, tracker: Tracker, closely: bool, known: Container[str] = ()) -> None:
+        record_evaluation(tracker, self.evaluation, known)
         if closely:
             look_closely(tracker, self.evaluation)
         self.record_pictures(tracker, closely)

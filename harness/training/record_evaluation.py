@@ -38,7 +38,8 @@ def record_evaluation(tracker: Tracker, evaluation: Evaluation, known: Container
     """
     split, class_names = evaluation.split, evaluation.predictions.class_names
     prefix = names.BEST if split == "val" else ""
-    tracker.log_summary({prefix + key: v for key, v in evaluation.named().items() if key not in known})
+    metrics = {prefix + key: value for key, value in evaluation.named().items() if key not in known}
+    tracker.log_summary(metrics, replaces=split != "val")
     tracker.log_bytes(to_bytes(evaluation.predictions), names.PREDICTIONS.format(split=split))
     tracker.log_text(summary(evaluation), f"{split}/summary.md")
     tracker.log_text(as_csv(evaluation.per_class), f"{split}/classes.csv")

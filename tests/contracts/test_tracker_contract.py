@@ -167,6 +167,18 @@ def test_a_summary_that_repeats_what_was_measured_leaves_the_curve_alone(case: C
     assert case.see().curve == [3.0, 2.0]
 
 
+def test_a_summary_of_another_model_replaces_the_first(case: Case) -> None:
+    case.tracker.log_summary({"test/accuracy": 0.8, "test/loss": 1.0})
+    case.resume().log_summary({"test/accuracy": 0.7})
+    assert case.see().latest["test/accuracy"] == 0.8, "a resumed run may repeat a call"
+    for _ in range(2):
+        case.resume().log_summary({"test/accuracy": 0.9, "test/loss": 1.0}, replaces=True)
+    assert case.see().latest["test/accuracy"] == 0.9
+    case.resume().log_summary({"test/accuracy": 0.85}, replaces=True)
+    assert case.see().latest["test/accuracy"] == 0.85
+    assert case.see().latest["test/loss"] == 1.0
+
+
 def test_tags_may_change(case: Case) -> None:
     case.tracker.set_tags({"a": "1", "b": "2"})
     case.tracker.set_tags({"b": "3"})

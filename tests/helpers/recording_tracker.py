@@ -38,8 +38,8 @@ class RecordingTracker:
         if step > max(self.epochs, default=-1):
             self.epochs[step] = dict(metrics)
 
-    def log_summary(self, metrics: Mapping[str, float]) -> None:
-        self.summary = dict(metrics) | self.summary
+    def log_summary(self, metrics: Mapping[str, float], *, replaces: bool = False) -> None:
+        self.summary = self.summary | dict(metrics) if replaces else dict(metrics) | self.summary
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         self.tags.update({key: value for key, value in tags.items() if value is not None})
