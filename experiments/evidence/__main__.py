@@ -1,6 +1,7 @@
 """Simulates comparisons over seeds, and prints how often intervals and tests of `harness compare` are right.
 
     python -m experiments.evidence [--repeats 2000]
+    python -m experiments.evidence --real       (trains 100 small networks, in minutes)
 
 Scores are drawn from distributions whose mean is known, so that every claim can be checked. The functions of
 `harness compare` judge them (`harness/analysis/seeds.py`).
@@ -82,7 +83,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=2000, help="simulations of each row")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--real", action="store_true", help="train ten real pairs on digits instead")
+    options = parser.parse_args()
+    if options.real:
+        from experiments.evidence.real import main as train_pairs
+
+        train_pairs()
+        return
+    repeats = options.repeats
     rng = np.random.default_rng(0)
     error = 1.96 * 100 * np.sqrt(0.05 * 0.95 / repeats)
     print(f"{repeats:,} simulations a row: a rate of 95 % is known to ± {error:.1f} points\n")

@@ -59,6 +59,10 @@ IGNORED_PARAMS = (
 )
 # Settings that may differ between runs of one configuration: the seed, and where the run took place.
 NOT_OF_A_CONFIGURATION = ("seed", "machine.device_name", "machine.threads", "trainer.threads")
+# Results that everybody looks at. A run has some twenty others, which follow from the same predictions:
+# they are columns of the files, and of the text with --wide.
+IMPORTANT_RESULTS = ("val/accuracy", "val/balanced_accuracy", "val/loss", "val/ece", "test/accuracy")
+LOWER_IS_BETTER = ("loss", "brier", "ece")  # how the last part of such a metric's name begins
 NUM_PAIRED = 6  # best runs whose predictions of the same images are compared in pairs
 NO_TTA = "val/accuracy_no_tta"  # beside the METRICS of each epoch, a column of every table
 NO_ANSWER = ("infeasible", "failed")  # such a run stands below all others, however good its score
@@ -108,6 +112,7 @@ def compare(
         tuple(tuple(row.get(c) for c in columns) for row in rows),
         constant,
         _ranking(columns, rows, settings, metric, sweep),
+        minor=frozenset(c for c in columns if _is_result(c) and c not in (metric, *IMPORTANT_RESULTS)),
         seeds=compare_seeds(records, settings, metric, sweep),
         notes=(f"{left_out} more metrics are recorded: --wide shows them",) if left_out else (),
     )
@@ -352,6 +357,10 @@ def _is_detail(column: str, wanted: Sequence[str | None]) -> bool:
     return split in ("val", "test") and f"val/{name}" not in (*METRICS, NO_TTA) and column not in wanted
 
 
+def _is_result(column: str) -> bool:
+    return column.startswith(("val/", "test/"))
+
+
 def _result_order(column: str) -> tuple[int, int, str]:
     """Sort validation before test, and accuracy before everything else."""
     return (column.startswith("test/"), not column.endswith("/accuracy"), column)
@@ -373,5 +382,6 @@ def _sort_key(cell: Cell, column: str) -> tuple[int, float, str]:
         return (2, 0.0, "")
     if isinstance(cell, str):
         return (1, 0.0, cell)
-    larger_is_better = column.startswith(("val/", "test/")) and not column.endswith("loss")
+    is_lower_better = column.rpartition("/")[2].startswith(LOWER_IS_BETTER)
+    larger_is_better = _is_result(column) and not is_lower_better
     return (0, -cell if larger_is_better else cell, "")

@@ -84,6 +84,7 @@ class Comparison:
     rows: tuple[tuple[Cell, ...], ...]
     constant: int  # how many settings were left out because they are the same in all runs
     ranking: tuple[str, ...] = ()  # the columns, the most important first
+    minor: frozenset[str] = frozenset()  # columns that only the files and the widest text show
     seeds: SeedsReport | None = None  # where a configuration was run with several seeds
     images: ImagesReport | None = None  # where predictions of the same images are kept
     notes: tuple[str, ...] = ()  # which runs were taken, and which others may be meant
@@ -91,15 +92,23 @@ class Comparison:
     def __str__(self) -> str:
         return self.to_text()
 
-    def to_text(self, width: int | None = None) -> str:
-        """Return the first runs with the columns that fit into `width`, or all columns without a width."""
+    def to_text(self, width: int | None = None, *, wide: bool = False) -> str:
+        """Return the first runs, with the important columns that fit into `width`.
+
+        Args:
+            width: of the terminal; None: as wide as it needs to be.
+            wide: show every column, whatever the width.
+        """
         texts = self.texts()[:NUM_SHOWN]
-        shown, titles = list(range(len(self.columns))), list(self.columns)
+        titles = list(self.columns)
+        shown = [place for place, name in enumerate(titles) if wide or name not in self.minor]
+        width = None if wide else width
         if width is not None:
             identity = self.columns.index(RUN_ID)
             texts = [[*row[:identity], row[identity][:SHORT_ID], *row[identity + 1 :]] for row in texts]
             titles = _short_titles(self.columns)
-            shown = _fitting(titles, texts, [self.columns.index(name) for name in self.ranking], width)
+            ranking = [self.columns.index(name) for name in self.ranking if name not in self.minor]
+            shown = _fitting(titles, texts, ranking, width)
         lines = render_table(
             [titles[column] for column in shown],
             [[row[column] for column in shown] for row in texts],
@@ -111,7 +120,8 @@ class Comparison:
             count = f"the first {NUM_SHOWN} of {count}"
         counts = [f"{count}; {self.constant} settings are the same in all"]
         if hidden := len(self.columns) - len(shown):
-            counts.append(f"{hidden} more columns do not fit: --wide shows them")
+            why = "" if width is None else " do not fit"
+            counts.append(f"{hidden} more columns{why}: --wide shows them")
         parts = [part.to_text(width) for part in (self.seeds, self.images) if part is not None]
         return "\n".join([*self.notes, *lines, *counts, *(f"\n{part}" for part in parts)])
 
@@ -152,9 +162,11 @@ class Comparison:
         from harness.analysis.charts import MOST_CLASSES, classes_chart, estimates_chart
         from harness.analysis.page import MOST_ROWS, Part, render_page
 
-        order = [self.columns.index(name) for name in self.ranking] or list(range(len(self.columns)))
+        order = [self.columns.index(name) for name in self.ranking if name not in self.minor]
         rows = [[row[place] for place in order] for row in self.texts()]
         counts = f"{len(rows):,} runs; {self.constant} settings are the same in all"
+        if self.minor:
+            counts += f"; {len(self.minor)} more results are in compare.csv"
         more = f"the first {MOST_ROWS} of {len(rows):,} runs; compare.csv has all"
         parts = [
             Part(

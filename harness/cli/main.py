@@ -315,7 +315,7 @@ def run_compare(options: argparse.Namespace) -> Document:
         sort=options.sort,
         wide=options.wide,
     )
-    print(comparison.to_text(None if options.wide else terminal_width()))
+    print(comparison.to_text(terminal_width(), wide=options.wide))
     return documents.of_comparison(comparison, _write_comparison(comparison, options.output))
 
 

@@ -119,6 +119,27 @@ def test_text_shows_every_column_in_full() -> None:
     assert "0.5000" in text
 
 
+def test_of_many_results_the_text_shows_the_important_ones_and_the_files_all() -> None:
+    run = record(0, 0.5)
+    extra = {"val/balanced_accuracy": 0.4, "val/brier": 0.3, "val/f1_weighted": 0.2, "test/accuracy": 0.45}
+    table = compare([replace(run, metrics=run.metrics | extra), record(1, 0.6)])
+    for text in (table.to_text(), table.to_text(400)):
+        head = " ".join(text.splitlines()[:4])
+        assert "balanced" in head
+        assert "brier" not in head
+        assert "2 more columns" in text
+    assert "val/brier" in table.to_text(80, wide=True)
+    assert "val/f1_weighted" in table.to_csv()
+    assert "val/f1_weighted" in table.to_markdown()
+    assert "2 more results are in compare.csv" in table.to_html()
+
+
+@pytest.mark.parametrize("metric", ["val/brier", "val/ece_calibrated", "val/loss"])
+def test_a_lower_error_sorts_first(metric: str) -> None:
+    runs = [replace(record(n, 0.5), metrics={metric: value}) for n, value in enumerate((0.3, 0.1, 0.2))]
+    assert column(compare(runs, metric).to_csv(), "trial") == ["1", "2", "0"]
+
+
 def test_markdown_survives_bars_and_line_breaks() -> None:
     lines = compare([record(0, 0.5, note="a|b\nc"), record(1, 0.5)]).to_markdown().splitlines()
     assert len(lines) == 4
