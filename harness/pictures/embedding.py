@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.transforms import Bbox
 
 from harness.analysis.figures import drawable_names
 from harness.analysis.predictions import Predictions
@@ -30,6 +32,7 @@ MAX_LARGE = 400  # of images of more than SMALL_SIDE pixels on a CPU, which read
 SMALL_SIDE = 96
 MAX_OTHERS = 4  # of so many images, at most one is of a class without a colour
 FEWEST_FOR_TSNE = 100
+FEWEST_NAMED = 3  # images of a class whose name is written among them
 COMPONENTS = 50  # of PCA, before t-SNE, as its authors advise
 COLORS, MARKERS = (*OKABE_ITO[:-1], "#8c8c8c"), ("o", "^", "s")  # grey: an edge shows on it, not on black
 MAX_CLASSES = len(COLORS) * len(MARKERS)
@@ -103,15 +106,28 @@ def embedding_figure(classifier: ImageClassifier, predictions: Predictions, gath
 def _name_groups(
     axes: Axes, groups: Sequence[np.ndarray], names: Sequence[str], font: FontProperties
 ) -> None:
-    """Write each name at the image that is nearest to the middle of its group.
+    """Write names at the image nearest to the middle of their group, the largest group first.
 
-    Not at the mean, which for a class in two groups would lie in neither.
+    Not at the mean, which for a class in two groups would lie in neither. A name that would cover another is
+    left to the legend.
     """
-    for points, name in zip(groups, names, strict=True):
-        if len(points):
-            x, y = points[np.argmin(np.abs(points - np.median(points, axis=0)).sum(axis=1))]
-            text = axes.text(x, y, fitted(name, 16), ha="center", va="center", fontproperties=_sized(font, 9))
-            text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()  # type: ignore[arg-type]
+    taken: list[Bbox] = []
+    for number in sorted(range(len(groups)), key=lambda number: -len(groups[number])):
+        points = groups[number]
+        if len(points) < FEWEST_NAMED:
+            continue
+        x, y = points[np.argmin(np.abs(points - np.median(points, axis=0)).sum(axis=1))]
+        name = fitted(names[number], 16)
+        text = axes.text(x, y, name, ha="center", va="center", fontproperties=_sized(font, 9))
+        text.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
+        box = text.get_window_extent(renderer)
+        frame = axes.get_window_extent(renderer)
+        is_inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
+        if is_inside and not any(box.overlaps(other) for other in taken):
+            taken.append(box)
+        else:
+            text.remove()
 
 
 def _sized(font: FontProperties, size: float) -> FontProperties:

@@ -164,8 +164,8 @@ def _figure(
     height, width = evidence.maps.shape[1:]
     note = (
         f"Gradient × activation at {evidence.layer} ({height}×{width} cells), each map scaled by its own "
-        "peak: yellow speaks most for the class, violet not at all. It shows where the model looked, not "
-        "why. "
+        "peak: yellow speaks most for the class, violet not at all. It is a first-order "
+        "estimate of where the evidence lies. "
         f"{len(chosen)} of {int((predictions.correct == is_right).sum()):,} "
         f"{'right' if is_right else 'wrong'} {predictions.split} predictions, the most probable first"
         f"{', of each class in turn' if is_right else ''}."

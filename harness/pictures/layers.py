@@ -251,7 +251,9 @@ def feature_maps_figure(classifier: ImageClassifier, image_HWC: np.ndarray, titl
         varying = int((deviations_C > SMALLEST_DEVIATION).sum())
         chosen = np.argsort(-deviations_C, kind="stable")[: min(CHANNELS_SHOWN, varying)]
         y = top - (top - 0.02) * (row + 0.5) / len(places)
-        label = f"{layer.name}, {layer.grid[0]}×{layer.grid[1]}\n{varying} of {layer.channels}\nchannels vary"
+        label = (
+            f"{layer.name}, {layer.grid[0]}×{layer.grid[1]}\n{varying:,} of {layer.channels:,}\nchannels vary"
+        )
         figure.text(0.012, y, label, fontsize=9, va="center")
         for column in range(len(chosen) + 1):
             axes = figure.add_subplot(grid[row, column])

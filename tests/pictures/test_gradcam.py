@@ -62,8 +62,13 @@ def cornered(count: int, generator: np.random.Generator) -> tuple[np.ndarray, np
 
 @pytest.mark.parametrize(
     ("config", "steps"),
-    [(ScratchModel(kind="wide_cnn"), 6), (TimmModel(name="test_resnet", image_size=128), 12)],
-    ids=["wide_cnn", "test_resnet"],
+    [
+        (ScratchModel(kind="wide_cnn"), 6),
+        (TimmModel(name="test_resnet", image_size=128), 12),
+        (TimmModel(name="test_resnet", image_size=64), 40),  # the last map is 2×2: of an earlier layer
+        (TimmModel(name="test_efficientnet", image_size=64), 40),
+    ],
+    ids=["wide_cnn", "test_resnet", "earlier layer", "earlier layer of test_efficientnet"],
 )
 def test_the_map_lies_at_the_corner_that_decides_the_class(config: ModelConfig, steps: int) -> None:
     torch.manual_seed(0)

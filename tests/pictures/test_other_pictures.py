@@ -105,6 +105,7 @@ def test_the_map_of_features_says_what_it_shows(num_classes: int) -> None:
     note = note_of(figure)
     assert "90 of 90 val images" in note
     assert ("24 of 40 classes are coloured" in note) == (num_classes == 40)
+    assert_no_overlap(figure)
     drawn(figure)
 
 
