@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MOST_ROWS = 100  # of the leaderboard; the rest is in leaderboard.csv
+FEW_TRIALS = 20  # see NUM_GOOD in leaderboard.py
 MOST_LOST = 40  # trials that have no full score, named one by one
 CHART_SETTINGS = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 
@@ -201,7 +202,10 @@ def _charts(facts: SweepFacts) -> list[Chart]:
     paths = settings_charts.shown_settings(rows, sweep, importances)
     left_out = len(searched_paths(rows)) - len(paths)
     more = f" The {left_out} least important settings are left out." if left_out > 0 else ""
+    has_conditional = any(sweep.space[path].when for path in paths)
+    absent = f" One without a setting passes through “{settings_charts.ABSENT}”." if has_conditional else ""
     num_complete = sum(row.state == "complete" for row in rows)
+    hint = " With so few, the order is a hint, not a finding." if num_complete < FEW_TRIALS else ""
     drawn = [
         (
             "Optimisation history",
@@ -215,8 +219,8 @@ def _charts(facts: SweepFacts) -> list[Chart]:
         ),
         (
             "Parallel coordinates",
-            f"A line for each of the {num_complete} complete trials. A trial without a conditional setting "
-            f"passes through “{settings_charts.ABSENT}”. Drag along an axis to select.{more}",
+            f"A line for each of the {num_complete} complete trials.{absent} Drag along an axis to "
+            f"select.{more}",
             settings_charts.parallel(rows, sweep, paths),
         ),
         (
@@ -228,7 +232,7 @@ def _charts(facts: SweepFacts) -> list[Chart]:
         (
             "Importance of the settings",
             f"PED-ANOVA over {num_complete} complete trials; a conditional setting is judged by the trials "
-            "that have it. With few trials this is a hint, not a finding: see “What limits this answer”.",
+            f"that have it.{hint}",
             settings_charts.importance_bars(importances, rows),
         ),
         (
