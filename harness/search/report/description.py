@@ -50,10 +50,10 @@ def describe_in_markdown(
     if findings:
         lines += ["", "What limits this answer:", *map(_as_item, findings)]
     if best_command is not None:
-        lines += ["", "The best configuration, trained again:", *code(best_command)]
+        lines += ["", f"The best configuration, trained again: {code(best_command)}"]
     lines += ["", "Searched:"]
     lines += [f"- {text(path)}: {text(describe_dimension(d)[:400])}" for path, d in plan.sweep.space.items()]
-    lines += ["", "To go on:", *code(command)]
+    lines += ["", f"To go on: {code(command)}"]
     if ended:
         lines += ["", "The whole report is `report.html`, among the artifacts."]
     if run_id is not None:
@@ -82,7 +82,7 @@ def describe_trial(row: TrialRow, plan: SweepPlan, sweep: str, command: str | No
         lines += ["", "| setting | value |", "| --- | --- |"]
         lines += [f"| {text(path)} | {text(format_value(value))} |" for path, value in row.params.items()]
     if command is not None:
-        lines += ["", "Trained again:", *code(command)]
+        lines += ["", f"Trained again: {code(command)}"]
     return "\n".join(lines)
 
 
@@ -91,9 +91,11 @@ def text(words: str) -> str:
     return " ".join(html.escape(words, quote=False).split()).replace("|", "\\|").replace("`", "'")
 
 
-def code(command: str) -> list[str]:
-    """Return a command as a block of code, which stays one line."""
-    return ["", *(f"    {line}" for line in command.splitlines())]
+def code(command: str) -> str:
+    """Return a command as code within a line; MLflow's page becomes as wide as a block of code."""
+    one_line = " ".join(command.splitlines())
+    ticks = "``" if "`" in one_line else "`"
+    return f"{ticks}{one_line}{ticks}"
 
 
 def _figures(plan: SweepPlan, rows: Sequence[TrialRow]) -> str:
@@ -108,7 +110,7 @@ def _figures(plan: SweepPlan, rows: Sequence[TrialRow]) -> str:
 
 def _as_item(finding: Finding) -> str:
     sentence = f"- {text(finding.sentence)}"
-    return sentence if finding.command is None else f"{sentence}\n\n      {finding.command}"
+    return sentence if finding.command is None else f"{sentence}: {code(finding.command)}"
 
 
 def _table(ended: Sequence[TrialRow], plan: SweepPlan, verdict: Verdict) -> list[str]:
