@@ -1,6 +1,6 @@
 """Says at a sweep's end how long its arms trained, where they did not train with equal compute.
 
-`messages.py` prints these lines below the best trial, `description.py` puts them on the sweep's page, and
+`messages.py` prints these lines below the best trial, `html/page.py` puts them on the report, and
 `leaderboard.py` then shows every trial's operations.
 """
 

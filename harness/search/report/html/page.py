@@ -20,6 +20,7 @@ import optuna
 from harness import __version__
 from harness.config.compose import SweepPlan
 from harness.config.dotted_paths import short_names
+from harness.search.report.compute import PFLOP, compute_lines, is_unequal
 from harness.search.report.costs import cost_lines
 from harness.search.report.findings import Finding
 from harness.search.report.html import charts, settings_charts
@@ -74,6 +75,7 @@ def render(facts: SweepFacts) -> str:
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=facts.verdict,
+        notes=[*facts.verdict.notes, *_limits(facts)],
         figures=_key_figures(facts),
         best_command=facts.best_command,
         command=facts.command,
@@ -92,6 +94,13 @@ def render(facts: SweepFacts) -> str:
         sweep=sweep,
         rules=[(_condition(rule.when), rule.overrides) for rule in sweep.rules],
     )
+
+
+def _limits(facts: SweepFacts) -> list[str]:
+    """Return how long the arms trained, where they did not train with equal compute."""
+    if facts.num_train is None:
+        return []
+    return compute_lines(facts.rows, facts.plan.sweep, facts.num_train)
 
 
 @lru_cache(maxsize=1)
@@ -143,6 +152,7 @@ def _leaderboard(facts: SweepFacts) -> dict[str, Any]:
     """
     rows, sweep, verdict = searched(facts.rows), facts.plan.sweep, facts.verdict
     paths, costs = searched_paths(rows), asked_costs(sweep)
+    costs = list(dict.fromkeys([*costs, *([PFLOP] if is_unequal(rows) else [])]))
     front = {row.number for row in pareto_front(rows, sweep)}
     order = ranked(rows, sweep.direction)
     body = []
