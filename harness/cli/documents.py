@@ -125,10 +125,16 @@ def of_sweep(result: SweepResult, sweep: SweepConfig) -> Document:
             "num_ended": sum(row.has_ended for row in rows),
             "best": None if result.best is None else _trial(result.best),
             "test": None if test is None else test | {"readings": result.test_readings},
+            "audit": [finding.to_dict() for finding in result.findings],
             "trials": [_trial(row) for row in rows],
         },
         result.exit_code,
     )
+
+
+def of_report(path: Path) -> Document:
+    """Return where a sweep's report was written."""
+    return Document("harness.sweep-report/1", {"path": str(path)})
 
 
 def of_status(status: SweepStatus) -> Document:

@@ -101,7 +101,7 @@ def _look_at_sweeps(options: argparse.Namespace) -> Document:
     return documents.of_status(now)
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> Document:
     from harness.search.report.html.write import report_again
     from harness.search.report.messages import build_console
 
@@ -110,8 +110,8 @@ def _report(options: argparse.Namespace) -> int:
         text for text in options.overrides if "=" in text and not text.startswith(("sweep=", "sweep.name="))
     ]
     overrides = [*there, *place_overrides(options)]
-    report_again(build_console(), name, _database(options), overrides, **config_dir(options))
-    return EXIT_OK
+    path = report_again(build_console(), name, _database(options), overrides, **config_dir(options))
+    return documents.of_report(path)
 
 
 def _asked_for(words: Sequence[str]) -> tuple[str | None, str | None]:

@@ -329,6 +329,8 @@ def test_a_sweep_writes_its_report_and_it_can_be_written_again(
     assert main([*again, "--mlruns", str(elsewhere)]) == 0
     assert "note: it is in this file alone, as there is no run store in" in capsys.readouterr().out
     assert (elsewhere / "sweeps" / "small" / "report.html").is_file()
+    assert main([*again, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(path)
     assert main(["sweep", "--report", "smal", *again[3:]]) == 2
     assert "no sweep 'smal'; did you mean 'small'" in capsys.readouterr().err
 
