@@ -25,7 +25,6 @@ from harness.analysis.table import (
     SeedsReport,
 )
 from harness.config.dotted_paths import short_names
-from harness.config.monitor import METRICS
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError, did_you_mean
 from harness.tracking import names
@@ -61,10 +60,11 @@ IGNORED_PARAMS = (
 NOT_OF_A_CONFIGURATION = ("seed", "machine.device_name", "machine.threads", "trainer.threads")
 # Results that everybody looks at. A run has some twenty others, which follow from the same predictions:
 # they are columns of the files, and of the text with --wide.
-IMPORTANT_RESULTS = ("val/accuracy", "val/balanced_accuracy", "val/loss", "val/ece", "test/accuracy")
+IMPORTANT_RESULTS = (
+    "val/accuracy", "val/accuracy_no_tta", "val/balanced_accuracy", "val/loss", "val/ece", "test/accuracy"
+)  # fmt: skip
 LOWER_IS_BETTER = ("loss", "brier", "ece")  # how the last part of such a metric's name begins
 NUM_PAIRED = 6  # best runs whose predictions of the same images are compared in pairs
-NO_TTA = "val/accuracy_no_tta"  # beside the METRICS of each epoch, a column of every table
 NO_ANSWER = ("infeasible", "failed")  # such a run stands below all others, however good its score
 
 
@@ -72,7 +72,6 @@ def compare(
     records: Sequence[RunRecord],
     sort: str | None = None,
     sweep: RecordedSweep | None = None,
-    wide: bool = False,
 ) -> Comparison:
     """Return the runs as a table, best first; runs that tie keep their order, runs without a value come last.
 
@@ -80,7 +79,6 @@ def compare(
         sort: a column of the table, such as ``val/accuracy``, ``minutes`` or ``optim.lr``. By default, a
             sweep's trials stand as in its leaderboard, other runs by ``val/accuracy``.
         sweep: the sweep, if all the runs are trials of one.
-        wide: with all metrics, also those that are measured only once, after training.
 
     Raises:
         TrackingError: there is no run, or no such column, or the runs were validated on different images.
@@ -97,24 +95,21 @@ def compare(
     if sweep is not None:  # the score that the sweep received, as in its leaderboard
         for record, row in zip(records, rows, strict=True):
             row[metric] = sweep.score(record)
-    every = _columns(rows, settings, metric)
-    columns = tuple(column for column in every if wide or not _is_detail(column, (metric, sort)))
+    columns = _columns(rows, settings, metric)
     if sort is not None and sort not in columns:
-        raise TrackingError(f"no column {sort!r} to sort by{did_you_mean(sort, every)}")
+        raise TrackingError(f"no column {sort!r} to sort by{did_you_mean(sort, columns)}")
     if sort is not None:
         rows.sort(key=lambda row: _sort_key(row.get(sort), sort))
     elif sweep is None:
         rows.sort(key=lambda row: (row[STATUS] in NO_ANSWER, _sort_key(row.get(metric), metric)))
-    left_out = len(every) - len(columns)
     constant = len({key for record in records for key in _params(record)}) - len(settings)
     return Comparison(
         columns,
         tuple(tuple(row.get(c) for c in columns) for row in rows),
         constant,
         _ranking(columns, rows, settings, metric, sweep),
-        minor=frozenset(c for c in columns if _is_result(c) and c not in (metric, *IMPORTANT_RESULTS)),
+        minor=frozenset(c for c in columns if _is_result(c) and c not in (metric, sort, *IMPORTANT_RESULTS)),
         seeds=compare_seeds(records, settings, metric, sweep),
-        notes=(f"{left_out} more metrics are recorded: --wide shows them",) if left_out else (),
     )
 
 
@@ -199,7 +194,6 @@ def compare_runs(
     sweep: str | None = None,
     filter: str | None = None,
     sort: str | None = None,
-    wide: bool = False,
 ) -> Comparison:
     """Return the table of the recorded runs asked for; by default, of the sweep that ran last.
 
@@ -207,7 +201,6 @@ def compare_runs(
         sweep: a sweep's name, or its run's id.
         filter: an MLflow filter, such as ``metrics.`val/accuracy` > 0.8``.
         sort: a column of the table, see `compare`.
-        wide: with all metrics, see `compare`.
 
     Raises:
         TrackingError: no run fits, or a name in the request is wrong.
@@ -217,8 +210,8 @@ def compare_runs(
         records = find_runs(tracking, run_ids=run_ids or None, filter_string=filter)
         if not run_ids:  # a sweep's parent trains nothing
             records = [record for record in records if record.kind != "sweep"]
-        table = compare(records, sort, wide=wide)
-        return replace(table, notes=(*notes, *table.notes), images=_paired_images(tracking, records, table))
+        table = compare(records, sort)
+        return replace(table, notes=tuple(notes), images=_paired_images(tracking, records, table))
     of_sweep = read_sweep(tracking, parent)
     records = trials_of(tracking, parent, filter) if filter else list(of_sweep.trials)
     same = [record for record in records if not of_sweep.has_own_validation(record)]
@@ -229,8 +222,8 @@ def compare_runs(
         records = same
     if not records:
         raise TrackingError(f"no trial of sweep {of_sweep.name} is recorded that could be compared")
-    table = compare(records, sort, of_sweep, wide)
-    return replace(table, notes=(*notes, *table.notes), images=_paired_images(tracking, records, table))
+    table = compare(records, sort, of_sweep)
+    return replace(table, notes=tuple(notes), images=_paired_images(tracking, records, table))
 
 
 def _paired_images(
@@ -349,12 +342,6 @@ def _ranking(
     return tuple(column for column in wanted if column in columns and column != other) + (
         (other,) if other in columns else ()
     )
-
-
-def _is_detail(column: str, wanted: Sequence[str | None]) -> bool:
-    """Return whether a column is a metric that is measured after training only, and is not asked for."""
-    split, _, name = column.partition("/")
-    return split in ("val", "test") and f"val/{name}" not in (*METRICS, NO_TTA) and column not in wanted
 
 
 def _is_result(column: str) -> bool:

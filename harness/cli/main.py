@@ -313,7 +313,6 @@ def run_compare(options: argparse.Namespace) -> Document:
         sweep=options.sweep,
         filter=options.filter,
         sort=options.sort,
-        wide=options.wide,
     )
     print(comparison.to_text(terminal_width(), wide=options.wide))
     return documents.of_comparison(comparison, _write_comparison(comparison, options.output))
