@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from harness.analysis.paired import ImagesReport
     from harness.analysis.sweeps import SweepsComparison
     from harness.analysis.table import Comparison, SeedsReport
-    from harness.config.sweep import SweepConfig
     from harness.data.features.cache import StoredFeatures
     from harness.data.groups import GroupSizes
     from harness.data.summary import DataSummary
     from harness.export.bundle import ExportResult
+    from harness.search.report.next_steps import NextSteps
     from harness.search.report.status import SweepStatus
     from harness.search.study.trials import TrialRow
     from harness.search.sweep import SweepResult
@@ -107,11 +107,14 @@ def _from_one(epoch: int | None) -> int | None:
 # ── sweeps ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def of_sweep(result: SweepResult, sweep: SweepConfig) -> Document:
+def of_sweep(result: SweepResult) -> Document:
     """Return the state of a sweep at the end of a command."""
+    from harness.search.coordinator.completion import num_wanted
+    from harness.search.report.verdict import judge
     from harness.search.study.trials import ranked
 
-    rows = ranked(result.rows, sweep.direction)
+    sweep = result.config
+    rows, verdict = ranked(result.rows, sweep.direction), judge(result.rows, sweep)
     test = None if result.test_metrics is None else {"metrics": result.test_metrics}
     return Document(
         "harness.sweep/1",
@@ -121,9 +124,12 @@ def of_sweep(result: SweepResult, sweep: SweepConfig) -> Document:
             "run_id": result.parent_run_id,
             "metric": sweep.metric,
             "direction": sweep.direction,
-            "num_trials": sweep.num_trials,
+            "num_trials": num_wanted(rows, sweep),
             "num_ended": sum(row.has_ended for row in rows),
             "best": None if result.best is None else _trial(result.best),
+            "sentence": verdict.sentence,
+            "tied": sorted(verdict.tied),
+            "noise": verdict.noise,
             "test": None if test is None else test | {"readings": result.test_readings},
             "audit": [finding.to_dict() for finding in result.findings],
             "trials": [_trial(row) for row in rows],
@@ -149,6 +155,12 @@ def of_sweeps(sweeps: list[SweepStatus]) -> Document:
     return Document("harness.sweep-list/1", {"sweeps": [_status(status) for status in sweeps]})
 
 
+def of_next_steps(steps: NextSteps) -> Document:
+    """Return what could be done next with a sweep, the most urgent first."""
+    listed = [{"kind": step.kind, "command": step.command, "reason": step.reason} for step in steps.steps]
+    return Document("harness.next/1", {"sweep": steps.sweep, "state": steps.state, "steps": listed})
+
+
 def _status(status: SweepStatus) -> Content:
     return {
         "name": status.name,
@@ -172,6 +184,7 @@ def _trial(row: TrialRow) -> Content:
         "max_epochs": row.max_epochs,
         "params": row.params,
         "seed": row.seed,
+        "replicate_of": row.replicate_of,
         "seconds": row.seconds,
         "costs": row.costs,
         "run_id": row.run_id,

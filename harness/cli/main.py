@@ -137,6 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_configured_commands(add)
     sweeps.add_worker_options(add("worker", sweeps.run_worker, "work on a sweep that was begun elsewhere"))
+    sweeps.add_next_options(add("next", sweeps.run_next, "what could be done next with a sweep, and why"))
     sweeps.add_replicate_options(
         add("replicate", sweeps.run_replicate, "train a sweep's best configurations again with fresh seeds")
     )

@@ -36,6 +36,13 @@ def add_replicate_options(command: argparse.ArgumentParser) -> None:
         "--fresh-splits", action="store_true", help="draw validation images anew with each seed"
     )
     command.add_argument("--config-dir", type=Path, help="another folder of config groups")
+    add_json(command)
+    _add_places(command)
+
+
+def add_next_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("sweep", nargs="?", help="its name; default: the one called last")
+    add_json(command)
     _add_places(command)
 
 
@@ -78,7 +85,7 @@ def run_sweep(options: argparse.Namespace) -> int | Document:
         return EXIT_OK
     from harness.search import sweep
 
-    return documents.of_sweep(sweep.run_sweep(plan, extend=options.extend), plan.sweep)
+    return documents.of_sweep(sweep.run_sweep(plan, extend=options.extend))
 
 
 def _look_at_sweeps(options: argparse.Namespace) -> Document:
@@ -123,6 +130,16 @@ def _asked_for(words: Sequence[str]) -> tuple[str | None, str | None]:
     return (names[0] if names else given.get("sweep.name")), given.get("sweep")
 
 
+def run_next(options: argparse.Namespace) -> Document:
+    from harness.search.report import status
+    from harness.search.report.next_steps import next_steps
+
+    found = status.find_sweep(status.open_sweeps(_database(options)), options.sweep)
+    steps = next_steps(found, options.mlruns, options.storage)
+    print(steps)
+    return documents.of_next_steps(steps)
+
+
 def run_worker(options: argparse.Namespace) -> int:
     from harness.config.compose import CONFIG_DIR
     from harness.search import worker
@@ -131,7 +148,7 @@ def run_worker(options: argparse.Namespace) -> int:
     return worker.run_worker(name, _database(options), overrides, config_dir=options.config_dir or CONFIG_DIR)
 
 
-def run_replicate(options: argparse.Namespace) -> int:
+def run_replicate(options: argparse.Namespace) -> Document:
     from harness.config.compose import CONFIG_DIR
     from harness.config.sampling import ReplicateConfig
     from harness.search.sweep import replicate_sweep
@@ -141,13 +158,14 @@ def run_replicate(options: argparse.Namespace) -> int:
     asked = ReplicateConfig(top=options.top, seeds=options.seeds, fresh_splits=options.fresh_splits)
 
     name, overrides = _name_and_overrides(options)
-    return replicate_sweep(
+    result = replicate_sweep(
         name,
         _database(options),
         [*overrides, *place_overrides(options)],
         asked=asked,
         config_dir=options.config_dir or CONFIG_DIR,
-    ).exit_code
+    )
+    return documents.of_sweep(result)
 
 
 def _name_and_overrides(options: argparse.Namespace) -> tuple[str | None, list[str]]:

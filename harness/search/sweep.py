@@ -21,6 +21,7 @@ from rich.console import Console
 from harness.config.compose import CONFIG_DIR, SweepPlan, compose_sweep
 from harness.config.sampling import ReplicateConfig
 from harness.config.space import as_yaml
+from harness.config.sweep import SweepConfig
 from harness.errors import StorageError, SweepError, TrackingError
 from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
 from harness.search.coordinator.completion import has_ended, search_has_ended
@@ -66,6 +67,7 @@ class SweepResult:
     """The state of a sweep at the end of one command."""
 
     name: str
+    config: SweepConfig
     outcome: Outcome
     exit_code: int  # 0; 130 or 143 if a signal or `--stop` ended the command
     rows: list[TrialRow]
@@ -321,6 +323,7 @@ def _result(home: SweepContext, study: optuna.Study, outcome: Outcome, exit_code
     rows = read_rows(study, home.runs)
     return SweepResult(
         name=home.name,
+        config=home.plan.sweep,
         outcome=outcome,
         exit_code=exit_code if outcome == "interrupted" else 0,
         rows=rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,18 @@ def test_a_sweep_its_status_and_the_list_in_documents(capfd: pytest.CaptureFixtu
     assert (trial["state"], trial["epochs_done"], trial["best_epoch"]) == ("complete", 1, 1)
     assert 0 < sweep["test"]["metrics"]["test/accuracy"] < 1
     assert "read once" in sweep["test"]["readings"]
+
+    assert sweep["sentence"]
+    assert trial["replicate_of"] is None
+
+    steps = document(capfd, "next", "mine")
+    assert (steps["schema"], steps["sweep"], steps["state"]) == ("harness.next/1", "mine", "complete")
+    assert {"finalize", "export", "compare", "extend"} <= {step["kind"] for step in steps["steps"]}
+    assert all(step["command"].startswith("harness ") and step["reason"] for step in steps["steps"])
+    (final,) = [step["command"] for step in steps["steps"] if step["kind"] == "finalize"]
+    done = document(capfd, *shlex.split(final)[1:])
+    assert (done["trial"], done["reading"]) == (0, 1)
+    assert done["metrics"]["test/accuracy"] == sweep["test"]["metrics"]["test/accuracy"]
 
     status = document(capfd, "sweep", "--status", "mine")
     assert (status["schema"], status["state"], status["num_ended"]) == (
