@@ -7,6 +7,7 @@ the command runs, so `--help` is instant. `harness/api.py` offers most of the co
     train             training/command.py; --resume: training/resume_run.py; --dry-run: training/dry_run.py
     sweep, worker     search/sweep.py, search/worker.py
                       list, --status: search/report/status.py; --stop: search/coordinator/stop.py
+    next              search/report/next_steps.py
     evaluate          training/evaluate.py
     finalize          training/finalize.py
     ledger            tracking/readings.py

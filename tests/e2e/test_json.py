@@ -28,6 +28,7 @@ def document(capfd: pytest.CaptureFixture[str], *words: str, code: int = 0) -> d
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_store")
 def test_the_life_of_a_run_in_documents(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = document(capfd, "train", *SMALL)

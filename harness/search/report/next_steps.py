@@ -102,7 +102,7 @@ def _of_answer(study: optuna.Study, status: SweepStatus, runs: list[str], databa
             steps.append(Step("settle", finding["command"], finding["sentence"]))
     has_read = study.user_attrs.get(keys.TEST, {}).get("trial") == best.number
     reading = (
-        "the sweep has read the test split with the winner's checkpoint: shows the accuracy with its interval, "
+        "the sweep has read the test split with the winner's checkpoint: shows that, with its interval, "
         "without another reading"
         if has_read
         else "the test split was not read with the winner's checkpoint: reads it once, with an interval"
