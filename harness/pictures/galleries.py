@@ -126,10 +126,17 @@ def examples_gallery(predictions: Predictions, gather: Gather) -> Figure:
     """Draw all images of a few predictions, in their order."""
     right = int(predictions.correct.sum())
     note = f"always the same {len(predictions)} {predictions.split} images; {right} are predicted right"
-    return gallery(predictions, gather, np.arange(len(predictions)), "Examples", note)
+    return gallery(predictions, gather, np.arange(len(predictions)), "Examples", note, columns=4)
 
 
-def gallery(predictions: Predictions, gather: Gather, chosen: np.ndarray, title: str, note: str) -> Figure:
+def gallery(
+    predictions: Predictions,
+    gather: Gather,
+    chosen: np.ndarray,
+    title: str,
+    note: str,
+    columns: int = COLUMNS,
+) -> Figure:
     """Draw the chosen images, each titled true → predicted (probability).
 
     Args:
@@ -138,7 +145,7 @@ def gallery(predictions: Predictions, gather: Gather, chosen: np.ndarray, title:
     tile_of = _tile_maker(predictions)
     tiles = [tile_of(int(place), image) for place, image in zip(chosen, gather(chosen), strict=True)]
     _, font = drawable_names(predictions.class_names)
-    return tiles_figure(_in_rows(tiles, COLUMNS), title, note, font=font)
+    return tiles_figure(_in_rows(tiles, columns), title, note, font=font)
 
 
 def _tile_maker(predictions: Predictions) -> Callable[[int, np.ndarray], Tile]:

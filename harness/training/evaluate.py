@@ -229,7 +229,6 @@ class _Evaluated:
             self.evaluation.predictions,
             self.arrays,
             lambda: self.model.classifier,
-            epoch=checkpoint.epoch,
             wish=checkpoint.config.evaluation.pictures,
             closely=closely,
         )

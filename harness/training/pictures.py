@@ -7,9 +7,9 @@
     pictures/val/highest_loss.png, confident_mistakes.png, best_and_worst.png, label_errors.png,
         gradcam_right.png, gradcam_wrong.png, embedding.png, feature_maps.png
 
-An ordinary trial of a sweep has the learning curves and the confident mistakes. The galleries are images
-with a step as well (the epoch), which MLflow's grid compares between runs; so is `val/examples`, the
-predictions of the same few images in the epochs that were better than those before.
+An ordinary trial of a sweep has the learning curves and the confident mistakes. The galleries, and the
+predictions of the same few images (`examples`), are also images of MLflow's grid, at step 0, so that it shows
+those of several runs side by side. `examples_by_epoch` has the epochs on the way as its steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from harness.models import ImageClassifier
 from harness.tracking import Tracker
 
 FOLDER = "pictures"
-GALLERIES = ("highest_loss", "confident_mistakes", "best_and_worst", "label_errors", "examples")
+GALLERIES = ("highest_loss", "confident_mistakes", "best_and_worst", "label_errors")
+EXAMPLES, BY_EPOCH = "examples", "examples_by_epoch"
 
 Wish = Literal["auto", "all", "none"]  # evaluation.pictures
 
@@ -43,7 +44,6 @@ def record_pictures(
     arrays: ImageArrays,
     load_classifier: Callable[[], ImageClassifier],
     *,
-    epoch: int,
     wish: Wish,
     closely: bool,
 ) -> None:
@@ -51,7 +51,6 @@ def record_pictures(
 
     Args:
         load_classifier: called only if pictures are drawn that need the network.
-        epoch: of the checkpoint that predicted; the step of the images in MLflow's grid.
         wish: `evaluation.pictures`.
         closely: draw all of them where `wish` is "auto".
     """
@@ -59,9 +58,9 @@ def record_pictures(
         return
     from harness.pictures import run
 
-    _record(tracker, run.cheap_pictures(predictions, arrays.gather), epoch)
+    _record(tracker, run.cheap_pictures(predictions, arrays.gather))
     if wants_all(wish, closely):
-        _record(tracker, run.costly_pictures(predictions, arrays.gather, load_classifier()), epoch)
+        _record(tracker, run.costly_pictures(predictions, arrays.gather, load_classifier()))
 
 
 def record_learning_curves(
@@ -72,14 +71,14 @@ def record_learning_curves(
         return
     from harness.pictures.curves import learning_curves
 
-    _record(tracker, {"learning_curves": lambda: learning_curves(history, best_epoch, monitor)}, best_epoch)
+    _record(tracker, {"learning_curves": lambda: learning_curves(history, best_epoch, monitor)})
 
 
 class ExamplesOfEpochs:
     """Records the predictions of the same few validation images in the epochs that were better than the last.
 
     They are images with a step: MLflow's slider goes through the epochs. In a long run, later epochs are
-    recorded more and more rarely: about twenty of the first hundred. `record_pictures` adds the best one.
+    recorded more and more rarely: about twenty of the first hundred.
     """
 
     def __init__(
@@ -111,24 +110,24 @@ class ExamplesOfEpochs:
             class_names=self.class_names,
         )
         draw = {
-            f"{self.split}/examples": lambda: examples_gallery(
+            f"{self.split}/{BY_EPOCH}": lambda: examples_gallery(
                 predictions, lambda places: self.arrays.gather(chosen[places])
             )
         }
         _record(self.tracker, draw, epoch)
 
 
-def _record(tracker: Tracker, pictures: Mapping[str, Callable[[], Figure]], epoch: int) -> None:
-    """Draw and record pictures, by name; a gallery also as an image with a step, the examples only so."""
+def _record(tracker: Tracker, pictures: Mapping[str, Callable[[], Figure]], step: int = 0) -> None:
+    """Draw and record pictures, by name; a gallery also as an image with a step, examples only so."""
     from PIL import Image
 
     from harness.pictures.run import draw_all
 
     for name, pixels in draw_all(pictures):
         kind = name.rpartition("/")[2]
-        if kind != "examples":
+        if kind not in (EXAMPLES, BY_EPOCH):
             file = io.BytesIO()
             Image.fromarray(pixels).save(file, "png")
             tracker.log_bytes(file.getvalue(), f"{FOLDER}/{name}.png")
-        if kind in GALLERIES:
-            tracker.log_image(pixels, name, epoch)
+        if kind in (*GALLERIES, EXAMPLES, BY_EPOCH):
+            tracker.log_image(pixels, f"{FOLDER}/{name}", step)

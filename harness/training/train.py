@@ -149,7 +149,6 @@ def _record_pictures(
         evaluation.predictions,
         splits.val,
         lambda: restore_classifier(load_checkpoint(best)).to(machine.device),
-        epoch=recorder.best_epoch,
         wish=wish,
         closely=closely,
     )

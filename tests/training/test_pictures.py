@@ -45,14 +45,14 @@ def test_a_single_run_has_all_and_changes_nothing(run: Run, tiny_config: Config,
     result, tracker = run(config, "all", closely=True)
     assert pictures_of(tracker) == CHEAP | COSTLY
     assert "is left out" not in caplog.text
-    keys = {key for key, _ in tracker.images}
-    assert keys == {f"val/{name}" for name in ("examples", "highest_loss", "confident_mistakes")} | {
-        "val/best_and_worst",
-        "val/label_errors",
+    galleries = ("examples", "highest_loss", "confident_mistakes", "best_and_worst", "label_errors")
+    at_the_end = {(f"pictures/val/{name}", 0) for name in galleries}
+    assert at_the_end <= set(tracker.images)
+    better = {
+        step for key, step in set(tracker.images) - at_the_end if key == "pictures/val/examples_by_epoch"
     }
-    better = [epoch for key, epoch in tracker.images if key == "val/examples"]
-    assert result.best_epoch in better
-    assert ("val/highest_loss", result.best_epoch) in tracker.images
+    assert len(tracker.images) == len(at_the_end) + len(better)
+    assert {0, result.best_epoch} <= better
 
     plain, without = run(
         tiny_config("trainer.max_epochs=2", "evaluation.pictures=none"), "none", closely=True
@@ -67,11 +67,11 @@ def test_a_single_run_has_all_and_changes_nothing(run: Run, tiny_config: Config,
 def test_a_trial_has_a_few_unless_all_are_asked_for(run: Run, tiny_config: Config) -> None:
     result, tracker = run(tiny_config("trainer.max_epochs=1"), "few")
     assert pictures_of(tracker) == CHEAP
-    assert {key for key, _ in tracker.images} == {"val/confident_mistakes", "val/examples"}
+    assert {key for key, _ in tracker.images} == {"pictures/val/confident_mistakes", "pictures/val/examples"}
     again = RecordingTracker()
     evaluate_checkpoint(result.checkpoint, split="test", tracker=again)
     assert pictures_of(again) == {"test/confident_mistakes"}
-    assert {epoch for _, epoch in again.images} == {result.best_epoch}
+    assert set(again.images) == {("pictures/test/confident_mistakes", 0), ("pictures/test/examples", 0)}
     assert wants_all("all", False)
     assert wants_all("auto", True)
     assert not wants_all("auto", False)
@@ -93,7 +93,7 @@ def test_a_picture_that_fails_does_not_end_the_run(
 
 def test_examples_are_recorded_more_rarely_in_later_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[int] = []
-    monkeypatch.setattr("harness.training.pictures._record", lambda _, draw, epoch: recorded.append(epoch))
+    monkeypatch.setattr("harness.training.pictures._record", lambda _, draw, step: recorded.append(step))
 
     class Arrays:
         labels = np.zeros(30, dtype=np.int64)
