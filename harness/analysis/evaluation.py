@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from harness.analysis.calibration import calibration_metrics, fit_temperature
+from harness.analysis.layout import markdown_table
 from harness.analysis.metrics import (
     classification_metrics,
     further_metrics,
@@ -141,17 +141,19 @@ def summary(evaluation: Evaluation) -> str:
     plain = {
         name: value for name, value in metrics.items() if not name.endswith(("_calibrated", "temperature"))
     }
-    lines += _table(("metric", "value"), [(name, f"{value:.4f}") for name, value in plain.items()])
-    lines += ["", "`loss` is the negative log-likelihood in nats. Precision, recall, F1, AUC and average "]
-    lines[-1] += "precision are means over the classes unless they are called weighted."
+    lines.append(
+        markdown_table(("metric", "value"), [(name, f"{value:.4f}") for name, value in plain.items()])
+    )
+    lines += ["`loss` is the negative log-likelihood in nats. Precision, recall, F1, AUC and average "]
+    lines[-1] += "precision are means over the classes unless they are called weighted.\n"
     if evaluation.temperature is not None:
         where = FITTED_HERE if evaluation.split == "val" else FITTED_ON_VALIDATION
-        lines += ["", "## Calibration", "", f"Temperature {evaluation.temperature:.3f}, {where}.", ""]
+        lines += ["## Calibration", "", f"Temperature {evaluation.temperature:.3f}, {where}.", ""]
         rows = [
             (name, f"{metrics[name]:.4f}", f"{metrics[f'{name}_calibrated']:.4f}")
             for name in ("loss", "brier", "ece")
         ]
-        lines += _table(("", "before", "after"), rows)
+        lines.append(markdown_table(("", "before", "after"), rows))
     weakest = sorted((row for row in evaluation.per_class if row["support"]), key=lambda row: row["f1"])
     shown = [
         (
@@ -161,25 +163,20 @@ def summary(evaluation: Evaluation) -> str:
         )
         for row in weakest[:FEW]
     ]
-    lines += ["", f"## Weakest classes ({len(shown)} of {len(evaluation.per_class)})", ""]
-    lines += _table(("class", "images", "precision", "recall", "F1"), shown)
+    lines += [f"## Weakest classes ({len(shown)} of {len(evaluation.per_class)})", ""]
+    lines.append(markdown_table(("class", "images", "precision", "recall", "F1"), shown))
     if evaluation.confused:
         pairs = [
             (_cell(row["true"]), _cell(row["predicted"]), f"{row['images']:,}", f"{row['share_of_true']:.1%}")
             for row in evaluation.confused[:FEW]
         ]
-        lines += ["", f"## Most confused pairs ({len(pairs)} of {len(evaluation.confused)})", ""]
-        lines += _table(("true", "taken for", "images", "share of the true class"), pairs)
+        lines += [f"## Most confused pairs ({len(pairs)} of {len(evaluation.confused)})", ""]
+        lines.append(markdown_table(("true", "taken for", "images", "share of the true class"), pairs))
     if evaluation.notes:
-        lines += ["", "## Notes", "", *(f"- {line}" for line in evaluation.notes)]
+        lines += ["## Notes", "", *(f"- {line}" for line in evaluation.notes)]
     return "\n".join(lines) + "\n"
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    lines = [header, tuple("---" if place == 0 else "---:" for place in range(len(header))), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _cell(text: str) -> str:
     """Return a class name that cannot break a Markdown table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
