@@ -8,6 +8,8 @@ beforehand.
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,6 +76,19 @@ def count_params_millions(config: RunConfig) -> float:
     num_classes = len(load_splits(config.data).class_names)
     with torch.device("meta"):
         return _millions(build_model(config.model, num_classes, load_weights=False))
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the peak of this process's memory, and of what it allocated on its GPU, in GiB (2^30 bytes).
+
+    The process of a trial trains nothing else. In the process of `harness train`, it is the run's peak, too;
+    in a Python session, it is that of everything that the session has done.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes; on macOS bytes
+    found = {"peak_memory_gib": peak * (1 if sys.platform == "darwin" else 1024) / 2**30}
+    if device.type == "cuda":
+        found["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return found
 
 
 def _millions(model: nn.Module) -> float:

@@ -31,7 +31,7 @@ from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts, load_checkpoint, restore_classifier
 from harness.training.checkpoint_io import forget_previous, make_room
 from harness.training.collectives import current_ranks
-from harness.training.costs import measure_costs, training_costs
+from harness.training.costs import measure_costs, peak_memory, training_costs
 from harness.training.fit import fit
 from harness.training.image_views import describe_regime
 from harness.training.machine import Machine, resolve_machine
@@ -126,7 +126,8 @@ def train(
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     if is_recorder:  # an interrupted run keeps the seconds that its last complete epoch has logged
-        tracker.log_summary({names.TRAINED_SECONDS: recorder.seconds_before + seconds, **costs})
+        trained_seconds = {names.TRAINED_SECONDS: recorder.seconds_before + seconds}
+        tracker.log_summary({**trained_seconds, **costs, **peak_memory(machine.device)})
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return _result(tracker.run_id, status, recorder, best, seconds, costs)
