@@ -25,7 +25,7 @@ from tests.search.helpers import fake_training
 from tests.search.test_description import row
 from tests.search.test_samplers import sweep_of
 
-COMMAND = "harness sweep data=digits sweep.num_trials=8"
+COMMAND = "harness sweep data=digits sweep.num_trials=8 sweep.storage=sqlite:////a/optuna.db"
 
 
 def plan_of(*overrides: str) -> SweepPlan:
@@ -80,6 +80,7 @@ def test_one_command_widens_every_range_at_whose_edge_the_winner_lies() -> None:
     assert "--extend" in words
     assert words.count("sweep.num_trials=12") == 1
     assert "sweep.num_trials=8" not in words
+    assert not any(word.startswith("sweep.storage") for word in words)
     assert "sweep.name=mine" in words  # the default name would be another: it holds a digest of the space
     widened = compose_sweep([word for word in words[2:] if word != "--extend"]).sweep.space
     assert widened["finetune.trainable_groups"].high == 3  # type: ignore[union-attr]

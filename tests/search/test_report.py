@@ -127,7 +127,7 @@ def test_the_page_says_what_was_found_and_loads_nothing() -> None:
     assert page.open == []
     assert text.count("plotly.js v") == 1
     assert "Content-Security-Policy" in text
-    said = " ".join(page.texts)
+    said = " ".join(" ".join(page.texts).split())
     for words in (
         "trial 6",
         "0.5600",

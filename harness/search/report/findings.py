@@ -51,6 +51,9 @@ class EndedSweep:
     def altered(self, changes: Mapping[str, str], *options: str) -> str:
         """Return the sweep's command with other overrides in place of those for the same keys."""
         words = shlex.split(self.command)
+        # An SQLite file follows from the folder of runs; `harness replicate` names it nevertheless.
+        implied = "sweep.storage=sqlite:"
+        words = [word for word in words if not word.startswith(implied)]
         kept = [word for word in words if "=" not in word or path_of(word) not in changes]
         return shlex.join([*kept, *options, *(f"{path}={value}" for path, value in changes.items())])
 
