@@ -63,7 +63,11 @@ class TimingExecutor(LocalExecutor):
 def sweep(place: Place, name: str, overrides: list[str], run_trial: RunTrial = trial.run) -> Sweep:
     """Run the sweep of configs/sweep/default.yaml without time limit, pruner and test evaluation."""
     always = ["sweep=default", f"sweep.name={name}", "sweep.max_minutes=null", "sweep.pruner.kind=none"]
-    plan = compose_sweep(place.overrides(*always, "sweep.evaluate_test=false", *overrides))
+    alike = [
+        "sweep.compute_per_trial=null",
+        "sweep.replicate.seeds=0",
+    ]  # images and trials are what is asked for
+    plan = compose_sweep(place.overrides(*always, *alike, "sweep.evaluate_test=false", *overrides))
     executor = TimingExecutor(run_trial, PRELOAD)
     started = time.perf_counter()
     result = run_sweep(plan, console=Console(file=io.StringIO()), executor=executor)

@@ -39,8 +39,9 @@ class SweepConfig(SearchSpace, Judged):
     # 10^15 operations (PFLOP) of training, of each trial whatever its arm; sets data.samples_per_epoch. auto:
     # as many as max_minutes allows at the measured speed. None: each trial trains as long as its run says.
     compute_per_trial: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
-    # Over the training images: there, with compute_per_trial, a trial ends that could go on for longer.
-    max_passes: Annotated[float, Field(gt=0)] = 100.0
+    # Over the training images: there, with compute_per_trial, a trial ends that could go on for longer. None:
+    # as many as trainer.max_epochs, so that no epoch is longer than one pass.
+    max_passes: Annotated[float, Field(gt=0)] | None = None
     max_minutes: Minutes | None = None  # of one command; then running trials stop, to be resumed
     target: float | None = None  # of the metric: no new trials once a complete one has reached it
     patience_trials: PositiveInt | None = None  # no new trials once so many have ended without a better one

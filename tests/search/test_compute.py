@@ -97,7 +97,7 @@ def test_a_cheap_arm_ends_at_the_passes_and_tells_its_share() -> None:
     ("overrides", "pflop", "passes", "message"),
     [
         ((), 1e-9, 50, r"sweep\.compute_per_trial=1e-09 PFLOP is less than one batch of 128 images in each"),
-        (("data.batch_size=1000",), 1.0, 0.5, r"sweep\.max_passes=0\.5 is less than one batch of 1000"),
+        (("data.batch_size=1000",), 1.0, 0.5, r"0\.5 passes .*max_passes\) is less than one batch of 1000"),
         (("data.samples_per_epoch=500",), 1.0, 50, r"leave out data\.samples_per_epoch=500"),
     ],
 )
@@ -156,13 +156,13 @@ def test_auto_needs_minutes_to_divide() -> None:
 
 
 def test_all_trials_of_a_sweep_get_their_length(small_sweep: SmallSweep) -> None:
-    pflop = 4000 * step_of(compose_sweep(small_sweep.overrides(), small_sweep.configs).base) / 1e15
+    pflop = 2000 * step_of(compose_sweep(small_sweep.overrides(), small_sweep.configs).base) / 1e15
     result = small_sweep.run(f"sweep.compute_per_trial={pflop}")
 
-    assert [row.costs["train_images"] for row in result.rows] == [4000] * 3
+    assert [row.costs["train_images"] for row in result.rows] == [2000] * 3
     assert small_sweep.study().user_attrs[keys.COMPUTE] == {"pflop": pflop, "asked": pflop}
     assert (
-        f"compute: {pflop:.3g} PFLOP each: every trial 4,000 images (3.1 passes)"
+        f"compute: {pflop:.3g} PFLOP each: every trial 2,000 images (1.5 passes)"
         in small_sweep.output.getvalue()
     )
     assert "unequal" not in small_sweep.output.getvalue()
@@ -192,13 +192,13 @@ def test_a_sweep_without_it_has_no_compute(small_sweep: SmallSweep) -> None:
 
 
 def test_the_lengths_of_the_arms_are_told_before_anything_trains(tmp_path: Path) -> None:
-    how = [*BASE, f"tracking.dir={tmp_path}", "model.image_size=32", "sweep.max_passes=2"]
+    how = [*BASE, f"tracking.dir={tmp_path}", "model.image_size=32"]
     fixed, auto = (compose_sweep([*how, f"sweep.compute_per_trial={asked}"]) for asked in ("0.0004", "auto"))
 
     first, *stopped = describe_compute(fixed, 0.0004)
     assert first.startswith("0.0004 PFLOP each: linear_probe 2,588 images (2 passes), partial ")
     assert stopped[0].startswith(
-        "linear_probe: stopped at 2 passes over the training images (sweep.max_passes), "
+        "linear_probe: stopped at 2 passes over the training images (trainer.max_epochs), "
     )
     assert "full" in first
     assert f"compute:     {first}" in describe_sweep(fixed)

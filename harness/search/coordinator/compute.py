@@ -14,13 +14,12 @@ from typing import Any
 import optuna
 
 from harness.config.compose import SweepPlan
-from harness.config.sweep import SweepConfig
 from harness.data import load_splits
 from harness.errors import ConfigError
 from harness.search.coordinator.measure_slots import Candidate, case_of, heaviest_run, measure_together
 from harness.search.coordinator.slots import Slots
 from harness.search.study import keys
-from harness.search.suggest.compute import TrialLength, trial_length
+from harness.search.suggest.compute import TrialLength, describe_cap, trial_length
 from harness.search.suggest.space import corner_runs
 
 # Of the time that there is: the rest goes into the start of processes, cached activations, checkpoints, what
@@ -148,11 +147,11 @@ def describe_compute(plan: SweepPlan, pflop: float | None) -> list[str]:
     Args:
         pflop: Of each trial; None: not known yet.
     """
-    sweep = plan.sweep
-    if sweep.compute_per_trial is None:
+    if plan.sweep.compute_per_trial is None:
         return []
+    cap = describe_cap(plan.sweep.max_passes, plan.base.trainer.max_epochs)
     if pflop is None:
-        return [f"auto: from sweep.max_minutes and the speed measured at the start; at most {_cap(sweep)}"]
+        return [f"auto: from sweep.max_minutes and the speed measured at the start; at most {cap}"]
     lengths = arm_lengths(plan, pflop)
     lines = [
         f"{pflop:.3g} PFLOP each: " + ", ".join(f"{arm} {_images(found)}" for arm, found in lengths.items())
@@ -160,12 +159,8 @@ def describe_compute(plan: SweepPlan, pflop: float | None) -> list[str]:
     for arm, found in lengths.items():
         shares = [length.share for length in found if length.share < STOPPED]
         if shares:
-            lines.append(f"{arm}: stopped at {_cap(sweep)}, {_range(shares, '.0%')} of that compute")
+            lines.append(f"{arm}: stopped at {cap}, {_range(shares, '.0%')} of that compute")
     return lines
-
-
-def _cap(sweep: SweepConfig) -> str:
-    return f"{sweep.max_passes:g} passes over the training images (sweep.max_passes)"
 
 
 def _images(lengths: list[TrialLength]) -> str:

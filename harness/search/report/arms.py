@@ -13,10 +13,10 @@ from harness.config.compose import SweepPlan
 from harness.config.overrides import as_override_value, path_of
 from harness.config.schema import RunConfig
 from harness.config.space import Choice, Scalar, as_yaml, holds
-from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError
 from harness.search.report.findings import EndedSweep, Finding
 from harness.search.study.trials import TrialRow
+from harness.search.suggest.compute import describe_cap
 
 ENOUGH_IN_AN_ARM = 3  # trials with a score; an arm with fewer was hardly looked at
 UNEQUAL = 1.25  # arms whose trials cost, or saw, more than this many times as much are treated unequally
@@ -118,16 +118,15 @@ def _unequal(sweep: EndedSweep, path: str, arms: Mapping[Scalar, list[TrialRow]]
         yield Finding(
             "unequal",
             f"the values of {path} were compared at unequal compute: {as_yaml(low)} trained for "
-            f"{counted[low]:.3g} PFLOP a trial, {as_yaml(high)} for {counted[high]:.3g}"
-            + _cap(sweep.plan.sweep),
+            f"{counted[low]:.3g} PFLOP a trial, {as_yaml(high)} for {counted[high]:.3g}" + _cap(sweep.plan),
             _equalised(sweep, f"{counted[high]:.3g}"),
         )
 
 
-def _cap(sweep: SweepConfig) -> str:
-    if sweep.compute_per_trial is None:
+def _cap(plan: SweepPlan) -> str:
+    if plan.sweep.compute_per_trial is None:
         return ""
-    return f", as a trial ends at {sweep.max_passes:g} passes over the training images (sweep.max_passes)"
+    return f", as a trial ends at {describe_cap(plan.sweep.max_passes, plan.base.trainer.max_epochs)}"
 
 
 def _equalised(sweep: EndedSweep, pflop: str) -> str | None:

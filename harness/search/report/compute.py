@@ -11,6 +11,7 @@ from statistics import fmean
 
 from harness.config.sweep import SweepConfig
 from harness.search.study.trials import TrialRow
+from harness.search.suggest.compute import describe_cap
 from harness.search.suggest.space import arm_name
 
 PFLOP, IMAGES = "train_pflop", "train_images"  # costs of a trial, see harness.config.objectives.Cost
@@ -51,10 +52,12 @@ def compute_lines(rows: Sequence[TrialRow], sweep: SweepConfig, num_train: int) 
     arms = compute_of_arms(rows)
     most = max(mean for _, mean in arms.values())
     behind = {arm: found for arm, found in arms.items() if UNEQUAL * found[1] < most}
-    is_capped = all(min(images) > AT_THE_CAP * sweep.max_passes * num_train for images, _ in behind.values())
+    epochs = max(row.max_epochs or 0 for row in rows)
+    most_images = (sweep.max_passes or epochs) * num_train
+    is_capped = all(min(images) > AT_THE_CAP * most_images for images, _ in behind.values())
     if sweep.compute_per_trial is not None and is_capped:
         return [
-            f"{arm}: stopped at {sweep.max_passes:g} passes over the training images (sweep.max_passes), "
+            f"{arm}: stopped at {describe_cap(sweep.max_passes, epochs)}, "
             f"{mean / most:.0%} of the others' compute"
             for arm, (_, mean) in behind.items()
         ]

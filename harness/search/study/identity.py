@@ -56,7 +56,7 @@ ADDED_LATER: dict[str, Any] = {
     "data.samples_per_epoch": None,
     "data.group_by": None,
     "sweep.compute_per_trial": None,
-    "sweep.max_passes": 100.0,
+    "sweep.max_passes": None,
     "data.train_on_val": False,
     "trainer.end_after": None,
 }

@@ -31,12 +31,13 @@ class TrialLength:
     share: float
 
 
-def trial_length(config: RunConfig, pflop: float, max_passes: float) -> TrialLength:
+def trial_length(config: RunConfig, pflop: float, max_passes: float | None) -> TrialLength:
     """Return how long a trial trains that may take so many operations.
 
     Args:
         pflop: 10^15 operations.
-        max_passes: Over the training images; the trial ends there, whatever it may still take.
+        max_passes: Over the training images; the trial ends there, whatever it may still take. None: as many
+            as it has epochs.
 
     Raises:
         ConfigError: The run has `data.samples_per_epoch` already, or cannot take a batch in each epoch.
@@ -54,16 +55,15 @@ def trial_length(config: RunConfig, pflop: float, max_passes: float) -> TrialLen
     splits, epochs = load_splits(config.data), config.trainer.max_epochs
     flops = count_image_flops(config, len(splits.class_names), views_to_cache(config))
     count = len(splits.train)
+    most = (max_passes or epochs) * count
     affordable = flops.affordable(pflop * PFLOP, count)
-    samples = int(
-        min(affordable, max_passes * count) / epochs + 1e-6
-    )  # against rounding below a whole number
+    samples = int(min(affordable, most) / epochs + 1e-6)  # against rounding below a whole number
     if samples < config.data.batch_size:
         least = flops.total(config.data.batch_size * epochs, count) / PFLOP
         what = (
             f"sweep.compute_per_trial={pflop:.3g} PFLOP"
-            if affordable < max_passes * count
-            else f"sweep.max_passes={max_passes:g}"
+            if affordable < most
+            else describe_cap(max_passes, epochs)
         )
         raise ConfigError(
             f"{what} is less than one batch of {config.data.batch_size} images in each of {epochs} epochs "
@@ -75,7 +75,13 @@ def trial_length(config: RunConfig, pflop: float, max_passes: float) -> TrialLen
     )
 
 
-def with_compute(config: RunConfig, pflop: float, max_passes: float) -> RunConfig:
+def describe_cap(max_passes: float | None, epochs: int) -> str:
+    """Return in words how many passes a trial of so many epochs may make, and which setting says so."""
+    setting = "trainer.max_epochs" if max_passes is None else "sweep.max_passes"
+    return f"{max_passes or epochs:g} passes over the training images ({setting})"
+
+
+def with_compute(config: RunConfig, pflop: float, max_passes: float | None) -> RunConfig:
     """Return the run of a trial with the length that `trial_length` gives it."""
     samples = trial_length(config, pflop, max_passes).samples_per_epoch
     data = config.data.model_copy(update={"samples_per_epoch": samples})
