@@ -71,7 +71,7 @@ def test_train_evaluate_compare_export_predict(tmp_path: Path, capsys: pytest.Ca
     assert main(["evaluate", "--run", run_id[1]]) == 0
     assert "the test split was read 2 times for this run; this is reading 2" in capsys.readouterr().out
     assert main(["compare", run_id[1], "--output", str(tmp_path / "compare")]) == 0
-    assert {file.suffix for file in (tmp_path / "compare").iterdir()} == {".csv", ".md"}
+    assert {file.suffix for file in (tmp_path / "compare").iterdir()} == {".csv", ".md", ".html"}
     assert main(["export", "--run", run_id[1], "--output", str(tmp_path / "exports")]) == 0
     assert "parity" in capsys.readouterr().out.lower()
 
