@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from statsmodels.stats.power import TTestPower
 
+from experiments.evidence import searching
 from harness.analysis.seeds import Estimate, compare_groups, estimate, seeds_needed
 
 SIZES = (3, 5, 10)  # seeds
@@ -124,6 +125,7 @@ def main() -> None:
 
     wrong = called_different((0,) * 5, 5, repeats, rng)
     print(f"\nfive equal configurations, 5 seeds each: any two called different in {wrong:.1%} (Holm)")
+    searching.report(repeats, rng)
 
 
 if __name__ == "__main__":
