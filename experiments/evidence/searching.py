@@ -61,5 +61,6 @@ def report(repeats: int, rng: np.random.Generator) -> None:
         )
     wrong = equal_models_called_different(repeats, rng)
     print(
-        f"\ntwo models, each right on {ACCURACY:.0%} of {IMAGES:,} images, called different: {wrong:.1%} (McNemar)"
+        f"\ntwo models, each right on {ACCURACY:.0%} of {IMAGES:,} images, called different by McNemar's test: "
+        f"{wrong:.1%}"
     )
