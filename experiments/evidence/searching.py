@@ -61,6 +61,6 @@ def report(repeats: int, rng: np.random.Generator) -> None:
         )
     wrong = equal_models_called_different(repeats, rng)
     print(
-        f"\ntwo models, each right on {ACCURACY:.0%} of {IMAGES:,} images, called different by McNemar's test: "
-        f"{wrong:.1%}"
+        f"\ntwo models, each right on {ACCURACY:.0%} of {IMAGES:,} images, called different by "
+        f"McNemar's test: {wrong:.1%}"
     )
