@@ -126,7 +126,7 @@ def finalize(
         if run_id is None:
             return None
         checkpoint = found_path(str(_folder(tracking, run_id) / "best.ckpt"), tracking.dir)
-        metrics = _read_test(store, choice, run_id, run_id, checkpoint, "--retrain")
+        metrics = _read_test(store, choice, run_id, run_id, checkpoint, f"--retrain{' --again' * again}")
         found = _final(choice, run_id, checkpoint, metrics, number)
     store.note(sweep.parent.run_id, {names.FINAL: json.dumps(asdict(found))})
     return found
@@ -160,7 +160,9 @@ def _test_as_it_is(
     if may_reuse and parent.tags.get(names.TESTED_RUN) == run_id and "test/accuracy" in known:
         show("the sweep has read the test split with this checkpoint: it is not read again")
         return _final(choice, run_id, choice.checkpoint, known, number_of_last(parent.tags, run_id))
-    metrics = _read_test(store, choice, run_id, parent.run_id, choice.checkpoint, "")
+    metrics = _read_test(
+        store, choice, run_id, parent.run_id, choice.checkpoint, "" if may_reuse else "--again"
+    )
     store.note(parent.run_id, {names.TESTED_RUN: run_id})
     return _final(choice, run_id, choice.checkpoint, metrics, number)
 

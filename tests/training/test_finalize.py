@@ -96,6 +96,7 @@ def test_the_winner_is_tested_once_and_a_second_call_shows_it(recorded: Recorded
     assert third is not None
     assert (third.is_new, third.reading) == (True, 2)
     assert [(one.number, one.of) for one in read_ledger(recorded.tracking)] == [(1, 2), (2, 2)]
+    assert read_ledger(recorded.tracking)[1].reading.command == "harness finalize mine --again"
 
 
 def test_what_the_sweep_has_read_itself_is_not_read_again(recorded: Recorded) -> None:
