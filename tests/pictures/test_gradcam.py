@@ -64,9 +64,10 @@ def cornered(count: int, generator: np.random.Generator) -> tuple[np.ndarray, np
     ("config", "steps"),
     [
         (ScratchModel(kind="wide_cnn"), 6),
-        (TimmModel(name="test_resnet", image_size=128), 12),
-        (TimmModel(name="test_resnet", image_size=64), 40),  # the last map is 2×2: of an earlier layer
-        (TimmModel(name="test_efficientnet", image_size=64), 40),
+        pytest.param(TimmModel(name="test_resnet", image_size=128), 12, marks=pytest.mark.slow),
+        # The last map is 2×2: these are of an earlier layer.
+        (TimmModel(name="test_resnet", image_size=64), 40),
+        pytest.param(TimmModel(name="test_efficientnet", image_size=64), 40, marks=pytest.mark.slow),
     ],
     ids=["wide_cnn", "test_resnet", "earlier layer", "earlier layer of test_efficientnet"],
 )
