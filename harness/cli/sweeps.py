@@ -150,19 +150,14 @@ def run_worker(options: argparse.Namespace) -> int:
 
 def run_replicate(options: argparse.Namespace) -> Document:
     from harness.config.compose import CONFIG_DIR
-    from harness.config.sampling import ReplicateConfig
     from harness.search.sweep import replicate_sweep
-
-    if options.top < 1 or options.seeds < 1:
-        raise ConfigError(f"--top {options.top} --seeds {options.seeds}: both are whole numbers from 1")
-    asked = ReplicateConfig(top=options.top, seeds=options.seeds, fresh_splits=options.fresh_splits)
 
     name, overrides = _name_and_overrides(options)
     result = replicate_sweep(
         name,
         _database(options),
         [*overrides, *place_overrides(options)],
-        asked=asked,
+        asked={"top": options.top, "seeds": options.seeds, "fresh_splits": options.fresh_splits},
         config_dir=options.config_dir or CONFIG_DIR,
     )
     return documents.of_sweep(result)

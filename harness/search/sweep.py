@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from harness.config.compose import CONFIG_DIR, SweepPlan, compose_sweep
 from harness.config.sampling import ReplicateConfig
 from harness.config.space import as_yaml
 from harness.config.sweep import SweepConfig
-from harness.errors import StorageError, SweepError, TrackingError
+from harness.errors import ConfigError, StorageError, SweepError, TrackingError
 from harness.search.coordinator.checkpoint_cleanup import CheckpointCleanup
 from harness.search.coordinator.completion import has_ended, search_has_ended
 from harness.search.coordinator.compute import describe_compute, settle_compute
@@ -40,6 +40,7 @@ from harness.search.report.messages import build_console, greet, say, show_resul
 from harness.search.report.parent_run import SweepRecord
 from harness.search.report.progress import build_progress, view_of
 from harness.search.report.status import find_sweep, open_sweeps
+from harness.search.report.verdict import Verdict, judge_study
 from harness.search.study import keys
 from harness.search.study.extend import extend_sweep
 from harness.search.study.locate import (
@@ -75,6 +76,7 @@ class SweepResult:
     test_metrics: dict[str, float] | None  # of the best trial's checkpoint, where it was evaluated
     test_readings: str | None  # how often the test split was read, and which reading that was, in words
     parent_run_id: str | None
+    verdict: Verdict
     findings: list[Finding] = field(default_factory=list)  # what limits the answer, see report/audit.py
 
 
@@ -130,7 +132,7 @@ def replicate_sweep(
     url: str,
     overrides: Sequence[str] = (),
     *,
-    asked: ReplicateConfig,
+    asked: Mapping[str, int | bool],
     config_dir: Path = CONFIG_DIR,
     console: Console | None = None,
     executor: Executor | None = None,
@@ -144,7 +146,7 @@ def replicate_sweep(
         name: the sweep; by default the one that ran last.
         url: the database's address.
         overrides: settings that differ now, such as `sweep.slots` or `sweep.max_minutes`.
-        asked: how many of the best configurations, and how many fresh seeds of each.
+        asked: the keys of `sweep.replicate`, such as `top` and `seeds`.
 
     Raises:
         SweepError: there is no such sweep, its search has not ended, or no trial of it is complete.
@@ -154,9 +156,11 @@ def replicate_sweep(
     known = study.user_attrs.get(keys.PLAN)
     if known is None:
         raise SweepError(f"sweep {study.study_name!r} has not begun: start it with `harness sweep` first")
-    wanted = [f"sweep.replicate.{key}={as_yaml(value)}" for key, value in asked.model_dump().items()]
+    wanted = [f"sweep.replicate.{key}={as_yaml(value)}" for key, value in asked.items()]
     place = [f"sweep.name={study.study_name}", f"sweep.storage={url!r}"]
     plan = compose_sweep([*known["overrides"], *overrides, *place, *wanted], config_dir)
+    if not plan.sweep.replicate.seeds:
+        raise ConfigError("no fresh seed is asked for (--seeds 0): with 3 or more there is an interval")
     rows = read_rows(study)
     if not search_has_ended(rows, plan.sweep):
         ended = sum(row.has_ended for row in searched(rows))
@@ -331,5 +335,6 @@ def _result(home: SweepContext, study: optuna.Study, outcome: Outcome, exit_code
         test_metrics=study.user_attrs.get(keys.TEST, {}).get("metrics"),
         test_readings=describe_readings(home, study),
         parent_run_id=study.user_attrs.get(keys.PARENT_RUN_ID),
+        verdict=judge_study(study, rows, home.plan.sweep),
         findings=[Finding(**values) for values in study.user_attrs.get(keys.AUDIT, [])],
     )

@@ -25,6 +25,7 @@ FUNCTIONS = (
     "export_run",
     "predict",
     "sweep",
+    "replicate",
     "compare",
     "finalize",
 )

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.cli.main import parse
 from harness.config.compose import compose_sweep
-from harness.config.sampling import ReplicateConfig
 from harness.config.schema import TrackingConfig
 from harness.config.sweep import SweepConfig
 from harness.errors import ConfigError, SweepError
@@ -22,6 +20,7 @@ from harness.search.report.parent_run import plan_facts
 from harness.search.report.status import read_status
 from harness.search.report.verdict import judge
 from harness.search.study import keys
+from harness.search.study.locate import locate_sweep, open_study
 from harness.search.study.trials import TrialRow, best_row, ranked
 from harness.search.sweep import SweepResult, replicate_sweep
 from harness.search.trial.replicates import missing_replicates
@@ -171,7 +170,7 @@ def replicate(sweep: SmallSweep, **asked: Any) -> SweepResult:
     return replicate_sweep(
         sweep.name,
         storage_url(str(sweep.runs), sweep.database),
-        asked=ReplicateConfig(**asked),
+        asked=asked,
         config_dir=sweep.configs,
         console=Console(file=sweep.output, force_terminal=False, width=200),
         executor=LocalExecutor(run_trial=fake_training.run_trial, preload=fake_training.PRELOAD),
@@ -240,7 +239,9 @@ def test_a_search_that_goes_on_replicates_its_new_best(small_sweep: SmallSweep) 
     assert "sweep.replicate.seeds=1 gives no interval" in small_sweep.output.getvalue()
 
 
-def test_a_wrong_number_of_seeds_is_refused() -> None:
-    options = parse(["replicate", "--seeds", "0"])
-    with pytest.raises(ConfigError, match="--seeds 0"):
-        options.run(options)
+@pytest.mark.parametrize("asked", [{"seeds": 0}, {"seeds": 3, "top": 0}, {"seeds": -1}])
+def test_a_wrong_number_of_seeds_is_refused(small_sweep: SmallSweep, asked: dict[str, int]) -> None:
+    open_study(locate_sweep(compose_sweep(small_sweep.overrides(), small_sweep.configs)))
+
+    with pytest.raises(ConfigError, match=r"--seeds 0|replicate\.(seeds|top)"):
+        replicate(small_sweep, **asked)

@@ -21,6 +21,7 @@ from harness.errors import ConfigError, SweepError
 from harness.search.report.parent_run import SweepRecord
 from harness.search.study import keys
 from harness.tracking import names
+from harness.tracking.choice import newest_sweep, read_sweep
 from harness.tracking.readings import count_readings
 from harness.tracking.store import open_store
 from tests.helpers.recording_tracker import RecordingTracker
@@ -393,3 +394,16 @@ def test_a_sweep_that_was_moved_with_its_folder_goes_on_there(small_sweep: Small
     assert [row.state for row in result.rows] == ["complete"] * 2
     assert all(row.checkpoint is not None and row.checkpoint.is_relative_to(new) for row in result.rows)
     assert not old.exists()
+
+
+def test_a_later_sweep_of_a_process_records_where_that_process_is_by_then(
+    small_sweep: SmallSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_sweep.run("sweep.num_trials=1")  # the fork server runs from here on, in this folder
+    there = small_sweep.elsewhere("there")
+    monkeypatch.chdir(there.runs.parent)
+    there.run("tracking.dir=there", "sweep.num_trials=1")
+
+    parent = newest_sweep(TrackingConfig(dir=str(there.runs)))
+    assert parent is not None
+    assert [run.trial for run in read_sweep(TrackingConfig(dir=str(there.runs)), parent).trials] == [0]

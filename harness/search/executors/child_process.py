@@ -78,7 +78,7 @@ class TrialProcess:
 
 
 def trial_environment() -> dict[str, str]:
-    """Return the variables of this process that a trial on another machine needs."""
+    """Return the variables of this process that a trial needs, on another machine too."""
     passed_on = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     return passed_on | {"HARNESS_OFFLINE": "1"}  # the coordinator has the data by now: no trial downloads
 

@@ -23,6 +23,7 @@ from harness.fork_server import start_fork_server
 from harness.search.coordinator.measure_slots import measured_slots
 from harness.search.coordinator.slots import Slots, find_slots
 from harness.search.executors.base import LOG, Placement
+from harness.search.executors.child_process import trial_environment
 from harness.search.trial import run as trial
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.signals import leave_to_parent
@@ -123,7 +124,9 @@ class LocalExecutor:
     def place(self, spec_path: Path) -> LocalPlacement:
         self.start_server()
         process = self._context.Process(
-            target=_run_in_child, args=(self._run_trial, str(spec_path)), name=spec_path.parent.name
+            target=_run_in_child,
+            args=(self._run_trial, str(spec_path), str(Path.cwd()), trial_environment()),
+            name=spec_path.parent.name,
         )
         return LocalPlacement(process, spec_path.with_name(LOG))
 
@@ -143,9 +146,17 @@ class LocalExecutor:
             start_fork_server()
 
 
-def _run_in_child(run_trial: RunTrial, spec_path: str) -> None:
-    """Run the trial with its output in its own log. Ctrl-C at the terminal is left to the coordinator."""
+def _run_in_child(run_trial: RunTrial, spec_path: str, cwd: str, environment: Mapping[str, str]) -> None:
+    """Run the trial with its output in its own log. Ctrl-C at the terminal is left to the coordinator.
+
+    Args:
+        cwd: the coordinator's working directory, to which the configuration's relative paths refer. The fork
+            server may have another one: where an earlier sweep of the same Python process began.
+        environment: set on top of the fork server's, which may be as old.
+    """
     leave_to_parent()
+    os.chdir(cwd)
+    os.environ.update(environment)
     _redirect_output(Path(spec_path).with_name(LOG))
     sys.exit(run_trial(spec_path))
 

@@ -20,7 +20,6 @@ from harness.search.coordinator.slots import Slots
 from harness.search.report.compute import compute_lines
 from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import leaderboard_table
-from harness.search.report.verdict import judge
 from harness.search.study.locate import SweepContext
 from harness.search.study.trials import TrialRow
 from harness.search.trial.replicates import describe_replicates, warn_of_replicates
@@ -85,7 +84,7 @@ def greet(console: Console, home: SweepContext, rows: Sequence[TrialRow], slots:
 def show_result(console: Console, home: SweepContext, result: SweepResult) -> None:
     """Print the leaderboard, the best trial, and the next commands to type."""
     sweep = home.plan.sweep
-    verdict = judge(result.rows, sweep)
+    verdict = result.verdict
     if any(row.has_ended for row in result.rows):
         console.print(leaderboard_table(result.rows, sweep, verdict))
     if result.best is not None:

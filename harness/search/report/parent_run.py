@@ -31,8 +31,9 @@ from harness.search.report.leaderboard import (
     importances_of,
     leaderboard_csv,
 )
+from harness.search.report.optimism import measure_optimism
 from harness.search.report.pareto import pareto_figure, pareto_front
-from harness.search.report.verdict import Verdict, judge
+from harness.search.report.verdict import Verdict, judge_study
 from harness.search.study import keys
 from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.tracking import Tracker, names
@@ -114,7 +115,10 @@ class SweepRecord:
         if front is not None:
             self.tracker.log_figure(front, "pareto.png")
         self._record_best(best)
-        verdict = judge(rows, sweep)
+        optimism = measure_optimism(self.study, self.plan, rows)
+        if optimism is not None:
+            self.tracker.log_summary({names.CORRECTED + sweep.metric: optimism.corrected})
+        verdict = judge_study(self.study, rows, sweep)
         findings = self._audit(rows, verdict)
         best_command = self._commands.of(best)
         pictures = [
@@ -168,7 +172,7 @@ class SweepRecord:
         pictures: Sequence[str] = (),
         best_command: str | None = None,
     ) -> None:
-        verdict, run_id = judge(rows, self.plan.sweep), self.tracker.run_id
+        verdict, run_id = judge_study(self.study, rows, self.plan.sweep), self.tracker.run_id
         note = describe_in_markdown(
             self.plan, rows, verdict, self.command, run_id, findings, pictures, best_command
         )
@@ -205,7 +209,7 @@ class SweepRecord:
             "overrides": self.plan.public_overrides,
             "num_trials": self.plan.sweep.num_trials,
             "best": None if best is None else _best_facts(best),
-            "verdict": _verdict_facts(judge(rows, self.plan.sweep)),
+            "verdict": _verdict_facts(judge_study(self.study, rows, self.plan.sweep)),
             "front": [_front_facts(row) for row in pareto_front(rows, self.plan.sweep)],
             "test": known.get(keys.TEST),
             "audit": known.get(keys.AUDIT, []),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import optuna
 
 from harness.analysis.seeds import (
     HALF_A_POINT,
@@ -22,8 +24,15 @@ from harness.analysis.seeds import (
     seeds_needed,
 )
 from harness.config.sweep import SweepConfig
+from harness.search.report.optimism import stored_optimism
 from harness.search.report.progress import format_score, short_params
 from harness.search.study.trials import TrialRow, best_row, fresh_scores, searched
+
+
+def judge_study(study: optuna.Study, rows: Sequence[TrialRow], sweep: SweepConfig) -> Verdict:
+    """Return what the trials show, with the optimism of the best score if that was estimated."""
+    verdict, optimism = judge(rows, sweep), stored_optimism(study, rows)
+    return verdict if optimism is None else replace(verdict, notes=(*verdict.notes, str(optimism)))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ TEST = "test"  # the best trial's number, its metrics on the test split, and whi
 PICTURED = "pictured"  # the number of the trial whose pictures were drawn when it was the best one
 AUDIT = "audit"  # what limits the answer, as plain values of findings.Finding
 DESCRIBED = "described"  # numbers of the trials whose pages in MLflow have their text
+OPTIMISM = "optimism"  # of the best score, see report/optimism.py
 CLOSED = "closed"  # for which state all results were recorded, see parent_run.closing_state
 
 # ── of a trial ────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from harness.search.report.findings import Finding
 from harness.search.report.html.page import SweepFacts, render
 from harness.search.report.messages import REPORT_FILE, say
 from harness.search.report.status import find_sweep, open_sweeps
-from harness.search.report.verdict import Verdict, judge
+from harness.search.report.verdict import Verdict, judge_study
 from harness.search.study import keys
 from harness.search.study.locate import context_of
 from harness.search.study.trials import TrialRow, read_rows
@@ -95,7 +95,7 @@ def report_again(
     plan = compose_sweep(there, config_dir)
     home = context_of(plan, study)
     rows = read_rows(study, home.runs)
-    verdict = judge(rows, plan.sweep)
+    verdict = judge_study(study, rows, plan.sweep)
     num_train = count_train_images(plan)
     command = shlex.join(["harness", "sweep", *config_dir_words(plan), *known["overrides"]])
     findings = audit(rows, plan, study.study_name, command, verdict.tied, num_train)
