@@ -138,6 +138,7 @@ def test_one_model_is_compared_with_nobody() -> None:
     assert compare_images({"a": random_models()["a"]}) is None
 
 
+@pytest.mark.slow
 def test_equal_models_are_called_different_in_five_percent_at_most() -> None:
     rng = np.random.default_rng(0)
     labels = np.zeros(200, dtype=int)
