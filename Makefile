@@ -21,7 +21,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup setup-cluster lock sweep train speedrun evaluate finalize ui compare export data doctor bench scale \
+.PHONY: help setup setup-cluster lock sweep train speedrun evaluate finalize replicate ui compare export data doctor bench scale \
 	test test-slow test-integration check clean
 
 help: ## show this list
@@ -76,6 +76,9 @@ evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
 
 finalize: $(READY) ## the winner of the sweep that ran last, on the test split, once
 	@$(BIN)/python -m harness finalize $(ARGS)
+
+replicate: $(READY) ## train the best of the sweep that ran last again, with fresh seeds
+	@$(BIN)/python -m harness replicate $(ARGS)
 
 ui: $(READY) ## browse the runs in MLflow on http://127.0.0.1:PORT
 	@$(BIN)/python -m harness ui --port $(PORT) $(ARGS)

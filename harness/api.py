@@ -123,7 +123,7 @@ def sweep(*overrides: str, config_dir: Path = CONFIG_DIR, extend: bool = False) 
     """Search a space of configurations, like `harness sweep`; the same call again goes on where it stopped.
 
         >>> found = harness.sweep("data=digits", "model=lenet", "finetune=full", "trainer.max_epochs=1",
-        ...                       "sweep.num_trials=2", "sweep.slots=1")
+        ...                       "sweep.num_trials=2", "sweep.replicate.seeds=0", "sweep.slots=1")
         sweep ...
         >>> found.outcome, len(found.rows)
         ('complete', 2)

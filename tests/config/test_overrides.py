@@ -204,7 +204,7 @@ def test_a_condition_that_can_never_hold_is_refused(override: str, message: str,
 
 def test_conditions_that_can_hold_are_kept() -> None:
     seed = "sweep.space.seed={type: int, low: 0, high: 9, when: {optim: [sgd, adamw], data.batch_size: 64}}"
-    plan = compose_sweep([OPTIMS, seed])
+    plan = compose_sweep([OPTIMS, seed, "sweep.replicate.seeds=0"])  # which draws seeds of its own
     assert plan.sweep.space["seed"].when == {"optim": ["sgd", "adamw"], "data.batch_size": 64}
 
 

@@ -6,6 +6,7 @@ import html.parser
 import json
 import re
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from harness.search.study import keys
 from harness.search.study.trials import read_rows
 from harness.search.suggest.samplers import distribution_of
 from tests.search.conftest import SmallSweep
+from tests.search.helpers.calls import calls_of, kill, wait_for
 from tests.search.test_audit import settings, trial
 
 HOSTILE = "<script>alert('x')</script>"
@@ -265,6 +267,18 @@ def test_every_attempt_has_a_bar_in_the_first_slot_that_is_free() -> None:
         (0, 2, 20, 30, True),
     ]
     assert lanes == {(0, 1): ("a", 0), (1, 1): ("a", 1), (2, 1): ("b", 0), (1, 2): ("a", 0), (0, 2): ("a", 0)}
+
+
+def test_an_attempt_that_was_stopped_keeps_its_beginning(small_sweep: SmallSweep) -> None:
+    small_sweep.behave(slow=[0])
+    with calls_of(small_sweep) as calls:
+        call = calls.start("sweep.num_trials=1")
+        wait_for(lambda: any(line.startswith("epoch") for line in small_sweep.account(0)), call)
+        kill(call.process.pid, signal.SIGTERM)
+        assert call.wait() == 143, call.output
+
+    (attempt,) = small_sweep.study().trials[0].user_attrs[keys.SPANS].values()
+    assert attempt["begin"] < attempt["end"]
 
 
 # ── costs, and the command of the best ────────────────────────────────────────────────────────────

@@ -57,6 +57,9 @@ class Attempt:
     lease: Lease
     reported: frozenset[int]  # steps that an earlier attempt has reported
     _opened: list[Tracker] = field(default_factory=list)  # the trial's run, once it is open
+    _span: dict[str, Any] = field(
+        default_factory=dict
+    )  # this attempt's, as Optuna's copy of the trial is older
     _needed: dict[str, Any] = field(default_factory=dict)  # the footprint, see memory_limit.py
 
     def prepare(self) -> RunConfig:
@@ -111,8 +114,8 @@ class Attempt:
             reraise=True,
         )
         tracker = retrying(self._open_run_now, config)
-        spans = {**self.trial.user_attrs.get(keys.SPANS, {}), str(self.spec.attempt): span_of_this_process()}
-        self._note({keys.RUN_ID: tracker.run_id, keys.SPANS: spans})
+        self._span.update(span_of_this_process())
+        self._note({keys.RUN_ID: tracker.run_id, keys.SPANS: self._spans()})
         tracker.before_write = self.lease.check_after_sleep  # we may have lost the trial while suspended
         self._opened.append(tracker)
         return tracker
@@ -141,6 +144,10 @@ class Attempt:
             run_id=run_id,
         )
 
+    def _spans(self) -> dict[str, Any]:
+        """Return when each attempt at the trial began and ended: earlier ones as they stand, and this one."""
+        return {**self.trial.user_attrs.get(keys.SPANS, {}), str(self.spec.attempt): self._span}
+
     def on_epoch(self, report: EpochReport) -> Literal["continue", "prune", "interrupt"]:
         """Report an epoch's score, and return whether the trial goes on."""
         self.lease.check()  # before the epoch's checkpoint is written
@@ -157,9 +164,8 @@ class Attempt:
         self.lease.check_last()
         seconds = self.trial.user_attrs.get(keys.SECONDS, 0.0) + result.seconds
         if result.status == "interrupted":
-            spans = dict(self.trial.user_attrs.get(keys.SPANS, {}))
-            spans[str(self.spec.attempt)] = {**spans.get(str(self.spec.attempt), {}), "end": time.time()}
-            self._note({keys.SECONDS: seconds, keys.SPANS: spans})
+            self._span["end"] = time.time()
+            self._note({keys.SECONDS: seconds, keys.SPANS: self._spans()})
             return EXIT_STOPPED
         checkpoint = {} if result.checkpoint is None else {keys.CHECKPOINT: str(result.checkpoint.resolve())}
         self._note({keys.SECONDS: seconds, keys.BEST_EPOCH: result.best_epoch, **checkpoint})

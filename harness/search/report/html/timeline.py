@@ -48,7 +48,9 @@ def spans_of(trials: Sequence[FrozenTrial], now: float) -> list[Span]:
         finished = None if trial.datetime_complete is None else trial.datetime_complete.timestamp()
         if not known and trial.datetime_start is not None and trial.params:
             known = {"1": {"begin": trial.datetime_start.timestamp(), "host": ""}}
-        attempts = sorted(known.items(), key=lambda item: int(item[0]))
+        # An attempt that was stopped before it opened its run has no beginning.
+        begun = [item for item in known.items() if "begin" in item[1]]
+        attempts = sorted(begun, key=lambda item: int(item[0]))
         for place, (attempt, facts) in enumerate(attempts):
             begin = float(facts["begin"])
             is_last = place == len(attempts) - 1
