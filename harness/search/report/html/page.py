@@ -130,6 +130,9 @@ def _key_figures(facts: SweepFacts) -> list[tuple[str, str]]:
     states = Counter(row.state for row in rows if row.has_ended)
     figures = []
     if best is not None:
+        if (again := facts.verdict.replicates.get(best.number)) is not None:
+            what = f"{sweep.metric}, mean of {again.n} fresh seeds"
+            figures.append((what, format_score(again.mean)))
         figures.append((f"{sweep.metric}, trial {best.number}", format_score(best.score)))
     if facts.test is not None and best is not None and facts.test.get("trial") == best.number:
         accuracy = facts.test.get("metrics", {}).get("test/accuracy")

@@ -57,7 +57,7 @@ def write_report(
         findings=findings,
         command=command,
         best_command=best_command,
-        num_train=count_train_images(plan),
+        num_train=count_train_images(plan, study),
         test=study.user_attrs.get(keys.TEST),
     )
     page = render(facts)
@@ -65,12 +65,14 @@ def write_report(
     return page
 
 
-def count_train_images(plan: SweepPlan) -> int | None:
-    """Return how many training images there are; None: the data are away."""
+def count_train_images(plan: SweepPlan, study: optuna.Study) -> int | None:
+    """Return how many training images there are; None: the sweep's data are away, or here are others."""
     try:
-        return len(load_splits(plan.base.data).train)
+        splits = load_splits(plan.base.data)
     except DataError:
         return None
+    is_of_sweep = splits.digest == study.user_attrs.get(keys.IDENTITY, {}).get("data digest")
+    return len(splits.train) if is_of_sweep else None
 
 
 def report_again(
@@ -96,7 +98,7 @@ def report_again(
     home = context_of(plan, study)
     rows = read_rows(study, home.runs)
     verdict = judge_study(study, rows, plan.sweep)
-    num_train = count_train_images(plan)
+    num_train = count_train_images(plan, study)
     command = shlex.join(["harness", "sweep", *config_dir_words(plan), *known["overrides"]])
     findings = audit(rows, plan, study.study_name, command, verdict.tied, num_train)
     best_command = TrainCommands(plan, study).of(verdict.best)
