@@ -34,7 +34,7 @@ setup: $(READY) ## make .venv and install the locked requirements (every target 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: $(PYTHON) is older than Python 3.11: name another with PYTHON=python3.11"; exit 2; }
-	@echo "setting up $(VENV), once: it installs the locked requirements (6.5 GB; two minutes or more, as fast as" \
+	@echo "setting up $(VENV), once: it installs the locked requirements (6.7 GB; two minutes or more, as fast as" \
 		"the package index answers) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

@@ -56,7 +56,7 @@ def check_any_name(name: str) -> None:
     for encoding in ("ascii", "latin-1", "utf-8"):
         with io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace") as stream:
             print(shown, file=stream)
-    table = per_class_table(np.array([0, 1]), np.array([0, 1]), (shown, "other"))
+    table = per_class_table(np.array([0, 1]), np.array([0, 1]), (shown, "other"), [{}, {}])
     assert json.loads(json.dumps([str(row) for row in table]))
 
 

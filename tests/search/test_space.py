@@ -61,7 +61,9 @@ def test_a_conditional_path_is_asked_for_only_in_its_arm() -> None:
 def test_a_value_survives_the_override_grammar_with_its_type(value: Any) -> None:
     path = {bool: "trainer.compile", int: "seed", float: "optim.lr"}.get(type(value), "tracking.run_name")
     fixed = ["data=digits", "model=lenet", "finetune=full"]
-    plan = compose_sweep([*fixed, f"sweep.space={{{path}: {{type: choice, values: [null]}}}}"])
+    plan = compose_sweep(
+        [*fixed, "sweep.replicate.seeds=0", f"sweep.space={{{path}: {{type: choice, values: [null]}}}}"]
+    )
     text, *_ = plan.trial_overrides({path: value})
 
     for config in (compose_run([*fixed, text]), plan.compose_trial({path: value})):
