@@ -72,6 +72,7 @@ def test_a_script_needs_no_guard_for_the_processes_that_a_call_starts(tmp_path: 
     assert done.stdout.split() == ["imported", "child"], done.stderr
 
 
+@pytest.mark.slow  # a minute: it trains, sweeps, exports and tests
 @pytest.mark.usefixtures("made_store")
 def test_the_examples_of_the_docstrings_are_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -19,6 +19,7 @@ from harness.config.schema import TrackingConfig
 from harness.search.database.retrying_storage import RetryingStorage
 from harness.search.database.storage import open_storage, storage_url
 from harness.search.executors.local import LocalExecutor
+from harness.search.report.parent_run import SweepRecord
 from harness.search.study.trials import TrialRow, find_study, read_rows
 from harness.search.sweep import SweepResult, run_sweep
 from harness.tracking.store import open_store
@@ -140,3 +141,10 @@ def run_statuses() -> Callable[[Path], dict[str, str]]:
         return {run.info.run_name: run.info.status for run in found}
 
     return read
+
+
+@pytest.fixture(autouse=True)
+def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each sweep of these tests the drawing of its page, a second a time; `test_report.py` draws it."""
+    if request.module.__name__.rpartition(".")[2] != "test_report":
+        monkeypatch.setattr(SweepRecord, "_report", lambda *given: None)
