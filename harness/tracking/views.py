@@ -46,7 +46,11 @@ def sweep_view(run_id: str, tags: Mapping[str, str], paths: Sequence[str]) -> tu
         tags: of the same run.
         paths: of the settings that it searches, a column each.
     """
-    columns = [f"metrics.`{_score_of(tags)}`", *(f"params.`{path}`" for path in paths)]
+    # A run records a group (`finetune`) by its kind and name; MLflow leaves out a column that no run has.
+    named = [
+        name for path in paths for name in ([path] if "." in path else [path, f"{path}.kind", f"{path}.name"])
+    ]
+    columns = [f"metrics.`{_score_of(tags)}`", *(f"params.`{name}`" for name in named)]
     state = {
         "searchFilter": _trials_of(run_id),
         "orderByKey": f"metrics.`{_score_of(tags)}`",

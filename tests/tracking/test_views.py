@@ -63,3 +63,9 @@ def test_a_store_that_keeps_no_view_stops_nobody(
     monkeypatch.setattr(store.client, "set_experiment_tag", refuse)
     store.keep_view("exp", ("name", "value"))
     assert "keeps no view" in caplog.text
+
+
+def test_a_group_has_the_column_that_its_runs_record() -> None:
+    columns = state_of(sweep_view("abc", TAGS, ["finetune", "optim.lr"])[1])["selectedColumns"]
+    assert {"params.`finetune.kind`", "params.`optim.lr`"} < set(columns)
+    assert "params.`optim.lr.kind`" not in columns
