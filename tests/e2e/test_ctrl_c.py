@@ -22,6 +22,7 @@ from harness.tracking.store import open_store
 
 SMALL = ("data=digits", "model=lenet", "data.max_train_samples=300", "trainer.max_epochs=1")
 SWEEP = ("sweep", *SMALL, "finetune=full", "sweep.num_trials=1", "sweep.evaluate_test=false", "sweep.name=s")
+SWEEP += ("sweep.replicate.seeds=0",)
 IMPORTED = re.compile(r"^import time:.*\| +(\S+)$")
 
 Strike = Callable[..., tuple[int, list[str]]]
