@@ -236,7 +236,7 @@ def test_arms_of_fixed_bounds_are_said_to_be_unequal(row: Callable[..., TrialRow
     )
     titles = [str(column.header) for column in leaderboard_table(rows, sweep, judge(rows, sweep)).columns]
     assert "train\npflop" in titles
-    assert "train_pflop,train_images" in leaderboard_csv(rows, sweep)
+    assert "train_pflop,train_images" in leaderboard_csv(rows, sweep, judge(rows, sweep))
 
 
 def test_equal_arms_need_no_words(row: Callable[..., TrialRow]) -> None:

@@ -277,7 +277,9 @@ def test_a_sweep_keeps_its_best_and_says_what_it_removed(small_sweep: SmallSweep
     assert left == {0: [], 1: ["best.ckpt"], 2: []}
     table = list(
         csv.DictReader(
-            io.StringIO(leaderboard_csv(result.rows, SweepConfig.model_validate({"space": SPACE})))
+            io.StringIO(
+                leaderboard_csv(result.rows, SweepConfig.model_validate({"space": SPACE}), result.verdict)
+            )
         )
     )
     says = {int(line["trial"]): line["checkpoint"] for line in table}

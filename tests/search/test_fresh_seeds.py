@@ -159,7 +159,9 @@ def test_the_leaderboard_marks_ties_and_shows_means() -> None:
     assert [line.split()[0] for line in lines if "complete" in line] == ["1", "2", "0"]
     assert any("0.9000 (3)" in line for line in lines)
     assert any("≈0.8850" in line for line in lines)
-    marks = [line.rpartition(",")[2] for line in leaderboard_csv(rows, sweep).splitlines()]
+    marks = [
+        line.rpartition(",")[2] for line in leaderboard_csv(rows, sweep, judge(rows, sweep)).splitlines()
+    ]
     assert marks == ["tied_with_best", "False", "True", *["False"] * 4]
 
 

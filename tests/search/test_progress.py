@@ -143,7 +143,7 @@ def test_the_leaderboard_ranks_results_before_what_was_cut_short() -> None:
 
 def test_the_csv_has_every_trial_unrounded() -> None:
     rows = [row(0, "complete", score=0.3), row(1, "complete", score=0.6, params={"finetune": "a,b"})]
-    lines = list(csv.DictReader(io.StringIO(leaderboard_csv(rows, SWEEP))))
+    lines = list(csv.DictReader(io.StringIO(leaderboard_csv(rows, SWEEP, judge(rows, SWEEP)))))
 
     assert [line["trial"] for line in lines] == ["1", "0"]
     assert lines[0]["finetune"] == "a,b"

@@ -110,7 +110,7 @@ def test_a_sweep_of_one_configuration_trains_it_with_every_seed_once(small_sweep
     shown = small_sweep.output.getvalue()
     assert "the space has 1 configuration, the sweep 3 trials" in shown
     assert "trial 1 of 0 (seed 1), trial 2 of 0 (seed 2)" in shown
-    assert leaderboard_csv(result.rows, SWEEP).splitlines()[3].endswith(",2,0,False")
+    assert leaderboard_csv(result.rows, SWEEP, result.verdict).splitlines()[3].endswith(",2,0,False")
 
 
 def test_replicates_are_named() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from harness.config.compose import SweepPlan
 from harness.search.report.costs import cost_lines
 from harness.search.report.findings import Finding
-from harness.search.report.leaderboard import TIE_MARK, searched_paths
+from harness.search.report.leaderboard import TIE_MARK, mean_of_seeds, searched_paths
 from harness.search.report.progress import format_score, format_value
 from harness.search.report.verdict import Verdict
 from harness.search.study.trials import TrialRow, ranked, searched
@@ -123,9 +123,10 @@ def _table(ended: Sequence[TrialRow], plan: SweepPlan, verdict: Verdict) -> list
     for row in ranked(search, plan.sweep.direction)[:NUM_SHOWN]:
         values = [text(format_value(row.params[path])) if path in row.params else "" for path in paths]
         tie = TIE_MARK if row.number in verdict.tied else ""
-        means = [f"{known.mean:.4f} ({known.n})" if (known := verdict.replicates.get(row.number)) else ""]
         score = f"{tie}{format_score(row.score)}"
-        lines.append([str(row.number), row.state, score, *(means if fresh else []), *values])
+        lines.append(
+            [str(row.number), row.state, score, *([mean_of_seeds(verdict, row)] if fresh else []), *values]
+        )
     more = len(search) - NUM_SHOWN
     notes = [f"and {more} more, in `leaderboard.csv`"] if more > 0 else []
     notes += [f"{TIE_MARK} within noise of the best"] if verdict.tied else []

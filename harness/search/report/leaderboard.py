@@ -25,7 +25,7 @@ from harness.config.sweep import SweepConfig
 from harness.search.report.compute import PFLOP, is_unequal
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
-from harness.search.report.verdict import Verdict, judge
+from harness.search.report.verdict import Verdict
 from harness.search.study import keys
 from harness.search.study.trials import TrialRow, ranked, searched, was_removed
 from harness.search.trial.replicates import replicated
@@ -72,7 +72,7 @@ def leaderboard_table(
             f"{row.number}{FRONT_MARK if row.number in front else ''}",
             row.state,
             f"{TIE_MARK if row.number in verdict.tied else ''}{format_score(row.score)}",
-            *([_mean(verdict, row)] if fresh else []),
+            *([mean_of_seeds(verdict, row)] if fresh else []),
             *(format_value(row.costs[cost]) if cost in row.costs else "–" for cost in costs),
             "–" if row.best_epoch is None else str(row.best_epoch + 1),
             *(format_value(row.params[path]) if path in row.params else "" for path in paths),
@@ -82,18 +82,18 @@ def leaderboard_table(
     return table
 
 
-def _mean(verdict: Verdict, row: TrialRow) -> str:
+def mean_of_seeds(verdict: Verdict, row: TrialRow) -> str:
+    """Return the mean of a trial's replicates and their number, as tables show them; empty without any."""
     of_seeds = verdict.replicates.get(row.number)
     return "" if of_seeds is None else f"{of_seeds.mean:.4f} ({of_seeds.n})"
 
 
-def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
+def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig, verdict: Verdict) -> str:
     """Return the leaderboard as CSV, unrounded, with each trial's MLflow run and checkpoint."""
     paths, front = searched_paths(rows), {row.number for row in pareto_front(rows, sweep)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     first = replicated(rows)
-    tied = judge(rows, sweep).tied
     titles = ["rank", "trial", "state", sweep.metric, *COSTS, "on_front", "best_epoch", *paths]
     titles += ["seconds", "run_id", "checkpoint", "reason", "training_seed", "replicate_of", "tied_with_best"]
     writer.writerow(titles)
@@ -104,7 +104,7 @@ def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig) -> str:
             + [row.number in front, row.best_epoch]
             + [row.params.get(path) for path in paths]
             + [row.seconds, row.run_id, _checkpoint(row), row.reason]
-            + [row.seed, first.get(row.number), row.number in tied]
+            + [row.seed, first.get(row.number), row.number in verdict.tied]
         )
     return text.getvalue()
 

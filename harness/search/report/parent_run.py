@@ -85,9 +85,10 @@ class SweepRecord:
         if measured := self.study.user_attrs.get(keys.SLOTS, {}).get("measured"):
             self.tracker.log_text(as_csv(measured), "slots.csv")
         rows = read_rows(self.study)
-        self._describe(rows)
+        verdict = judge_study(self.study, rows, self.plan.sweep)
+        self._describe(rows, verdict)
         self.tracker.set_tags(activity(is_new_call=True))
-        self._write_file("running", rows)
+        self._write_file("running", rows, verdict)
 
     def follow(self, rows: Sequence[TrialRow]) -> None:
         """Record the best score so far, as a metric of the parent run, whenever a trial has ended."""
@@ -105,8 +106,11 @@ class SweepRecord:
     def close(self, status: RunStatus) -> None:
         """Record the leaderboard, the figures and which trial is the best; close the run."""
         rows, sweep = read_rows(self.study, self.directory.parents[1]), self.plan.sweep
-        best = best_row(rows, sweep.direction)
-        self.tracker.log_text(leaderboard_csv(rows, sweep), "leaderboard.csv")
+        optimism = measure_optimism(self.study, self.plan, rows)
+        if optimism is not None:
+            self.tracker.log_summary({names.CORRECTED + sweep.metric: optimism.corrected})
+        verdict = judge_study(self.study, rows, sweep)
+        self.tracker.log_text(leaderboard_csv(rows, sweep, verdict), "leaderboard.csv")
         self.tracker.log_figure(history_figure(rows, sweep.direction, sweep.metric), "history.png")
         importance = importance_figure(importances_of(self.study), sweep.metric)
         if importance is not None:
@@ -114,28 +118,24 @@ class SweepRecord:
         front = pareto_figure(rows, sweep)
         if front is not None:
             self.tracker.log_figure(front, "pareto.png")
-        self._record_best(best)
-        optimism = measure_optimism(self.study, self.plan, rows)
-        if optimism is not None:
-            self.tracker.log_summary({names.CORRECTED + sweep.metric: optimism.corrected})
-        verdict = judge_study(self.study, rows, sweep)
+        self._record_best(verdict.best)
         findings = self._audit(rows, verdict)
-        best_command = self._commands.of(best)
+        best_command = self._commands.of(verdict.best)
         pictures = [
             "history.png",
             "importance.png" * (importance is not None),
             "pareto.png" * (front is not None),
         ]
-        self._describe(rows, findings, [name for name in pictures if name], best_command)
+        self._describe(rows, verdict, findings, [name for name in pictures if name], best_command)
         self._report(rows, verdict, findings, best_command)
         self._describe_trials(rows)
         self.tracker.set_tags(activity())
-        self._write_file(status, rows)
+        self._write_file(status, rows, verdict)
         if verdict.noise is not None:
             self.tracker.log_summary({names.NOISE + sweep.metric: verdict.noise})
         self.tracker.finish(status)
         # Last, because a repeated command takes this attribute to mean that all of the above was recorded.
-        self.study.set_user_attr(keys.CLOSED, closing_state(rows, best))
+        self.study.set_user_attr(keys.CLOSED, closing_state(rows, verdict.best))
 
     def _audit(self, rows: Sequence[TrialRow], verdict: Verdict) -> list[Finding]:
         """Return what limits the sweep's answer, and store it for commands that repeat the result."""
@@ -168,11 +168,12 @@ class SweepRecord:
     def _describe(
         self,
         rows: Sequence[TrialRow],
+        verdict: Verdict,
         findings: Sequence[Finding] = (),
         pictures: Sequence[str] = (),
         best_command: str | None = None,
     ) -> None:
-        verdict, run_id = judge_study(self.study, rows, self.plan.sweep), self.tracker.run_id
+        run_id = self.tracker.run_id
         note = describe_in_markdown(
             self.plan, rows, verdict, self.command, run_id, findings, pictures, best_command
         )
@@ -200,8 +201,8 @@ class SweepRecord:
         }
         self.tracker.set_tags(tags)
 
-    def _write_file(self, status: str, rows: Sequence[TrialRow]) -> None:
-        known, best = self.study.user_attrs, best_row(rows, self.plan.sweep.direction)
+    def _write_file(self, status: str, rows: Sequence[TrialRow], verdict: Verdict) -> None:
+        known, best = self.study.user_attrs, verdict.best
         content: dict[str, Any] = {
             "name": self.study.study_name,
             "status": status,
@@ -209,7 +210,7 @@ class SweepRecord:
             "overrides": self.plan.public_overrides,
             "num_trials": self.plan.sweep.num_trials,
             "best": None if best is None else _best_facts(best),
-            "verdict": _verdict_facts(judge_study(self.study, rows, self.plan.sweep)),
+            "verdict": _verdict_facts(verdict),
             "front": [_front_facts(row) for row in pareto_front(rows, self.plan.sweep)],
             "test": known.get(keys.TEST),
             "audit": known.get(keys.AUDIT, []),
