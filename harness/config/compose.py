@@ -59,6 +59,11 @@ class SweepPlan:
         return [text for text in self.overrides if path_of(text) != "sweep.storage"]
 
     @property
+    def config_dir_option(self) -> list[str]:
+        """The option of a command that names the folder of config groups, where that is not the usual one."""
+        return [] if self.config_dir == CONFIG_DIR else ["--config-dir", str(self.config_dir)]
+
+    @property
     def arm_values(self) -> dict[str, Any]:
         """The command line's values for keys of searched groups, see `harness.config.arms`."""
         return arm_values(self.sweep, self.overrides, self.config_dir)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import optuna
 from rich.console import Console
 
-from harness.config.compose import CONFIG_DIR, SweepPlan, compose_sweep
+from harness.config.compose import CONFIG_DIR, SweepPlan
 from harness.config.sampling import ReplicateConfig
 from harness.config.space import as_yaml
 from harness.config.sweep import SweepConfig
@@ -50,6 +50,7 @@ from harness.search.study.locate import (
     is_closed,
     locate_sweep,
     open_study,
+    recorded_plan,
 )
 from harness.search.study.trials import TrialRow, best_row, read_rows, searched
 from harness.search.suggest.space import check_space, describe_dimension
@@ -153,12 +154,8 @@ def replicate_sweep(
         HarnessError: as for `run_sweep`.
     """
     study = find_sweep(open_sweeps(url), name)
-    known = study.user_attrs.get(keys.PLAN)
-    if known is None:
-        raise SweepError(f"sweep {study.study_name!r} has not begun: start it with `harness sweep` first")
     wanted = [f"sweep.replicate.{key}={as_yaml(value)}" for key, value in asked.items()]
-    place = [f"sweep.name={study.study_name}", f"sweep.storage={url!r}"]
-    plan = compose_sweep([*known["overrides"], *overrides, *place, *wanted], config_dir)
+    plan = recorded_plan(study, url, [*overrides, *wanted], config_dir)
     if not plan.sweep.replicate.seeds:
         raise ConfigError("no fresh seed is asked for (--seeds 0): with 3 or more there is an interval")
     rows = read_rows(study)

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import optuna
 from rich.console import Console
 
-from harness.config.compose import CONFIG_DIR, compose_sweep
-from harness.config.overrides import path_of
+from harness.config.compose import CONFIG_DIR
 from harness.errors import SweepError, TrackingError
 from harness.search.coordinator.completion import num_wanted
 from harness.search.coordinator.scheduler import Outcome, Scheduler
@@ -27,7 +26,7 @@ from harness.search.report.messages import build_console, say
 from harness.search.report.progress import build_progress, view_of
 from harness.search.report.status import find_sweep, open_sweeps
 from harness.search.study import keys
-from harness.search.study.locate import SweepContext, locate_sweep, open_study
+from harness.search.study.locate import NOT_BEGUN, SweepContext, locate_sweep, open_study, recorded_plan
 from harness.search.study.trials import TrialRow, read_rows
 from harness.search.suggest.space import check_space
 from harness.search.trial.exit_codes import EXIT_STOPPED
@@ -85,12 +84,10 @@ def _join(
     name: str | None, url: str, overrides: Sequence[str], config_dir: Path
 ) -> tuple[SweepContext, optuna.Study]:
     known = find_sweep(open_sweeps(url), name)
-    plan = known.user_attrs.get(keys.PLAN)
-    if plan is None or known.user_attrs.get(keys.PARENT_RUN_ID) is None:
-        raise SweepError(f"sweep {known.study_name!r} has not begun: start it with `harness sweep` first")
-    asked = [text for text in plan["overrides"] if not path_of(text).startswith("sweep.executor")]
-    there = [*asked, *overrides, f"sweep.name={known.study_name}", f"sweep.storage={url!r}"]
-    home = locate_sweep(compose_sweep(there, config_dir))
+    plan = recorded_plan(known, url, overrides, config_dir, without="sweep.executor")
+    if known.user_attrs.get(keys.PARENT_RUN_ID) is None:
+        raise SweepError(NOT_BEGUN.format(name=known.study_name))
+    home = locate_sweep(plan)
     study = open_study(home, enqueue=False)
     return home.of(study), study
 

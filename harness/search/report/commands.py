@@ -7,7 +7,7 @@ import shlex
 import optuna
 
 from harness.config.as_command import TrialOverrides
-from harness.config.compose import CONFIG_DIR, SweepPlan
+from harness.config.compose import SweepPlan
 from harness.config.overrides import path_of
 from harness.search.study import keys
 from harness.search.study.trials import TrialRow
@@ -34,9 +34,4 @@ class TrainCommands:
             if (split_seed := trial.user_attrs.get(keys.SPLIT_SEED)) is not None:
                 kept = [text for text in overrides if path_of(text) != "data.split_seed"]
                 overrides = [*kept, f"data.split_seed={split_seed}"]
-        return shlex.join(["harness", "train", *config_dir_words(self.plan), *overrides])
-
-
-def config_dir_words(plan: SweepPlan) -> list[str]:
-    """Return the option that names the folder of config groups, where that is not the usual one."""
-    return [] if plan.config_dir == CONFIG_DIR else ["--config-dir", str(plan.config_dir)]
+        return shlex.join(["harness", "train", *self.plan.config_dir_option, *overrides])

@@ -10,7 +10,7 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,8 @@ from typing import Any
 
 import optuna
 
-from harness.config.compose import CONFIG_DIR, SweepPlan
+from harness.config.compose import SweepPlan, compose_sweep
+from harness.config.overrides import path_of
 from harness.credentials import shown
 from harness.data import load_splits
 from harness.errors import ConfigError, SweepError
@@ -34,6 +35,7 @@ from harness.search.study.trials import TrialRow, best_row, read_rows
 from harness.search.suggest.starting_points import enqueue_points
 
 IDENTITY_FILE = "sweep-identity.txt"  # in a sweep's folder; holds the id of the sweep that owns it
+NOT_BEGUN = "sweep {name!r} has not begun: start it with `harness sweep` first"
 SAFE_NAME = re.compile(r"[\w][\w.+-]{0,120}")
 
 
@@ -146,11 +148,32 @@ def context_of(plan: SweepPlan, found: optuna.Study) -> SweepContext:
 
 
 def _command(plan: SweepPlan) -> str:
-    config_dir = [] if plan.config_dir == CONFIG_DIR else ["--config-dir", str(plan.config_dir)]
     overrides = plan.public_overrides
     if len(overrides) < len(plan.overrides):
         overrides.append(f"sweep.storage={plan.sweep.storage}")
-    return shlex.join(["harness", "sweep", *config_dir, *map(shown, overrides)])
+    return shlex.join(["harness", "sweep", *plan.config_dir_option, *map(shown, overrides)])
+
+
+def recorded_plan(
+    found: optuna.Study, url: str, overrides: Sequence[str], config_dir: Path, *, without: str | None = None
+) -> SweepPlan:
+    """Return the plan of a sweep that has begun, composed again from the overrides of its last command.
+
+    Args:
+        url: the address of its database.
+        overrides: settings that differ now.
+        without: the beginning of keys that are left out of the last command's overrides.
+
+    Raises:
+        SweepError: the sweep has not begun.
+        ConfigError: its configuration can no longer be composed.
+    """
+    known = found.user_attrs.get(keys.PLAN)
+    if known is None:
+        raise SweepError(NOT_BEGUN.format(name=found.study_name))
+    asked = [text for text in known["overrides"] if without is None or not path_of(text).startswith(without)]
+    place = [f"sweep.name={found.study_name}", f"sweep.storage={url!r}"]
+    return compose_sweep([*asked, *overrides, *place], config_dir)
 
 
 def existing_study(home: SweepContext) -> optuna.Study | None:

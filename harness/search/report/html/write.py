@@ -13,19 +13,19 @@ from pathlib import Path
 import optuna
 from rich.console import Console
 
-from harness.config.compose import CONFIG_DIR, SweepPlan, compose_sweep
+from harness.config.compose import CONFIG_DIR, SweepPlan
 from harness.data import load_splits
 from harness.errors import DataError, SweepError, TrackingError, first_line
 from harness.files import atomic_write
 from harness.search.report.audit import audit
-from harness.search.report.commands import TrainCommands, config_dir_words
+from harness.search.report.commands import TrainCommands
 from harness.search.report.findings import Finding
 from harness.search.report.html.page import SweepFacts, render
 from harness.search.report.messages import REPORT_FILE, say
 from harness.search.report.status import find_sweep, open_sweeps
 from harness.search.report.verdict import Verdict, judge_study
 from harness.search.study import keys
-from harness.search.study.locate import context_of
+from harness.search.study.locate import context_of, recorded_plan
 from harness.search.study.trials import TrialRow, read_rows
 
 
@@ -90,16 +90,14 @@ def report_again(
         ConfigError: its configuration can no longer be composed.
     """
     study = find_sweep(open_sweeps(url), name)
-    known = study.user_attrs.get(keys.PLAN)
-    if known is None:
-        raise SweepError(f"sweep {study.study_name!r} has not begun, so there is nothing to report")
-    there = [*known["overrides"], *overrides, f"sweep.name={study.study_name}", f"sweep.storage={url!r}"]
-    plan = compose_sweep(there, config_dir)
+    plan = recorded_plan(study, url, overrides, config_dir)
     home = context_of(plan, study)
     rows = read_rows(study, home.runs)
     verdict = judge_study(study, rows, plan.sweep)
     num_train = count_train_images(plan, study)
-    command = shlex.join(["harness", "sweep", *config_dir_words(plan), *known["overrides"]])
+    command = shlex.join(
+        ["harness", "sweep", *plan.config_dir_option, *study.user_attrs[keys.PLAN]["overrides"]]
+    )
     findings = audit(rows, plan, study.study_name, command, verdict.tied, num_train)
     best_command = TrainCommands(plan, study).of(verdict.best)
     path = home.directory / REPORT_FILE
