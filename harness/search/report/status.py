@@ -10,8 +10,10 @@ import optuna
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from harness.config.sweep import SweepConfig
 from harness.credentials import shown
 from harness.errors import SweepError, did_you_mean
+from harness.search.coordinator.completion import num_wanted
 from harness.search.database.retrying_storage import RetryingStorage
 from harness.search.database.storage import database_exists, open_storage
 from harness.search.ownership.claims import Claims
@@ -23,7 +25,6 @@ from harness.search.study.trials import (
     best_row,
     find_study,
     read_rows,
-    searched,
     storage_of,
 )
 
@@ -113,13 +114,10 @@ def read_status(study: optuna.Study) -> SweepStatus:
 
 def _budget(plan: Mapping[str, Any], rows: Sequence[TrialRow]) -> int | None:
     """Return how many trials the sweep will have, by what its last command has stored."""
-    if (num_trials := plan.get("num_trials")) is None:
+    if plan.get("num_trials") is None:
         return None
-    search, asked = searched(rows), plan.get("replicate", {"top": 0, "seeds": 0})
-    top = asked["top"]
-    if sum(row.has_ended for row in search) >= num_trials:
-        top = min(top, sum(row.state == "complete" for row in search))
-    return num_trials + max(len(rows) - len(search), top * asked["seeds"])
+    known = {key: plan[key] for key in ("num_trials", "metric", "replicate") if key in plan}
+    return num_wanted(rows, SweepConfig.model_validate({"space": {}, **known}))
 
 
 def read_statuses(storage: RetryingStorage) -> list[SweepStatus]:
