@@ -14,13 +14,13 @@ from harness.config.overrides import as_override_value, path_of
 from harness.config.schema import RunConfig
 from harness.config.space import Choice, Scalar, as_yaml, holds
 from harness.errors import ConfigError
+from harness.search.report.compute import PFLOP
 from harness.search.report.findings import EndedSweep, Finding
 from harness.search.study.trials import TrialRow
 from harness.search.suggest.compute import describe_cap
 
 ENOUGH_IN_AN_ARM = 3  # trials with a score; an arm with fewer was hardly looked at
 UNEQUAL = 1.25  # arms whose trials cost, or saw, more than this many times as much are treated unequally
-COMPUTE = "train_pflop"  # the cost of a trial's training in operations, where it was counted
 
 BOUNDS = {  # of what a trial sees
     "data.max_train_samples": "training images",
@@ -106,7 +106,7 @@ def _unequal(sweep: EndedSweep, path: str, arms: Mapping[Scalar, list[TrialRow]]
     if len(tried) < 2:
         return
     costs = {
-        value: [row.costs[COMPUTE] for row in trials if row.state == "complete" and COMPUTE in row.costs]
+        value: [row.costs[PFLOP] for row in trials if row.state == "complete" and PFLOP in row.costs]
         for value, trials in tried.items()
     }
     counted = {value: sum(found) / len(found) for value, found in costs.items() if found}

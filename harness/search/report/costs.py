@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from harness.config.compose import SweepPlan
 from harness.errors import ConfigError
+from harness.search.report.compute import IMAGES, PFLOP
 from harness.search.study.trials import TrialRow
 
-PFLOP, IMAGES, PARAMETERS = "train_pflop", "train_images", "params_millions"
+PARAMETERS = "params_millions"
 
 
 def cost_lines(plan: SweepPlan, rows: Sequence[TrialRow], num_train: int | None) -> list[tuple[str, str]]:

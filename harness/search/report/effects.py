@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harness.analysis.seeds import holm
 from harness.config.space import Choice, Dimension
 from harness.config.sweep import SweepConfig
-from harness.search.study.trials import TrialRow
+from harness.search.study.trials import TrialRow, searched
 
 ALPHA = 0.05
 NOTICEABLE = 0.65  # a chance to be the better of two trials that would be noticed; 0.5 is no difference
@@ -62,11 +63,7 @@ def judge_effects(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[Effect]:
     Settings that only some trials have are judged by those. Pruned trials are left out, as they saw fewer
     epochs; so are trials that repeat another's configuration under a new seed.
     """
-    complete = [
-        row
-        for row in rows
-        if row.state == "complete" and row.score is not None and getattr(row, "replicate_of", None) is None
-    ]
+    complete = [row for row in searched(rows) if row.state == "complete" and row.score is not None]
     found = [
         _effect(path, dimension, complete)
         for path, dimension in sweep.space.items()
@@ -121,15 +118,9 @@ def _interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 def _with_verdicts(effects: Sequence[Effect]) -> list[Effect]:
     """Return the effects with their verdicts; the p-values are corrected by Holm's method."""
-    order = sorted(range(len(effects)), key=lambda index: effects[index].p_value)
-    mattered: set[int] = set()
-    for rank, index in enumerate(order):
-        if effects[index].p_value * (len(effects) - rank) >= ALPHA:
-            break
-        mattered.add(index)
     judged = []
-    for index, effect in enumerate(effects):
-        if index in mattered:
+    for effect, corrected in zip(effects, holm([effect.p_value for effect in effects]), strict=True):
+        if corrected < ALPHA:
             judged.append(replace(effect, verdict="some"))
             continue
         is_none = effect.num_groups >= 2 and effect.is_covered and effect.interval[1] <= NOTICEABLE

@@ -58,14 +58,14 @@ def build_progress(console: Console, metric: str) -> Progress:
 
 def view_of(rows: Sequence[TrialRow], sweep: SweepConfig, started: float, slots: int) -> SweepView:
     """Return the sweep's state by these rows; `started` is when the command began, by `time.monotonic`."""
-    num_ended = sum(row.has_ended for row in rows)
+    num_ended, num_trials = sum(row.has_ended for row in rows), num_wanted(rows, sweep)
     return SweepView(
         rows=rows,
         best=best_row(rows, sweep.direction),
-        num_trials=num_wanted(rows, sweep),
+        num_trials=num_trials,
         num_ended=num_ended,
         elapsed_s=time.monotonic() - started,
-        left_s=seconds_left(rows, num_wanted(rows, sweep), slots),
+        left_s=seconds_left(rows, num_trials, slots),
     )
 
 
