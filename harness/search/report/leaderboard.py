@@ -52,8 +52,7 @@ def leaderboard_table(
     unequal compute, each trial's is shown.
     """
     rows = searched(rows)
-    paths, costs = searched_paths(rows), asked_costs(sweep)
-    costs = list(dict.fromkeys([*costs, *([PFLOP] if is_unequal(rows) else [])]))
+    paths, costs = searched_paths(rows), shown_costs(rows, sweep)
     front = {row.number for row in pareto_front(rows, sweep)}
     fresh = ["fresh seeds"] if verdict.replicates else []
     notes = [
@@ -115,10 +114,15 @@ def _checkpoint(row: TrialRow) -> str | None:
     return names.CHECKPOINT_REMOVED if was_removed(row.checkpoint) else str(row.checkpoint)
 
 
-def asked_costs(sweep: SweepConfig) -> list[str]:
-    """Return the costs that the sweep optimises or bounds."""
+def shown_costs(rows: Sequence[TrialRow], sweep: SweepConfig) -> list[str]:
+    """Return the costs that a leaderboard shows: what the sweep optimises or bounds, and unequal compute.
+
+    Args:
+        rows: of the search, without replicates.
+    """
     second = [sweep.second_objective.metric] if sweep.second_objective else []
-    return list(dict.fromkeys([*second, *(constraint.cost for constraint in sweep.parsed_constraints())]))
+    asked = [*second, *(constraint.cost for constraint in sweep.parsed_constraints())]
+    return list(dict.fromkeys([*asked, *([PFLOP] if is_unequal(rows) else [])]))
 
 
 def history_figure(rows: Sequence[TrialRow], direction: str, metric: str) -> Figure:

@@ -20,12 +20,12 @@ import optuna
 from harness import __version__
 from harness.config.compose import SweepPlan
 from harness.config.dotted_paths import short_names
-from harness.search.report.compute import PFLOP, compute_lines, is_unequal
+from harness.search.report.compute import compute_lines
 from harness.search.report.costs import cost_lines
 from harness.search.report.findings import Finding
 from harness.search.report.html import charts, settings_charts
 from harness.search.report.html.timeline import timeline
-from harness.search.report.leaderboard import asked_costs, importances_of, searched_paths
+from harness.search.report.leaderboard import importances_of, searched_paths, shown_costs
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
 from harness.search.report.verdict import Verdict
@@ -154,8 +154,7 @@ def _leaderboard(facts: SweepFacts) -> dict[str, Any]:
     Replicates have no rows of their own: the replicated trial shows their mean.
     """
     rows, sweep, verdict = searched(facts.rows), facts.plan.sweep, facts.verdict
-    paths, costs = searched_paths(rows), asked_costs(sweep)
-    costs = list(dict.fromkeys([*costs, *([PFLOP] if is_unequal(rows) else [])]))
+    paths, costs = searched_paths(rows), shown_costs(rows, sweep)
     front = {row.number for row in pareto_front(rows, sweep)}
     order = ranked(rows, sweep.direction)
     body = []
