@@ -190,7 +190,7 @@ def alike_in_validation(
 
 def _patterns(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the thumbnails that are not plain, of mean 0 and length 1, float32 (M, 64), and which rows."""
-    grey = part.thumbnails[rows].reshape(len(rows), -1).astype(np.float32)
+    grey = part.thumbnails.reshape(len(part.thumbnails), -1)[rows].astype(np.float32)
     keep = grey.std(axis=1) >= PLAIN
     centred = grey[keep] - grey[keep].mean(axis=1, keepdims=True)
     return centred / np.linalg.norm(centred, axis=1, keepdims=True), np.flatnonzero(keep)

@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from harness.data.decoded_cache import BROKEN, Part, PartName
-from harness.data.duplicates import first_of_duplicates
+from harness.data.duplicates import Side, first_of_duplicates
 from harness.data.messages import counted, first_few, printable
 from harness.errors import DataError
 
@@ -215,11 +215,12 @@ class GroupSizes:
         )
 
 
-def group_sizes(sides: Mapping[str, tuple[Part, np.ndarray]]) -> GroupSizes:
+def group_sizes(sides: Mapping[str, Side], parts: Iterable[Part]) -> GroupSizes:
     """Describe the groups of splits.
 
     Args:
         sides: the part and the rows of "train", "val" and "test".
+        parts: of the source, in which copies may join groups.
     """
     named = {
         side: [part.groups[row] or f"\0{part.names[row]}" for row in rows]
@@ -227,7 +228,6 @@ def group_sizes(sides: Mapping[str, tuple[Part, np.ndarray]]) -> GroupSizes:
     }
     every = [name for names in named.values() for name in names]
     _, sizes = np.unique(np.array(every), return_counts=True)
-    parts = {id(part): part for part, _ in sides.values()}.values()
     return GroupSizes(
         num_groups=len(sizes),
         num_alone=sum(name.startswith("\0") for name in every),

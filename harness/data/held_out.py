@@ -29,15 +29,9 @@ def count_known(config: DataConfig, hashes_N32: np.ndarray) -> dict[str, int]:
     Raises:
         HarnessError: the run's data cannot be loaded.
     """
-    named = resolve_auto(config)
-    splits, parts = load_splits(named), load_decoded(named).parts
-    rows = {
-        "training": (parts["train"], splits.train.indices),
-        "validation": (parts.get("val", parts["train"]), splits.val.indices),
-        "test": (parts.get("test", parts["train"]), load_test(named).indices),
-    }
+    splits = load_splits(config)
+    sides = {"training": splits.train.side, "validation": splits.val.side, "test": load_test(config).side}
     keys = keys_of(hashes_N32)
     return {
-        name: int(np.isin(keys, keys_of(part.hashes[of_split])).sum())
-        for name, (part, of_split) in rows.items()
+        name: int(np.isin(keys, keys_of(part.hashes[rows])).sum()) for name, (part, rows) in sides.items()
     }

@@ -43,17 +43,15 @@ def load_splits(config: DataConfig) -> ImageSplits:
     splits = build_splits(decoded, named, held_out_fraction(named), is_fallback)
     if splits.digest not in _seen:  # comparing takes time
         _seen.add(splits.digest)
-        lines = [*describe_duplicates(decoded), *_look_alikes(decoded, splits, Path(named.cache_dir))]
+        lines = [*describe_duplicates(decoded), *_look_alikes(splits, Path(named.cache_dir))]
         warn_once([f"{splits.name}: {line}" for line in lines], of=splits.digest)
     return splits
 
 
-def _look_alikes(decoded: DecodedSet, splits: ImageSplits, cache_dir: Path) -> list[str]:
+def _look_alikes(splits: ImageSplits, cache_dir: Path) -> list[str]:
     if not len(splits.val):
         return []
-    val_part = decoded.parts.get("val", decoded.parts["train"])
-    val, train = (val_part, splits.val.indices), (decoded.parts["train"], splits.train.indices)
-    return alike_in_validation(val, train, cache_dir, splits.row_digest)
+    return alike_in_validation(splits.val.side, splits.train.side, cache_dir, splits.row_digest)
 
 
 def as_loaded(config: DataConfig, splits: ImageSplits) -> NamedData:

@@ -17,7 +17,7 @@ from harness.config.schema import BaseData
 from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName, content_digest
 from harness.data.decoding.image_files import ImageFiles
 from harness.data.decoding.pixels import PixelRange
-from harness.data.duplicates import first_of_duplicates, without_duplicates_of
+from harness.data.duplicates import Side, first_of_duplicates, without_duplicates_of
 from harness.data.groups import set_aside_groups
 from harness.errors import ConfigError, DataError
 
@@ -49,12 +49,20 @@ class ImageArrays:
         labels: int64 (N,), of this split, in its order.
         indices: int64 (N,), where this split's images lie in `images`.
         digest: sha256 (hex) of this split's pixels and labels, in its order; empty where it is not known.
+        part: That `indices` point into; None for images that come from no source.
     """
 
     images: np.ndarray | ImageFiles
     labels: np.ndarray
     indices: np.ndarray
     digest: str = ""
+    part: Part | None = field(default=None, repr=False)
+
+    @property
+    def side(self) -> Side:
+        """The part of the source, and this split's rows in it."""
+        assert self.part is not None, "these images come from no source"
+        return self.part, self.indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -169,9 +177,9 @@ def _joined(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) 
         assert isinstance(images, np.ndarray)
         assert isinstance(val_images, np.ndarray)
         both = np.concatenate([images, val_images])  # in memory, as the source keeps them in two files
-    facts = (np.concatenate([getattr(part, name), getattr(val_part, name)]) for name in fields)
-    labels, hashes, moments, thumbnails = facts
-    joined = Part(both, labels, hashes, moments, thumbnails, part.names + val_part.names)
+    facts = {name: np.concatenate([getattr(part, name), getattr(val_part, name)]) for name in fields}
+    names, groups = part.names + val_part.names, part.groups + val_part.groups
+    joined = Part(both, **facts, names=names, groups=groups)
     return joined, np.concatenate([rows, val_rows + len(part.labels)])
 
 
@@ -236,7 +244,7 @@ def arrays_of(part: Part, rows: np.ndarray, labels: np.ndarray | None = None) ->
     """
     labels = part.labels[rows] if labels is None else labels
     digest = hashlib.sha256(part.hashes[rows].tobytes() + labels.astype("<i8").tobytes()).hexdigest()
-    return ImageArrays(part.images, labels, rows, digest)
+    return ImageArrays(part.images, labels, rows, digest, part)
 
 
 # ── stratified picks ──────────────────────────────────────────────────────────────────────────────

@@ -15,8 +15,8 @@ from torchvision.utils import make_grid
 
 from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.datamodule import ImageDataModule
-from harness.data.decoded_cache import DecodedSet, Description, Part
-from harness.data.duplicates import describe_duplicates, near_duplicates
+from harness.data.decoded_cache import DecodedSet, Description
+from harness.data.duplicates import Side, describe_duplicates, near_duplicates
 from harness.data.features.cache import clear_features, list_features
 from harness.data.groups import GroupSizes, group_sizes
 from harness.data.held_out import load_test
@@ -85,8 +85,8 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
         labels = torch.from_numpy(splits.train.labels[positions])
         augmented, _ = module.mix(module.augment(samples, epoch=0, batch_index=0), labels, 0, 0)
         pictures.append(_write_grid(augmented, output_dir / "samples_augmented.png"))
-    sides = _sides(decoded, splits, test)
-    groups = group_sizes(sides) if decoded.parts["train"].groups else None
+    sides = {"train": splits.train.side, "val": splits.val.side, "test": test.side}
+    groups = group_sizes(sides, decoded.parts.values()) if decoded.parts["train"].groups else None
     return DataSummary(splits, test, decoded.about, _notices(decoded, sides), pictures, groups)
 
 
@@ -139,18 +139,7 @@ def _per_class(split: ImageArrays, num_classes: int) -> np.ndarray:
     return np.bincount(split.labels, minlength=num_classes)
 
 
-def _sides(decoded: DecodedSet, splits: ImageSplits, test: ImageArrays) -> dict[str, tuple[Part, np.ndarray]]:
-    """Return the part of the source, and its rows, that each split was made of."""
-    test_part = decoded.parts.get("test", decoded.parts["train"])
-    val_part = decoded.parts.get("val", decoded.parts["train"])
-    return {
-        "train": (decoded.parts["train"], splits.train.indices),
-        "val": (val_part, splits.val.indices),
-        "test": (test_part, test.indices),
-    }
-
-
-def _notices(decoded: DecodedSet, sides: Mapping[str, tuple[Part, np.ndarray]]) -> list[str]:
+def _notices(decoded: DecodedSet, sides: Mapping[str, Side]) -> list[str]:
     """Return notes about the tree, its pixels, and images that occur more than once."""
     return [*decoded.about.notices, *describe_duplicates(decoded), *near_duplicates(sides)]
 

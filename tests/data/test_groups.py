@@ -19,7 +19,7 @@ from harness.config.schema import FolderData
 from harness.data import load_splits
 from harness.data.decoded_cache import Part
 from harness.data.groups import joined_groups, set_aside_groups
-from harness.data.held_out import load_test
+from harness.data.held_out import count_known, load_test
 from harness.data.load import load_decoded
 from harness.data.summary import summarise
 from harness.errors import DataError
@@ -222,3 +222,17 @@ def test_joining_is_transitive() -> None:
     part.hashes[2] = part.hashes[1]  # joins groups 0 and 1
     part.hashes[4] = part.hashes[3]  # joins groups 1 and 2
     assert len(set(joined_groups(part, np.arange(6)).tolist())) == 2
+
+
+def test_splits_that_train_on_a_validation_folder_are_described_and_known(
+    write: Write, tmp_path: Path
+) -> None:
+    sizes = {"train": 6, "val": 3, "test": 2}
+    root = write({f"{side}/{kind}/{side}": size for side, size in sizes.items() for kind in "ab"})
+    config = config_of(root, group_by="(train|val|test)[0-9]", train_on_val=True)
+    summary = summarise(config, tmp_path / "pictures")
+    assert summary.groups is not None
+    assert summary.groups.by_split == {"train": 2, "val": 0, "test": 1}
+    assert summary.groups.num_joined == 0
+    validation = load_decoded(config).parts["val"].hashes
+    assert count_known(config, validation) == {"training": 6, "validation": 0, "test": 0}
