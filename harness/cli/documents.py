@@ -110,12 +110,10 @@ def _from_one(epoch: int | None) -> int | None:
 def of_sweep(result: SweepResult) -> Document:
     """Return the state of a sweep at the end of a command."""
     from harness.search.coordinator.completion import num_wanted
-    from harness.search.report.verdict import judge
     from harness.search.study.trials import ranked
 
-    sweep = result.config
-    rows, verdict = ranked(result.rows, sweep.direction), judge(result.rows, sweep)
-    test = None if result.test_metrics is None else {"metrics": result.test_metrics}
+    sweep, verdict, metrics = result.config, result.verdict, result.test_metrics
+    rows = ranked(result.rows, sweep.direction)
     return Document(
         "harness.sweep/1",
         {
@@ -130,7 +128,7 @@ def of_sweep(result: SweepResult) -> Document:
             "sentence": verdict.sentence,
             "tied": sorted(verdict.tied),
             "noise": verdict.noise,
-            "test": None if test is None else test | {"readings": result.test_readings},
+            "test": None if metrics is None else {"metrics": metrics, "readings": result.test_readings},
             "audit": [finding.to_dict() for finding in result.findings],
             "trials": [_trial(row) for row in rows],
         },
