@@ -46,11 +46,10 @@ def write(tmp_path: Path) -> Write:
 
 def sides(config: FolderData) -> dict[str, set[str]]:
     """Return the names of the files in each split."""
-    decoded, splits, test = load_decoded(config), load_splits(config), load_test(config)
-    parts = {"train": splits.train, "val": splits.val, "test": test}
-    part_of = {name: decoded.parts.get(name, decoded.parts["train"]) for name in ("val", "test")}  # type: ignore[call-overload]
-    part_of["train"] = decoded.parts["train"]
-    return {name: {part_of[name].names[row] for row in arrays.indices} for name, arrays in parts.items()}
+    splits = load_splits(config)
+    parts = {"train": splits.train, "val": splits.val, "test": load_test(config)}
+    rows_of = {name: arrays.side for name, arrays in parts.items()}
+    return {name: {part.names[row] for row in rows} for name, (part, rows) in rows_of.items()}
 
 
 def patients(names: set[str]) -> set[str]:
