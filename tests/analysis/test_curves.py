@@ -14,7 +14,7 @@ from harness.analysis.evaluation import Evaluation, evaluate
 from harness.analysis.figures import confusion_matrix_figure
 from harness.analysis.metrics import confusion_matrix_counts
 from harness.analysis.predictions import predictions_of
-from tests.analysis.test_figures import drawn
+from tests.helpers.drawing import drawn
 
 DRAW = (curves.roc_figure, curves.precision_recall_figure, curves.reliability_figure, curves.confused_figure)
 

@@ -1,24 +1,12 @@
 from __future__ import annotations
 
-import io
-import warnings
-
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
 from harness.analysis.figures import confusion_matrix_figure
-
-
-def drawn(figure: Figure) -> np.ndarray:
-    """Return the picture, with every warning an error (a missing glyph warns)."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.savefig(file, format="png")
-    return np.asarray(Image.open(file).convert("RGB"))
+from tests.helpers.drawing import drawn
 
 
 def all_texts(figure: Figure) -> list[str]:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from harness.analysis.predictions import Predictions, predictions_of
 
@@ -32,15 +28,6 @@ def noise(places: np.ndarray, size: int = 32) -> np.ndarray:
     """Return images of noise, the same at each call."""
     generator = np.random.default_rng(0)
     return generator.integers(0, 256, (len(places), size, size, 3), dtype=np.uint8)
-
-
-def drawn(figure: Figure) -> np.ndarray:
-    """Return the picture, uint8 (H, W, 3), with every warning an error (a missing glyph warns)."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.savefig(file, format="png")
-    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def texts_of(figure: Figure) -> list[str]:

@@ -15,7 +15,8 @@ from harness.pictures.galleries import (
 )
 from harness.pictures.style import percent
 from harness.pictures.tiles import Tile, fitted, tiles_figure, width_of
-from tests.pictures.conftest import assert_no_overlap, drawn, gather, note_of, some_predictions, texts_of
+from tests.helpers.drawing import drawn
+from tests.pictures.conftest import assert_no_overlap, gather, note_of, some_predictions, texts_of
 
 ALL = [highest_loss_gallery, confident_mistakes_gallery, best_and_worst_gallery, label_errors_gallery]
 

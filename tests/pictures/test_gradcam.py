@@ -19,7 +19,8 @@ from harness.pictures.gradcam import (
     wrong_examples_figure,
 )
 from harness.pictures.layers import Probed, maps_of, to_device
-from tests.pictures.conftest import assert_no_overlap, drawn, noise, note_of, some_predictions
+from tests.helpers.drawing import drawn
+from tests.pictures.conftest import assert_no_overlap, noise, note_of, some_predictions
 
 SCRATCH: tuple[ScratchKind, ...] = ("lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn")
 TIMM = (

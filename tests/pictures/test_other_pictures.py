@@ -11,7 +11,8 @@ from harness.pictures.curves import learning_curves
 from harness.pictures.embedding import embedding_figure, lay_out, penultimate_features, sample
 from harness.pictures.layers import feature_maps_figure, filters_figure
 from harness.pictures.run import draw_all
-from tests.pictures.conftest import assert_no_overlap, drawn, noise, note_of, some_predictions
+from tests.helpers.drawing import drawn
+from tests.pictures.conftest import assert_no_overlap, noise, note_of, some_predictions
 
 
 @pytest.mark.parametrize("num_epochs", [1, 3, 300])
