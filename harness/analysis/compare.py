@@ -11,7 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.analysis.paired import ImagesReport, compare_images
-from harness.analysis.seeds import HALF_A_POINT, compare_groups, describe, estimate, explain_odds
+from harness.analysis.seeds import (
+    HALF_A_POINT,
+    compare_groups,
+    describe,
+    estimate,
+    explain_odds,
+    is_within_one,
+)
 from harness.analysis.table import (
     BEST_EPOCH,
     MINUTES,
@@ -140,7 +147,7 @@ def compare_seeds(
         return None
     minimizes = sweep is not None and sweep.minimizes
     by_name = dict(zip(_configurations(chosen, list(groups)), groups.values(), strict=True))
-    is_share = not minimizes and not metric.endswith("loss")
+    is_share = is_within_one(metric, minimizes=minimizes)
     estimates = {name: estimate(list(scores.values()), is_share=is_share) for name, scores in by_name.items()}
     best_first = sorted(estimates, key=lambda name: estimates[name].mean, reverse=not minimizes)
     pairs = compare_groups({name: by_name[name] for name in best_first}, minimizes=minimizes)

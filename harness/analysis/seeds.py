@@ -72,6 +72,11 @@ class Difference:
         return self.corrected is not None and self.corrected < 1 - LEVEL
 
 
+def is_within_one(metric: str, *, minimizes: bool) -> bool:
+    """Return whether a metric lies within [0, 1], by its name: one to maximize, other than a loss."""
+    return not minimizes and not metric.endswith("loss")
+
+
 def estimate(scores: Sequence[float], *, is_share: bool = False) -> Estimate:
     """Return the mean of some runs' scores, with an interval of Student's t.
 

@@ -19,6 +19,7 @@ from harness.analysis.seeds import (
     Estimate,
     compare_groups,
     estimate,
+    is_within_one,
     noise_of,
     p_text,
     seeds_needed,
@@ -63,7 +64,7 @@ def judge(rows: Sequence[TrialRow], sweep: SweepConfig) -> Verdict:
     fresh = {number: scores for number, scores in fresh_scores(rows).items() if len(scores) > 1}
     if best.number not in fresh:
         return Verdict(_single_run(rows, sweep, best), best)
-    is_share = not minimizes and not sweep.metric.endswith("loss")
+    is_share = is_within_one(sweep.metric, minimizes=minimizes)
     estimates = {number: estimate(list(of.values()), is_share=is_share) for number, of in fresh.items()}
     noise, degrees = noise_of(list(estimates.values()))
     margin = _margin(noise, degrees, estimates[best.number].n)
