@@ -17,10 +17,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from harness.analysis.calibration import NUM_BINS, reliability_bins
 from harness.analysis.evaluation import LONG_NAMES, Evaluation
-from harness.analysis.figures import DPI, drawable_names
+from harness.analysis.figures import DPI, OKABE_ITO, drawable_names
 
-# Okabe & Ito (2008), Color Universal Design: colours that all kinds of colour vision tell apart.
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MEAN, FIRST, SECOND = OKABE_ITO[7], OKABE_ITO[0], OKABE_ITO[5]
 WEAKEST = 5  # classes that are named where not all can be
 MOST_PAIRS = 20

@@ -26,6 +26,8 @@ NAMES_ON_AXIS = 50  # of such a matrix, at most
 COLOURS = "cividis_r"  # colour-blind safe, dark where much is
 MAX_NAME_LENGTH = 24  # characters
 INCHES_PER_POINT = 1 / 72
+# Okabe & Ito (2008), "Color Universal Design": eight colours that all kinds of colour vision tell apart.
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 BASE_FONT = "DejaVu Sans"  # always there: it comes with matplotlib
 
 

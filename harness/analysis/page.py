@@ -1,6 +1,7 @@
 """A comparison as a self-contained HTML page: its sections, the template, and the style of its charts.
 
-`table.py` (`compare.html`) and `sweeps.py` (`sweeps.html`) call `render_page`; `charts.py` draws. A page
+`table.py` (`compare.html`) and `sweeps.py` (`sweeps.html`) call `render_page`; `charts.py` draws. A sweep's
+report (`harness/search/report/html`) reads its template and embeds its charts by the same functions. A page
 holds plotly.js and loads nothing. Colours are those of Okabe and Ito, which the colour-blind can tell apart.
 """
 
@@ -10,6 +11,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
+WRITTEN = "%Y-%m-%d %H:%M UTC"  # when a page was made
 MOST_ROWS = 200  # of a table on a page; the other files hold all
 MOST_LABEL = 34  # characters of a name in a chart
 
@@ -39,26 +42,37 @@ def render_page(title: str, answer: str, parts: Sequence[Part]) -> str:
     Args:
         answer: the sentence at its top.
     """
-    from jinja2 import Environment
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    from harness import __version__
-
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        TEMPLATE.read_text(encoding="utf-8")
-    )
     has_figures = any(part.figure for part in parts)
-    return template.render(
+    return read_template(TEMPLATE).render(
         title=title,
         answer=answer,
         parts=[
-            (part, _as_html(part.figure, place) if part.figure else None) for place, part in enumerate(parts)
+            (part, chart_html(part.figure, place) if part.figure else None)
+            for place, part in enumerate(parts)
         ],
-        plotly=Markup(get_plotlyjs()) if has_figures else "",
-        version=__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        plotly=plotly_js() if has_figures else "",
     )
+
+
+@lru_cache
+def read_template(path: Path) -> Any:
+    """Return a jinja2 template that escapes what it is given, and knows our version and the time."""
+    from jinja2 import Environment
+
+    from harness import __version__
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.globals |= {"version": __version__, "now": lambda: datetime.now(UTC).strftime(WRITTEN)}
+    return environment.from_string(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def plotly_js() -> Any:
+    """Return the library that draws the charts of a page, 5 MB; a page embeds it once."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    return Markup(get_plotlyjs())
 
 
 def chart_layout(height: int, **more: Any) -> dict[str, Any]:
@@ -84,7 +98,14 @@ def chart_label(text: str) -> str:
     return html.escape(plain if len(plain) <= MOST_LABEL else plain[: MOST_LABEL - 1] + "…", quote=False)
 
 
-def _as_html(figure: dict[str, Any], place: int) -> Any:
+def chart_html(figure: Any, place: int) -> Any:
+    """Return a chart (plotly's figure or its dict) as a part of a page that embeds `plotly_js`.
+
+    plotly writes `<`, `>` and `/` of names as escape sequences of JSON.
+
+    Args:
+        place: among the page's charts.
+    """
     from markupsafe import Markup
     from plotly import io
 

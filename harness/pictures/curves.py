@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.pictures.style import DPI, OKABE_ITO, QUIET
+from harness.analysis.figures import OKABE_ITO
+from harness.pictures.style import DPI, QUIET
 
 TRAINING, VALIDATION = (OKABE_ITO[1], "--"), (OKABE_ITO[0], "-")
 FEW_EPOCHS = 40  # up to so many, each epoch is marked by a dot

@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.transforms import Bbox
 
-from harness.analysis.figures import drawable_names
+from harness.analysis.figures import OKABE_ITO, drawable_names
 from harness.analysis.predictions import Predictions
 from harness.models import ImageClassifier
 from harness.pictures.examples import hardest_classes
 from harness.pictures.galleries import Gather
 from harness.pictures.layers import Probed, in_eval_mode, to_device
-from harness.pictures.style import DPI, OKABE_ITO, QUIET
+from harness.pictures.style import DPI, QUIET
 from harness.pictures.tiles import fitted
 
 MAX_IMAGES = 1000  # t-SNE of 1,000 takes 2.5 s on one core, of 1,500 4.3 s

@@ -13,8 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), "Color Universal Design": eight colours that all kinds of colour vision tell apart.
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 RIGHT, WRONG, QUIET = "#00694D", "#B34700", "0.35"  # of texts: darker than the palette's, so as to be legible
 DPI = 100
 FONT_POINTS = 8.0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from harness.analysis.page import FONT
 from harness.config.sweep import SweepConfig
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
@@ -25,7 +26,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E
 SCALE = "Cividis"
 STATE_COLOURS = {"complete": BLUE, "pruned": ORANGE, "infeasible": PURPLE, "failed": RED, "running": GREY}
 STATE_MARKS = {"complete": "circle", "pruned": "x-thin", "infeasible": "diamond", "failed": "triangle-up"}
-FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
 MAX_LABEL = 28  # characters of a name in a chart
 
 

@@ -10,14 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from harness import __version__
+from harness.analysis.page import chart_html, plotly_js, read_template
 from harness.config.compose import SweepPlan
 from harness.config.dotted_paths import short_names
 from harness.search.report.compute import compute_lines
@@ -34,13 +32,12 @@ from harness.search.suggest.space import describe_dimension
 from harness.search.trial.replicates import describe_replicates
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    pass
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MOST_ROWS = 100  # of the leaderboard; the rest is in leaderboard.csv
 FEW_TRIALS = 20  # see NUM_GOOD in leaderboard.py
 MOST_LOST = 40  # trials that have no full score, named one by one
-CHART_SETTINGS = {"displaylogo": False, "responsive": True, "displayModeBar": False}
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,8 @@ class Chart:
 def render(facts: SweepFacts) -> str:
     """Return the report."""
     sweep, rows = facts.plan.sweep, facts.rows
-    return _template().render(
+    return read_template(TEMPLATE).render(
         name=facts.study.study_name,
-        version=__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=facts.verdict,
         notes=[*facts.verdict.notes, *_limits(facts)],
         figures=_key_figures(facts),
@@ -81,7 +76,7 @@ def render(facts: SweepFacts) -> str:
         command=facts.command,
         findings=facts.findings,
         charts=_charts(facts),
-        plotly=_plotly_js(),
+        plotly=plotly_js(),
         board=_leaderboard(facts),
         lost=[row for row in rows if row.state in ("pruned", "infeasible", "failed")][:MOST_LOST],
         lost_counts=_lost_counts(rows),
@@ -92,6 +87,7 @@ def render(facts: SweepFacts) -> str:
             path: sum(path in row.params for row in rows) for path, d in sweep.space.items() if d.when
         },
         sweep=sweep,
+        score=format_score,
         rules=[(_condition(rule.when), rule.overrides) for rule in sweep.rules],
     )
 
@@ -101,23 +97,6 @@ def _limits(facts: SweepFacts) -> list[str]:
     if facts.num_train is None:
         return []
     return compute_lines(facts.rows, facts.plan.sweep, facts.num_train)
-
-
-@lru_cache(maxsize=1)
-def _template() -> Any:
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["score"] = format_score
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-
-
-@lru_cache(maxsize=1)
-def _plotly_js() -> Any:
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())
 
 
 def _condition(when: Mapping[str, Any]) -> str:
@@ -266,16 +245,7 @@ def _charts(facts: SweepFacts) -> list[Chart]:
         ),
     ]
     return [
-        Chart(title, caption, _as_html(figure, place))
+        Chart(title, caption, chart_html(figure, place))
         for place, (title, caption, figure) in enumerate(drawn)
         if figure is not None
     ]
-
-
-def _as_html(figure: go.Figure, place: int) -> Any:
-    from markupsafe import Markup
-    from plotly import io
-
-    settings = {"full_html": False, "include_plotlyjs": False, "validate": False, "div_id": f"chart-{place}"}
-    # plotly writes `<`, `>` and `/` of names as escape sequences of JSON.
-    return Markup(io.to_html(figure, config=CHART_SETTINGS, **settings))
