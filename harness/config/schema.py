@@ -120,6 +120,9 @@ DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(d
 
 
 ScratchKind = Literal["lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18", "speed_cnn"]
+# How pixels, as shares of 255, are normalised: by mean and deviation of the training images, by 0.5 and 0.5,
+# or not at all.
+Normalisation = Literal["data", "half", "none"]
 
 
 class ScratchModel(Section):
@@ -127,6 +130,19 @@ class ScratchModel(Section):
 
     kind: ScratchKind
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32  # pixels
+    # The network's own; Keras's (Glorot's uniform weights, biases of zero); or PyTorch's (He's uniform
+    # weights with a = √5, uniform biases).
+    init: Literal["default", "glorot_uniform", "torch"] = "default"
+    normalisation: Normalisation = "data"
+
+    @model_validator(mode="after")
+    def _computed_layers_have_no_other_init(self) -> Self:
+        if self.kind == "speed_cnn" and self.init != "default":
+            raise ValueError(
+                f"model.init={self.init} would replace the first layer of speed_cnn, which is computed from "
+                "images: use model.init=default or another model"
+            )
+        return self
 
     @property
     def is_pretrained(self) -> bool:
@@ -231,6 +247,7 @@ class Adam(BaseOptim):
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8  # added to the root of the second moment; Keras has 1e-7
 
 
 class AdamW(BaseOptim):
@@ -239,6 +256,7 @@ class AdamW(BaseOptim):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8  # added to the root of the second moment; Keras has 1e-7
 
 
 class MuonOptim(BaseOptim):

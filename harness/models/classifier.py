@@ -17,7 +17,7 @@ from harness.models.preprocess import Preprocess
 from harness.models.protocol import heads
 from harness.models.scratch import build_scratch
 
-_DEFAULT_MEAN = _DEFAULT_STD = (0.5, 0.5, 0.5)
+_HALF, _ZERO, _ONE = (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 class ImageClassifier(nn.Module):
@@ -127,8 +127,8 @@ def build_model(
     """Return the configured classifier with a new head, all parameters trainable.
 
     Args:
-        mean: per channel, of pixels in [0, 1]. From-scratch models normalise with it (default 0.5); timm's
-            models have means of their own.
+        mean: of the training images' pixels in [0, 1], per channel. From-scratch models normalise with it
+            (default 0.5) unless `normalisation` says otherwise; timm's models have means of their own.
         std: likewise.
         load_weights: False builds the architecture only: no file and no hub is needed, and the meta device
             works.
@@ -137,12 +137,28 @@ def build_model(
         ModelError: the name is unknown, the weights cannot be loaded, or the network rejects the image size.
     """
     if isinstance(config, ScratchModel):
-        mean = _DEFAULT_MEAN if mean is None else mean
-        std = _DEFAULT_STD if std is None else std
-        network = build_scratch(config, num_classes, mean, std)
+        network = build_scratch(config, num_classes, *_normalisation(config, mean, std))
     else:
         network = build_backbone(config, num_classes, load_weights=load_weights)
     described = resolve_model_data_config(network)
     image_size = config.image_size or described["input_size"][-1]
     preprocess = Preprocess(image_size, described["mean"], described["std"], described["interpolation"])
     return ImageClassifier(network, preprocess, is_pretrained=config.is_pretrained)
+
+
+def _normalisation(
+    config: ScratchModel, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean that is subtracted from pixels in [0, 1], and the deviation that they are divided by.
+
+    Args:
+        mean: of the training images, see `build_model`.
+        std: likewise.
+    """
+    match config.normalisation:
+        case "data":
+            return mean or _HALF, std or _HALF
+        case "half":
+            return _HALF, _HALF
+        case "none":
+            return _ZERO, _ONE

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
@@ -88,6 +89,8 @@ def build_scratch(
             f"model.image_size={size} is too small for {config.kind}: use model.image_size={smallest} or more"
         )
     network: Any = _build_network(config, num_classes)
+    if config.init != "default":
+        _initialise(network, config.init)
     network.pretrained_cfg = {
         "architecture": config.kind,
         "input_size": (3, size, size),
@@ -113,6 +116,23 @@ def _build_network(config: ScratchModel, num_classes: int) -> nn.Module:
             return _resnet18(num_classes)
         case "speed_cnn":
             return SpeedNet(num_classes)
+
+
+@torch.no_grad()
+def _initialise(network: nn.Module, scheme: Literal["glorot_uniform", "torch"]) -> None:
+    """Draw weights and biases of convolutions and dense layers again, as another library does.
+
+    Source of Glorot's: https://proceedings.mlr.press/v9/glorot10a.html, equation 16; the default of Keras.
+    """
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if scheme == "torch":
+            module.reset_parameters()
+            continue
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _lenet(image_size: int, num_classes: int) -> ScratchNet:

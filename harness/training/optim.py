@@ -43,9 +43,9 @@ def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: F
         case "sgd":
             return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=fused)
         case "adam":
-            return Adam(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=fused)
+            return Adam(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
         case "adamw":
-            return AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=fused)
+            return AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
 
 
 def build_schedule(

@@ -15,7 +15,13 @@ RUN_FILES = [
     (group, name) for group, names in groups(CONFIG_DIR).items() if group != "sweep" for name in names
 ]
 # Files that are alternatives to their group's defaults.
-PRESETS = [("augment", "standard"), ("augment", "mix"), ("augment", "strong"), ("trainer", "quick")]
+PRESETS = [
+    ("augment", "standard"),
+    ("augment", "mix"),
+    ("augment", "strong"),
+    ("model", "resnet50"),
+    ("trainer", "quick"),
+]
 SWEEP_FILES = groups(CONFIG_DIR)["sweep"]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from harness.config.schema import ScratchKind, ScratchModel
 from harness.errors import ModelError
 from harness.models import build_model
-from harness.models.scratch import SMALLEST_IMAGE_SIZES
+from harness.models.scratch import SMALLEST_IMAGE_SIZES, _initialise
 
 PARAMETERS = {
     "lenet": 62_006,
@@ -62,7 +62,41 @@ def test_weights_are_drawn_after_he(kind: Any) -> None:
             assert not module.bias.any()
 
 
-def test_the_given_statistics_normalise_the_input() -> None:
-    classifier = build_model(ScratchModel(kind="lenet"), 10, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+@pytest.mark.parametrize("kind", ["lenet", "keras_cnn", "wide_cnn", "vgg16", "resnet18"])
+def test_glorots_weights_keep_within_their_bound_and_fill_it(kind: Any) -> None:
+    torch.manual_seed(0)
+    network = build_model(ScratchModel(kind=kind, init="glorot_uniform"), 10).network
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            out, into, *window = module.weight.shape
+            bound = math.sqrt(6 / ((into + out) * math.prod(window)))
+            assert bound * 0.9 < module.weight.abs().max() <= bound
+            assert module.bias is None or not module.bias.any()
+
+
+def test_pytorchs_init_draws_what_pytorch_draws() -> None:
+    """The network of PyTorch's tutorial, built by PyTorch from the same seed."""
+    network = build_model(ScratchModel(kind="lenet"), 10).network
+    torch.manual_seed(3)
+    _initialise(network, "torch")
+    torch.manual_seed(3)
+    tutorial = nn.ModuleList(
+        [nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5), nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10)]
+    )
+    for ours, theirs in zip(network.parameters(), tutorial.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_an_init_that_would_replace_a_computed_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"use model.init=default"):
+        ScratchModel(kind="speed_cnn", init="torch")
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "expected"), [("data", [0.8, 1.2, 1.0]), ("half", [0.0] * 3), ("none", [0.5] * 3)]
+)
+def test_pixels_are_normalised_as_asked(normalisation: Any, expected: list[float]) -> None:
+    config = ScratchModel(kind="lenet", normalisation=normalisation)
+    classifier = build_model(config, 10, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
     grey = torch.full((1, 3, 32, 32), 0.5)
-    torch.testing.assert_close(classifier.preprocess(grey)[0, :, 0, 0], torch.tensor([0.8, 1.2, 1.0]))
+    torch.testing.assert_close(classifier.preprocess(grey)[0, :, 0, 0], torch.tensor(expected))

@@ -79,8 +79,8 @@ def test_only_what_trains_is_optimised() -> None:
     ("optim", "expected"),
     [
         (Sgd(momentum=0.8, nesterov=False), (torch.optim.SGD, {"momentum": 0.8, "nesterov": False})),
-        (Adam(beta1=0.8), (torch.optim.Adam, {"betas": (0.8, 0.999)})),
-        (AdamW(beta2=0.95), (torch.optim.AdamW, {"betas": (0.9, 0.95)})),
+        (Adam(beta1=0.8, eps=1e-7), (torch.optim.Adam, {"betas": (0.8, 0.999), "eps": 1e-7})),
+        (AdamW(beta2=0.95, eps=0.1), (torch.optim.AdamW, {"betas": (0.9, 0.95), "eps": 0.1})),
     ],
 )
 def test_settings_reach_the_optimiser(optim: OptimConfig, expected: tuple[type, dict[str, Any]]) -> None:

@@ -59,6 +59,9 @@ ADDED_LATER: dict[str, Any] = {
     "sweep.max_passes": None,
     "data.train_on_val": False,
     "trainer.end_after": None,
+    "model.init": "default",
+    "model.normalisation": "data",
+    "optim.eps": 1e-8,
 }
 SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"
