@@ -6,6 +6,7 @@ layout, so that drawing imports nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 
 from harness.analysis.best_of import SweepCurve
 from harness.analysis.page import MARKS, OKABE_ITO, chart_label, chart_layout
-from harness.analysis.paired import ImagesReport
 from harness.analysis.seeds import Estimate
 
 MOST_CLASSES = 30  # in a chart, of classes or configurations
@@ -38,22 +38,39 @@ def estimates_chart(metric: str, estimates: Mapping[str, Estimate]) -> dict[str,
     return {"data": [trace], "layout": chart_layout(130 + 34 * len(shown), **titles)}
 
 
-def classes_chart(images: ImagesReport) -> dict[str, Any]:
-    """Draw each model's accuracy in each class."""
-    accuracies = images.class_accuracies()  # (models, classes)
-    spread = np.nanmax(accuracies, axis=0, initial=0) - np.nanmin(accuracies, axis=0, initial=1)
-    chosen = sorted(np.argsort(-spread, kind="stable")[:MOST_CLASSES])[::-1]
-    labels = [chart_label(name) for name in images.class_names]
+def classes_chart(class_names: Sequence[str], accuracies: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Draw each model's accuracy in the classes in which the models differ most.
+
+    At the top is the class in which the first model leads the second most; a line joins these two.
+
+    Args:
+        accuracies: of at least two models, by name: float64 (K,), NaN for a class without images.
+    """
+    all_MK = np.array(list(accuracies.values()))
+    present = np.flatnonzero(~np.isnan(all_MK[0]))
+    spread = np.ptp(all_MK[:, present], axis=0)
+    chosen = present[np.argsort(-spread, kind="stable")[:MOST_CLASSES]]
+    chosen = chosen[np.argsort(all_MK[0, chosen] - all_MK[1, chosen], kind="stable")]
+    labels = [chart_label(name) for name in class_names]
+    twice = {label for label, number in Counter(labels).items() if number > 1}
     names = [
-        f"{labels[number]} (#{number})" if labels.count(labels[number]) > 1 else labels[number]
-        for number in chosen
+        f"{labels[number]} (#{number})" if labels[number] in twice else labels[number] for number in chosen
     ]
-    data = [
+    gaps = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for number in chosen for x in (*all_MK[:2, number].tolist(), None)],
+        "y": [y for name in names for y in (name, name, None)],
+        "line": {"color": "#b8bec6", "width": 3},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    models = [
         {
             "type": "scatter",
             "mode": "markers",
             "name": chart_label(model),
-            "x": [None if np.isnan(shares[number]) else float(shares[number]) for number in chosen],
+            "x": shares[chosen].tolist(),
             "y": names,
             "marker": {
                 "color": OKABE_ITO[place % 7],
@@ -63,10 +80,13 @@ def classes_chart(images: ImagesReport) -> dict[str, Any]:
             },
             "hovertemplate": "%{y}: %{x:.1%}<extra>" + chart_label(model) + "</extra>",
         }
-        for place, (model, shares) in enumerate(zip(images.predictions, accuracies, strict=True))
+        for place, (model, shares) in enumerate(accuracies.items())
     ]
-    axes = {"xaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"}, "yaxis": {"type": "category"}}
-    return {"data": data, "layout": chart_layout(160 + 26 * len(chosen), **axes)}
+    axes = {
+        "xaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"},
+        "yaxis": {"type": "category", "categoryarray": names, "categoryorder": "array"},
+    }
+    return {"data": [gaps, *models], "layout": chart_layout(160 + 26 * len(chosen), **axes)}
 
 
 def best_of_chart(

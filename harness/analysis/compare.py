@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.analysis.paired import ImagesReport, compare_images
+from harness.analysis.discordant import Discordant, Side
+from harness.analysis.paired import ImagesReport, check_same_images, compare_images
 from harness.analysis.seeds import (
     HALF_A_POINT,
     compare_groups,
@@ -32,7 +33,9 @@ from harness.analysis.table import (
     SeedsReport,
 )
 from harness.config.dotted_paths import short_names
-from harness.config.schema import TrackingConfig
+from harness.config.schema import RunConfig, TrackingConfig
+from harness.config.validation import validate
+from harness.data.load import find_validation
 from harness.errors import TrackingError, did_you_mean
 from harness.tracking import names
 from harness.tracking.artifacts import load_predictions
@@ -46,9 +49,11 @@ from harness.tracking.choice import (
     rivals_of,
     trials_of,
 )
-from harness.tracking.runs import RunRecord, find_runs, get_run
+from harness.tracking.runs import RunRecord, find_runs, get_run, read_config
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from harness.analysis.predictions import Predictions
 
 # Parameters that get no column of settings. The folders do not influence a result, and parameter counts have
@@ -135,6 +140,7 @@ def compare_seeds(
     """
     chosen = [key for key in settings if key not in NOT_OF_A_CONFIGURATION]
     groups: dict[tuple[str | None, ...], dict[int, float]] = {}
+    ids: dict[tuple[str | None, ...], dict[int, str]] = {}
     for record in sorted(records, key=lambda record: record.start_s):
         score = record.results.get(metric) if sweep is None else sweep.score(record)
         seed = record.params.get("seed", "")
@@ -143,10 +149,13 @@ def compare_seeds(
         if record.outcome in COMPLETE and score is not None and math.isfinite(score) and seed.isdecimal():
             key = tuple(record.params.get(setting) for setting in chosen)
             groups.setdefault(key, {})[int(seed)] = score
+            ids.setdefault(key, {})[int(seed)] = record.run_id
     if all(len(scores) < 2 for scores in groups.values()):
         return None
     minimizes = sweep is not None and sweep.minimizes
-    by_name = dict(zip(_configurations(chosen, list(groups)), groups.values(), strict=True))
+    configurations = _configurations(chosen, list(groups))
+    by_name = dict(zip(configurations, groups.values(), strict=True))
+    runs = {name: tuple(by_seed.values()) for name, by_seed in zip(configurations, ids.values(), strict=True)}
     is_share = is_within_one(metric, minimizes=minimizes)
     estimates = {name: estimate(list(scores.values()), is_share=is_share) for name, scores in by_name.items()}
     best_first = sorted(estimates, key=lambda name: estimates[name].mean, reverse=not minimizes)
@@ -155,6 +164,7 @@ def compare_seeds(
     return SeedsReport(
         metric=metric,
         estimates={name: estimates[name] for name in best_first},
+        runs=runs,
         findings=tuple(((pair.first, pair.second), describe(pair, metric, worthwhile)) for pair in pairs),
         note=explain_odds(pairs),
     )
@@ -164,15 +174,28 @@ def _configurations(settings: Sequence[str], groups: Sequence[tuple[str | None, 
     """Name each group by the values of the settings in which the groups differ."""
     places = [place for place in range(len(settings)) if len({group[place] for group in groups}) > 1]
     shown = short_names([settings[place] for place in places])
-    return [
-        " ".join(
-            f"{name}={group[place]}"
-            for name, place in zip(shown, places, strict=True)
-            if group[place] is not None
-        )
-        or "all runs"
-        for group in groups
-    ]
+
+    def name_all(text_of: Callable[[str], str]) -> list[str]:
+        return [
+            " ".join(
+                f"{name}={text_of(value)}"
+                for name, place in zip(shown, places, strict=True)
+                if (value := group[place]) is not None
+            )
+            or "all runs"
+            for group in groups
+        ]
+
+    short = name_all(_rounded)
+    return short if len(set(short)) == len(groups) else name_all(str)
+
+
+def _rounded(value: str) -> str:
+    """Return a recorded number with four digits, as the table shows it; any other value as it is."""
+    try:
+        return value if value.isdecimal() else f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def check_same_validation(records: Sequence[RunRecord]) -> None:
@@ -218,7 +241,7 @@ def compare_runs(
         if not run_ids:  # a sweep's parent trains nothing
             records = [record for record in records if record.kind != "sweep"]
         table = compare(records, sort)
-        return replace(table, notes=tuple(notes), images=_paired_images(tracking, records, table))
+        return replace(_with_images(tracking, records, table), notes=tuple(notes))
     of_sweep = read_sweep(tracking, parent)
     records = trials_of(tracking, parent, filter) if filter else list(of_sweep.trials)
     same = [record for record in records if not of_sweep.has_own_validation(record)]
@@ -230,7 +253,53 @@ def compare_runs(
     if not records:
         raise TrackingError(f"no trial of sweep {of_sweep.name} is recorded that could be compared")
     table = compare(records, sort, of_sweep)
-    return replace(table, notes=tuple(notes), images=_paired_images(tracking, records, table))
+    return replace(_with_images(tracking, records, table), notes=tuple(notes))
+
+
+def _with_images(tracking: TrackingConfig, records: Sequence[RunRecord], table: Comparison) -> Comparison:
+    """Return a table with what its best runs answered to each of the validation images.
+
+    Raises:
+        TrackingError: the predictions are of different images.
+    """
+    images = _paired_images(tracking, records, table)
+    if images is None:
+        return table
+    sides = _best_configurations(tracking, records, table.seeds)
+    if sides is None:
+        first, second, *_ = (Side(name, (one,)) for name, one in images.predictions.items())
+        sides = first, second
+    some = sides[0].runs[0]
+
+    def gather(places: np.ndarray) -> np.ndarray:
+        """Return validation images, which all of the runs have."""
+        data = validate(RunConfig, read_config(records[0])).data
+        return find_validation(data, some.digest).gather(places)
+
+    return replace(table, images=images, discordant=Discordant(*sides, gather))
+
+
+def _best_configurations(
+    tracking: TrackingConfig, records: Sequence[RunRecord], seeds: SeedsReport | None
+) -> tuple[Side, Side] | None:
+    """Return what the two best configurations answered with each of their seeds, at most `NUM_PAIRED`.
+
+    Returns:
+        None where there are no two configurations, one of them with several seeds, that kept it all.
+    """
+    if seeds is None or len(seeds.estimates) < 2:
+        return None
+    by_id = {record.run_id: record for record in records}
+    sides = []
+    for name in list(seeds.estimates)[:2]:
+        try:
+            runs = [load_predictions(tracking, by_id[run]) for run in seeds.runs[name][:NUM_PAIRED]]
+        except TrackingError:
+            return None
+        sides.append(Side(name, tuple(runs)))
+    every = {f"{side.name}, {place}": run for side in sides for place, run in enumerate(side.runs)}
+    check_same_images(every)
+    return sides[0], sides[1]
 
 
 def _paired_images(

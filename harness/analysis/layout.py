@@ -1,6 +1,6 @@
-"""Text for people: Markdown tables, sentences wrapped to a terminal, files of a comparison.
+"""Text for people: Markdown tables, sentences wrapped to a terminal, percentages, files of a comparison.
 
-`table.py`, `paired.py` and `sweeps.py` call it.
+`table.py`, `paired.py`, `discordant.py` and `sweeps.py` call it, and the galleries of `harness.pictures`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,20 @@ def wrapped(sentences: Sequence[str], width: int | None) -> list[str]:
         for sentence in sentences
         for line in textwrap.wrap(sentence, width, subsequent_indent="  ", break_on_hyphens=False)
     ]
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage that never claims to be sure: "93 %", "> 99 %", "< 1 %".
+
+    Its spaces are non-breaking.
+    """
+    if 0.995 <= share < 1.0:
+        text = "> 99 %"
+    elif 0.0 < share < 0.005:
+        text = "< 1 %"
+    else:
+        text = f"{100 * share:.0f} %"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def write_files(output_dir: Path, files: Mapping[str, str]) -> tuple[Path, ...]:

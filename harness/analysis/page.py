@@ -25,6 +25,15 @@ MOST_LABEL = 34  # characters of a name in a chart
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image with a few lines below it."""
+
+    source: str  # the image itself, as an address `data:image/png;base64,…`
+    name: str  # shown under the pointer
+    lines: Sequence[tuple[str, str]]  # each a kind (`true`, `right`, `wrong`) and a text
+
+
+@dataclass(frozen=True)
 class Part:
     """A section of a page."""
 
@@ -34,6 +43,7 @@ class Part:
     rows: Sequence[Sequence[str]] = ()
     figure: dict[str, Any] | None = None  # plotly's: data and layout
     note: str = ""  # under the table
+    pictures: Sequence[Picture] = ()
 
 
 def render_page(title: str, answer: str, parts: Sequence[Part]) -> str:

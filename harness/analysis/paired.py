@@ -103,17 +103,6 @@ class ImagesReport:
             rows.append([str(every[0].index[row]), names[every[0].labels[row]], *answers])
         return rows
 
-    def class_accuracies(self) -> np.ndarray:
-        """Return each model's accuracy in each class: float64 (models, K), NaN for a class without images."""
-        labels = next(iter(self.predictions.values())).labels
-        of_class = np.bincount(labels, minlength=len(self.class_names))
-        right = [
-            np.bincount(labels[one.correct], minlength=len(of_class)) for one in self.predictions.values()
-        ]
-        return np.divide(
-            right, of_class, out=np.full((len(right), len(of_class)), np.nan), where=of_class > 0
-        )
-
     @property
     def title(self) -> str:
         return f"the same {self._count:,} {self._split} images{self.note}"
@@ -142,9 +131,10 @@ class ImagesReport:
     def _table_of_classes(self) -> str:
         labels = next(iter(self.predictions.values())).labels
         counts = np.bincount(labels, minlength=len(self.class_names))
+        accuracies = np.stack([one.class_accuracies for one in self.predictions.values()], axis=1)
         rows = [
             [name, f"{count:,}", *("-" if np.isnan(share) else f"{share:.4f}" for share in shares)]
-            for name, count, shares in zip(self.class_names, counts, self.class_accuracies().T, strict=True)
+            for name, count, shares in zip(self.class_names, counts, accuracies, strict=True)
         ]
         return markdown_table(["class", "images", *self.predictions], rows)
 
@@ -164,7 +154,7 @@ def compare_images(predictions: Mapping[str, Predictions], note: str = "") -> Im
     """
     if len(predictions) < 2:
         return None
-    _check_same_images(predictions)
+    check_same_images(predictions)
     accuracies = {name: one.correct.mean() for name, one in predictions.items()}
     best_first = {name: predictions[name] for name in sorted(accuracies, key=lambda n: -accuracies[n])}
     pairs = [_pair(*two, predictions) for two in itertools.combinations(best_first, 2)]
@@ -211,12 +201,9 @@ def _pair(first: str, second: str, predictions: Mapping[str, Predictions]) -> Pa
     from statsmodels.stats.contingency_tables import mcnemar
 
     a, b = predictions[first].correct, predictions[second].correct
-    labels, count = predictions[first].labels, len(a)
+    count = len(a)
     both, alone, other = int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum())
     low, high = bootstrap_difference(alone, other, count)
-    num_classes = len(predictions[first].class_names)
-    of_class = np.bincount(labels, minlength=num_classes)
-    lead = np.bincount(labels, a.astype(float) - b.astype(float), minlength=num_classes)
     p_value = float(mcnemar([[both, alone], [other, count - both - alone - other]], exact=True).pvalue)
     return PairedModels(
         first=first,
@@ -228,11 +215,11 @@ def _pair(first: str, second: str, predictions: Mapping[str, Predictions]) -> Pa
         high=high,
         p_value=p_value,
         corrected=p_value,
-        by_class=np.divide(lead, of_class, out=np.full(num_classes, np.nan), where=of_class > 0),
+        by_class=predictions[first].class_accuracies - predictions[second].class_accuracies,
     )
 
 
-def _check_same_images(predictions: Mapping[str, Predictions]) -> None:
+def check_same_images(predictions: Mapping[str, Predictions]) -> None:
     """Refuse to pair the answers to different images.
 
     Raises:

@@ -75,6 +75,13 @@ class Predictions:
         return np.asarray(self.predicted == self.labels)
 
     @property
+    def class_accuracies(self) -> np.ndarray:
+        """The accuracy in each class: float64 (K,), NaN for a class without images."""
+        of_class = np.bincount(self.labels, minlength=len(self.class_names))
+        right = np.bincount(self.labels[self.correct], minlength=len(self.class_names))
+        return np.divide(right, of_class, out=np.full(len(of_class), np.nan), where=of_class > 0)
+
+    @property
     def log_probabilities(self) -> np.ndarray:
         """The logarithms of the probabilities: float64 (N, K)."""
         return np.asarray(log_softmax(self.logits.astype(np.float64), axis=1))

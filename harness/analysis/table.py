@@ -16,6 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from harness.analysis.discordant import Discordant, image_sections
 from harness.analysis.layout import markdown_table, wrapped, write_files
 from harness.analysis.paired import ImagesReport
 from harness.analysis.seeds import Estimate
@@ -37,6 +38,7 @@ class SeedsReport:
 
     metric: str
     estimates: Mapping[str, Estimate]  # by configuration, the best first
+    runs: Mapping[str, tuple[str, ...]]  # their ids, likewise
     findings: tuple[tuple[tuple[str, str], str], ...]  # two configurations, and a sentence about them
     note: str | None = None  # on how to read the sentences
 
@@ -87,6 +89,7 @@ class Comparison:
     minor: frozenset[str] = frozenset()  # columns that only the files and the widest text show
     seeds: SeedsReport | None = None  # where a configuration was run with several seeds
     images: ImagesReport | None = None  # where predictions of the same images are kept
+    discordant: Discordant | None = None  # likewise: of the best two configurations, or models
     notes: tuple[str, ...] = ()  # which runs were taken, and which others may be meant
 
     def __str__(self) -> str:
@@ -159,7 +162,7 @@ class Comparison:
 
     def to_html(self) -> str:
         """Return a page that opens without a network."""
-        from harness.analysis.charts import MOST_CLASSES, classes_chart, estimates_chart
+        from harness.analysis.charts import estimates_chart
         from harness.analysis.page import MOST_ROWS, Part, render_page
 
         order = [self.columns.index(name) for name in self.ranking if name not in self.minor]
@@ -180,25 +183,8 @@ class Comparison:
         if (seeds := self.seeds) is not None:
             chart = estimates_chart(seeds.metric, seeds.estimates)
             parts.append(Part(f"{seeds.metric} over seeds", seeds.sentences(), *seeds.table(), figure=chart))
-        if (images := self.images) is not None:
-            sentences = [*images.of_the_best(), images.meaning]
-            head, *apart = images.apart()
-            some = [f"The {MOST_CLASSES} classes in which the models differ most; compare.md has all."]
-            more = f"the first {MOST_ROWS} of {len(apart):,}; images.csv has all"
-            parts += [
-                Part(images.title, sentences, note=images.left_out("compare.md")),
-                Part(
-                    "Accuracy by class",
-                    some if len(images.class_names) > MOST_CLASSES else [],
-                    figure=classes_chart(images),
-                ),
-                Part(
-                    "Images that some of the models get right and others wrong",
-                    head=head,
-                    rows=apart[:MOST_ROWS],
-                    note=more if len(apart) > MOST_ROWS else "",
-                ),
-            ]
+        if self.images is not None:
+            parts += image_sections(self.images, self.discordant)
         return render_page("Comparison of runs", self.answer(), parts)
 
     def answer(self) -> str:

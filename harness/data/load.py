@@ -13,8 +13,8 @@ from harness.config.schema import AutoData, Cifar10Data, DataConfig, DigitsData,
 from harness.data.decoded_cache import DecodedSet
 from harness.data.duplicates import alike_in_validation, describe_duplicates
 from harness.data.messages import warn_once
-from harness.data.splits import ImageSplits, build_splits
-from harness.errors import DownloadError
+from harness.data.splits import ImageArrays, ImageSplits, build_splits
+from harness.errors import DataError, DownloadError
 
 OFFLINE_VARIABLE = "HARNESS_OFFLINE"
 FALLBACK_NOTICE = """
@@ -46,6 +46,25 @@ def load_splits(config: DataConfig) -> ImageSplits:
         lines = [*describe_duplicates(decoded), *_look_alikes(splits, Path(named.cache_dir))]
         warn_once([f"{splits.name}: {line}" for line in lines], of=splits.digest)
     return splits
+
+
+def find_validation(config: DataConfig, digest: str) -> ImageArrays:
+    """Return the validation images of a recorded run, to be looked at; nothing is downloaded.
+
+    Args:
+        config: the run's section `data`.
+        digest: of the images (`ImageArrays.digest`).
+
+    Raises:
+        DataError: the images are not at hand, or they are others now.
+    """
+    if not isinstance(config, DigitsData | FolderData):
+        config = config.model_copy(update={"download": False})
+    named = resolve_auto(config)
+    found = build_splits(load_decoded(named), named, held_out_fraction(named), is_fallback=False).val
+    if found.digest != digest:
+        raise DataError(f"the validation images of {named.kind} in {named.dir} are not those of the runs")
+    return found
 
 
 def _look_alikes(splits: ImageSplits, cache_dir: Path) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness.analysis.figures import drawable_names
+from harness.analysis.layout import percent
 from harness.analysis.predictions import Predictions, predictions_of
 from harness.pictures.examples import (
     best_and_worst,
@@ -22,7 +23,7 @@ from harness.pictures.examples import (
     highest_loss,
     suspected_label_errors,
 )
-from harness.pictures.style import CHARACTER_PX, RIGHT, WRONG, message_figure, percent
+from harness.pictures.style import CHARACTER_PX, RIGHT, WRONG, message_figure
 from harness.pictures.tiles import GAP_PX, SIDE_PX, Tile, fitted, tiles_figure
 
 Gather = Callable[[np.ndarray], np.ndarray]  # places in the split -> uint8 images (B, H, W, 3)

@@ -43,17 +43,3 @@ def to_array(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
-
-
-def percent(share: float) -> str:
-    """Return a share as a percentage that never claims to be sure: "93 %", "> 99 %", "< 1 %".
-
-    Its spaces are non-breaking.
-    """
-    if 0.995 <= share < 1.0:
-        text = "> 99 %"
-    elif 0.0 < share < 0.005:
-        text = "< 1 %"
-    else:
-        text = f"{100 * share:.0f} %"
-    return text.replace(" ", "\N{NO-BREAK SPACE}")

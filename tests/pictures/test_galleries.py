@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from harness.analysis.layout import percent
 from harness.analysis.predictions import predictions_of
 from harness.pictures.galleries import (
     best_and_worst_gallery,
@@ -13,7 +14,6 @@ from harness.pictures.galleries import (
     highest_loss_gallery,
     label_errors_gallery,
 )
-from harness.pictures.style import percent
 from harness.pictures.tiles import Tile, fitted, tiles_figure, width_of
 from tests.helpers.drawing import drawn
 from tests.pictures.conftest import assert_no_overlap, gather, note_of, some_predictions, texts_of
