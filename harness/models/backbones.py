@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import timm
 import torch
@@ -17,15 +17,16 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from harness.config.schema import EfficientNetLite0, TimmModel
+from harness.config.schema import EfficientNetLite, TimmModel
 from harness.errors import ImageSizeError, ModelError, did_you_mean, first_line
 from harness.models.head import start_head_at_zero
-from harness.models.pretrained import check_finite, find_weights, load_backbone, load_packaged_lite0
+from harness.models.pretrained import check_finite, find_weights, load_backbone, load_packaged
+from harness.models.stem import make_stem_small, stem_options
 from harness.models.weight_files import read_state_dict
 
 
 def build_backbone(
-    config: EfficientNetLite0 | TimmModel, num_classes: int, *, load_weights: bool
+    config: EfficientNetLite | TimmModel, num_classes: int, *, load_weights: bool
 ) -> nn.Module:
     """Return timm's network with a new head for `num_classes` classes.
 
@@ -34,26 +35,28 @@ def build_backbone(
             works.
 
     Raises:
-        ModelError: timm does not know the name, the weights cannot be loaded, or the network rejects the
-            size.
+        ModelError: timm does not know the name, the weights cannot be loaded, the network rejects the size,
+            or has no stem that `model.stem` could change.
     """
-    if isinstance(config, EfficientNetLite0):
-        network = _build_lite0(config, num_classes, load_weights)
+    if isinstance(config, EfficientNetLite):
+        network = _build_lite(config, num_classes, load_weights)
     else:
         network = _build_timm(config, num_classes, load_weights)
-    if isinstance(config, TimmModel):  # EfficientNet-Lite0 accepts every size that can be set
+    if isinstance(config, TimmModel):  # EfficientNet-Lite accepts every size that can be set
         _check_image_size(network, config)
     if config.is_pretrained and load_weights:
         start_head_at_zero(network, config.image_size or _own_size(network))
     return network
 
 
-def _build_lite0(config: EfficientNetLite0, num_classes: int, load_weights: bool) -> nn.Module:
+def _build_lite(config: EfficientNetLite, num_classes: int, load_weights: bool) -> nn.Module:
     # The `tf_` variant pads as TensorFlow does. The packaged weights would load into the plain variant, too,
     # and predict badly there.
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=num_classes)
+    network = timm.create_model(f"tf_{config.kind}", num_classes=num_classes)
     if config.pretrained and load_weights:
-        load_packaged_lite0(network)
+        load_packaged(config.kind, network)
+    if config.stem == "small_image":
+        make_stem_small(network, config.kind, is_pretrained=config.pretrained)
     return network
 
 
@@ -131,9 +134,15 @@ def _check_name(name: str) -> None:
 
 
 def _create(config: TimmModel, num_classes: int, *, pretrained: bool = False) -> nn.Module:
+    is_small = config.stem == "small_image"
+    built_small = stem_options(_class_of(config.name)) if is_small and not config.is_pretrained else {}
     try:
-        return timm.create_model(
-            config.name, pretrained=pretrained, num_classes=num_classes, **_timm_options(config)
+        network = timm.create_model(
+            config.name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            **_timm_options(config),
+            **built_small,
         )
     except Exception as error:  # each of timm's thousand constructors and loaders fails in its own way
         source = " with weights from the hub" if pretrained else ""
@@ -145,6 +154,15 @@ def _create(config: TimmModel, num_classes: int, *, pretrained: bool = False) ->
         raise ModelError(
             f"timm cannot build model.name={config.name}{settings}{source}: {first_line(error)}"
         ) from error
+    if is_small:
+        make_stem_small(network, config.name, is_pretrained=config.is_pretrained)
+    return network
+
+
+def _class_of(name: str) -> type | None:
+    """Return the class of the networks that timm's function of this name builds."""
+    found = get_type_hints(timm.model_entrypoint(name)).get("return")
+    return found if isinstance(found, type) else None
 
 
 def _timm_options(config: TimmModel) -> dict[str, Any]:

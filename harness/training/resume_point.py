@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config.monitor import BY_ACCURACY, MonitorConfig
+from harness.config.schema import RunConfig
+from harness.config.validation import validate
 from harness.errors import CheckpointError, DamagedCheckpointError
 from harness.training.callbacks import BEST, LAST, best_epoch, history_in
 from harness.training.checkpoint import SECTION, ModelFacts, load_raw
@@ -79,19 +81,20 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
     for part in ("data_digest", "class_names"):
         if before[part] != now[part]:
             raise CheckpointError(f"{path} was trained on other data: name another folder or delete it")
-    was, wanted = before["config"], now["config"]
+    # Validated, so that a setting that is newer than the checkpoint has its default, which is what was done.
+    was, wanted = validate(RunConfig, before["config"]).to_dict(), now["config"]
     for part in ("model", "finetune", "augment", "optim", "evaluation", "seed"):
-        if _shaping(was.get(part, wanted[part])) != _shaping(wanted[part]):  # older checkpoints lack some
+        if _shaping(was[part]) != _shaping(wanted[part]):
             raise CheckpointError(
                 f"{path} was trained with another {part!r} section: repeat the run as it was, or delete it"
             )
-    for key in ("batch_size", "samples_per_epoch"):  # the latter is absent in checkpoints of earlier versions
-        if (value := was["data"].get(key)) != wanted["data"][key]:
+    for key in ("batch_size", "samples_per_epoch"):
+        if (value := was["data"][key]) != wanted["data"][key]:
             raise CheckpointError(
                 f"{path} was trained with data.{key}={'null' if value is None else value}: "
                 "with another its epochs have other steps"
             )
-    if _monitor_of(was) != _monitor_of(wanted):
+    if was["trainer"]["monitor"] != wanted["trainer"]["monitor"]:
         raise CheckpointError(
             f"{path} is of a run with another trainer.monitor (in a sweep: sweep.metric), which has chosen "
             "its best epoch: repeat the run as it was, or delete it"
@@ -119,12 +122,6 @@ def _check_length(path: Path, num_done: int, was: int, wanted: dict[str, Any]) -
         raise CheckpointError(
             f"{path} has {num_done} epochs behind it, more than trainer.max_epochs={max_epochs}"
         )
-
-
-def _monitor_of(config: dict[str, Any]) -> dict[str, str]:
-    """Return a run's trainer.monitor; versions without that setting chose the best epoch by accuracy."""
-    monitor = config.get("trainer", {}).get("monitor", {})
-    return MonitorConfig.model_validate(monitor).model_dump()
 
 
 def _put_best_back(

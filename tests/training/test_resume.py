@@ -227,6 +227,17 @@ def test_a_run_goes_on_with_the_steps_and_rates_that_it_had(
             find_resume_point(tmp_path, facts, "best")
 
 
+def test_a_checkpoint_that_is_older_than_a_setting_has_its_default(tmp_path: Path) -> None:
+    config = compose_run(["data=digits", "model=timm", "model.name=test_resnet"]).to_dict()
+    older = {**config, "model": {key: value for key, value in config["model"].items() if key != "stem"}}
+    live(tmp_path, [0.5, 0.7], facts=replace(FACTS, config=older))
+
+    assert find_resume_point(tmp_path, replace(FACTS, config=config), "best") == tmp_path / "last.ckpt"
+    small = {**config, "model": {**config["model"], "stem": "small_image"}}
+    with pytest.raises(CheckpointError, match="another 'model' section"):
+        find_resume_point(tmp_path, replace(FACTS, config=small), "best")
+
+
 def test_a_constant_rate_trains_longer_as_if_it_had_been_meant_to(
     run: Run, tiny_config: Config, tmp_path: Path
 ) -> None:

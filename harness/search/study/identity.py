@@ -58,6 +58,7 @@ ADDED_LATER: dict[str, Any] = {
     "sweep.compute_per_trial": None,
     "sweep.max_passes": None,
     "data.train_on_val": False,
+    "model.stem": "default",
     "trainer.end_after": None,
     "model.init": "default",
     "model.normalisation": "data",
