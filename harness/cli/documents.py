@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from harness.tracking.readings import Noted
     from harness.training.evaluate import RunEvaluation
     from harness.training.finalize import Final
+    from harness.training.lr_curve import RateCurve
     from harness.training.result import RunResult
 
 Content = dict[str, Any]
@@ -210,6 +211,22 @@ def of_run(result: RunResult, exit_code: int) -> Document:
             "costs": result.costs,
         },
         exit_code,
+    )
+
+
+def of_rates(curve: RateCurve, path: Path) -> Document:
+    """Return the learning rates of a run, step by step."""
+    return Document(
+        "harness.lr-curve/1",
+        {
+            "schedule": curve.schedule,
+            "optimizer": curve.optimizer,
+            "max_epochs": curve.max_epochs,
+            "steps_per_epoch": curve.steps_per_epoch,
+            "groups": [{"name": name, "rates": rates} for name, rates in curve.rates.items()],
+            "picture": path,
+        },
+        notes=[curve.note] if curve.note else [],
     )
 
 

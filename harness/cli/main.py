@@ -159,7 +159,9 @@ def _add_configured_commands(add: AddCommand) -> None:
     )
     train = add("train", run_train, "train one configuration")
     data = add("data", run_data, "print what a data set holds and draw samples of it")
-    for command in (sweep, train, data):
+    curve = add("lr-curve", run_lr_curve, "draw the learning rate of every step of a run; train nothing")
+    curve.add_argument("--output", type=Path, default=Path("reports/lr-curve.png"), help="for the picture")
+    for command in (sweep, train, data, curve):
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=lenet optim.lr=3e-4 …")
         command.add_argument("--config-dir", type=Path, help="another folder of config groups")
     for command in (sweep, train):
@@ -168,7 +170,7 @@ def _add_configured_commands(add: AddCommand) -> None:
     sweeps.add_sweep_options(sweep)
     train.add_argument("--resume", metavar="RUN", help="go on with a run, as it was configured")
     add_mlruns(train)
-    for command in (train, data):
+    for command in (train, data, curve):
         add_json(command)
     data.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
     data.add_argument("--features", action="store_true", help="list the cached features instead")
@@ -286,6 +288,17 @@ def run_data(options: argparse.Namespace) -> Document:
     summary = summarise(data, options.output, augment=config.augment)
     print(summary)
     return documents.of_data(summary)
+
+
+def run_lr_curve(options: argparse.Namespace) -> Document:
+    from harness.config.compose import compose_run
+    from harness.training.lr_curve import trace_rates, write_figure
+
+    curve = trace_rates(compose_run(options.overrides, **config_dir(options)))
+    print(curve)
+    path = write_figure(curve, options.output)
+    print(f"written: {path}")
+    return documents.of_rates(curve, path)
 
 
 def run_evaluate(options: argparse.Namespace) -> Document:

@@ -19,10 +19,17 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from harness.config.base import Section
 from harness.config.finetune import FinetunePolicy, Full, policies
 from harness.config.monitor import MonitorConfig
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
+from harness.config.optim import (  # noqa: F401 - the schema is where others take them from
+    Adam,
+    AdamW,
+    Fraction,
+    MuonOptim,
+    OptimConfig,
+    PositiveInt,
+    ScheduleConfig,
+    Sgd,
+    TimmOptim,
+)
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -230,79 +237,7 @@ class AugmentConfig(Section):
     cutmix_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # with both, each image gets one of them
 
 
-# ── optimiser, schedule, trainer, tracking ────────────────────────────────────────────────────────
-
-
-class ScheduleConfig(Section):
-    """The learning rate over the run, in optimiser steps, as a factor of `optim.lr`."""
-
-    kind: Literal["constant", "cosine", "linear", "one_cycle", "step"] = "cosine"
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0  # linear from 0; for one_cycle the rising part
-    final_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # where cosine, linear and one_cycle end
-    step_epochs: PositiveInt = 10  # step: every so many epochs ...
-    step_gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # ... the rate is multiplied by this
-
-
-class BaseOptim(Section):
-    """What every optimiser has. Weight decay is not applied to norms and biases."""
-
-    lr: Annotated[float, Field(gt=0.0)]  # of the head; the backbone's is this × finetune.backbone_lr_scale
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    label_smoothing: Fraction = 0.0
-    clip_grad_norm: Annotated[float, Field(gt=0.0)] | None = None
-    schedule: ScheduleConfig = ScheduleConfig()
-
-
-class Sgd(BaseOptim):
-    kind: Literal["sgd"] = "sgd"
-    lr: Annotated[float, Field(gt=0.0)] = 0.1
-    momentum: Fraction = 0.9
-    nesterov: bool = True
-    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs momentum above 0: set momentum=0.9 or nesterov=false")
-        return self
-
-
-class Adam(BaseOptim):
-    kind: Literal["adam"] = "adam"
-    lr: Annotated[float, Field(gt=0.0)] = 1e-3
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8  # added to the root of the second moment; Keras has 1e-7
-
-
-class AdamW(BaseOptim):
-    kind: Literal["adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0.0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8  # added to the root of the second moment; Keras has 1e-7
-
-
-class MuonOptim(BaseOptim):
-    """Muon for all weights below the head, SGD for the rest; both with Nesterov's momentum."""
-
-    kind: Literal["muon"] = "muon"
-    # Muon's, of the weights. Before each step a layer's weights are scaled to norm √(number of outputs);
-    # those of a pretrained network keep their own norm, and the step is scaled instead.
-    lr: Annotated[float, Field(gt=0.0)] = 0.24
-    momentum: Fraction = 0.6
-    num_newton_schulz_steps: Annotated[int, Field(ge=1, le=10)] = 3
-    head_lr: Annotated[float, Field(gt=0.0)] = 0.1  # SGD
-    bias_lr: Annotated[float, Field(gt=0.0)] = 0.1  # SGD; of norms and biases
-    sgd_momentum: Fraction = 0.85
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0  # SGD's lr × coefficient, norms and biases too
-    # Epochs after which the first depth group's learning rate has its final value; None = as all others.
-    stem_epochs: Annotated[float, Field(gt=0.0)] | None = None
-    schedule: ScheduleConfig = ScheduleConfig(kind="linear")
-
-
-OptimConfig = Annotated[Sgd | Adam | AdamW | MuonOptim, Field(discriminator="kind")]
+# ── trainer, tracking ────────────────────────────────────────────────────────
 
 
 class TrainerConfig(Section):
@@ -367,12 +302,8 @@ class RunConfig(Section):
                 f"finetune={self.finetune.kind} would freeze random weights of {self.model.kind}: "
                 "use finetune=full or a pretrained model"
             )
-        warmup, epochs = self.optim.schedule.warmup_epochs, self.trainer.max_epochs
-        if warmup >= epochs:
-            raise ValueError(
-                f"optim.schedule.warmup_epochs={warmup:g} leaves nothing of trainer.max_epochs={epochs}: "
-                "lower it or train longer"
-            )
+        epochs = self.trainer.max_epochs
+        self.optim.schedule.check_length(epochs)
         batch = self.data.batch_size
         for name in ("max_train_samples", "samples_per_epoch"):
             samples = getattr(self.data, name)
@@ -392,6 +323,11 @@ class RunConfig(Section):
             raise ValueError(
                 "data.train_on_val=true leaves no images by which to choose an epoch or to stop early: set "
                 "trainer.select=last and trainer.early_stopping_patience=null"
+            )
+        if self.data.train_on_val and self.optim.schedule.kind == "plateau":
+            raise ValueError(
+                "optim.schedule.kind=plateau watches the validation images, of which data.train_on_val=true "
+                "leaves none: choose another schedule"
             )
         if batch % self.trainer.devices:
             raise ValueError(

@@ -34,7 +34,8 @@ def describe_run(config: RunConfig) -> str:
         "model": f"{config.model.kind} at {classifier.image_size} pixels",
         "parameters": f"{freezing.trainable_parameters:,} trainable, {freezing.frozen_parameters:,} frozen",
         "freezing": str(freezing),
-        "optimiser": f"{config.optim.kind}, lr {config.optim.lr:g}, {config.optim.schedule.kind} schedule",
+        "optimiser": f"{config.optim.algorithm}, lr {config.optim.lr:g}, "
+        f"{config.optim.schedule.kind} schedule",
         "steps": f"{steps:,} an epoch{_bound(config)}, of {config.data.batch_size} images each, "
         f"{steps * config.trainer.max_epochs:,} in {config.trainer.max_epochs} epochs",
         "device": f"{together}{machine.device.type}, {machine.precision}, "

@@ -22,6 +22,7 @@ from harness.models.sync_norm import learning_norms, running_statistics
 from harness.training.checkpoint import SECTION, ModelFacts
 from harness.training.collectives import Ranks, current_ranks
 from harness.training.optim import build_optimizer, build_schedule, parameters_at_rest
+from harness.training.schedules import PlateauLR
 from harness.training.tta import predict_logits
 
 
@@ -157,6 +158,10 @@ class ClassifierModule(pl.LightningModule):
             self.val_logits = torch.cat(logits).cpu()
             self.val_metrics = _val_metrics(self.val_logits, torch.cat(labels).cpu())
         self.val_metrics = self.ranks.broadcast(self.val_metrics)
+        schedule, monitor = self.lr_schedulers(), self.config.trainer.monitor
+        if isinstance(schedule, PlateauLR) and monitor.metric in self.val_metrics:
+            score = self.val_metrics[monitor.metric]
+            schedule.end_epoch(-score if monitor.direction == "minimize" else score)
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.classifier, self.config.optim, self.config.finetune)

@@ -1,12 +1,12 @@
 """Builds the optimiser and its learning-rate schedule, which counts in optimiser steps.
 
-`module.py` calls `build_optimizer` and `build_schedule` when Lightning starts to train. Muon's parameter
-groups and update rule are in `muon.py`.
+`module.py` calls `build_optimizer` and `build_schedule` when Lightning starts to train. The shapes of the
+schedules are in `schedules.py`, Muon's parameter groups and update rule in `muon.py`; optimisers of timm come
+from `harness.models.timm_parts`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +14,12 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from harness.config.schema import FinetuneConfig, MuonOptim, OptimConfig, ScheduleConfig
+from harness.config.schema import FinetuneConfig, MuonOptim, OptimConfig, ScheduleConfig, TimmOptim
 from harness.models.classifier import ImageClassifier
 from harness.models.freezing import parameter_groups_by_role
+from harness.models.timm_parts import timm_optimizer
 from harness.training.muon import Muon, muon_groups
-
-_ONE_CYCLE_START = 1 / 25  # the one-cycle schedule's first learning rate, as a fraction of its peak
-_ONE_CYCLE_RISE = 0.3  # the fraction of the run in which it rises, if warmup_epochs is 0
+from harness.training.schedules import PlateauLR, lr_factor
 
 
 def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:
@@ -37,6 +36,8 @@ def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: F
         *_split_by_decay("head", head, optim.lr, optim.weight_decay),
     ]
     assert groups, "nothing trains: even a linear probe trains its head"
+    if isinstance(optim, TimmOptim):
+        return timm_optimizer(optim, groups)
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= {"cpu", "cuda", "mps"}  # one pass over each tensor; the meta device has no kernels
     match optim.kind:
@@ -60,9 +61,10 @@ def build_schedule(
     def factor_over(epochs: float) -> Callable[[int], float]:
         return lambda step: lr_factor(step, schedule, steps_per_epoch, epochs)
 
-    return LambdaLR(
-        optimizer, [factor_over(group.get("max_epochs", max_epochs)) for group in optimizer.param_groups]
-    )
+    factors = [factor_over(group.get("max_epochs", max_epochs)) for group in optimizer.param_groups]
+    if schedule.kind == "plateau":
+        return PlateauLR(optimizer, factors, schedule)
+    return LambdaLR(optimizer, factors)
 
 
 def parameters_at_rest(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -74,48 +76,6 @@ def parameters_at_rest(optimizer: Optimizer) -> list[nn.Parameter]:
     return [
         parameter for group in optimizer.param_groups if group["lr"] <= 0 for parameter in group["params"]
     ]
-
-
-def lr_factor(step: int, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: float) -> float:
-    """Return the learning rate of optimiser step `step` (from 0) as a factor of the base rate.
-
-    Warm-up is linear. It starts above 0, or the first step would change nothing. Cosine and linear schedules
-    end at `final_lr_ratio`; steps past the end keep the last factor.
-    """
-    total_steps = math.ceil(steps_per_epoch * max_epochs)
-    warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
-    if schedule.kind == "one_cycle":
-        return _one_cycle(step, warmup_steps, total_steps, schedule.final_lr_ratio)
-    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    match schedule.kind:
-        case "constant":
-            return warmup
-        case "cosine":
-            return warmup * _cosine(1.0, schedule.final_lr_ratio, progress)
-        case "linear":
-            return warmup * (1.0 - (1.0 - schedule.final_lr_ratio) * min(1.0, max(0.0, progress)))
-        case "step":
-            epoch = step // steps_per_epoch
-            return warmup * schedule.step_gamma ** (epoch // schedule.step_epochs)
-
-
-def _one_cycle(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -> float:
-    """Return the factor of Smith's one-cycle policy: up, then down, along cosines, as in torch's OneCycleLR.
-
-    Momentum is not cycled, unlike in the paper.
-    Source: https://arxiv.org/abs/1708.07120
-    """
-    peak = max(0, (warmup_steps or round(_ONE_CYCLE_RISE * total_steps)) - 1)
-    if step < peak:
-        return _cosine(_ONE_CYCLE_START, 1.0, step / peak)
-    return _cosine(1.0, final_ratio, (step - peak) / max(1, total_steps - 1 - peak))
-
-
-def _cosine(start: float, end: float, progress: float) -> float:
-    """Return the value at `progress` (0 to 1, clipped) of half a cosine from `start` to `end`."""
-    progress = min(1.0, max(0.0, progress))
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _split_by_decay(

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.config.monitor import BY_ACCURACY, MonitorConfig
+from harness.config.optim import SCHEDULES_OF_ANY_LENGTH
 from harness.config.schema import RunConfig
 from harness.config.validation import validate
 from harness.errors import CheckpointError, DamagedCheckpointError
 from harness.training.callbacks import BEST, LAST, best_epoch, history_in
 from harness.training.checkpoint import SECTION, ModelFacts, load_raw
 from harness.training.checkpoint_io import previous_of
-
-SCHEDULES_OF_ANY_LENGTH = ("constant", "step")
 
 log = logging.getLogger(__name__)
 

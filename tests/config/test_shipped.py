@@ -10,7 +10,10 @@ from harness.config.compose import CONFIG_DIR, compose_run, compose_sweep, compo
 from harness.config.schema import RunConfig
 from harness.config.yaml_files import groups
 
-NEEDED = {("model", "timm"): ["model.name=resnet18"]}  # files that leave a value to the user
+NEEDED = {  # files that leave a value to the user
+    ("model", "timm"): ["model.name=resnet18"],
+    ("optim", "timm"): ["optim.name=lion"],
+}
 RUN_FILES = [
     (group, name) for group, names in groups(CONFIG_DIR).items() if group != "sweep" for name in names
 ]

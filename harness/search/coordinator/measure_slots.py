@@ -200,7 +200,7 @@ def _facts(case: BenchmarkCase, found: Sequence[Candidate]) -> dict[str, Any]:
     run, machine = case.run, resolve_machine(case.run.trainer)
     return {
         **{name: getattr(run, name).model_dump(mode="json") for name in SHAPING},
-        "optimizer": run.optim.kind,
+        "optimizer": run.optim.algorithm,
         "batch_size": run.data.batch_size,
         "image_size": list(case.image_size),
         "classes": case.num_classes,

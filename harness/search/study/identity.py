@@ -63,6 +63,12 @@ ADDED_LATER: dict[str, Any] = {
     "model.init": "default",
     "model.normalisation": "data",
     "optim.eps": 1e-8,
+    "optim.schedule.cycles": 1,
+    "optim.schedule.cycle_decay": 1.0,
+    "optim.schedule.power": 2.0,
+    "optim.schedule.decay_share": 0.2,
+    "optim.schedule.milestones": [],
+    "optim.schedule.patience": 3,
 }
 SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"

@@ -27,7 +27,7 @@ def footprint(config: RunConfig) -> dict[str, Any]:
         BATCH_SIZE: config.data.batch_size,
         "model": config.model.model_dump(mode="json", include={"kind", "name", "image_size"}),
         "finetune": config.finetune.model_dump(mode="json", exclude=_NOT_IN_MEMORY),
-        "optimizer": config.optim.kind,
+        "optimizer": config.optim.algorithm,
         **{key: machine[key] for key in ("device", "device_name", "precision")},
     }
 
