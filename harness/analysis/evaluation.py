@@ -24,6 +24,11 @@ from harness.analysis.metrics import (
 from harness.analysis.predictions import Predictions
 
 FEW = 10  # rows of the summary's tables
+CALIBRATION = ("loss", "brier", "ece")  # given before and after temperature scaling
+OF_TEMPERATURE = (
+    "temperature",
+    *(f"{name}_calibrated" for name in CALIBRATION),
+)  # none without a temperature
 LONG_NAMES = {"val": "Validation", "test": "Test"}
 FITTED_HERE = "fitted on these same images, so the calibrated figures are optimistic"
 FITTED_ON_VALIDATION = "fitted on the validation images"
@@ -150,8 +155,7 @@ def summary(evaluation: Evaluation) -> str:
         where = FITTED_HERE if evaluation.split == "val" else FITTED_ON_VALIDATION
         lines += ["## Calibration", "", f"Temperature {evaluation.temperature:.3f}, {where}.", ""]
         rows = [
-            (name, f"{metrics[name]:.4f}", f"{metrics[f'{name}_calibrated']:.4f}")
-            for name in ("loss", "brier", "ece")
+            (name, f"{metrics[name]:.4f}", f"{metrics[f'{name}_calibrated']:.4f}") for name in CALIBRATION
         ]
         lines.append(markdown_table(("", "before", "after"), rows))
     weakest = sorted((row for row in evaluation.per_class if row["support"]), key=lambda row: row["f1"])

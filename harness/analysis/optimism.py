@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.analysis.seeds import LEVEL
+
 NUM_RESAMPLES = 400
 RESAMPLES_AT_ONCE = 50  # bounds the memory: each takes a weight per image
 
@@ -79,5 +81,5 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     """Return Wilson's 95 % interval for a share of so many images."""
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(share * count, count, alpha=0.05, method="wilson")
+    low, high = proportion_confint(share * count, count, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)

@@ -253,7 +253,7 @@ def _coordinate(
                 if outcome != "interrupted" and has_ended(read_rows(study), sweep):
                     try:
                         evaluate_best(home, study, store, sweep_record, console, signals)
-                        look_at_best(home, study, store, console, signals)
+                        look_at_best(home, study, console, signals)
                     except KeyboardInterrupt:
                         outcome = "interrupted"
                 sweep_record.status = "FINISHED" if outcome == "complete" else "KILLED"

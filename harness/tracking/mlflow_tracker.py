@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -82,7 +83,7 @@ class MlflowTracker:
         # is written: another point would lengthen the curve by an epoch that was not trained. Otherwise the
         # value goes to the step after the last epoch.
         last = self._last_points()
-        news = {key: value for key, value in metrics.items() if key not in last or last[key][1] != value}
+        news = {key: value for key, value in metrics.items() if _is_news(value, last.get(key))}
         points: list[Point] = []
         for key, value in news.items():
             step = max(self._summary_step, last[key][3] + 1 if replaces and key in last else 0)
@@ -247,6 +248,12 @@ class MlflowTracker:
                 lane.path,
             )
             self._away.append(lane)
+
+
+def _is_news(value: float, last: Point | None) -> bool:
+    """Tell whether a metric's value differs from the recorded one; NaN stands for no value."""
+    before = math.nan if last is None else last[1]
+    return before != value and not (math.isnan(before) and math.isnan(value))
 
 
 def _now_ms() -> int:

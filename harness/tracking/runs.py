@@ -7,6 +7,7 @@ finds sweeps and their best trials.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class RunRecord:
     sweep: str | None
     trial: int | None
     params: dict[str, str]
-    metrics: dict[str, float]  # the last value of each
+    metrics: dict[str, float]  # the last value of each; NaN, by which one is withdrawn, is left out
     tags: dict[str, str]
     start_s: float  # seconds since 1970
     end_s: float | None
@@ -300,7 +301,7 @@ def _record(run: StoredRun) -> RunRecord:
         sweep=tags.get(names.SWEEP),
         trial=int(trial) if trial.isdecimal() else None,
         params={**run.params, **_changed_params(tags)},
-        metrics=run.metrics,
+        metrics={key: value for key, value in run.metrics.items() if not math.isnan(value)},
         tags=tags,
         start_s=run.start_ms / 1000,
         end_s=run.end_ms / 1000 if run.end_ms else None,

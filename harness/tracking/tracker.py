@@ -49,6 +49,8 @@ class Tracker(Protocol):
         Args:
             replaces: a value that differs from the recorded one takes its place in the lists, as a later
                 point of its curve: it is of another model (a sweep's new best trial, on the test split).
+            metrics: NaN withdraws a value that an earlier model had and this one has not; it is recorded only
+                where there is such a value.
         """
         ...
 

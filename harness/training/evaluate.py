@@ -7,6 +7,8 @@ checkpoint on the test split, which this module reads through `harness.data.held
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +19,20 @@ import torch
 
 from harness.analysis.calibration import fit_temperature
 from harness.analysis.evaluation import Evaluation, evaluate
-from harness.analysis.predictions import predictions_of
+from harness.analysis.predictions import Predictions, predictions_of
 from harness.config.schema import TrackingConfig
 from harness.data import load_splits
 from harness.data.datamodule import eval_batches
 from harness.data.held_out import count_known, load_test
 from harness.data.labelled_folder import load_labelled_folder
 from harness.data.splits import ImageArrays, ImageSplits
-from harness.errors import CheckpointError, DataError, HarnessError
+from harness.errors import CheckpointError, DataError, HarnessError, TrackingError
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
+from harness.tracking.artifacts import load_predictions
 from harness.tracking.choice import ChosenRun, choose
 from harness.tracking.readings import count_readings, describe_reading, note_reading
-from harness.tracking.runs import RunRecord
+from harness.tracking.runs import RunRecord, get_run
 from harness.tracking.store import RunStore, open_store
 from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 from harness.training.machine import Machine, machine_at_hand
@@ -38,6 +41,13 @@ from harness.training.record_evaluation import look_closely, record_evaluation
 from harness.training.tta import Tta, predict_logits
 
 Split = Literal["val", "test"]
+# Fitted on the validation images; None: there is none; "fit": not known, so the images are predicted for it.
+Temperature = float | None | Literal["fit"]
+
+
+SAME_LOSS = 1e-4  # by which the mean loss of the same predictions may differ: that of an epoch is in float32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,15 +112,15 @@ def evaluate_run(
     show(choice.why)
     store = open_store(tracking)
     tracker = store.reopen_run(choice.run.run_id)
-    # The metrics of a run that has not finished may be those of an earlier checkpoint.
-    recorded = choice.run.metrics if choice.run.status == "FINISHED" else {}
-    temperature = recorded.get(names.TEMPERATURE)
+    temperature = temperature_of(choice.run)
     if is_folder:
-        done = _evaluate_folder(store, choice, tracker, Path(split), temperature)
+        known_one = None if temperature == "fit" else temperature
+        done = _evaluate_folder(store, choice, tracker, Path(split), known_one)
     else:
         readings = _note_reading(store, choice, split) if split == "test" else None
         name: Split = "test" if split == "test" else "val"
         evaluated = _evaluate(load_checkpoint(choice.checkpoint), name, temperature)
+        recorded = choice.run.metrics if is_of_kept_checkpoint(choice.run) else {}
         known = {key.removeprefix(names.BEST) for key in recorded if key.startswith(names.BEST)}
         evaluated.record(tracker, closely=True, known=known)  # the run was chosen by what it recorded then
         done = RunEvaluation(choice, evaluated.evaluation, readings)
@@ -141,8 +151,11 @@ def _evaluate_folder(
     return RunEvaluation(choice, evaluation, readings)
 
 
-def look_at_trial(store: RunStore, run_id: str, path: Path) -> None:
+def look_at_trial(tracking: TrackingConfig, run_id: str, path: Path) -> None:
     """Record with a trial's run the pictures of its validation images that not every trial gets.
+
+    They show the predictions that the trial has recorded. Where these are gone, or are not those of this
+    checkpoint, the images are predicted again, which is logged.
 
     Args:
         path: of its checkpoint.
@@ -150,11 +163,56 @@ def look_at_trial(store: RunStore, run_id: str, path: Path) -> None:
     Raises:
         HarnessError: as `evaluate_checkpoint`; or the run cannot be opened.
     """
-    evaluated = _evaluate(load_checkpoint(path), "val")
-    tracker = store.reopen_run(run_id)
-    look_closely(tracker, evaluated.evaluation)
-    evaluated.record_pictures(tracker, closely=True)
+    checkpoint = load_checkpoint(path)
+    arrays, model = _load_splits(checkpoint).val, _Model.of(checkpoint)
+    try:
+        evaluation = evaluate(recorded_predictions(tracking, get_run(tracking, run_id), checkpoint, arrays))
+    except TrackingError as error:
+        log.info("the validation images are predicted again: %s", error)
+        evaluation = model.evaluate(arrays, "val", None)
+    tracker = open_store(tracking).reopen_run(run_id)
+    look_closely(tracker, evaluation)
+    _Evaluated(evaluation, arrays, model).record_pictures(tracker, closely=True)
     tracker.finish("FINISHED")
+
+
+def recorded_predictions(
+    tracking: TrackingConfig, run: RunRecord, checkpoint: Checkpoint, val: ImageArrays
+) -> Predictions:
+    """Return what a run has recorded that a checkpoint of it answers to the validation images.
+
+    Raises:
+        TrackingError: it has recorded none, or they may differ from those that the checkpoint would give now.
+    """
+    found = load_predictions(tracking, run)
+    if not is_of_kept_checkpoint(run) or run.metrics.get(names.BEST_EPOCH) != checkpoint.epoch:
+        why = "are of another checkpoint"
+    elif (found.digest, found.class_names) != (val.digest, checkpoint.class_names):
+        why = "are of other images"
+    elif found.logits_dtype != "float32":
+        why = "are rounded to float16, as there are many classes"
+    # An artifact may wait for the store while the metrics of the same training have reached it.
+    elif abs(float(found.loss.mean()) - run.metrics.get(names.BEST + "val/loss", math.inf)) > SAME_LOSS:
+        why = "do not give the loss that it has recorded"
+    else:
+        return found
+    raise TrackingError(f"those that run {run.run_id} ({run.name}) has recorded {why}")
+
+
+def is_of_kept_checkpoint(run: RunRecord) -> bool:
+    """Tell whether what a run has recorded of its best epoch is of the checkpoint that it keeps.
+
+    A run that was prolonged and has not finished may keep the checkpoint of a later epoch.
+    """
+    return run.status == "FINISHED"
+
+
+def temperature_of(run: RunRecord) -> Temperature:
+    """Return the temperature that a run has recorded for its kept checkpoint; "fit" if it is not known."""
+    # The calibration error is recorded with every temperature, and also where no temperature was found.
+    if not is_of_kept_checkpoint(run) or names.BEST + "val/ece" not in run.metrics:
+        return "fit"
+    return run.metrics.get(names.TEMPERATURE)
 
 
 def _note_reading(store: RunStore, choice: ChosenRun, split: str) -> str:
@@ -172,14 +230,14 @@ def evaluate_checkpoint(
     *,
     split: Split,
     tracker: Tracker | None = None,
-    temperature: float | None = None,
+    temperature: Temperature = "fit",
     closely: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on a split of the data that it was trained on, and record the result.
 
     Args:
-        temperature: fitted on the validation images, where it is known. For the test split it is otherwise
-            fitted here, on the model's answers to the validation images, if there are any.
+        temperature: with "fit", that of the test split is fitted here, on the model's answers to the
+            validation images, if there are any; that of the validation split always is.
         closely: also record the pictures that are not drawn for every trial.
 
     Returns:
@@ -196,14 +254,16 @@ def evaluate_checkpoint(
     return evaluated.evaluation.named()
 
 
-def _evaluate(checkpoint: Checkpoint, split: Split, temperature: float | None = None) -> _Evaluated:
+def _evaluate(checkpoint: Checkpoint, split: Split, temperature: Temperature) -> _Evaluated:
     splits = _load_splits(checkpoint)
     model = _Model.of(checkpoint)
     if split == "val":
-        arrays = splits.val
-    else:
-        arrays = load_test(checkpoint.config.data)
-        if temperature is None and len(splits.val):
+        return _Evaluated(model.evaluate(splits.val, split, None), splits.val, model)
+    arrays = load_test(checkpoint.config.data)
+    if temperature == "fit":
+        temperature = None
+        if len(splits.val):
+            log.info("no temperature is recorded: the validation images are predicted to fit one")
             temperature = fit_temperature(model.predict(splits.val)[0], splits.val.labels)
     return _Evaluated(model.evaluate(arrays, split, temperature), arrays, model)
 

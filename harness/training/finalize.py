@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from harness.analysis.optimism import wilson
 from harness.config.schema import RunConfig, TrackingConfig
 from harness.config.validation import validate
 from harness.data import load_splits
@@ -26,11 +27,9 @@ from harness.tracking.runs import get_run, read_config, search_runs
 from harness.tracking.store import RunStore, open_store
 from harness.training.checkpoint import load_checkpoint
 from harness.training.command import answer_signal, print_epoch, sole_process
-from harness.training.evaluate import evaluate_checkpoint
+from harness.training.evaluate import evaluate_checkpoint, temperature_of
 from harness.training.machine import prepare_process
 from harness.training.train import train
-
-LEVEL = 0.95  # of the interval
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,7 @@ class Final:
 
         It holds for this one trained model: the spread over seeds is no part of it.
         """
-        from scipy.stats import binomtest
-
-        found = binomtest(self.num_correct, self.num_test).proportion_ci(LEVEL, method="wilson")
-        return float(found.low), float(found.high)
+        return wilson(self.accuracy, self.num_test)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -177,7 +173,8 @@ def _read_test(
     note_reading(store, store.tags_of(parent.run_id), parent.run_id, run_id, command)
     prepare_process(None, load_checkpoint(checkpoint).config.trainer.keep_memory)
     tracker = store.reopen_run(record_in)
-    metrics = evaluate_checkpoint(checkpoint, split="test", tracker=tracker, closely=True)
+    known = temperature_of(choice.run) if run_id == choice.run.run_id else "fit"
+    metrics = evaluate_checkpoint(checkpoint, split="test", tracker=tracker, temperature=known, closely=True)
     tracker.finish("FINISHED")
     return metrics
 

@@ -14,11 +14,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 
 import numpy as np
 
-from harness.analysis.evaluation import LONG_NAMES, Evaluation, summary
+from harness.analysis.evaluation import LONG_NAMES, OF_TEMPERATURE, Evaluation, summary
 from harness.analysis.figures import MOST_DRAWN, MOST_NUMBERED, confusion_matrix_figure
 from harness.analysis.metrics import confusion_matrix_counts
 from harness.analysis.predictions import to_bytes
@@ -38,7 +39,9 @@ def record_evaluation(tracker: Tracker, evaluation: Evaluation, known: Container
     """
     split, class_names = evaluation.split, evaluation.predictions.class_names
     prefix = names.BEST if split == "val" else ""
-    metrics = {prefix + key: value for key, value in evaluation.named().items() if key not in known}
+    withdrawn = {f"{split}/{name}": math.nan for name in OF_TEMPERATURE}  # unless there is a new value
+    named = {**withdrawn, **evaluation.named()}
+    metrics = {prefix + key: value for key, value in named.items() if key not in known}
     tracker.log_summary(metrics, replaces=split != "val")
     tracker.log_bytes(to_bytes(evaluation.predictions), names.PREDICTIONS.format(split=split))
     tracker.log_text(summary(evaluation), f"{split}/summary.md")

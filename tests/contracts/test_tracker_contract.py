@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,6 +178,17 @@ def test_a_summary_of_another_model_replaces_the_first(case: Case) -> None:
     case.resume().log_summary({"test/accuracy": 0.85}, replaces=True)
     assert case.see().latest["test/accuracy"] == 0.85
     assert case.see().latest["test/loss"] == 1.0
+
+
+def test_a_value_that_another_model_has_not_is_withdrawn(case: Case) -> None:
+    case.tracker.log_summary({"test/temperature": math.nan})
+    assert "test/temperature" not in case.see().latest
+    case.tracker.log_summary({"test/temperature": 1.5}, replaces=True)
+    for _ in range(2):
+        case.resume().log_summary({"test/temperature": math.nan}, replaces=True)
+        assert math.isnan(case.see().latest.get("test/temperature", math.nan))
+    case.resume().log_summary({"test/temperature": 1.2}, replaces=True)
+    assert case.see().latest["test/temperature"] == 1.2
 
 
 def test_tags_may_change(case: Case) -> None:

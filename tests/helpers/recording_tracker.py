@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -40,6 +41,7 @@ class RecordingTracker:
 
     def log_summary(self, metrics: Mapping[str, float], *, replaces: bool = False) -> None:
         self.summary = self.summary | dict(metrics) if replaces else dict(metrics) | self.summary
+        self.summary = {key: value for key, value in self.summary.items() if not math.isnan(value)}
 
     def set_tags(self, tags: Mapping[str, str | None]) -> None:
         self.tags.update({key: value for key, value in tags.items() if value is not None})

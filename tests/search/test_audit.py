@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from harness.search.report.audit import audit
 from harness.search.report.edges import edge_of
 from harness.search.report.effects import judge_effects, trials_needed
 from harness.search.report.findings import Finding
+from harness.search.report.messages import show_result
+from harness.search.study.locate import locate_sweep
 from harness.search.study.trials import TrialRow
 from harness.search.sweep import run_sweep
 from tests.search.conftest import SmallSweep
@@ -139,12 +142,18 @@ def test_arms_are_compared_by_their_compute_where_it_was_counted() -> None:
     def rows(full: float) -> list[TrialRow]:
         costs = {"partial": 2.0, "full": full}
         return [
-            trial(i, 0.9, settings(arm), costs={"train_pflop": c}) for i, (arm, c) in enumerate(costs.items())
+            trial(i, 0.9, settings(arm), costs={"train_pflop": c, "train_images": 400.0})
+            for i, (arm, c) in enumerate(costs.items())
         ]
 
     plan = plan_of("sweep.rules=[{when: {finetune: full}, overrides: ['data.max_train_samples=200']}]")
     assert "unequal" not in findings(rows(2.1), plan)
-    assert "partial trained for 2 PFLOP a trial, full for 8" in findings(rows(8.0), plan)["unequal"].sentence
+    unequal = findings(rows(8.0), plan)["unequal"]
+    assert "partial 400 images, 2 PFLOP; full 400 images, 8 PFLOP a trial" in unequal.sentence
+    assert "sweep.compute_per_trial=8" in shlex.split(unequal.command or "")
+    assert "data.max_train_samples=null" in shlex.split(unequal.command or "")
+    equal = plan_of("sweep.compute_per_trial=8")  # an arm that its passes stopped: no command mends it
+    assert findings(rows(8.0), equal)["unequal"].command is None
 
 
 def test_an_arm_whose_trials_were_all_pruned_is_named() -> None:
@@ -268,3 +277,13 @@ def test_a_sweep_prints_its_audit_and_the_command_that_it_names_extends_it(small
     assert "is extended after 1 trials: sweep.space.data.batch_size.values" in output
     assert len(second.rows) == 2
     assert second.name == first.name
+
+    # Unequal compute stands below the best trial, and not once more in the audit.
+    unequal = Finding("unequal", "the arms differ", "harness sweep equal")
+    console = Console(file=StringIO(), width=200)
+    show_result(console, locate_sweep(plan), replace(second, findings=[unequal, edge]))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    at = next(place for place, line in enumerate(lines) if line.startswith("best: "))
+    assert lines[at + 1 : at + 3] == ["but: the arms differ", "     harness sweep equal"]
+    assert sum("the arms differ" in line for line in lines) == 1
+    assert f"audit: {edge.sentence}" in lines

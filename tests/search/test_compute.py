@@ -19,7 +19,7 @@ from harness.search.coordinator.compute import (
     measured_rate,
 )
 from harness.search.coordinator.slots import Measurement, Slots
-from harness.search.report.compute import compute_lines, is_unequal
+from harness.search.report.compute import is_unequal, unequal_compute
 from harness.search.report.leaderboard import leaderboard_csv, leaderboard_table
 from harness.search.report.verdict import judge
 from harness.search.study import keys
@@ -229,10 +229,10 @@ def test_arms_of_fixed_bounds_are_said_to_be_unequal(row: Callable[..., TrialRow
     sweep = compose_sweep([*BASE, "sweep=gpu"]).sweep
     rows = [row(0, "full", 2000, 0.001), row(1, "full", 4000, 0.002), row(2, "linear_probe", 90000, 0.006)]
 
-    [line] = compute_lines(rows, sweep, 45_000)
-    assert line == (
-        "the arms trained with unequal compute (sweep.compute_per_trial=auto would equalise it): "
-        "full 2,000 to 4,000 images, 0.0015 PFLOP; linear_probe 90,000 images, 0.006 PFLOP a trial"
+    assert unequal_compute(rows, sweep, 45_000) == (
+        "the arms trained with unequal compute: "
+        "full 2,000 to 4,000 images, 0.0015 PFLOP; linear_probe 90,000 images, 0.006 PFLOP a trial",
+        0.006,
     )
     titles = [str(column.header) for column in leaderboard_table(rows, sweep, judge(rows, sweep)).columns]
     assert "train\npflop" in titles
@@ -249,7 +249,7 @@ def test_equal_arms_need_no_words(row: Callable[..., TrialRow]) -> None:
     ]
 
     assert not is_unequal(rows)
-    assert compute_lines(rows, sweep, 45_000) == []
+    assert unequal_compute(rows, sweep, 45_000) is None
     assert "train\npflop" not in [
         str(column.header) for column in leaderboard_table(rows, sweep, judge(rows, sweep)).columns
     ]
@@ -259,9 +259,12 @@ def test_an_arm_that_ended_at_its_passes_is_named(row: Callable[..., TrialRow]) 
     sweep = compose_sweep([*BASE, "sweep=gpu", "sweep.compute_per_trial=0.01", "sweep.max_passes=2"]).sweep
     rows = [row(0, "full", 50_000, 0.01), row(1, "linear_probe", 90_000, 0.0057)]
 
-    assert compute_lines(rows, sweep, 45_000) == [
+    capped = (
         "linear_probe: stopped at 2 passes over the training images (sweep.max_passes), "
         "57% of the others' compute"
-    ]
-    [line] = compute_lines([row(0, "full", 50_000, 0.01), row(1, "partial", 20_000, 0.004)], sweep, 45_000)
-    assert line.startswith("the arms trained with unequal compute: full 50,000 images")
+    )
+    assert unequal_compute(rows, sweep, 45_000) == (capped, 0.01)
+    for number, num_train in ((20_000, 45_000), (90_000, None)):  # where the cap is not known, none is named
+        found = unequal_compute([rows[0], row(1, "partial", number, 0.004)], sweep, num_train)
+        assert found is not None
+        assert found[0].startswith("the arms trained with unequal compute: full 50,000 images")

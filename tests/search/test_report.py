@@ -26,6 +26,7 @@ from harness.search.report.findings import Finding
 from harness.search.report.html import settings_charts
 from harness.search.report.html.page import SweepFacts, render
 from harness.search.report.html.timeline import lanes_of, spans_of
+from harness.search.report.leaderboard import importances_of
 from harness.search.report.verdict import judge
 from harness.search.study import keys
 from harness.search.study.trials import read_rows
@@ -80,6 +81,7 @@ def report_of(plan: SweepPlan, study: optuna.Study, **more: Any) -> str:
         findings=more.get("findings", ()),
         command=more.get("command", "harness sweep"),
         best_command=more.get("best_command"),
+        importances=importances_of(study),
         num_train=1000,
         test=None,
     )

@@ -166,7 +166,9 @@ def test_the_best_checkpoint_is_evaluated_on_the_test_split_once(
 ) -> None:
     asked: list[tuple[Path, str]] = []
 
-    def evaluate(path: Path, *, split: str, tracker: object, closely: bool) -> dict[str, float]:
+    def evaluate(
+        path: Path, *, split: str, tracker: object, temperature: object, closely: bool
+    ) -> dict[str, float]:
         asked.append((path, split))
         return {"test/accuracy": 0.75}
 
@@ -197,7 +199,9 @@ def test_the_test_split_is_not_read_while_trials_are_still_to_come(
 ) -> None:
     asked: list[Path] = []
 
-    def evaluate(path: Path, *, split: str, tracker: object, closely: bool) -> dict[str, float]:
+    def evaluate(
+        path: Path, *, split: str, tracker: object, temperature: object, closely: bool
+    ) -> dict[str, float]:
         asked.append(path)
         return {"test/accuracy": 0.75}
 
@@ -255,7 +259,9 @@ def test_ctrl_c_while_the_test_split_is_evaluated_leaves_and_is_recorded(
 ) -> None:
     asked: list[Path] = []
 
-    def evaluate(path: Path, *, split: str, tracker: object, closely: bool) -> dict[str, float]:
+    def evaluate(
+        path: Path, *, split: str, tracker: object, temperature: object, closely: bool
+    ) -> dict[str, float]:
         asked.append(path)
         if len(asked) == 1:
             signal.raise_signal(signal.SIGINT)

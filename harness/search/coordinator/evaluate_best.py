@@ -23,6 +23,7 @@ from harness.signals import StopSignals
 
 if TYPE_CHECKING:
     from harness.tracking.store import RunStore
+    from harness.training.evaluate import Temperature
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +56,17 @@ def evaluate_best(
     number = _note_reading(store, sweep_record.tracker.run_id, best.run_id or "", home.command)
     with signals.raising():
         metrics = evaluate_checkpoint(
-            best.checkpoint, split="test", tracker=sweep_record.tracker, closely=True
+            best.checkpoint,
+            split="test",
+            tracker=sweep_record.tracker,
+            temperature=_temperature(home, best.run_id),
+            closely=True,
         )
     sweep_record.tracker.set_tags({names.TESTED_RUN: best.run_id or ""})
     study.set_user_attr(keys.TEST, {"trial": best.number, "metrics": metrics, "reading": number})
 
 
-def look_at_best(
-    home: SweepContext, study: optuna.Study, store: RunStore, console: Console, signals: StopSignals
-) -> None:
+def look_at_best(home: SweepContext, study: optuna.Study, console: Console, signals: StopSignals) -> None:
     """Record with the best trial's run the pictures that the other trials do not get, once for each trial.
 
     Raises:
@@ -82,10 +85,24 @@ def look_at_best(
     prepare_process(None, home.plan.base.trainer.keep_memory)
     try:
         with signals.raising():
-            look_at_trial(store, best.run_id, best.checkpoint)
+            look_at_trial(home.plan.base.tracking, best.run_id, best.checkpoint)
     except HarnessError as error:
         logger.warning("trial %d has no pictures: %s", best.number, error)
     study.set_user_attr(keys.PICTURED, best.number)
+
+
+def _temperature(home: SweepContext, run_id: str | None) -> Temperature:
+    """Return the temperature that a trial has recorded; "fit" where that cannot be read."""
+    from harness.tracking.runs import get_run
+    from harness.training.evaluate import temperature_of
+
+    if run_id is None:
+        return "fit"
+    try:
+        return temperature_of(get_run(home.plan.base.tracking, run_id))
+    except TrackingError as error:
+        logger.info("the best trial's run cannot be read: %s", error)
+        return "fit"
 
 
 def _note_reading(store: RunStore, parent_run_id: str, run_id: str, command: str) -> int | None:

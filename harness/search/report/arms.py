@@ -14,13 +14,11 @@ from harness.config.overrides import as_override_value, path_of
 from harness.config.schema import RunConfig
 from harness.config.space import Choice, Scalar, as_yaml, holds
 from harness.errors import ConfigError
-from harness.search.report.compute import PFLOP
+from harness.search.report.compute import UNEQUAL, compute_of_arms, unequal_compute
 from harness.search.report.findings import EndedSweep, Finding
 from harness.search.study.trials import TrialRow
-from harness.search.suggest.compute import describe_cap
 
 ENOUGH_IN_AN_ARM = 3  # trials with a score; an arm with fewer was hardly looked at
-UNEQUAL = 1.25  # arms whose trials cost, or saw, more than this many times as much are treated unequally
 
 BOUNDS = {  # of what a trial sees
     "data.max_train_samples": "training images",
@@ -32,11 +30,14 @@ BOUNDS = {  # of what a trial sees
 def find_unequal_arms(sweep: EndedSweep) -> Iterator[Finding]:
     """Compare the arms of each searched group: what they saw, how many trials they had, how these ended."""
     groups = yaml_files.groups(sweep.plan.config_dir)
+    is_counted = len(compute_of_arms(sweep.rows)) > 1
+    yield from _unequal_compute(sweep)
     for path, dimension in sweep.plan.sweep.space.items():
         if path not in groups or not isinstance(dimension, Choice) or len(dimension.values) < 2:
             continue
         arms = {value: _trials_with(sweep.rows, path, value) for value in dimension.values}
-        yield from _unequal(sweep, path, arms)
+        if not is_counted:
+            yield from _unequal_bounds(sweep, path, {value: ended for value, ended in arms.items() if ended})
         for value, ended in arms.items():
             if (finding := _poorly_tried(sweep, path, value, ended, arms)) is not None:
                 yield finding
@@ -100,33 +101,12 @@ def _as_list(points: Sequence[Mapping[str, Scalar]]) -> str:
     return f"[{','.join(f'{{{one}}}' for one in inner)}]"
 
 
-def _unequal(sweep: EndedSweep, path: str, arms: Mapping[Scalar, list[TrialRow]]) -> Iterator[Finding]:
-    """Find arms compared at unequal compute or, where that was not counted, at unequal data or epochs."""
-    tried = {value: trials for value, trials in arms.items() if trials}
-    if len(tried) < 2:
-        return
-    costs = {
-        value: [row.costs[PFLOP] for row in trials if row.state == "complete" and PFLOP in row.costs]
-        for value, trials in tried.items()
-    }
-    counted = {value: sum(found) / len(found) for value, found in costs.items() if found}
-    if len(counted) < 2:
-        yield from _unequal_bounds(sweep, path, tried)
-        return
-    low, high = min(counted, key=lambda v: counted[v]), max(counted, key=lambda v: counted[v])
-    if counted[high] > UNEQUAL * counted[low]:
-        yield Finding(
-            "unequal",
-            f"the values of {path} were compared at unequal compute: {as_yaml(low)} trained for "
-            f"{counted[low]:.3g} PFLOP a trial, {as_yaml(high)} for {counted[high]:.3g}" + _cap(sweep.plan),
-            _equalised(sweep, f"{counted[high]:.3g}"),
-        )
-
-
-def _cap(plan: SweepPlan) -> str:
-    if plan.sweep.compute_per_trial is None:
-        return ""
-    return f", as a trial ends at {describe_cap(plan.sweep.max_passes, plan.base.trainer.max_epochs)}"
+def _unequal_compute(sweep: EndedSweep) -> Iterator[Finding]:
+    """Find arms that were compared at unequal compute."""
+    found = unequal_compute(sweep.rows, sweep.plan.sweep, sweep.num_train)
+    if found is not None:
+        sentence, pflop = found
+        yield Finding("unequal", sentence, _equalised(sweep, f"{pflop:.3g}"))
 
 
 def _equalised(sweep: EndedSweep, pflop: str) -> str | None:
@@ -142,7 +122,10 @@ def _equalised(sweep: EndedSweep, pflop: str) -> str | None:
 def _unequal_bounds(
     sweep: EndedSweep, path: str, tried: Mapping[Scalar, list[TrialRow]]
 ) -> Iterator[Finding]:
-    """Find arms whose trials may see other numbers of images or epochs than those of another."""
+    """Find arms whose trials may see other numbers of images or epochs than those of another.
+
+    It is asked where their compute was not counted.
+    """
     runs = {value: _config_of(sweep.plan, trials[0]) for value, trials in tried.items()}
     known = {value: run for value, run in runs.items() if run is not None}
     said: list[str] = []

@@ -1,11 +1,12 @@
 """Says at a sweep's end how long its arms trained, where they did not train with equal compute.
 
-`messages.py` prints these lines below the best trial, `html/page.py` puts them on the report, and
-`leaderboard.py` then shows every trial's operations.
+`arms.py` makes a finding of it, which the terminal shows below the best trial, and the report among what
+limits the answer. `leaderboard.py` then shows every trial's operations.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -16,7 +17,7 @@ from harness.search.suggest.space import arm_name
 
 PFLOP, IMAGES = "train_pflop", "train_images"  # costs of a trial, see harness.config.objectives.Cost
 AT_THE_CAP = 0.95  # of sweep.max_passes
-UNEQUAL = 1.1  # arms whose trials took more than this many times as much are said to be unequal
+UNEQUAL = 1.1  # arms whose trials took, or saw, more than this many times as much are called unequal
 
 
 def compute_of_arms(rows: Sequence[TrialRow]) -> dict[str, tuple[list[float], float]]:
@@ -41,29 +42,34 @@ def is_unequal(rows: Sequence[TrialRow]) -> bool:
     return len(means) > 1 and max(means) > UNEQUAL * min(means)
 
 
-def compute_lines(rows: Sequence[TrialRow], sweep: SweepConfig, num_train: int) -> list[str]:
-    """Return what limits the comparison of a sweep's arms; empty where they trained with equal compute.
+def unequal_compute(
+    rows: Sequence[TrialRow], sweep: SweepConfig, num_train: int | None
+) -> tuple[str, float] | None:
+    """Return a sentence on how a sweep's arms trained with unequal compute, and the PFLOP of the most.
 
     Args:
-        num_train: How many training images there are.
+        num_train: how many training images there are; None: not known.
+
+    Returns:
+        None where they trained with equal compute.
     """
     if not is_unequal(rows):
-        return []
+        return None
     arms = compute_of_arms(rows)
     most = max(mean for _, mean in arms.values())
     behind = {arm: found for arm, found in arms.items() if UNEQUAL * found[1] < most}
     epochs = max(row.max_epochs or 0 for row in rows)
-    most_images = (sweep.max_passes or epochs) * num_train
+    most_images = (sweep.max_passes or epochs) * (num_train or math.inf)
     is_capped = all(min(images) > AT_THE_CAP * most_images for images, _ in behind.values())
     if sweep.compute_per_trial is not None and is_capped:
-        return [
-            f"{arm}: stopped at {describe_cap(sweep.max_passes, epochs)}, "
-            f"{mean / most:.0%} of the others' compute"
+        cap = describe_cap(sweep.max_passes, epochs)
+        stopped = (
+            f"{arm}: stopped at {cap}, {mean / most:.0%} of the others' compute"
             for arm, (_, mean) in behind.items()
-        ]
+        )
+        return "; ".join(stopped), most
     each = (f"{arm} {_range(images)} images, {mean:.2g} PFLOP" for arm, (images, mean) in arms.items())
-    remedy = "" if sweep.compute_per_trial else " (sweep.compute_per_trial=auto would equalise it)"
-    return [f"the arms trained with unequal compute{remedy}: {'; '.join(each)} a trial"]
+    return f"the arms trained with unequal compute: {'; '.join(each)} a trial", most
 
 
 def _range(images: Sequence[float]) -> str:

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from harness.data import load_splits
 from harness.search.coordinator.completion import num_wanted, reason_to_stop
 from harness.search.coordinator.measure_slots import describe as describe_slots
 from harness.search.coordinator.slots import Slots
-from harness.search.report.compute import compute_lines
 from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import leaderboard_table
 from harness.search.study.locate import SweepContext
@@ -87,12 +85,14 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
     verdict = result.verdict
     if any(row.has_ended for row in result.rows):
         console.print(leaderboard_table(result.rows, sweep, verdict))
+    unequal: list[Finding] = []
     if result.best is not None:
+        unequal = [finding for finding in result.findings if finding.kind == "unequal"]
         for line in verdict.notes:
             say(console, line)
         say(console, f"best: {verdict.sentence}")
-        for line in compute_lines(result.rows, sweep, len(load_splits(home.plan.base.data).train)):
-            say(console, f"but: {line}")
+        for line in finding_lines("but:", unequal):
+            say(console, line)
     elif result.outcome == "complete":
         say(console, f"no best trial: {_states(result.rows)}")
     if repeated := describe_replicates(result.rows):
@@ -101,7 +101,7 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
         readings = f" ({result.test_readings})" if result.test_readings else ""
         accuracy = f"accuracy {result.test_metrics['test/accuracy']:.4f}"
         say(console, f"its checkpoint on the test split: {accuracy}{readings}")
-    for line in audit_lines(result.findings):
+    for line in audit_lines([finding for finding in result.findings if finding not in unequal]):
         say(console, line)
     if (report := home.directory / REPORT_FILE).is_file():
         say(console, f"report: {report}")
@@ -116,13 +116,19 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
 
 def audit_lines(findings: Sequence[Finding]) -> list[str]:
     """Return the weightiest findings of the audit, each with the command that would settle it."""
-    lines = []
-    for finding in findings[:NUM_FINDINGS]:
-        lines.append(f"audit: {finding.sentence}")
-        if finding.command is not None:
-            lines.append(f"       {finding.command}")
+    lines = finding_lines("audit:", findings[:NUM_FINDINGS])
     if len(findings) > NUM_FINDINGS:
         lines.append(f"audit: and {len(findings) - NUM_FINDINGS} more in report.html")
+    return lines
+
+
+def finding_lines(word: str, findings: Sequence[Finding]) -> list[str]:
+    """Return findings as lines that begin with a word, each followed by its command."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{word} {finding.sentence}")
+        if finding.command is not None:
+            lines.append(f"{' ' * len(word)} {finding.command}")
     return lines
 
 

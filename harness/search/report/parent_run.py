@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +112,8 @@ class SweepRecord:
         verdict = judge_study(self.study, rows, sweep)
         self.tracker.log_text(leaderboard_csv(rows, sweep, verdict), "leaderboard.csv")
         self.tracker.log_figure(history_figure(rows, sweep.direction, sweep.metric), "history.png")
-        importance = importance_figure(importances_of(self.study), sweep.metric)
+        importances = importances_of(self.study)
+        importance = importance_figure(importances, sweep.metric)
         if importance is not None:
             self.tracker.log_figure(importance, "importance.png")
         front = pareto_figure(rows, sweep)
@@ -127,7 +128,7 @@ class SweepRecord:
             "pareto.png" * (front is not None),
         ]
         self._describe(rows, verdict, findings, [name for name in pictures if name], best_command)
-        self._report(rows, verdict, findings, best_command)
+        self._report(rows, verdict, findings, best_command, importances)
         self._describe_trials(rows)
         self.tracker.set_tags(activity())
         self._write_file(status, rows, verdict)
@@ -151,14 +152,25 @@ class SweepRecord:
         verdict: Verdict,
         findings: Sequence[Finding],
         best_command: str | None,
+        importances: Mapping[str, float] | None,
     ) -> None:
         """Write `report.html`; an error in a chart does not keep the other results from being stored."""
         from harness.search.report.html import write  # imports plotly
 
         try:
-            page = write.write_report(
-                self.plan, self.study, rows, verdict, findings, self.command, best_command, self.directory
+            facts = write.SweepFacts(
+                plan=self.plan,
+                study=self.study,
+                rows=rows,
+                verdict=verdict,
+                findings=findings,
+                command=self.command,
+                best_command=best_command,
+                importances=importances,
+                num_train=write.count_train_images(self.plan, self.study),
+                test=self.study.user_attrs.get(keys.TEST),
             )
+            page = write.write_report(facts, self.directory)
         except Exception as error:
             logger.error("%s is not written: %s", write.REPORT_FILE, type_and_first_line(error))
             logger.debug("the report of sweep %s", self.study.study_name, exc_info=True)

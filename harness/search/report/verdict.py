@@ -125,7 +125,9 @@ def _replicated(
     lead += f" ({pair.low:.4f} to {pair.high:.4f})"
     if pair.is_found:
         return f"{lead}: more than seeds explain (p = {p_text(pair.corrected)})"
-    wanted = abs(pair.mean) if minimizes else max(HALF_A_POINT, abs(pair.mean))  # a loss has no natural unit
+    # Half a point is a unit of metrics within [0, 1]; a loss has none.
+    smallest = HALF_A_POINT if is_within_one(sweep.metric, minimizes=minimizes) else 0.0
+    wanted = max(smallest, abs(pair.mean))
     needed = seeds_needed(pair.deviation or 0.0, wanted, is_paired=pair.shared > 0)
     seeds = f"more than {MOST_SEEDS:,}" if needed is None else f"about {needed}"
     return (

@@ -11,28 +11,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 
 from harness.analysis.page import chart_html, plotly_js, read_template
 from harness.config.compose import SweepPlan
 from harness.config.dotted_paths import short_names
-from harness.search.report.compute import compute_lines
 from harness.search.report.costs import cost_lines
 from harness.search.report.findings import Finding
 from harness.search.report.html import charts, settings_charts
 from harness.search.report.html.timeline import timeline
-from harness.search.report.leaderboard import importances_of, searched_paths, shown_costs
+from harness.search.report.leaderboard import searched_paths, shown_costs
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
 from harness.search.report.verdict import Verdict
 from harness.search.study.trials import TrialRow, ranked, searched
 from harness.search.suggest.space import describe_dimension
 from harness.search.trial.replicates import describe_replicates
-
-if TYPE_CHECKING:
-    pass
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MOST_ROWS = 100  # of the leaderboard; the rest is in leaderboard.csv
@@ -51,6 +47,7 @@ class SweepFacts:
     findings: Sequence[Finding]
     command: str  # that continues the sweep
     best_command: str | None  # that trains the best configuration
+    importances: Mapping[str, float] | None  # of the searched settings; None: too few trials
     num_train: int | None  # training images; None: not known
     test: Mapping[str, Any] | None  # what the study knows of the best checkpoint on the test split
 
@@ -70,7 +67,7 @@ def render(facts: SweepFacts) -> str:
     return read_template(TEMPLATE).render(
         name=facts.study.study_name,
         verdict=facts.verdict,
-        notes=[*facts.verdict.notes, *_limits(facts)],
+        notes=facts.verdict.notes,
         figures=_key_figures(facts),
         best_command=facts.best_command,
         command=facts.command,
@@ -90,13 +87,6 @@ def render(facts: SweepFacts) -> str:
         score=format_score,
         rules=[(_condition(rule.when), rule.overrides) for rule in sweep.rules],
     )
-
-
-def _limits(facts: SweepFacts) -> list[str]:
-    """Return how long the arms trained, where they did not train with equal compute."""
-    if facts.num_train is None:
-        return []
-    return compute_lines(facts.rows, facts.plan.sweep, facts.num_train)
 
 
 def _condition(when: Mapping[str, Any]) -> str:
@@ -189,7 +179,7 @@ def _charts(facts: SweepFacts) -> list[Chart]:
     """Return every chart for which there are data."""
     rows, sweep, best = searched(facts.rows), facts.plan.sweep, facts.verdict.best
     trials = facts.study.get_trials(deepcopy=False)
-    importances = importances_of(facts.study)
+    importances = facts.importances
     paths = settings_charts.shown_settings(rows, sweep, importances)
     left_out = len(searched_paths(rows)) - len(paths)
     more = f" The {left_out} least important settings are left out." if left_out > 0 else ""

@@ -19,47 +19,22 @@ from harness.errors import DataError, SweepError, TrackingError, first_line
 from harness.files import atomic_write
 from harness.search.report.audit import audit
 from harness.search.report.commands import TrainCommands
-from harness.search.report.findings import Finding
 from harness.search.report.html.page import SweepFacts, render
+from harness.search.report.leaderboard import importances_of
 from harness.search.report.messages import REPORT_FILE, say
 from harness.search.report.status import find_sweep, open_sweeps
-from harness.search.report.verdict import Verdict, judge_study
+from harness.search.report.verdict import judge_study
 from harness.search.study import keys
 from harness.search.study.locate import context_of, recorded_plan
-from harness.search.study.trials import TrialRow, read_rows
+from harness.search.study.trials import read_rows
 
 
-def write_report(
-    plan: SweepPlan,
-    study: optuna.Study,
-    rows: Sequence[TrialRow],
-    verdict: Verdict,
-    findings: Sequence[Finding],
-    command: str,
-    best_command: str | None,
-    directory: Path,
-) -> str:
+def write_report(facts: SweepFacts, directory: Path) -> str:
     """Write the report into the sweep's folder, and return it.
-
-    Args:
-        command: the shell command that continues the sweep.
-        best_command: the one that trains its best trial again.
-        directory: the sweep's.
 
     Raises:
         OSError: the file cannot be written.
     """
-    facts = SweepFacts(
-        plan=plan,
-        study=study,
-        rows=rows,
-        verdict=verdict,
-        findings=findings,
-        command=command,
-        best_command=best_command,
-        num_train=count_train_images(plan, study),
-        test=study.user_attrs.get(keys.TEST),
-    )
     page = render(facts)
     atomic_write(directory / REPORT_FILE, page)
     return page
@@ -99,10 +74,21 @@ def report_again(
         ["harness", "sweep", *plan.config_dir_option, *study.user_attrs[keys.PLAN]["overrides"]]
     )
     findings = audit(rows, plan, study.study_name, command, verdict.tied, num_train)
-    best_command = TrainCommands(plan, study).of(verdict.best)
+    facts = SweepFacts(
+        plan=plan,
+        study=study,
+        rows=rows,
+        verdict=verdict,
+        findings=findings,
+        command=command,
+        best_command=TrainCommands(plan, study).of(verdict.best),
+        importances=importances_of(study),
+        num_train=num_train,
+        test=study.user_attrs.get(keys.TEST),
+    )
     path = home.directory / REPORT_FILE
     try:
-        page = write_report(plan, study, rows, verdict, findings, command, best_command, home.directory)
+        page = write_report(facts, home.directory)
     except OSError as error:
         raise SweepError(f"{path} cannot be written ({error.strerror}): choose another MLRUNS_DIR") from error
     say(console, f"report: {path}")
