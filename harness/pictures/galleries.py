@@ -126,8 +126,11 @@ def examples_of_split(predictions: Predictions, gather: Gather) -> Figure:
 def examples_gallery(predictions: Predictions, gather: Gather) -> Figure:
     """Draw all images of a few predictions, in their order."""
     right = int(predictions.correct.sum())
-    note = f"always the same {len(predictions)} {predictions.split} images; {right} are predicted right"
-    return gallery(predictions, gather, np.arange(len(predictions)), "Examples", note, columns=4)
+    note = (
+        f"always the same {len(predictions)} {predictions.split} images; {right} are right, the others framed"
+    )
+    every = np.arange(len(predictions))
+    return gallery(predictions, gather, every, "Examples", note, columns=4, frames=True)
 
 
 def gallery(
@@ -137,26 +140,30 @@ def gallery(
     title: str,
     note: str,
     columns: int = COLUMNS,
+    *,
+    frames: bool = False,
 ) -> Figure:
     """Draw the chosen images, each titled true → predicted (probability).
 
     Args:
         chosen: int64, places in the split, at least one.
+        frames: frame the images that are predicted wrong.
     """
-    tile_of = _tile_maker(predictions)
+    tile_of = _tile_maker(predictions, frames=frames)
     tiles = [tile_of(int(place), image) for place, image in zip(chosen, gather(chosen), strict=True)]
     _, font = drawable_names(predictions.class_names)
     return tiles_figure(_in_rows(tiles, columns), title, note, font=font)
 
 
-def _tile_maker(predictions: Predictions) -> Callable[[int, np.ndarray], Tile]:
+def _tile_maker(predictions: Predictions, *, frames: bool = False) -> Callable[[int, np.ndarray], Tile]:
     names, _ = drawable_names(predictions.class_names)
     probabilities = confidence(predictions)
 
     def make(place: int, image: np.ndarray) -> Tile:
         true, predicted = predictions.labels[place], predictions.predicted[place]
         color = RIGHT if true == predicted else WRONG
-        return Tile(image, prediction_lines(names[true], names[predicted], probabilities[place], color))
+        lines = prediction_lines(names[true], names[predicted], probabilities[place], color)
+        return Tile(image, lines, WRONG if frames and true != predicted else None)
 
     return make
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image
@@ -21,6 +22,7 @@ from harness.pictures.style import CHARACTER_PX, FONT_POINTS, QUIET, pixel_figur
 
 SIDE_PX = 128
 GAP_PX, LINE_PX, MARGIN_PX, HEADER_PX = 16, 14, 16, 58
+FRAME_PX, TEXT_PX = 5, 8  # around an image; between an image and the text above it
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,12 @@ class Tile:
     Args:
         image: uint8 (H, W, 3).
         lines: each a text and its colour.
+        frame: the colour of a frame around the image, which shows where the text is too small to read.
     """
 
     image: np.ndarray
     lines: tuple[tuple[str, str], ...] = ()
+    frame: str | None = None
 
 
 def tiles_figure(
@@ -55,12 +59,14 @@ def tiles_figure(
         font: of the lines and labels, for names in any script.
         side: about the longer side of a shown image, in pixels; small images are enlarged by a whole number.
     """
-    shown = [[None if t is None else Tile(_scaled(t.image, side), t.lines) for t in row] for row in rows]
+    shown = [[None if t is None else replace(t, image=_scaled(t.image, side)) for t in row] for row in rows]
     tiles = [tile for row in shown for tile in row if tile is not None]
     num_columns = max(len(row) for row in shown)
     image_height = max(tile.image.shape[0] for tile in tiles)
     column = max(tile.image.shape[1] for tile in tiles) + GAP_PX
-    text = max(len(tile.lines) for tile in tiles) * LINE_PX + (6 if any(t.lines for t in tiles) else 0)
+    text = max(len(tile.lines) for tile in tiles) * LINE_PX + (
+        TEXT_PX + 2 if any(t.lines for t in tiles) else 0
+    )
     left = MARGIN_PX + (int(max(_longest_line(label) for label in row_labels)) + 12 if row_labels else 0)
     width = max(left + num_columns * column - GAP_PX + MARGIN_PX, 640)
     note_lines = _wrapped(note, width - 2 * MARGIN_PX)
@@ -91,11 +97,14 @@ def tiles_figure(
 def _put(canvas: np.ndarray, axes: Axes, tile: Tile, x: int, y: int, slot: int, font: FontProperties) -> None:
     height, width = tile.image.shape[:2]
     start = x + (slot - width) // 2
+    if tile.frame is not None:
+        framed = np.s_[y - FRAME_PX : y + height + FRAME_PX, start - FRAME_PX : start + width + FRAME_PX]
+        canvas[framed] = (255 * np.array(to_rgb(tile.frame))).round().astype(np.uint8)
     canvas[y : y + height, start : start + width] = tile.image
     for number, (text, color) in enumerate(reversed(tile.lines)):
         axes.text(
             x + slot / 2,
-            y - 4 - number * LINE_PX,
+            y - TEXT_PX - number * LINE_PX,
             text,
             fontproperties=font,
             color=color,

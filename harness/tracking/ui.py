@@ -25,7 +25,7 @@ from harness.tracking.choice import newest_sweep
 from harness.tracking.runs import RunRecord
 from harness.tracking.store import RunStore, open_store
 from harness.tracking.ui_app import ENDS_WITH_STDIN, WITH_ASSISTANT
-from harness.tracking.views import MODEL_TRAINING, trials_page
+from harness.tracking.views import CHARTS, MODEL_TRAINING, trials_page
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
@@ -39,12 +39,14 @@ class UiAddresses:
     home: str
     sweep: str | None  # the newest sweep's run page
     trials: str | None  # its trials, the best first
+    charts: str | None  # their scores, curves and images side by side
 
     def to_text(self) -> str:
         """Return one line per address."""
         lines = [f"MLflow        {self.home}"]
         if self.sweep:
             lines += [f"newest sweep  {self.sweep}", f"its trials    {self.trials}"]
+            lines += [f"their charts  {self.charts}"]
         return "\n".join(lines)
 
 
@@ -52,12 +54,14 @@ def ui_addresses(base: str, sweep: RunRecord | None) -> UiAddresses:
     """Return the pages of MLflow 3's interface at `base`, such as ``http://127.0.0.1:5000``."""
     home = f"{base.rstrip('/')}/#/experiments"
     if sweep is None:
-        return UiAddresses(f"{home}?{MODEL_TRAINING}", None, None)
+        return UiAddresses(f"{home}?{MODEL_TRAINING}", None, None, None)
     runs = f"{home}/{sweep.experiment_id}/runs"
+    trials = f"{runs}?{trials_page(sweep.run_id, sweep.tags)}"
     return UiAddresses(
         f"{home}?{MODEL_TRAINING}",
         f"{runs}/{sweep.run_id}?{MODEL_TRAINING}",
-        f"{runs}?{trials_page(sweep.run_id, sweep.tags)}",
+        trials,
+        f"{trials}&{CHARTS}",
     )
 
 

@@ -1,7 +1,11 @@
-"""Views of a sweep in MLflow's pages: its trials sorted by score, with a column per searched setting.
+"""Views of a sweep in MLflow's pages: its trials sorted by score, a column per searched setting, and charts.
 
 A saved view is a tag of the experiment, which MLflow 3.17's page lists under "Views". The sweep's coordinator
-saves one per sweep (`RunStore.keep_view`), and `harness ui` prints its address.
+saves one per sweep (`RunStore.keep_view`), and `harness ui` prints its addresses: as a table, and as charts.
+
+MLflow would draw a chart for each of some forty metrics before the first image, and each final score as a
+line. So the view lays out what is worth a look and folds the rest: scores as bars, curves as lines, the
+galleries of the trials (`harness.training.pictures`) side by side.
 """
 
 from __future__ import annotations
@@ -11,12 +15,34 @@ import json
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from harness.tracking import names
 
 # In an address; without it, MLflow's pages open in the mode for language models.
 MODEL_TRAINING = "workflowType=machine_learning"
+CHARTS = "compareRunsMode=CHART"  # likewise: the charts in place of the table
+MOST_RUNS = 20  # in a chart
+CURVES = ("val/accuracy", "val/loss", "train/loss", "lr")
+IMAGES = tuple(f"pictures/val/{name}" for name in ("examples", "confident_mistakes", "examples_by_epoch"))
+# Sections that MLflow adds for all other metrics and images: what stands before the last "/" of their names.
+FOLDED = ("best/val", "val", "train", "test", "pictures/val", "Model metrics", "System metrics")
+SECTION = {"isReordered": True, "deleted": False, "isGenerated": False}
+OURS = {"deleted": False, "isGenerated": False}  # MLflow would turn bars that it generated into lines
+LINES = {
+    "xAxisKey": "step",
+    "xAxisScaleType": "linear",
+    "scaleType": "linear",
+    "lineSmoothness": 0,
+    "yAxisKey": "metric",
+    "yAxisExpressions": [],
+    "selectedXAxisMetricKey": "",
+    "range": {},
+    "useGlobalXaxisKey": True,
+    "useGlobalLineSmoothing": True,
+}
+PARALLEL = {"showAllRuns": False}
 VIEW_TAG = "mlflow.sharedViewState."  # followed by the view's key
 
 
@@ -65,7 +91,8 @@ def sweep_view(run_id: str, tags: Mapping[str, str], paths: Sequence[str]) -> tu
         "runsHiddenMode": "FIRST_10_RUNS",
         "viewMaximized": False,
         "runListHidden": False,
-        "isAccordionReordered": False,
+        **_charts(_score_of(tags), named),
+        "isAccordionReordered": True,  # the order of the sections is ours
         "useGroupedValuesInCharts": True,
         "hideEmptyCharts": True,
         "groupBy": None,
@@ -81,6 +108,46 @@ def sweep_view(run_id: str, tags: Mapping[str, str], paths: Sequence[str]) -> tu
         "state": f"deflate;{packed}",
     }
     return VIEW_TAG + _key(run_id), json.dumps(view)
+
+
+def _charts(score: str, paths: Sequence[str]) -> dict[str, Any]:
+    """Return the part of a view's state that lays out its charts.
+
+    Args:
+        score: the metric by which the trials are sorted.
+        paths: of the parameters that were searched.
+    """
+    bars = dict.fromkeys([score, f"{names.BEST}val/accuracy", f"{names.BEST}val/loss", names.TRAINED_SECONDS])
+    shown: dict[
+        str, tuple[int, int, list[dict[str, Any]]]
+    ] = {  # columns, height of a chart in pixels, charts
+        "Scores": (3, 300, [{"type": "BAR", "metricKey": name} for name in bars]),
+        "Curves": (2, 320, [{"type": "LINE", "metricKey": name, **LINES} for name in CURVES]),
+        "Images": (
+            1,
+            600,
+            [{"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False} for key in IMAGES],
+        ),
+        "Settings": (
+            1,
+            400,
+            [{"type": "PARALLEL", "selectedParams": list(paths), "selectedMetrics": [score], **PARALLEL}],
+        ),
+    }
+    sections = [
+        {"uuid": name, "name": name, "display": True, "columns": columns, "cardHeight": height}
+        for name, (columns, height, _) in shown.items()
+    ]
+    folded = [{"uuid": name, "name": name, "display": False} for name in FOLDED]
+    cards = [
+        {"uuid": f"{name}-{place}", "metricSectionId": name, "runsCountToCompare": MOST_RUNS, **OURS, **chart}
+        for name, (_, _, charts) in shown.items()
+        for place, chart in enumerate(charts)
+    ]
+    return {
+        "compareRunCharts": cards,
+        "compareRunSections": [{**SECTION, **section} for section in [*sections, *folded]],
+    }
 
 
 def _key(run_id: str) -> str:

@@ -44,6 +44,8 @@ def record_a_sweep(mlruns: Path) -> str:
         for epoch in range(3):
             accuracy = 0.5 + 0.1 * epoch + 0.01 * number
             trial.log_epoch(epoch, {"val/accuracy": accuracy, "train/loss": 1.0 - 0.2 * epoch})
+        trial.log_summary({"best/val/accuracy": 0.7 + 0.01 * number})
+        trial.log_image(np.full((32, 32, 3), 50 * number, np.uint8), "pictures/val/examples", 0)
         trial.log_figure(confusion_matrix_figure(np.eye(2, dtype=int), ("cat", "dog")), "val/confusion.png")
         trial.finish("FINISHED")
         trials.append(trial.run_id)
@@ -93,10 +95,11 @@ def trial_run_id(tmp_path: Path) -> str:
 def test_the_browser_shows_the_sweep_its_trials_and_their_records(
     trial_run_id: str, server: list[str], tmp_path: Path
 ) -> None:
-    home, sweep_page, trials_page = server
+    home, sweep_page, trials_page, charts_page = server
     trial_page = f"{trials_page.partition('?')[0]}/{trial_run_id}"
     shown_on = {
         trials_page: ["trial-0000", "trial-0001", "Model training", "1.125"],  # a column of the saved view
+        charts_page: ["Scores", "Curves", "Images", "Settings", "best/val/accuracy", "pictures/val/examples"],
         sweep_page: ["my-sweep", "Maximize val/accuracy"],
         trial_page: ["my-sweep", "val/accuracy", "train/loss"],  # its parent and its metrics
         f"{trial_page}/artifacts": ["val"],

@@ -11,6 +11,7 @@ from harness.analysis.predictions import predictions_of
 from harness.pictures.galleries import (
     best_and_worst_gallery,
     confident_mistakes_gallery,
+    examples_gallery,
     highest_loss_gallery,
     label_errors_gallery,
 )
@@ -32,6 +33,17 @@ def test_the_image_of_the_highest_loss_comes_first() -> None:
     predictions = some_predictions()
     picture = drawn(highest_loss_gallery(predictions, gather))
     assert (picture[100:200, 20:130] == int(predictions.loss.argmax())).all()
+
+
+def test_the_examples_that_are_predicted_wrong_are_framed() -> None:
+    predictions = predictions_of(np.eye(2)[[0, 1]], np.array([0, 0]), split="val", class_names=["cat", "dog"])
+    picture = drawn(
+        examples_gallery(predictions, lambda places: np.zeros((len(places), 128, 128, 3), np.uint8))
+    )
+    orange = (picture == [0xB3, 0x47, 0x00]).all(axis=2)
+    frame = 133 * 2 * 5 * 2  # of the second image: four sides of 133 by 5 pixels
+    assert not orange[:, :150].any()
+    assert orange.sum() == pytest.approx(frame, rel=0.1)  # and the letters above it
 
 
 @pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)

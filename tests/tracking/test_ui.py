@@ -28,6 +28,7 @@ def test_addresses() -> None:
     assert addresses.sweep == f"http://127.0.0.1:5000/#/experiments/7/runs/abc?{training}"
     assert addresses.trials is not None
     assert addresses.trials.startswith(f"http://127.0.0.1:5000/#/experiments/7/runs?{training}&")
+    assert addresses.charts == f"{addresses.trials}&compareRunsMode=CHART"
     assert addresses.sweep in addresses.to_text()
     assert ui_addresses("http://h:1", None).to_text().splitlines() == [
         f"MLflow        http://h:1/#/experiments?{training}"

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
+from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
 from harness.tracking import names
 from harness.tracking.store import RunStore
@@ -36,6 +37,31 @@ def test_the_address_of_the_trials_opens_the_view_that_the_sweep_keeps() -> None
     query = parse_qs(trials_page("abc", TAGS))
     assert query["viewStateShareKey"] == [name.removeprefix(VIEW_TAG)]
     assert query["workflowType"] == ["machine_learning"]
+
+
+def test_the_charts_are_scores_as_bars_curves_as_lines_and_images_without_settings() -> None:
+    state = state_of(sweep_view("abc", TAGS, ["optim.lr", "finetune"])[1])
+    sections = {section["uuid"]: section for section in state["compareRunSections"]}
+    cards = state["compareRunCharts"]
+    assert len({card["uuid"] for card in cards}) == len(cards)
+    assert all(sections[card["metricSectionId"]]["display"] for card in cards)
+    kind_of = {card.get("metricKey"): card["type"] for card in cards}
+    assert kind_of["best/val/loss"] == "BAR"  # the sweep's metric, once, though it is also one of the others
+    assert [card["type"] for card in cards if card.get("metricKey", "").startswith("best/")] == ["BAR"] * 2
+    assert kind_of["val/loss"] == "LINE"
+    assert not any(card["isGenerated"] for card in cards)  # MLflow turns bars of its own into lines
+    images = [card for card in cards if card["type"] == "IMAGE"]
+    assert images[0]["imageKeys"] == ["pictures/val/examples"]
+    assert not any(card["showRunParams"] for card in images)
+    (parallel,) = (card for card in cards if card["type"] == "PARALLEL")
+    assert "finetune.kind" in parallel["selectedParams"]
+    assert not sections["best/val"]["display"]  # where MLflow puts all other scores
+    assert state["isAccordionReordered"]
+
+
+def test_a_view_is_small_enough_for_a_tag() -> None:
+    _, value = sweep_view("abc", TAGS, [f"section_{n}.setting_{n * n}" for n in range(40)])
+    assert len(value) <= MAX_EXPERIMENT_TAG_VAL_LENGTH
 
 
 def test_trials_of_a_sweep_without_a_view_are_sorted_by_the_address() -> None:
