@@ -30,8 +30,9 @@ from harness.tracking.environment import available_cores
 from harness.tracking.store import open_store
 from harness.training.machine import Machine, prepare_process, resolve_machine
 from harness.training.optim import build_optimizer, build_schedule
+from harness.training.prepare import show_images
 from harness.training.result import Decision, EpochReport
-from harness.training.train import show_images, train
+from harness.training.train import train
 
 MIN_STEPS = 3
 

@@ -1,4 +1,4 @@
-"""The finetuning policies: which tensors train, at what rate, and whether the frozen part can be cached.
+"""The finetuning policies: which tensors train, from when on, at what rate, and what of it can be cached.
 
 A policy is one class here and one file in `configs/finetune/`. The schema finds every class below that has a
 `kind`. `harness.models.freezing` gives a policy the names of a network's tensors, and freezes those that the
@@ -7,16 +7,20 @@ policy does not return.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.config.base import Section, tags_of
 from harness.errors import ModelError
 
 LearningRateScale = Annotated[float, Field(gt=0.0, le=1.0)]  # backbone's lr ÷ head's lr
+# Which batch norms take statistics of the batch and follow them with running ones. auto: those that train;
+# frozen: none; adapt: all, in frozen parts too; recalibrate: as auto, but before the first step all
+# statistics are measured anew on training images.
+BatchNormPolicy = Literal["auto", "frozen", "adapt", "recalibrate"]
 
 
 class TensorNames(Protocol):
@@ -25,6 +29,11 @@ class TensorNames(Protocol):
     everything: frozenset[str]
     head: frozenset[str]
     norms: frozenset[str]  # of all normalisation layers
+    biases: frozenset[str]  # what is added to a layer's output; one for each channel
+
+    def layers_above(self) -> dict[str, int]:
+        """Return how many layers lie above each tensor, as timm counts them for layer-wise decay; head: 0."""
+        ...
 
     def depth_groups(self) -> list[list[str]]:
         """Return the backbone's names, shallow to deep; ModelError where timm describes no depth."""
@@ -44,6 +53,7 @@ class FinetunePolicy(Section):
     """The interface of a finetuning policy."""
 
     kind: str
+    batch_norm: BatchNormPolicy = "auto"
     # The rank of a training step by cost among the policies. Of those that a sweep searches, the most
     # expensive one is measured when `sweep.slots=auto` is resolved.
     step_cost: ClassVar[int]
@@ -62,6 +72,46 @@ class FinetunePolicy(Section):
             ModelError: the network has no such tensors.
         """
         raise NotImplementedError
+
+    def rates(self, network: TensorNames) -> Mapping[str, float]:
+        """Return tensors' learning rates ÷ the head's; those of the backbone that are missing have one rate.
+
+        That one is `backbone_rate`.
+        """
+        return {}
+
+    @property
+    def num_new_groups(self) -> int:
+        """The number of last depth groups that start from random weights, although the rest is pretrained."""
+        return 0
+
+
+class RatesByDepth(FinetunePolicy):
+    """A policy whose learning rates may fall with the depth below the head."""
+
+    backbone_lr_scale: LearningRateScale
+    # The rate of a layer ÷ that of the layer above it. Counted in timm's layers (of a ViT, its blocks; of a
+    # ResNet, likewise), or in depth groups: 0.385 of groups are the discriminative rates of ULMFiT (1 / 2.6).
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    layer_decay_by: Literal["layer", "group"] = "layer"
+
+    @property
+    def backbone_rate(self) -> float:
+        return self.backbone_lr_scale
+
+    def rates(self, network: TensorNames) -> Mapping[str, float]:
+        if self.layer_decay == 1.0:
+            return {}
+        if self.layer_decay_by == "layer":
+            above: Mapping[str, int] = network.layers_above()
+        else:
+            groups = network.depth_groups()
+            above = {name: len(groups) - i for i, group in enumerate(groups) for name in group}
+        return {
+            name: self.backbone_lr_scale * self.layer_decay**count
+            for name, count in above.items()
+            if name not in network.head
+        }
 
 
 class FrozenBackbone(FinetunePolicy):
@@ -95,52 +145,107 @@ class LinearProbe(FrozenBackbone):
         return Trainable(network.head)
 
 
-class Partial(FrozenBackbone):
+class Partial(FrozenBackbone, RatesByDepth):
     """Train the head and the last `trainable_groups` depth groups of the backbone."""
 
     kind: Literal["partial"] = "partial"
     trainable_groups: Annotated[int, Field(ge=1)] = 1
     backbone_lr_scale: LearningRateScale = 0.1
+    reinit_groups: Annotated[int, Field(ge=0)] = 0  # of them, the last so many start from random weights
     step_cost = 1
     trains = "the head and {groups}"
+
+    @model_validator(mode="after")
+    def _new_groups_train(self) -> Self:
+        if self.reinit_groups > self.trainable_groups:
+            raise ValueError(
+                f"reinit_groups={self.reinit_groups} would freeze random weights: "
+                f"use {self.trainable_groups} (trainable_groups) or fewer"
+            )
+        return self
 
     @property
     def trained_depth(self) -> int:
         return self.trainable_groups
 
     @property
-    def backbone_rate(self) -> float:
-        return self.backbone_lr_scale
+    def num_new_groups(self) -> int:
+        return self.reinit_groups
 
     def trainable(self, network: TensorNames) -> Trainable:
         groups = network.depth_groups()
         if self.trainable_groups > len(groups):
-            raise ModelError(
-                f"finetune.trainable_groups={self.trainable_groups} is more than the model has: "
-                f"use {len(groups)} (all of its depth groups) or fewer"
-            )
+            raise ModelError(_too_many("trainable_groups", self.trainable_groups, len(groups)))
         last = groups[len(groups) - self.trainable_groups :]
         return Trainable(network.head.union(*last), last, len(groups))
 
 
-class Full(FinetunePolicy):
+class NormsOnly(RatesByDepth):
+    """Train the head and all normalisation layers.
+
+    Source: Frankle, Schwab & Morcos (2021), "Training BatchNorm and Only BatchNorm", there without the head.
+    """
+
+    kind: Literal["norms_only"] = "norms_only"
+    backbone_lr_scale: LearningRateScale = 1.0
+    step_cost = 2
+    trains = "the head and the normalisation layers"
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        if not network.norms - network.head:
+            raise ModelError(
+                "finetune=norms_only: the model has no normalisation layers; use finetune=bitfit"
+            )
+        return Trainable(network.head | network.norms)
+
+
+class BitFit(RatesByDepth):
+    """Train the head and all biases, of normalisation layers too.
+
+    Source: Ben Zaken, Goldberg & Ravfogel (2022), "BitFit", https://arxiv.org/abs/2106.10199
+    """
+
+    kind: Literal["bitfit"] = "bitfit"
+    backbone_lr_scale: LearningRateScale = 1.0
+    step_cost = 2
+    trains = "the head and the biases"
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        if not network.biases - network.head:
+            raise ModelError(
+                "finetune=bitfit: the model has no biases below its head; use finetune=norms_only"
+            )
+        return Trainable(network.head | network.biases)
+
+
+class Full(RatesByDepth):
     """Train every parameter."""
 
     kind: Literal["full"] = "full"
     backbone_lr_scale: LearningRateScale = 1.0
-    step_cost = 2
+    reinit_groups: Annotated[int, Field(ge=0)] = 0  # the last so many depth groups start from random weights
+    step_cost = 3
     freezes = False
     trains = "everything"
 
     @property
-    def backbone_rate(self) -> float:
-        return self.backbone_lr_scale
+    def num_new_groups(self) -> int:
+        return self.reinit_groups
 
     def trainable(self, network: TensorNames) -> Trainable:
+        if self.reinit_groups and self.reinit_groups > len(groups := network.depth_groups()):
+            raise ModelError(_too_many("reinit_groups", self.reinit_groups, len(groups)))
         return Trainable(network.everything)
 
 
+def _too_many(setting: str, wanted: int, existing: int) -> str:
+    return (
+        f"finetune.{setting}={wanted} is more than the model has: "
+        f"use {existing} (all of its depth groups) or fewer"
+    )
+
+
 def policies(base: type[FinetunePolicy] = FinetunePolicy) -> list[type[FinetunePolicy]]:
-    """Return every policy's class, in the order of this file."""
+    """Return every policy's class, from the cheapest training step to the most expensive."""
     found = [policy for child in base.__subclasses__() for policy in (child, *policies(child))]
-    return [policy for policy in found if tags_of(policy)]
+    return sorted({policy for policy in found if tags_of(policy)}, key=lambda p: (p.step_cost, p.__name__))

@@ -302,6 +302,16 @@ class RunConfig(Section):
                 f"finetune={self.finetune.kind} would freeze random weights of {self.model.kind}: "
                 "use finetune=full or a pretrained model"
             )
+        if self.finetune.batch_norm == "frozen" and not self.model.is_pretrained:
+            raise ValueError(
+                f"finetune.batch_norm=frozen would keep the statistics of {self.model.kind} at 0 and 1, with "
+                "which random weights start: use finetune.batch_norm=auto or a pretrained model"
+            )
+        if self.finetune.num_new_groups and not self.model.is_pretrained:
+            raise ValueError(
+                f"finetune.reinit_groups={self.finetune.num_new_groups}: all weights of {self.model.kind} "
+                "are random; use a pretrained model, or leave it out"
+            )
         epochs = self.trainer.max_epochs
         self.optim.schedule.check_length(epochs)
         batch = self.data.batch_size

@@ -25,7 +25,8 @@ class ImageClassifier(nn.Module):
 
     `frozen_modules` names the modules of `network` that `apply_freezing` froze. They stay in eval mode even
     while the classifier is in training mode. So their batch norms keep their statistics, dropout and
-    stochastic depth are off, and a frozen part computes the same in every epoch.
+    stochastic depth are off, and a frozen part computes the same in every epoch. With `batch_norm` "frozen",
+    all batch norms stay in eval mode; with "adapt", none does.
     """
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, *, is_pretrained: bool = False) -> None:
@@ -34,6 +35,7 @@ class ImageClassifier(nn.Module):
         self.preprocess = preprocess
         self.network = network
         self.frozen_modules: tuple[str, ...] = ()
+        self.batch_norm = "auto"  # see harness.config.finetune.BatchNormPolicy
         self._entry: str | None = None
         self._replaced: dict[str, nn.Module] = {}  # by name, the modules that stand-ins have replaced
 
@@ -84,7 +86,7 @@ class ImageClassifier(nn.Module):
         self._entry, self._replaced = None, {}
 
     def train(self, mode: bool = True) -> ImageClassifier:
-        """Set the mode of all modules but the frozen ones, which stay in eval mode."""
+        """Set the mode of all modules but the frozen ones, which stay in eval mode (see `batch_norm`)."""
         super().train(mode)
         set_frozen_eval(self)
         return self
@@ -114,6 +116,14 @@ def set_frozen_eval(classifier: ImageClassifier) -> None:
     """Put the frozen modules in eval mode. `ImageClassifier.train` calls this; others need not."""
     for name in classifier.frozen_modules:
         classifier.network.get_submodule(name).eval()
+    if classifier.batch_norm in ("frozen", "adapt"):
+        for norm in batch_norms(classifier.network):
+            norm.train(classifier.training and classifier.batch_norm == "adapt")
+
+
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """Return the modules that keep running statistics of batches."""
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def build_model(

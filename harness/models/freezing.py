@@ -19,15 +19,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from timm.models._manipulate import group_with_matcher  # the public group_parameters leaves out buffers
+from timm.models import group_parameters
+from timm.models._manipulate import group_with_matcher  # group_parameters leaves out buffers
 from torch import nn
 
 from harness.config.schema import FinetuneConfig
 from harness.errors import ModelError
-from harness.models.classifier import ImageClassifier
+from harness.models.classifier import ImageClassifier, batch_norms
 from harness.models.protocol import TimmNetwork, head_names, named_tensors
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_BIASES = {"bias", "q_bias", "k_bias", "v_bias"}  # the latter three of some attention layers of timm
 _UNMATCHED = "\0"  # a name that no pattern matches: its group holds all tensors that timm cannot place
 
 
@@ -70,7 +72,20 @@ class NetworkNames:
             for _, tensor in named_tensors(module)
         }
         self.norms = frozenset(name for name, tensor in named_tensors(network) if id(tensor) in in_norms)
+        self.biases = frozenset(
+            name for name, _ in network.named_parameters() if name.rpartition(".")[2] in _BIASES
+        )
         self._network = network
+
+    def layers_above(self) -> dict[str, int]:
+        try:
+            matcher = cast(TimmNetwork, self._network).group_matcher(coarse=False)
+            layers = group_parameters(self._network, matcher, reverse=True)
+        except Exception as error:  # each network without usable patterns fails in its own way
+            raise _without_groups(self._network) from error
+        return {
+            name: 0 if name in self.head else max(layers.values()) - layer for name, layer in layers.items()
+        }
 
     def depth_groups(self) -> list[list[str]]:
         return depth_groups(self._network)
@@ -79,17 +94,26 @@ class NetworkNames:
 def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> FreezeReport:
     """Let the parameters that the policy names train, and freeze all others.
 
-    In frozen modules batch-norm statistics are frozen too, and dropout is off.
+    In frozen modules dropout is off, and batch-norm statistics are frozen too, unless the policy says so.
 
     Raises:
-        ModelError: the policy asks for more depth groups than the model has, or timm describes none.
+        ModelError: the policy asks for more depth groups than the model has, timm describes none, or the
+            policy speaks of batch norms that the model does not have.
     """
     network = classifier.network
-    chosen = finetune.trainable(NetworkNames(network))
+    if finetune.batch_norm != "auto" and not batch_norms(network):
+        raise ModelError(
+            f"finetune.batch_norm={finetune.batch_norm}: {type(network).__name__} has no batch norm; "
+            "use finetune.batch_norm=auto"
+        )
+    names = NetworkNames(network)
+    chosen = finetune.trainable(names)
+    finetune.rates(names)  # raises here, and not where the optimiser is made, if timm describes no layers
     trainable = set(chosen.names)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)
     classifier.frozen_modules = _frozen_modules(network, trainable)
+    classifier.batch_norm = finetune.batch_norm
     classifier.train(classifier.training)  # puts the frozen modules in eval mode
     return FreezeReport(
         policy=finetune.kind,
@@ -101,14 +125,44 @@ def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> Fre
     )
 
 
-def parameter_groups_by_role(classifier: ImageClassifier) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters of the backbone and those of the head, frozen ones included."""
-    in_head = head_names(classifier.network)
-    backbone: list[nn.Parameter] = []
+@dataclass(frozen=True)
+class ParameterPart:
+    """Parameters that an optimiser treats alike, but for weight decay."""
+
+    role: str  # "backbone", "backbone 2", …, "head"
+    lr_scale: float  # their learning rate ÷ the head's
+    parameters: list[nn.Parameter]  # frozen ones included
+
+
+def parameter_parts(classifier: ImageClassifier, finetune: FinetuneConfig) -> list[ParameterPart]:
+    """Return the network's parameters, divided by learning rate: parts of the backbone, then the head."""
+    names = NetworkNames(classifier.network)
+    rates = finetune.rates(names)
     head: list[nn.Parameter] = []
+    by_rate: dict[float, list[nn.Parameter]] = {}
     for name, parameter in classifier.network.named_parameters():
-        (head if name in in_head else backbone).append(parameter)
-    return backbone, head
+        if name in names.head:
+            head.append(parameter)
+        else:
+            by_rate.setdefault(rates.get(name, finetune.backbone_rate), []).append(parameter)
+    roles = ["backbone", *(f"backbone {number}" for number in range(2, len(by_rate) + 1))]
+    parts = [ParameterPart(role, *found) for role, found in zip(roles, by_rate.items(), strict=False)]
+    return [*parts, ParameterPart("head", 1.0, head)]
+
+
+def start_anew(classifier: ImageClassifier, fresh: nn.Module, num_groups: int) -> None:
+    """Give the last depth groups of the backbone the random weights of another network.
+
+    Source: Zhang et al. (2021), "Revisiting Few-sample BERT Fine-tuning", https://arxiv.org/abs/2006.05987
+
+    Args:
+        fresh: a network of the same architecture.
+        num_groups: at most as many as the network has, which `apply_freezing` has checked.
+    """
+    groups = depth_groups(classifier.network)
+    new = {name for group in groups[len(groups) - num_groups :] for name in group}
+    state = {name: tensor for name, tensor in fresh.state_dict().items() if name in new}
+    classifier.network.load_state_dict(state, strict=False)
 
 
 def depth_groups(network: nn.Module) -> list[list[str]]:

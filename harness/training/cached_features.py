@@ -224,8 +224,13 @@ class _Plan:
         """
         preprocess = self.classifier.preprocess
         is_drawn = self.num_views > 1 and not is_flip_alone(self.config.augment)
+        model = self.config.model.model_dump(mode="json")
+        if (
+            model.get("stem") == "default"
+        ):  # a setting that earlier versions, whose entries hold, did not have
+            del model["stem"]
         return {
-            "model": self.config.model.model_dump(mode="json"),
+            "model": model,
             "weights": trunk_digest(self.classifier),
             "preprocess": preprocess.extra_repr(),
             "images": self.splits.row_digest,

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from harness.config.schema import FinetuneConfig, MuonOptim
 from harness.models.classifier import ImageClassifier
-from harness.models.freezing import depth_groups, parameter_groups_by_role
+from harness.models.freezing import ParameterPart, depth_groups, parameter_parts
 
 # a, b and c of the iteration x ↦ ax + bx³ + cx⁵, which Newton-Schulz applies to the singular values: it
 # is steep at 0, and maps values near 1 to values near 1.
@@ -99,27 +99,39 @@ def muon_groups(
     Weights of the backbone's convolutions and linear layers get orthogonalised updates, all other parameters
     SGD with momentum. With `stem_epochs`, the stem's parameters form groups of their own.
     """
-    backbone, head = parameter_groups_by_role(classifier)
-    scale = finetune.backbone_rate
+    *backbone, head = parameter_parts(classifier, finetune)
     in_stem = _stem_parameters(classifier.network, optim)
     filters = _filters(classifier.network)
-    rest = [parameter for parameter in backbone if id(parameter) not in in_stem]
-    stem = [parameter for parameter in backbone if id(parameter) in in_stem]
+    groups = []
+    for part in backbone:
+        groups += _backbone_groups(part, optim, in_stem, filters, classifier.is_pretrained)
+    groups.append(_sgd_group("head", head.parameters, optim, optim.head_lr))
+    return [group for group in groups if group["params"]]
+
+
+def _backbone_groups(
+    part: ParameterPart, optim: MuonOptim, in_stem: set[int], filters: set[int], is_pretrained: bool
+) -> list[dict[str, Any]]:
+    """Return groups of weights and of other parameters, those of the stem by themselves."""
+    rest = [parameter for parameter in part.parameters if id(parameter) not in in_stem]
+    stem = [parameter for parameter in part.parameters if id(parameter) in in_stem]
     # `build_schedule` reads this entry: the stem's learning rate reaches its end after `stem_epochs`.
     horizon = {} if optim.stem_epochs is None else {"max_epochs": optim.stem_epochs}
-    groups = [
-        _muon_group("backbone/weights", [p for p in rest if id(p) in filters], optim, scale),
+    scale = part.lr_scale
+    weights = [
+        _muon_group(f"{part.role}/weights", [p for p in rest if id(p) in filters], optim, scale),
         _muon_group("stem/weights", [p for p in stem if id(p) in filters], optim, scale) | horizon,
+    ]
+    for group in weights:
+        group["keep_norm"] = is_pretrained
+    return [
+        *weights,
         _sgd_group(
-            "backbone/biases", [p for p in rest if id(p) not in filters], optim, optim.bias_lr * scale
+            f"{part.role}/biases", [p for p in rest if id(p) not in filters], optim, optim.bias_lr * scale
         ),
         _sgd_group("stem/biases", [p for p in stem if id(p) not in filters], optim, optim.bias_lr * scale)
         | horizon,
-        _sgd_group("head", head, optim, optim.head_lr),
     ]
-    for group in groups[:2]:
-        group["keep_norm"] = classifier.is_pretrained
-    return [group for group in groups if group["params"]]
 
 
 def _stem_parameters(network: nn.Module, optim: MuonOptim) -> set[int]:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from harness.config.schema import FinetuneConfig, MuonOptim, OptimConfig, ScheduleConfig, TimmOptim
 from harness.models.classifier import ImageClassifier
-from harness.models.freezing import parameter_groups_by_role
+from harness.models.freezing import parameter_parts
 from harness.models.timm_parts import timm_optimizer
 from harness.training.muon import Muon, muon_groups
 from harness.training.schedules import PlateauLR, lr_factor
@@ -25,15 +25,16 @@ from harness.training.schedules import PlateauLR, lr_factor
 def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:
     """Return the optimiser of all parameters that train.
 
-    Backbone and head have groups of their own, each divided into parameters with and without weight decay.
+    Backbone and head have groups of their own, each divided into parameters with and without weight decay; so
+    has each part of the backbone that has a learning rate of its own (`finetune.layer_decay`).
     For the groups of Muon see `muon_groups`.
     """
     if isinstance(optim, MuonOptim):
         return Muon(muon_groups(classifier, optim, finetune))
-    backbone, head = parameter_groups_by_role(classifier)
     groups = [
-        *_split_by_decay("backbone", backbone, optim.lr * finetune.backbone_rate, optim.weight_decay),
-        *_split_by_decay("head", head, optim.lr, optim.weight_decay),
+        group
+        for part in parameter_parts(classifier, finetune)
+        for group in _split_by_decay(part.role, part.parameters, optim.lr * part.lr_scale, optim.weight_decay)
     ]
     assert groups, "nothing trains: even a linear probe trains its head"
     if isinstance(optim, TimmOptim):

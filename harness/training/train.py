@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 
 from harness.analysis.evaluation import Evaluation
 from harness.config.schema import RunConfig
@@ -20,11 +19,8 @@ from harness.credentials import shown
 from harness.data import as_loaded, load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.data.features.datamodule import FeatureDataModule
-from harness.data.splits import ImageArrays, ImageSplits
-from harness.models import FreezeReport, ImageClassifier, apply_freezing, build_model
-from harness.models.convolutions import speed_up_convolutions
-from harness.models.protocol import InitialisedFromImages
-from harness.models.sync_norm import synchronise_norms
+from harness.data.splits import ImageSplits
+from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
 from harness.training.cached_features import load_or_compute_features
 from harness.training.callbacks import EpochRecorder, Interrupted
@@ -42,10 +38,9 @@ from harness.training.pictures import (
     record_pictures,
     wants_all,
 )
+from harness.training.prepare import prepare_model
 from harness.training.record import record_best, record_setup
 from harness.training.result import Decision, EpochReport, RunResult, Status
-
-NUM_IMAGES_SHOWN = 2000  # training images that a network may compute a layer from
 
 
 def train(
@@ -171,17 +166,6 @@ def _result(
     )
 
 
-def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifier, FreezeReport]:
-    """Return the model as it is before the first step, and a report of which parameters train."""
-    classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
-    show_images(classifier, splits.train)
-    freezing = apply_freezing(classifier, config.finetune)
-    speed_up_convolutions(classifier.network)
-    if config.trainer.sync_batchnorm and not current_ranks().is_alone:
-        synchronise_norms(classifier.network, resolve_machine(config.trainer).device)
-    return classifier, freezing
-
-
 def choose_data(
     classifier: ImageClassifier,
     splits: ImageSplits,
@@ -203,14 +187,6 @@ def choose_data(
     )
     features = load_or_compute_features(classifier, images, config, machine, stop_requested)
     return images if features is None else features
-
-
-def show_images(classifier: ImageClassifier, train: ImageArrays) -> None:
-    """Give evenly spaced training images to the network if it computes a layer from them."""
-    if isinstance(classifier.network, InitialisedFromImages):
-        positions = np.linspace(0, len(train) - 1, min(len(train), NUM_IMAGES_SHOWN)).astype(np.int64)
-        images_BCHW = torch.from_numpy(train.gather(positions)).permute(0, 3, 1, 2)
-        classifier.network.init_from_images(classifier.preprocess(images_BCHW))
 
 
 def model_facts(config: RunConfig, splits: ImageSplits) -> ModelFacts:

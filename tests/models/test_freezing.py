@@ -16,7 +16,7 @@ from harness.config.schema import EfficientNetLite0, FinetuneConfig, ModelConfig
 from harness.errors import ModelError
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.models.classifier import set_frozen_eval
-from harness.models.freezing import depth_groups, parameter_groups_by_role
+from harness.models.freezing import depth_groups, parameter_parts
 from harness.models.protocol import head_names, named_tensors
 
 POLICIES = [LinearProbe(), Partial(trainable_groups=1), Partial(trainable_groups=2), Full()]
@@ -174,7 +174,7 @@ def test_stochastic_depth_is_off_in_frozen_groups_and_on_in_training_ones() -> N
 
 def test_roles_hold_every_parameter_once() -> None:
     classifier = small_lite0()
-    backbone, head = parameter_groups_by_role(classifier)
+    backbone, head = (part.parameters for part in parameter_parts(classifier, Full()))
     assert [p.shape for p in head] == [(10, 1280), (10,)]
     assert {id(p) for p in [*backbone, *head]} == {id(p) for p in classifier.parameters()}
     assert len(backbone) + len(head) == len(list(classifier.parameters()))

@@ -18,7 +18,8 @@ from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
-from harness.training.train import model_facts, prepare_model
+from harness.training.prepare import prepare_model
+from harness.training.train import model_facts
 
 Config = Callable[..., RunConfig]
 Run = Callable[..., tuple]

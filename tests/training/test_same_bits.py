@@ -25,7 +25,13 @@ POLICIES = {
     "partial 2": ("finetune=partial", "finetune.trainable_groups=2"),
     "partial 3": ("finetune=partial", "finetune.trainable_groups=3"),
     "full": ("finetune=full",),
+    "norms only": ("finetune=norms_only",),
+    "bitfit": ("finetune=bitfit", "finetune.batch_norm=frozen"),
+    "adapted norms": ("finetune=linear_probe", "finetune.batch_norm=adapt"),
+    "recalibrated norms": ("finetune=partial", "finetune.batch_norm=recalibrate"),
+    "decay": ("finetune=full", "finetune.layer_decay=0.7", "finetune.reinit_groups=1"),
 }
+ON_IMAGES = {"full", "norms only", "bitfit", "adapted norms", "decay"}  # nothing is cached
 SMALL = (
     "model=efficientnet_lite0",
     "model.image_size=64",  # so that its head convolution has more than one pixel to go over
@@ -88,7 +94,7 @@ def test_a_partial_run_ends_alike_with_a_cold_cache_a_warm_one_and_stopped_in_be
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_ends_alike_cold_warm_and_killed(policy: str, cache: Path, tmp_path: Path) -> None:
     cold = trained(policy, tmp_path / "cold")
-    assert cache.is_dir() == (policy != "full")
+    assert cache.is_dir() == (policy not in ON_IMAGES)
     assert_equal_bits(cold, trained(policy, tmp_path / "warm"))
 
     for name, is_cold_again in (("found warm", False), ("found cold", True)):

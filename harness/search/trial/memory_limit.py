@@ -15,7 +15,10 @@ from harness.search.study import keys
 
 BATCH_SIZE = "batch_size"
 # Settings of a finetuning policy that do not change how much memory a batch needs.
-_NOT_IN_MEMORY = {"backbone_lr_scale", "cache_features", "feature_views"}
+_NOT_IN_MEMORY = {
+    "backbone_lr_scale", "layer_decay", "layer_decay_by", "reinit_groups",
+    "batch_norm", "cache_features", "feature_views",
+}  # fmt: skip
 
 
 def footprint(config: RunConfig) -> dict[str, Any]:
@@ -25,7 +28,8 @@ def footprint(config: RunConfig) -> dict[str, Any]:
     machine = resolve_machine(config.trainer).describe()
     return {
         BATCH_SIZE: config.data.batch_size,
-        "model": config.model.model_dump(mode="json", include={"kind", "name", "image_size"}),
+        "model": config.model.model_dump(mode="json", include={"kind", "name", "image_size"})
+        | ({} if getattr(config.model, "stem", "default") == "default" else {"stem": "small_image"}),
         "finetune": config.finetune.model_dump(mode="json", exclude=_NOT_IN_MEMORY),
         "optimizer": config.optim.algorithm,
         **{key: machine[key] for key in ("device", "device_name", "precision")},
