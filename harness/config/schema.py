@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from harness.config.average import AverageConfig, Ema, NoAverage, Swa
 from harness.config.base import Section
 from harness.config.finetune import FinetunePolicy, Full, policies
 from harness.config.monitor import MonitorConfig
@@ -289,6 +290,7 @@ class RunConfig(Section):
     finetune: FinetuneConfig = Full()
     augment: AugmentConfig = AugmentConfig(flip=True, crop_padding=4)
     optim: OptimConfig = AdamW()
+    average: AverageConfig = NoAverage()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -314,6 +316,11 @@ class RunConfig(Section):
             )
         epochs = self.trainer.max_epochs
         self.optim.schedule.check_length(epochs)
+        if isinstance(self.average, Ema | Swa) and self.average.begins_after(epochs) >= epochs:
+            raise ValueError(
+                f"average.start_epoch={self.average.begins_after(epochs)} leaves nothing of "
+                f"trainer.max_epochs={epochs} to average: lower it or train longer"
+            )
         batch = self.data.batch_size
         for name in ("max_train_samples", "samples_per_epoch"):
             samples = getattr(self.data, name)

@@ -258,18 +258,28 @@ class ImageDataModule(pl.LightningDataModule):
         trainer = self._trainer()
         if not trainer.training:
             return batch
-        images, labels = batch
         # Lightning gives this hook no batch index. It increments `ready` only after this hook, so `ready`
         # still holds the number of batches before this one, which is this one's index.
         batch_index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         loader = trainer.train_dataloader
         assert isinstance(loader, BatchLoader)
-        shard = loader.shard(batch_index)
+        return self._prepared(batch, trainer.current_epoch, batch_index, loader.shard(batch_index))
+
+    def _prepared(self, batch: Batch, epoch: int, batch_index: int, shard: Shard) -> Batch:
+        """Return this rank's shard of a training batch, augmented and mixed."""
+        images, labels = batch
         if not self._mix.is_on:
-            return self.augment(images, trainer.current_epoch, batch_index, shard), labels
-        images = self.augment(images, trainer.current_epoch, batch_index)
-        images, labels = self.mix(images, labels, trainer.current_epoch, batch_index)
+            return self.augment(images, epoch, batch_index, shard), labels
+        images = self.augment(images, epoch, batch_index)
+        images, labels = self.mix(images, labels, epoch, batch_index)
         return images[shard.rows], labels[shard.rows]
+
+    def images_again(self, epoch: int, device: torch.device) -> Iterator[Tensor]:
+        """Yield the training images of an epoch as they were trained on, this rank's shard of each batch."""
+        loader = self.train_batches(lambda: epoch)
+        for index, (images, labels) in enumerate(loader):
+            batch = images.to(device), labels.to(device)
+            yield self._prepared(batch, epoch, index, loader.shard(index))[0]
 
     def _trainer(self) -> pl.Trainer:
         assert self.trainer is not None, "the Trainer attaches itself before it calls a hook"

@@ -18,6 +18,7 @@ TESTED_RUN = "harness.tested_run_id"  # on a sweep's parent: the run whose check
 REPLICATE_OF = "harness.replicate_of"  # on a trial: the trial whose configuration it repeats, fresh seed
 FINAL = "harness.final"  # on a sweep's parent: what `harness finalize` has found, as JSON, see final.py
 FINAL_OF = "harness.final_of"  # on a run of kind "final": the id of the run that it trains again
+WEIGHTS = "harness.weights"  # which weights were kept: "trained", or their average, "ema" or "swa"
 PRUNED = "harness.pruned"  # "true" on a run that the pruner stopped
 METRIC, DIRECTION = "harness.metric", "harness.direction"  # on a sweep's parent: its objective
 SPACE = "harness.space"  # on a sweep's parent: the paths that it searches, separated by commas

@@ -171,10 +171,13 @@ def damaged(path: Path, why: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(f"{path} is damaged ({why}): delete it and train again")
 
 
-def make_room(folder: Path, model: nn.Module) -> None:
+def make_room(folder: Path, model: nn.Module, num_copies: int = 1) -> None:
     """Remove the partial files of killed writers, and check that this run's checkpoints will fit on the disk.
 
     Called before training, so that a full disk is noticed at once and not after hours.
+
+    Args:
+        num_copies: how often a file holds the weights: twice if an average of them is kept, too.
 
     Raises:
         DiskFullError: the checkpoints may not fit.
@@ -183,7 +186,7 @@ def make_room(folder: Path, model: nn.Module) -> None:
     tensors = [*model.parameters(), *model.buffers()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Trainable parameters count three times: Adam, the largest of the optimisers, keeps two moments of each.
-    bytes_a_file = sum(t.nbytes for t in (*tensors, *trainable, *trainable))
+    bytes_a_file = sum(t.nbytes for t in (*tensors * num_copies, *trainable, *trainable))
     num_present = len(list(folder.glob("*.ckpt")))
     needed = bytes_a_file * max(1, FILES_OF_A_RUN - num_present)
     free = free_bytes(folder)

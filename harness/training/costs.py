@@ -63,7 +63,7 @@ def training_costs(
     num_images = num_epochs * len(data.epochs)
     cached_views = data.train.num_views if isinstance(data, FeatureDataModule) else None
     try:
-        flops = count_image_flops(config, num_classes, cached_views)
+        flops = count_image_flops(config, num_classes, cached_views, num_epochs)
     except ModelError as error:
         log.warning("%s: train_pflop is not recorded", error)
         return {"train_images": float(num_images)}

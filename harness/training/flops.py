@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,10 +21,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from harness.config.average import Swa
 from harness.config.finetune import FrozenBackbone
 from harness.config.schema import FinetuneConfig, ModelConfig, RunConfig
 from harness.errors import ModelError, first_line
 from harness.models import ImageClassifier, apply_freezing, build_model
+from harness.models.sync_norm import learning_norms
 from harness.models.trunk import trunk_activations, trunk_end
 
 PFLOP = 1e15  # floating-point operations
@@ -63,17 +65,30 @@ class ImageFlops:
         return self.views * num_train + (flops - of_first_views) / self.step
 
 
-def count_image_flops(config: RunConfig, num_classes: int, cached_views: int | None) -> ImageFlops:
+def count_image_flops(
+    config: RunConfig, num_classes: int, cached_views: int | None, num_epochs: int | None = None
+) -> ImageFlops:
     """Return the operations of a run's training for one image. Counting takes about a second, once a process.
 
     Args:
         cached_views: The views of each image on whose cached activations the run trains; None: it trains on
             images. For a run that has not begun, `views_to_cache`.
+        num_epochs: That it trains; None for all that it may.
 
     Raises:
         ModelError: The network cannot be built, or runs neither on the meta device nor on the CPU.
     """
-    return _count(config.model, config.finetune, num_classes, cached_views)
+    counted, forward = _count(config.model, config.finetune, num_classes, cached_views)
+    # SWA runs the averaged network forward once more over each epoch that it averages.
+    share = _averaged_share(config, num_epochs or config.trainer.max_epochs)
+    return replace(counted, step=counted.step + share * forward) if share else counted
+
+
+def _averaged_share(config: RunConfig, num_epochs: int) -> float:
+    """Return the share of the first epochs of a run after which SWA computes the norms' statistics anew."""
+    if not isinstance(config.average, Swa):
+        return 0.0
+    return max(0, num_epochs - config.average.begins_after(config.trainer.max_epochs)) / num_epochs
 
 
 def count_forward_flops(config: RunConfig, num_classes: int) -> float:
@@ -90,7 +105,13 @@ def count_forward_flops(config: RunConfig, num_classes: int) -> float:
 
 
 @cache
-def _count(model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views: int | None) -> ImageFlops:
+def _count(
+    model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views: int | None
+) -> tuple[ImageFlops, float]:
+    """Return the operations of training, and those of a forward pass that sets batch norms' statistics.
+
+    The latter are 0 if no batch norm trains.
+    """
     problem: Exception | None = None
     for device in ("meta", "cpu"):  # some networks look at values, which the meta device does not have
         try:
@@ -108,7 +129,7 @@ def _count(model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views
 
 def _count_on(
     model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views: int | None
-) -> ImageFlops:
+) -> tuple[ImageFlops, float]:
     """Count on torch's default device, without the faster convolutions: their sums would not be counted."""
     classifier = build_model(model, num_classes, load_weights=False)
     apply_freezing(classifier, finetune)
@@ -122,8 +143,9 @@ def _count_on(
                 activations = trunk_activations(classifier, images_BCHW, [end])[depth]
             once = counter.get_total_flops() / BATCH
             classifier.enter_at(end.entry, end.passed)
-            return ImageFlops(_count_step(classifier, activations), once, views)
-    return ImageFlops(_count_step(classifier, images_BCHW))
+            step, forward = _count_step(classifier, activations), _count_forward(classifier, activations)
+            return ImageFlops(step, once, views), forward
+    return ImageFlops(_count_step(classifier, images_BCHW)), _count_forward(classifier, images_BCHW)
 
 
 def _images(classifier: ImageClassifier) -> Tensor:
@@ -142,6 +164,15 @@ def _count_step(classifier: ImageClassifier, inputs: Tensor) -> float:
     labels_B = torch.zeros(len(inputs), dtype=torch.int64)
     with _counting() as counter:
         F.cross_entropy(classifier(inputs), labels_B).backward()
+    return counter.get_total_flops() / len(inputs)
+
+
+def _count_forward(classifier: ImageClassifier, inputs: Tensor) -> float:
+    """Return the operations of a forward pass for one image; 0 if no batch norm learns from it."""
+    if not learning_norms(classifier):
+        return 0.0
+    with torch.no_grad(), _counting() as counter:
+        classifier(inputs)
     return counter.get_total_flops() / len(inputs)
 
 

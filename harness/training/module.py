@@ -7,6 +7,7 @@ epoch. Training metrics are summed on the device and read once an epoch, so that
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.analysis.metrics import split_metrics
+from harness.config.average import Ema, Swa
 from harness.config.schema import RunConfig
 from harness.errors import BatchSizeError
 from harness.models import ImageClassifier
 from harness.models.sync_norm import learning_norms, running_statistics
-from harness.training.checkpoint import SECTION, ModelFacts
+from harness.training.averaging import WeightAverage, take_from
+from harness.training.checkpoint import PREFIX, SECTION, ModelFacts
 from harness.training.collectives import Ranks, current_ranks
 from harness.training.optim import build_optimizer, build_schedule, parameters_at_rest
 from harness.training.schedules import PlateauLR
@@ -89,6 +92,9 @@ class ClassifierModule(pl.LightningModule):
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
         self._at_rest: list[nn.Parameter] = []  # see `parameters_at_rest`
+        # In a tuple, or Lightning would take it for a part of what trains.
+        self._average: tuple[WeightAverage, ...] = ()
+        self._resumed_average: tuple[dict[str, Tensor], int] | None = None
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return self.classifier(images_BCHW)
@@ -118,11 +124,40 @@ class ClassifierModule(pl.LightningModule):
                 "use data.batch_size=2 or more, a larger model.image_size, or a model without batch norm"
             ) from error
 
+    def on_train_start(self) -> None:
+        # Only now is the classifier on its device, with the weights of a checkpoint.
+        if isinstance(self.config.average, Ema | Swa):
+            max_epochs = self.config.trainer.max_epochs
+            average = WeightAverage(self.classifier, self.config.average, max_epochs, self.ranks)
+            if self._resumed_average is not None:
+                average.restore(*self._resumed_average)
+                self._resumed_average = None
+            self._average = (average,)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        for average in self._average:
+            is_last = batch_idx + 1 == self.num_batches
+            with self.trainer.precision_plugin.train_step_context():
+                average.after_step(self.classifier, epoch, is_last=is_last, images=self._images_again)
+
+    def _images_again(self) -> Iterator[Tensor]:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        found: Iterator[Tensor] = data.images_again(self.current_epoch, self.device)
+        return found
+
+    def _validated(self) -> ImageClassifier:
+        """Return the average of the weights as soon as there is one, else the classifier that trains."""
+        begun = [average.classifier for average in self._average if average.has_begun]
+        return begun[0] if begun else self.classifier
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if not (self.ranks.is_alone or self.trainer.val_dataloaders.eval_shard.counts):  # type: ignore[union-attr]
             return
         images, labels = batch
-        logits, _ = predict_logits(self.classifier, images, self.config.evaluation.tta)
+        logits, _ = predict_logits(self._validated(), images, self.config.evaluation.tta)
         self._val_batches.append((logits.float(), labels))
 
     def on_train_epoch_start(self) -> None:
@@ -190,7 +225,12 @@ class ClassifierModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         validates = not self.config.data.train_on_val
         score = self.val_metrics[self.config.trainer.monitor.metric] if validates else math.nan
+        for average in self._average:
+            average.put_into(checkpoint, PREFIX)
         checkpoint[SECTION] = {**self.facts.to_dict(), "epoch": self.current_epoch, "score": score}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed_average = take_from(checkpoint, PREFIX)
 
 
 def _val_metrics(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:

@@ -20,6 +20,7 @@ from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
 from harness.tracking.moved import recorded_path
 from harness.tracking.readings import next_reading
+from harness.training.averaging import kept_weights
 from harness.training.callbacks import EpochRecorder
 from harness.training.checkpoint import load_checkpoint, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint, evaluate_logits, predict
@@ -77,7 +78,8 @@ def record_best(
     Returns:
         The evaluation on validation; None where there are no validation images.
     """
-    tracker.set_tags({names.CHECKPOINT: recorded_path(best, config.tracking.dir)})
+    kept = kept_weights(config, recorder.best_epoch)
+    tracker.set_tags({names.CHECKPOINT: recorded_path(best, config.tracking.dir), names.WEIGHTS: kept})
     evaluation = None
     if len(splits.val):
         evaluation = _record_validation(tracker, config, splits, recorder, machine, best, closely)

@@ -91,7 +91,9 @@ def train(
         config = config.model_copy(update={"data": as_loaded(config.data, splits)})
         classifier, freezing = prepare_model(config, splits)
         machine = resolve_machine(config.trainer, classifier.network)
-        ranks.from_zero(lambda: make_room(checkpoint_dir, classifier))
+        ranks.from_zero(
+            lambda: make_room(checkpoint_dir, classifier, 1 if config.average.kind == "none" else 2)
+        )
         if ranks.is_zero:
             record_setup(tracker, config, splits, freezing, machine)
             if len(splits.val) and wants_all(config.evaluation.pictures, closely):

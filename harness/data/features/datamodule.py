@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
 from harness.data.datamodule import BatchLoader, eval_batches
 from harness.data.epochs import VIEW_STREAM, EpochOrder
@@ -86,11 +88,19 @@ class FeatureDataModule(pl.LightningDataModule):
         offsets = np.random.default_rng([self.seed, VIEW_STREAM]).integers(num_views, size=count)
         return (offsets[images] + self.epochs.passes(epoch)) % num_views * count + images
 
+    def images_again(self, epoch: int, device: torch.device) -> Iterator[Tensor]:
+        """Yield the training activations of an epoch, this rank's shard of each batch."""
+        for activations, _ in self._batches(lambda: epoch):
+            yield activations.to(device)
+
     def train_dataloader(self) -> BatchLoader:
+        return self._batches(self._epoch)
+
+    def _batches(self, epoch: Callable[[], int]) -> BatchLoader:
         return BatchLoader(
             self.train,
             self.batch_size,
-            lambda: self.order(self._epoch()),
+            lambda: self.order(epoch()),
             num_samples=len(self.epochs),
             pin=self.pin_memory,
             rank_info=self.rank_info,

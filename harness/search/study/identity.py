@@ -67,6 +67,7 @@ ADDED_LATER: dict[str, Any] = {
     "model.init": "default",
     "model.normalisation": "data",
     "optim.eps": 1e-8,
+    "average.kind": "none",
     "optim.schedule.cycles": 1,
     "optim.schedule.cycle_decay": 1.0,
     "optim.schedule.power": 2.0,
