@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 pytest_plugins = ["tests.services.postgres", "tests.services.ray", "tests.services.slurm"]
 
@@ -43,6 +46,36 @@ def real_cifar10() -> Path:
     if not (SHARED_DATA / "cifar10" / "plain_text").is_dir():
         pytest.skip("real CIFAR-10 does not lie beside this checkout (../shared/data)")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def empty_databases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Empty databases of sweeps and runs, to be copied: it takes seconds to create them.
+
+    All processes of a session share them. `tests/tracking/test_store.py` tests how they are created.
+    """
+    from harness.config.schema import TrackingConfig
+    from harness.search.database.storage import open_storage, storage_url
+    from harness.tracking.store import open_store
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty-databases"
+    unfinished = folder.with_suffix(".creating")
+    with FileLock(folder.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if not folder.exists():
+            open_store(TrackingConfig(dir=str(unfinished)))
+            open_storage(storage_url(str(unfinished)))
+            unfinished.rename(folder)
+    return [folder / "optuna.db", folder / "mlflow.db"]
+
+
+@pytest.fixture
+def made_store(empty_databases: list[Path]) -> None:
+    """An empty run store at MLRUNS_DIR."""
+    folder = Path(os.environ["MLRUNS_DIR"])
+    folder.mkdir(parents=True)
+    shutil.copy(empty_databases[1], folder)
 
 
 @pytest.fixture

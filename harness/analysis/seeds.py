@@ -156,10 +156,17 @@ def compare_groups(groups: Mapping[str, Scores], *, minimizes: bool = False) -> 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values corrected by Holm's method (1979) for their number."""
-    from statsmodels.stats.multitest import multipletests  # a second to import
+    """Return p values corrected by Holm's method (1979) for their number.
 
-    return [float(value) for value in multipletests(p_values, method="holm")[1]]
+    The k-th smallest of n is multiplied by n + 1 - k, and none becomes smaller than the one before it.
+    statsmodels' `multipletests` does the same, but takes a second to import and collects the whole process's
+    garbage at each call, half a second once torch is loaded.
+    """
+    order = np.argsort(p_values, kind="stable")
+    multiplied = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(multiplied), 1.0)
+    return [float(value) for value in corrected]
 
 
 def seeds_needed(deviation: float, difference: float, *, is_paired: bool) -> int | None:

@@ -110,6 +110,7 @@ def train(
             status = "interrupted"
         is_recorder = status != "interrupted" and ranks.is_zero
         if is_recorder:
+            closely = closely and config.evaluation.pictures != "none"
             evaluation = record_best(tracker, config, splits, recorder, machine, best, closely)
             forget_previous(checkpoint_dir)
         seconds = time.perf_counter() - started  # before the costs: measuring them is not training

@@ -8,7 +8,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from harness.analysis.seeds import compare_groups, describe, estimate, explain_odds, seeds_needed
+from harness.analysis.seeds import compare_groups, describe, estimate, explain_odds, holm, seeds_needed
 
 A = {0: 0.95, 1: 0.955, 2: 0.948, 3: 0.951, 4: 0.953}
 B = {0: 0.94, 1: 0.941, 2: 0.939, 3: 0.944, 4: 0.94}
@@ -77,6 +77,13 @@ def test_p_values_are_corrected_over_all_pairs_by_holm() -> None:
     pairs = compare_groups(groups)
     expected = multipletests([pair.p_value for pair in pairs], method="holm")[1]
     assert [pair.corrected for pair in pairs] == pytest.approx(list(expected))
+
+
+def test_the_correction_is_that_of_statsmodels_with_ties_too() -> None:
+    rng = np.random.default_rng(1)
+    rounded = [rng.random(count).round(1) ** 2 for count in (2, 9, 30)]  # with ties
+    for p_values in ([0.03], [0.0, 1.0, 0.5, 0.5, 1e-300], *rounded):
+        assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]), rel=1e-12)
 
 
 def test_a_pair_that_cannot_be_tested_counts_for_no_correction() -> None:

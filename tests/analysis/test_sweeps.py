@@ -19,7 +19,7 @@ from harness.tracking.store import RunStore, open_store
 
 
 @pytest.fixture
-def tracking(tmp_path: Path) -> TrackingConfig:
+def tracking(tmp_path: Path, made_store: None) -> TrackingConfig:
     return TrackingConfig(dir=str(tmp_path / "mlruns"))
 
 

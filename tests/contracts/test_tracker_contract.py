@@ -20,7 +20,6 @@ from harness.tracking import Tracker
 from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.store import RunStore, open_store
 from tests.helpers.recording_tracker import RecordingTracker
-from tests.tracking.conftest import make_database
 
 
 @dataclass
@@ -75,7 +74,7 @@ class Case:
 
 
 @pytest.fixture(params=["memory", "mlflow"])
-def case(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     if request.param == "memory":
         memory = RecordingTracker()
         return Case(
@@ -85,7 +84,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytes
             lambda name: memory.artifacts[name],
             lambda: memory.images,
         )
-    shutil.copy(make_database(tmp_path_factory), tmp_path)
+    shutil.copy(request.getfixturevalue("empty_databases")[1], tmp_path)
     store = open_store(TrackingConfig(dir=str(tmp_path)))
     tracker: MlflowTracker = store.start_run("a run", "an experiment", {"harness.kind": "train"})
     return Case(

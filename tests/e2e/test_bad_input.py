@@ -11,7 +11,7 @@ from PIL import Image
 
 from harness.cli.main import main
 
-LENET = ("train", "model=lenet", "data=digits")
+LENET = ("train", "model=lenet", "data=digits", "evaluation.pictures=none")
 
 
 def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -18,6 +18,7 @@ from harness.training.result import Decision, EpochReport
 from harness.training.train import train
 
 SMALL = ("data=digits", "model=lenet", "data.max_train_samples=300", "trainer.max_epochs=2", "optim.lr=0.003")
+SMALL += ("evaluation.pictures=none",)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -16,6 +16,7 @@ from harness.cli.documents import Document
 from harness.cli.main import main
 
 SMALL = ("data=digits", "model=lenet", "data.max_train_samples=300", "trainer.max_epochs=1", "optim.lr=0.003")
+SMALL += ("evaluation.pictures=none",)
 ONE_EPOCH = "sweep.compute_per_trial=null"  # the epochs decide how long a trial trains
 SWEEP = (*SMALL, "finetune=full", "sweep.name=mine", "sweep.num_trials=1", "sweep.slots=1", ONE_EPOCH)
 SWEEP += ("sweep.replicate.seeds=0",)

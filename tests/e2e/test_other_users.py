@@ -23,6 +23,7 @@ TRAIN = (
     "trainer.max_epochs=1",
     "data.max_train_samples=64",
     "data.batch_size=32",
+    "evaluation.pictures=none",
 )
 
 
@@ -34,7 +35,7 @@ def run_as_another(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]
             pytest.skip("root may write everybody's files, and there is no setpriv")
         prefix = ["setpriv", f"--bounding-set={DROPPED}"]
     command = [*prefix, sys.executable, "-m", "harness", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def forbid(folder: Path, mode: str) -> None:
@@ -117,7 +118,7 @@ def test_processes_meet_where_the_folder_of_temporary_files_has_a_long_path(tmp_
         capture_output=True,
         text=True,
         env=environment,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

@@ -14,6 +14,7 @@ SMALL = (
     "data.max_train_samples=300",
     "data.batch_size=32",
     "trainer.devices=2",
+    "evaluation.pictures=none",
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made_store")]
@@ -57,7 +58,7 @@ def test_a_signal_interrupts_all(number: int, code: int, program: str) -> None:
 
 def test_a_mistake_that_all_notice_is_one_line() -> None:
     process = start("model.image_size=8")
-    output, messages = process.communicate(timeout=120)
+    output, messages = process.communicate(timeout=300)
     assert (process.returncode, output) == (2, "")
     assert messages.strip().splitlines()[-1].startswith("error: model.image_size=8 is too small for lenet")
     assert "Traceback" not in messages

@@ -71,14 +71,14 @@ class FakeTraining:
 
 
 @pytest.fixture
-def speedrun_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+def speedrun_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made_store: None) -> Callable[..., int]:
     """Call the runner with a stand-in for the training."""
     monkeypatch.setattr(speedrun, "matmul_flops", lambda device, dtype: 1e9)
     monkeypatch.setattr(speedrun, "prepare_process", lambda threads, keep_memory: None)
 
     def call(training: FakeTraining, *seeds: str, more: tuple[str, ...] = ()) -> int:
         monkeypatch.setattr(subprocess, "call", training)
-        places = [f"tracking.dir='{tmp_path / 'runs'}'", "trainer.max_epochs=1"]
+        places = [f"tracking.dir='{tmp_path / 'mlruns'}'", "trainer.max_epochs=1"]
         arguments = ["--seeds", *seeds, "--output", str(tmp_path / "runs.json"), "--", *places, *more]
         return speedrun.main(arguments)
 

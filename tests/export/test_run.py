@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DigitsData:
 
 
 @pytest.fixture
-def tracking(tmp_path: Path) -> TrackingConfig:
+def tracking(tmp_path: Path, made_store: None) -> TrackingConfig:
     return TrackingConfig(dir=str(tmp_path / "mlruns"))
 
 

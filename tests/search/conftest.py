@@ -104,15 +104,6 @@ class SmallSweep:
         return read_rows(self.study())
 
 
-@pytest.fixture(scope="session")
-def empty_databases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Empty databases to copy: creating them takes seconds, and is tested once."""
-    runs = tmp_path_factory.mktemp("empty")
-    open_storage(storage_url(str(runs)))
-    open_store(TrackingConfig(dir=str(runs)))
-    return [runs / "optuna.db", runs / "mlflow.db"]
-
-
 @pytest.fixture
 def new_sweep(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallSweep:
     """A sweep in a folder that does not exist yet."""

@@ -151,7 +151,7 @@ def start(small: SmallSweep, *more: str) -> subprocess.Popen[str]:
 def wait_for_ranks(small: SmallSweep, number: int, process: subprocess.Popen[str]) -> list[int]:
     """Wait until both ranks of a trial wait for the end; return their process ids."""
     files = [small.trial_folder(number) / f"rank-{rank}.waits" for rank in range(2)]
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not files[0].is_file():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
@@ -171,8 +171,8 @@ def test_a_stopped_sweep_goes_on_where_it_was(
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     else:
         process.kill()
-    output = process.communicate(timeout=120)[0]
-    until = time.monotonic() + 60
+    output = process.communicate(timeout=300)[0]
+    until = time.monotonic() + 300
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < until, "a rank outlived its sweep"
         time.sleep(0.1)

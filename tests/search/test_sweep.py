@@ -319,7 +319,7 @@ def start() -> Iterator[Start]:
 
 
 def wait_for_epoch(sweep: SmallSweep, number: int, process: subprocess.Popen[str]) -> None:
-    account, until = sweep.trial_folder(number) / "account.txt", time.monotonic() + 120
+    account, until = sweep.trial_folder(number) / "account.txt", time.monotonic() + 300
     while not (account.is_file() and "epoch 0" in account.read_text()):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
@@ -340,7 +340,7 @@ def test_ctrl_c_leaves_a_sweep_that_the_same_command_ends(
     process = start(small_sweep)
     wait_for_epoch(small_sweep, 1, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
 
     assert process.returncode == 130, output
     assert "1 of 3 trials have ended; trial 1 goes on after epoch 1" in output

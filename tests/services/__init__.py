@@ -22,7 +22,7 @@ def require(package: str) -> None:
 
 
 def wait_until(
-    is_ready: Callable[[], bool], what: str, log: Path | None = None, timeout_s: float = 60
+    is_ready: Callable[[], bool], what: str, log: Path | None = None, timeout_s: float = 300
 ) -> None:
     """Wait for a service; fail with the end of its log."""
     until = time.monotonic() + timeout_s

@@ -32,7 +32,6 @@ from harness.tracking.mlflow_tracker import MlflowTracker
 from harness.tracking.mlflow_writes import STORE_ERRORS, apply
 from harness.tracking.spool import Operation, Spool
 from harness.tracking.store import RunStore, open_store
-from tests.tracking.conftest import make_database
 
 EPOCHS = 8
 CALLS = ("log_batch", "log_artifact", "set_terminated", "get_run", "get_metric_history", "update_run")
@@ -327,9 +326,9 @@ def test_every_point_is_recorded_exactly_once_in_thousands_of_sequences() -> Non
 
 @pytest.mark.slow
 def test_every_point_is_recorded_exactly_once_in_the_real_database(
-    tmp_path_factory: pytest.TempPathFactory,
+    empty_databases: list[Path],
 ) -> None:
     class RealMachine(SpoolMachine):
-        slow_store = make_database(tmp_path_factory)
+        slow_store = empty_databases[1]
 
     fuzz(25, RealMachine)

@@ -98,8 +98,8 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
     assert one_line(error)
 
 
-def test_an_unfinished_creation_is_begun_anew(tmp_path: Path, empty_database: Path) -> None:
-    (tmp_path / "mlflow.db.creating").write_bytes(empty_database.read_bytes()[:5000])
+def test_an_unfinished_creation_is_begun_anew(tmp_path: Path, empty_databases: list[Path]) -> None:
+    (tmp_path / "mlflow.db.creating").write_bytes(empty_databases[1].read_bytes()[:5000])
     store = open_store(TrackingConfig(dir=str(tmp_path)))
     assert store.start_run("a", "exp", {}).run_id
 

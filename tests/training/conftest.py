@@ -21,6 +21,7 @@ TINY = (
     "data.max_train_samples=300",
     "optim.lr=0.003",
     "tracking.log_model=false",
+    "evaluation.pictures=none",
 )
 
 

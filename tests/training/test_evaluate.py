@@ -19,7 +19,6 @@ from harness.tracking.runs import get_run
 from harness.training.checkpoint import load_checkpoint
 from harness.training.evaluate import look_at_trial, recorded_predictions, temperature_of
 from harness.training.record_evaluation import record_evaluation
-from tests.e2e.conftest import made_store, store_template  # noqa: F401
 from tests.training.test_finalize import Recorded, recorded  # noqa: F401
 
 

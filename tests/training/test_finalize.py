@@ -24,7 +24,6 @@ from harness.tracking.store import RunStore, open_store
 from harness.training.checkpoint import load_checkpoint
 from harness.training.finalize import Final, final_config, finalize
 from harness.training.train import train
-from tests.e2e.conftest import made_store, store_template  # noqa: F401
 
 SMALL = (
     "data=digits",
@@ -33,6 +32,7 @@ SMALL = (
     "augment=none",
     "optim.lr=0.003",
     "data.batch_size=64",
+    "evaluation.pictures=none",
 )
 
 
@@ -53,7 +53,7 @@ class Recorded:
 
 
 @pytest.fixture
-def recorded(made_store: None) -> Recorded:  # noqa: F811
+def recorded(made_store: None) -> Recorded:
     config = compose_run(
         [*SMALL, "optim.lr=0.003", "trainer.max_epochs=3", "trainer.end_after=2", "tracking.log_model=false"]
     )

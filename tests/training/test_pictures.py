@@ -31,6 +31,7 @@ COSTLY = {
     "val/embedding",
     "val/feature_maps",
 }
+CURVES = {"val/roc.png", "val/reliability.png", "val/confused.png", "val/confusion.html"}
 
 
 def pictures_of(tracker: RecordingTracker) -> set[str]:
@@ -41,7 +42,7 @@ def pictures_of(tracker: RecordingTracker) -> set[str]:
 
 
 def test_a_single_run_has_all_and_changes_nothing(run: Run, tiny_config: Config, caplog: Any) -> None:
-    config = tiny_config("trainer.max_epochs=2")
+    config = tiny_config("trainer.max_epochs=2", "evaluation.pictures=auto")
     result, tracker = run(config, "all", closely=True)
     assert pictures_of(tracker) == CHEAP | COSTLY
     assert "is left out" not in caplog.text
@@ -54,10 +55,10 @@ def test_a_single_run_has_all_and_changes_nothing(run: Run, tiny_config: Config,
     assert len(tracker.images) == len(at_the_end) + len(better)
     assert {0, result.best_epoch} <= better
 
-    plain, without = run(
-        tiny_config("trainer.max_epochs=2", "evaluation.pictures=none"), "none", closely=True
-    )
+    plain, without = run(tiny_config("trainer.max_epochs=2"), "none", closely=True)
     assert pictures_of(without) == set()
+    assert set(tracker.artifacts) >= CURVES
+    assert not CURVES & set(without.artifacts)
     assert not without.images
     first, second = (load_checkpoint(r.checkpoint).state_dict for r in (result, plain))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -65,7 +66,7 @@ def test_a_single_run_has_all_and_changes_nothing(run: Run, tiny_config: Config,
 
 
 def test_a_trial_has_a_few_unless_all_are_asked_for(run: Run, tiny_config: Config) -> None:
-    result, tracker = run(tiny_config("trainer.max_epochs=1"), "few")
+    result, tracker = run(tiny_config("trainer.max_epochs=1", "evaluation.pictures=auto"), "few")
     assert pictures_of(tracker) == CHEAP
     assert {key for key, _ in tracker.images} == {"pictures/val/confident_mistakes", "pictures/val/examples"}
     again = RecordingTracker()
@@ -85,7 +86,7 @@ def test_a_picture_that_fails_does_not_end_the_run(
         raise RuntimeError("no memory")
 
     monkeypatch.setattr("harness.pictures.galleries.confident_mistakes_gallery", fails)
-    result, tracker = run(tiny_config("trainer.max_epochs=1"))
+    result, tracker = run(tiny_config("trainer.max_epochs=1", "evaluation.pictures=auto"))
     assert result.status == "finished"
     assert pictures_of(tracker) == CHEAP - {"val/confident_mistakes"}
     assert "the picture val/confident_mistakes is left out: no memory" in caplog.text

@@ -16,8 +16,10 @@ from harness.training.checkpoint import load_checkpoint
 
 SMALL = (
     "data=digits", "model=lenet", "data.max_train_samples=300", "optim.lr=0.003", "tracking.log_model=false",
-    "trainer.precision=fp32",
+    "trainer.precision=fp32", "evaluation.pictures=none",
 )  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("made_store")
 
 
 def train(tmp_path: Path, *overrides: str) -> RunRecord:
