@@ -29,6 +29,8 @@ class NormsOnly(FinetunePolicy):
         return Trainable(network.head | network.norms)
 '''
 SEE = """
+import contextlib, io
+from harness.cli.main import main
 from harness.config.compose import compose_sweep
 from harness.models import apply_freezing, build_model
 from harness.search.coordinator.measure_slots import heaviest_run
@@ -45,6 +47,15 @@ assert {"bn1.weight", "blocks.0.0.bn1.bias", "classifier.weight"} <= trained, tr
 assert not any("conv" in name for name in trained)
 rates = {g["name"]: g["lr"] for g in build_optimizer(classifier, run.optim, run.finetune).param_groups}
 assert rates["backbone/no_decay"] == 0.5 * rates["head/decay"], rates
+
+message = io.StringIO()
+with contextlib.redirect_stderr(message):
+    assert main(["train", "finetune=norm"]) == 2
+assert "norms" in message.getvalue(), message.getvalue()
+
+small = ["model.image_size=32", "data.max_train_samples=128", "trainer.max_epochs=1"]
+quiet = ["tracking.log_model=false", "evaluation.pictures=none"]
+assert main(["train", "data=digits", "finetune=norms", *small, *quiet]) == 0
 """
 
 
@@ -52,39 +63,28 @@ assert rates["backbone/no_decay"] == 0.5 * rates["head/decay"], rates
 def project_with_norms(tmp_path: Path) -> Path:
     """A copy of the project with one class and one YAML file more, and nothing else changed."""
     for name in ("harness", "configs"):
-        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / name, tmp_path / name)
     with (tmp_path / "harness/config/finetune.py").open("a") as file:
         file.write(NORMS_ONLY)
     (tmp_path / "configs/finetune/norms.yaml").write_text("kind: norms\nbackbone_lr_scale: 0.5\n")
     return tmp_path
 
 
-def _python(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(project), "MLRUNS_DIR": str(project / "mlruns")}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=project,
-        env=environment,
+def test_a_new_policy_is_in_the_schema_the_sweep_the_optimiser_and_the_messages_and_trains(
+    project_with_norms: Path, empty_databases: list[Path]
+) -> None:
+    runs = project_with_norms / "mlruns"
+    runs.mkdir()
+    shutil.copy(empty_databases[1], runs)
+    done = subprocess.run(
+        [sys.executable, "-c", SEE],
+        cwd=project_with_norms,
+        env={**os.environ, "PYTHONPATH": str(project_with_norms), "MLRUNS_DIR": str(runs)},
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-def test_a_new_policy_is_in_the_schema_the_sweep_the_optimiser_and_the_messages(
-    project_with_norms: Path,
-) -> None:
-    seen = _python(project_with_norms, "-c", SEE)
-    assert seen.returncode == 0, seen.stderr
-    assert "train (" in seen.stdout
-    assert seen.stdout.rstrip().endswith("the head and the normalisation layers")
-
-    misspelt = _python(project_with_norms, "-m", "harness", "train", "finetune=norm")
-    assert misspelt.returncode == 2
-    assert "norms" in misspelt.stderr
-
-
-def test_a_new_policy_trains(project_with_norms: Path) -> None:
-    how = "data=digits finetune=norms model.image_size=32 data.max_train_samples=128 trainer.max_epochs=1"
-    trained = _python(project_with_norms, "-m", "harness", "train", *how.split(), "tracking.log_model=false")
-    assert trained.returncode == 0, trained.stderr
+    assert done.returncode == 0, done.stderr
+    report = next(line for line in done.stdout.splitlines() if "train (" in line)
+    assert report.endswith("the head and the normalisation layers")
+    assert "best: " in done.stdout, "it has trained"

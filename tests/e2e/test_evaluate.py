@@ -43,15 +43,25 @@ def write_tree(root: Path, arrays: ImageArrays, per_class: int) -> Path:
 
 
 @pytest.mark.usefixtures("made_store")
+def test_a_run_that_is_trained_by_a_command_is_looked_at_closely() -> None:
+    assert main(["train", *SMALL, "tracking.run_name=mine", "tracking.log_model=false"]) == 0
+    tracking = TrackingConfig.at()
+    run = get_run(tracking, "mine")
+    for name in (*ALWAYS, *CLOSER):
+        assert read_artifact(tracking, run, f"val/{name}"), name
+    assert read_artifact(tracking, run, "pictures/val/highest_loss.png")
+
+
+@pytest.mark.usefixtures("made_store")
 def test_a_run_is_evaluated_on_each_split_and_on_folders(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", *SMALL]) == 0
+    assert main(["train", *SMALL, "evaluation.pictures=none"]) == 0
     found = re.search(r"^run (\w{32})", capsys.readouterr().out, re.MULTILINE)
     assert found is not None
     run_id, tracking = found[1], TrackingConfig.at()
     run = get_run(tracking, run_id)
-    for name in (*ALWAYS, *CLOSER):
+    for name in ALWAYS:
         assert read_artifact(tracking, run, f"val/{name}"), name
 
     # What is kept of the predictions gives the recorded metrics again.
@@ -63,7 +73,8 @@ def test_a_run_is_evaluated_on_each_split_and_on_folders(
     assert "the test split was read once for this run" in shown
     run = get_run(tracking, run_id)
     assert run.metrics["test/temperature"] == run.metrics["best/val/temperature"]
-    assert read_artifact(tracking, run, "test/reliability.png")
+    for name in (*ALWAYS, *CLOSER):
+        assert read_artifact(tracking, run, f"test/{name}"), name
 
     data = DigitsData()
     splits = load_splits(data)
