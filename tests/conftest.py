@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # tested would never hear it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+FORKED_BY_TESTS = ("tests.search.helpers.calls", "tests.training.together", "tests.contracts.scripted_trial")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections pass over the million objects of torch, MLflow and the collected tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +47,24 @@ def _own_places(
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_fork_server() -> Iterator[None]:
+    """Let the session's fork server import what any test forks, whichever test starts it.
+
+    There is one for as long as the process lives. Started by a test that needs little, it would leave seconds
+    of imports to every process that later tests fork.
+    """
+    from harness.search.executors.local import PRELOADED
+
+    def everything(names: list[str]) -> None:
+        set_preload(list(dict.fromkeys([*PRELOADED, *FORKED_BY_TESTS, *names])))
+
+    set_preload = forkserver.set_forkserver_preload
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "set_forkserver_preload", everything)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from tests.contracts import scripted_trial
 from tests.services import require
 
 MODULE = "tests.contracts.scripted_trial"
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 CLUSTERS = [pytest.param(kind, marks=pytest.mark.integration) for kind in ("ray", "slurm")]
 
 

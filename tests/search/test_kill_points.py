@@ -33,6 +33,7 @@ class Killer:
     overrides: tuple[str, ...] = ()
     num_trials: int = 4
     kills: list[str] = field(default_factory=list)
+    _deck: list[str] = field(default_factory=list)
     _ended: dict[int, tuple[TrialRow, list[str]]] = field(default_factory=dict)
 
     def strike(self, times: int) -> None:
@@ -41,7 +42,7 @@ class Killer:
         while len(self.kills) < times:
             self._wait_a_moment(call)
             if call.exit_code is None:
-                self._kill(call, self.random.choice(WHAT))
+                self._kill(call, self._what())
             elif call.exit_code == 0:
                 self.num_trials += 2  # it was faster: more is wanted of it
             else:
@@ -58,6 +59,12 @@ class Killer:
         wanted = self._num_events() + self.random.randint(0, 4)
         wait_for(lambda: call.exit_code is not None or self._num_events() >= wanted)
         time.sleep(self.random.uniform(0, 0.4))
+
+    def _what(self) -> str:
+        """Draw what to kill; each of WHAT comes once before any comes again."""
+        if not self._deck:
+            self._deck = self.random.sample(WHAT, len(WHAT))
+        return self._deck.pop()
 
     def _num_events(self) -> int:
         return sum(len(path.read_text().splitlines()) for path in self._accounts())
@@ -84,15 +91,19 @@ class Killer:
         self._ended |= {row.number: (row, self.sweep.account(row.number)) for row in rows if row.has_ended}
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
-def test_any_kill_is_survived(small_sweep: SmallSweep, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "num_kills", "num_trials"),
+    [(0, 5, 2), *(pytest.param(seed, 10, 4, marks=pytest.mark.slow) for seed in range(10))],
+)
+def test_any_kill_is_survived(small_sweep: SmallSweep, seed: int, num_kills: int, num_trials: int) -> None:
     small_sweep.behave(pace=0.1)
     replicate = ("sweep.replicate.top=2", "sweep.replicate.seeds=2")  # killed like all trials
     with calls_of(small_sweep) as calls:
-        killer = Killer(small_sweep, calls, random.Random(seed), replicate)
-        killer.strike(10)
+        killer = Killer(small_sweep, calls, random.Random(seed), replicate, num_trials)
+        killer.strike(num_kills)
 
-    assert len(killer.kills) == 10
+    assert len(killer.kills) == num_kills
+    assert set(killer.kills) == set(WHAT)
     rows = small_sweep.rows()
     check_promises(small_sweep, len(rows))
     assert len(searched(rows)) == killer.num_trials

@@ -6,6 +6,7 @@ Trials inherit the fork server's state, so nothing here may start a thread, keep
 from __future__ import annotations
 
 import contextlib
+import gc
 
 import torch
 from sqlalchemy.orm import configure_mappers
@@ -21,3 +22,6 @@ configure_mappers()  # of Optuna's and MLflow's tables, half a second
 # error in configs/run.yaml is ignored here, since the sweep reports it.
 with contextlib.suppress(HarnessError), torch.device("meta"):
     build_model(compose_run().model, num_classes=2, load_weights=False)
+# A collection in a trial would visit, and so copy, the million objects that it shares with this server.
+gc.collect()
+gc.freeze()
