@@ -99,7 +99,13 @@ def test_the_browser_shows_the_sweep_its_trials_and_their_records(
     trial_page = f"{trials_page.partition('?')[0]}/{trial_run_id}"
     shown_on = {
         trials_page: ["trial-0000", "trial-0001", "Model training", "1.125"],  # a column of the saved view
-        charts_page: ["Scores", "Curves", "Images", "Settings", "best/val/accuracy", "pictures/val/examples"],
+        charts_page: [
+            "Scores",
+            "Curves",
+            "Images",
+            "Settings",
+            "best/val/accuracy",
+        ],  # images: when scrolled to
         sweep_page: ["my-sweep", "Maximize val/accuracy"],
         trial_page: ["my-sweep", "val/accuracy", "train/loss"],  # its parent and its metrics
         f"{trial_page}/artifacts": ["val"],
