@@ -14,6 +14,7 @@ EXECUTOR ?=
 DATA_DIR ?=
 ARGS ?=
 RUN ?=
+NAME ?=
 SEEDS ?= 0 1 2
 SPLIT ?= test
 PORT ?= 5000
@@ -21,7 +22,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup setup-cluster lock sweep train speedrun evaluate finalize replicate ui compare export data doctor bench scale \
+.PHONY: help setup setup-cluster lock sweep train speedrun experiment evaluate finalize replicate ui compare export data doctor bench scale \
 	test test-slow test-integration check clean
 
 help: ## show this list
@@ -70,6 +71,9 @@ train: $(READY) ## train one configuration: make train ARGS="model=wide_cnn"
 
 speedrun: $(READY) ## 94 % on CIFAR-10 from scratch, once for each of SEEDS
 	@$(BIN)/python -m experiments.performance.speedrun --seeds $(SEEDS) -- $(ARGS)
+
+experiment: $(READY) ## repeat a published training and improve it: make experiment NAME=keras_cnn_5 (hours; repeat it to go on)
+	@$(BIN)/python -m experiments.published $(NAME) $(ARGS)
 
 evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
 	@$(BIN)/python -m harness evaluate --split $(SPLIT) $(if $(RUN),--run $(RUN)) $(ARGS)

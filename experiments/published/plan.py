@@ -1,0 +1,149 @@
+"""What an experiment trains: its plan, read from `experiment.yaml`, and the trainings that follow from it.
+
+`__main__.py` reads plans; `runs.py` trains what they list; `report.py` asks which runs belong to which part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.config.base import Section
+from harness.config.validation import validate
+from harness.config.yaml_files import read_yaml
+from harness.errors import ConfigError, did_you_mean
+from harness.files import slug
+
+FOLDER = Path(__file__).parent
+PLAN_FILE = "experiment.yaml"
+# The ladder is judged by images that the training does not see; the test split is not read for it.
+ON_VALIDATION = (
+    "data.train_on_val=false",
+    "data.val_fraction=0.1",
+    "evaluate_test=false",
+    "evaluation.pictures=none",
+    "tracking.log_model=false",
+)
+ON_EVERYTHING = ("data.train_on_val=true", "evaluate_test=true")  # trains on all images, tested once
+ON_DIGITS = ("data=digits", "trainer.max_epochs=1", "evaluation.pictures=none")
+
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Arm(Section):
+    """One training: what it is called, and the settings that it adds."""
+
+    name: str
+    set: Strings  # KEY=VALUE, as on the command line
+    why: str = ""
+
+
+Arms = Annotated[tuple[Arm, ...], Field(strict=False)]
+
+
+class Plan(Section):
+    """An experiment: a published training, its figure, and the way from there to a better one."""
+
+    title: str
+    source: str  # what was published, in words
+    published: float | None  # test accuracy that the published script gave, run as printed; None: not known
+    claimed: str = ""  # what its text claims
+    recipe: str  # in configs/recipe/
+    seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = (0, 1, 2)
+    without_weights: Strings = ()  # added where the recipe's pretrained weights cannot be loaded
+    strategies: Arms = ()  # trained and tested like the published training
+    ladder: Arms = ()  # each step adds to those before it
+    goal: float | None = None  # test accuracy that the whole ladder is to reach, within `minutes`
+    minutes: float = 15.0
+    tests_on_training: bool = False  # also measure what training on test images does to the figure
+    notes: Strings = ()  # paragraphs for the report
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of an experiment; `runs.py` finds its record by this name and configuration."""
+
+    experiment: str
+    arm: str
+    seed: int
+    settings: tuple[str, ...]  # all but the seed and the names
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}-{self.arm}-seed{self.seed}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """What `harness train` is called with."""
+        names = (f"tracking.run_name={self.name}", f"tracking.experiment={self.experiment}")
+        return [*self.settings, f"seed={self.seed}", *names]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A plan, and how it is run here.
+
+    Args:
+        name: of its folder and of its runs.
+        added: settings of all its trainings, besides the recipe's; the last word.
+        seeds: of each training.
+    """
+
+    name: str
+    plan: Plan
+    added: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def base(self) -> tuple[str, ...]:
+        return (f"recipe={self.plan.recipe}",)
+
+    def published(self) -> list[Training]:
+        """Return the published training, with each seed."""
+        return self.trainings("published", ())
+
+    def strategy(self, arm: Arm) -> list[Training]:
+        """Return a strategy that is compared with the published training."""
+        return self.trainings(slug(arm.name), arm.set)
+
+    def step(self, number: int) -> list[Training]:
+        """Return the ladder up to a step, judged on validation; 0 is the published training."""
+        return self.trainings(f"step{number}", (*self.settings_of_step(number), *ON_VALIDATION))
+
+    def final(self) -> list[Training]:
+        """Return the whole ladder, trained on all training images and tested once."""
+        return self.trainings("ours", (*self.settings_of_step(len(self.plan.ladder)), *ON_EVERYTHING))
+
+    def settings_of_step(self, number: int) -> tuple[str, ...]:
+        """Return what the ladder's first steps set; a later step may set a key again."""
+        return tuple(text for arm in self.plan.ladder[:number] for text in arm.set)
+
+    def trainings(self, arm: str, settings: tuple[str, ...]) -> list[Training]:
+        """Return a training with each of the experiment's seeds."""
+        every = last_of_each((*self.base, *settings, *self.added))
+        return [Training(self.name, arm, seed, every) for seed in self.seeds]
+
+
+def last_of_each(settings: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the settings without those that a later one of the same key replaces: Hydra refuses doubles."""
+    return tuple({text.partition("=")[0]: text for text in settings}.values())
+
+
+def experiment_names() -> list[str]:
+    """Return the names of all experiments, in the order of their folders."""
+    return sorted(file.parent.name for file in FOLDER.glob(f"*/{PLAN_FILE}"))
+
+
+def load(name: str, *, seeds: tuple[int, ...] | None = None, added: tuple[str, ...] = ()) -> Experiment:
+    """Return an experiment of a folder.
+
+    Raises:
+        ConfigError: there is no such folder, or its plan has a mistake.
+    """
+    if name not in experiment_names():
+        raise ConfigError(f"there is no experiment {name!r}{did_you_mean(name, experiment_names())}")
+    plan = validate(Plan, read_yaml(FOLDER / name / PLAN_FILE))
+    return Experiment(name, plan, added, plan.seeds if seeds is None else seeds)
