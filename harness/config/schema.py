@@ -274,6 +274,7 @@ class TrackingConfig(Section):
     experiment: str | None = None  # None = the data set's name
     run_name: str | None = None
     log_model: bool = True  # the best checkpoint, as an MLflow LoggedModel
+    system_metrics: bool = True  # load, memory and energy of the machine while the run trains
 
     @classmethod
     def at(cls, folder: str | None = None) -> Self:

@@ -27,6 +27,7 @@ OUTCOME = "harness.outcome"  # on a trial: complete | pruned | infeasible | fail
 SCORE = "harness.score"  # on a complete trial: the score that its sweep received, with every digit
 CHANGED = "harness.changed."  # followed by a parameter: its new value, if a resume has changed it
 READING = "harness.reading."  # followed by a time: one reading of the test split, see readings.py
+ENERGY = "harness.energy"  # what of a run's energy is measured, in words
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # the description on a run's page, in Markdown
 

@@ -20,6 +20,7 @@ image_views.py       decides when activations may be cached
 launch_ranks.py      starts a process (a rank) for each device; collectives.py lets them communicate
 machine.py           decides device, precision and threads
 costs.py             a model's size and latency
+machine_load.py      load, memory and energy of the machine; nvml.py reads NVIDIA's GPUs
 benchmark_step.py    the speed and memory of a training step
 
 command.py           `harness train`; resume_run.py is `--resume`, dry_run.py `--dry-run`

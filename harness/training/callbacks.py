@@ -22,6 +22,7 @@ from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
 from harness.tracking import Tracker, names
 from harness.training.collectives import current_ranks
+from harness.training.machine_load import ENERGY, MachineLoad
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, EpochReport
 
@@ -86,6 +87,8 @@ class EpochRecorder(pl.Callback):
         self.best_logits: Tensor | None = None  # of validation, in the best epoch that was trained here
         self.best_logits_epoch = -1
         self.ranks = current_ranks()
+        self.load: MachineLoad | None = None  # of this machine; set before the training starts
+        self._energy_before: dict[str, float] | None = None  # of the epochs before this process resumed them
         self.seconds_before = 0.0  # training time before this process resumed the run
         self._began = time.perf_counter()
         self._started = self._trained = 0.0
@@ -107,6 +110,14 @@ class EpochRecorder(pl.Callback):
         # A run that was killed after its last epoch and before it was recorded has nothing left to train.
         trainer.should_stop = self._is_over()
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.load is not None:
+            self.load.sample_if_due()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        if self.load is not None:
+            self.load.sample_if_due()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = time.perf_counter()
 
@@ -124,6 +135,8 @@ class EpochRecorder(pl.Callback):
         assert isinstance(pl_module, ClassifierModule)
         if not self.validates:
             self._trained = time.perf_counter()
+        # Sampled before the metrics, which hold the energy up to now.
+        system = {} if self.load is None else self.load.take_means()
         metrics = self._metrics(trainer, pl_module)
         losses = [metrics[name] for name in ("train/loss", "val/loss") if name in metrics]
         if not all(map(math.isfinite, losses)):
@@ -138,7 +151,7 @@ class EpochRecorder(pl.Callback):
         epoch = trainer.current_epoch
         if self.best_epoch == epoch and self.validates:
             self.best_logits, self.best_logits_epoch = pl_module.val_logits, epoch
-        self._log_epoch(epoch)
+        self._log_epoch(epoch, system)
         if self.best_epoch == epoch and self.on_better is not None and pl_module.val_logits is not None:
             self.on_better(epoch, pl_module.val_logits)
         if self.on_epoch is not None:
@@ -154,8 +167,8 @@ class EpochRecorder(pl.Callback):
             return False
         return len(self.history) - 1 - best_epoch(self.history, self.monitor, "best") >= self.patience
 
-    def _log_epoch(self, epoch: int) -> None:
-        """Log an epoch's metrics.
+    def _log_epoch(self, epoch: int, system: Mapping[str, float] | None = None) -> None:
+        """Log an epoch's metrics, and what the machine did in it, which no checkpoint holds.
 
         If the epoch is the best so far, its validation metrics are also logged as `best/...`, which MLflow's
         lists of runs show.
@@ -165,7 +178,7 @@ class EpochRecorder(pl.Callback):
         if best_epoch(self.history[: epoch + 1], self.monitor, self.select) == epoch:
             best = {names.BEST + name: value for name, value in _of_validation(metrics).items()}
             best[names.BEST_EPOCH] = epoch
-        self.tracker.log_epoch(epoch, {**metrics, **best})
+        self.tracker.log_epoch(epoch, {**metrics, **best, **(system or {})})
 
     def _metrics(self, trainer: pl.Trainer, module: ClassifierModule) -> dict[str, float]:
         train_loss, train_accuracy = module.train_means.compute()
@@ -178,7 +191,16 @@ class EpochRecorder(pl.Callback):
             "images_per_second": module.train_means.num_images / max(self._trained - self._started, 1e-9),
             "epoch_seconds": now - self._started,
             names.TRAINED_SECONDS: self.seconds_before + now - self._began,
+            **self._energy(),
         }
+
+    def _energy(self) -> dict[str, float]:
+        """Return the energy of all epochs so far; what was not readable in one of them is left out."""
+        found = {} if self.load is None else self.load.energy_wh
+        if self._energy_before is None:
+            return found
+        before = self._energy_before
+        return {name: before[name] + value for name, value in found.items() if name in before}
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "is_pruned": self.decision == "prune"}
@@ -192,6 +214,8 @@ class EpochRecorder(pl.Callback):
             # Checkpoints of earlier versions hold the seconds of each epoch, but not the run's.
             in_epochs = sum(metrics["epoch_seconds"] for metrics in self.history)
             self.seconds_before = self.history[-1].get(names.TRAINED_SECONDS, in_epochs)
+            energy = {name: value for name, value in self.history[-1].items() if name in ENERGY}
+            self._energy_before = energy
         for epoch in range(len(self.history)):
             self._log_epoch(epoch)
 

@@ -71,6 +71,11 @@ def training_costs(
     return {"train_images": float(num_images), "train_pflop": total / PFLOP}
 
 
+def images_per_second(costs: Mapping[str, float]) -> dict[str, float]:
+    """Return the training images of a run over the seconds of its epochs, validation included."""
+    return {"train_images_per_second": costs["train_images"] / costs["train_seconds"]}
+
+
 def count_params_millions(config: RunConfig) -> float:
     """Return the number of parameters of a run's model, in millions, without allocating them."""
     num_classes = len(load_splits(config.data).class_names)

@@ -27,11 +27,13 @@ from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts, load_checkpoint, restore_classifier
 from harness.training.checkpoint_io import forget_previous, make_room
 from harness.training.collectives import current_ranks
-from harness.training.costs import measure_costs, peak_memory, training_costs
+from harness.training.costs import images_per_second, measure_costs, peak_memory, training_costs
 from harness.training.fit import fit
 from harness.training.image_views import describe_regime
 from harness.training.machine import Machine, resolve_machine
+from harness.training.machine_load import MachineLoad
 from harness.training.module import ClassifierModule
+from harness.training.nvml import gpus_of
 from harness.training.pictures import (
     ExamplesOfEpochs,
     record_learning_curves,
@@ -105,6 +107,7 @@ def train(
                 tracker.log_params({"features": describe_regime(config, cached_views)})
             num_batches = len(data.train_dataloader())
             module = ClassifierModule(classifier, config, model_facts(config, splits), num_batches)
+            _watch_machine(recorder, config, machine)
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
             status = "interrupted"
@@ -125,10 +128,18 @@ def train(
         raise
     if is_recorder:  # an interrupted run keeps the seconds that its last complete epoch has logged
         trained_seconds = {names.TRAINED_SECONDS: recorder.seconds_before + seconds}
-        tracker.log_summary({**trained_seconds, **costs, **peak_memory(machine.device)})
+        measured = {**images_per_second(costs), **peak_memory(machine.device)}
+        tracker.log_summary({**trained_seconds, **costs, **measured})
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return _result(tracker.run_id, status, recorder, best, seconds, costs)
+
+
+def _watch_machine(recorder: EpochRecorder, config: RunConfig, machine: Machine) -> None:
+    """Let the recorder record the machine's load and energy with each epoch, and say what is measured."""
+    if current_ranks().is_zero and config.tracking.system_metrics:
+        recorder.load = MachineLoad(gpus_of(machine.device, config.trainer.devices))
+        recorder.tracker.set_tags({names.ENERGY: recorder.load.describe_energy()})
 
 
 def _record_pictures(

@@ -222,6 +222,17 @@ def test_many_trials_tell_what_mattered_and_what_did_not() -> None:
     assert verdicts(simulated(600, 0.0)) == {"x": "none", "kind": "none"}
 
 
+def test_an_interval_over_trials_of_a_sampler_that_learns_says_so() -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        trial(n, float(rng.random()), settings(("full", "linear_probe", "partial")[n % 3], lr=rng.random()))
+        for n in range(900)
+    ]
+    for sampler, is_said in (("tpe", True), ("random", False)):
+        sentence = findings(rows, plan_of(f"sweep.sampler.kind={sampler}"))["no_difference"].sentence
+        assert (f"those of {sampler} are not" in sentence) == is_said
+
+
 def test_a_setting_that_matters_is_seldom_said_not_to() -> None:
     """Two trials of which one is better with 65 % are 0.545 standard deviations apart."""
     shift = 0.545

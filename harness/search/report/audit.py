@@ -17,6 +17,7 @@ from harness.search.report.effects import Effect, judge_effects, trials_needed
 from harness.search.report.findings import EndedSweep, Finding
 from harness.search.study.trials import TrialRow, best_row, searched
 
+INDEPENDENT = ("random", "qmc", "grid")  # samplers whose trials do not depend on earlier scores
 MOST_TIMES = 4  # so many times a sweep's trials may be asked for, to tell what could not be told
 
 
@@ -60,12 +61,20 @@ def _effects(sweep: EndedSweep) -> Iterator[Finding]:
             "no_difference",
             f"{effect.path} made no difference in {effect.num_trials} trials: of two trials with different "
             f"values, either is the better one with a chance of {100 * low:.0f} to {100 * high:.0f} % "
-            "(95 % interval); it could be fixed",
+            f"(95 % interval{_caution(sweep.plan)}); it could be fixed",
             command,
         )
     unknown = [effect for effect in effects if effect.verdict == "unknown"]
     if unknown:
         yield _cannot_tell(sweep, unknown)
+
+
+def _caution(plan: SweepPlan) -> str:
+    """Return what to bear in mind of an interval over trials that were not drawn independently."""
+    sampler = plan.sweep.sampler.kind
+    return (
+        "" if sampler in INDEPENDENT else f", as if trials were independent draws: those of {sampler} are not"
+    )
 
 
 def _cannot_tell(sweep: EndedSweep, unknown: Sequence[Effect]) -> Finding:
