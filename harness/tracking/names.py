@@ -39,6 +39,7 @@ BEST = "best/"  # before a metric's name: its value in the epoch whose checkpoin
 TEMPERATURE = "best/val/temperature"  # that calibrates the kept checkpoint, fitted on the validation images
 NOISE = "noise/"  # before the sweep's metric, on its parent: standard deviation of a run over seeds
 CORRECTED = "corrected/"  # before the sweep's metric, on its parent: the best score less its optimism
+DEVICE_HOURS = "device_hours"  # on a sweep's parent: of all its trials
 TRAINED_SECONDS = "trained_seconds"  # all attempts of the run together
 
 # params

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from harness.cli.main import main
 from harness.config.as_command import TrialOverrides
 from harness.config.compose import SweepPlan, compose_run, compose_sweep
+from harness.config.schema import TrackingConfig
 from harness.search.report.costs import cost_lines, images_seen
 from harness.search.report.findings import Finding
 from harness.search.report.html import settings_charts
@@ -31,6 +32,8 @@ from harness.search.report.verdict import judge
 from harness.search.study import keys
 from harness.search.study.trials import read_rows
 from harness.search.suggest.samplers import distribution_of
+from harness.tracking import names
+from harness.tracking.runs import get_run
 from tests.search.conftest import SmallSweep
 from tests.search.helpers.calls import calls_of, kill, wait_for
 from tests.search.test_audit import settings, trial
@@ -320,6 +323,9 @@ def test_a_sweep_writes_its_report_and_it_can_be_written_again(
     assert f"report: {path}" in small_sweep.output.getvalue()
     assert len(artifacts) == 1
     assert artifacts[0].read_text() == path.read_text()
+    parent = get_run(TrackingConfig(dir=str(small_sweep.runs)), "small")
+    (row,) = small_sweep.rows()
+    assert parent.metrics[names.DEVICE_HOURS] == pytest.approx((row.seconds or 0.0) / 3600)
     (attempt,) = small_sweep.study().trials[0].user_attrs[keys.SPANS].values()
     assert attempt["begin"] < time.time()
 

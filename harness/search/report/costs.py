@@ -29,7 +29,7 @@ def cost_lines(plan: SweepPlan, rows: Sequence[TrialRow], num_train: int | None)
         ("training time of all trials", _hours(seconds)),
         (
             "device-hours",
-            f"{devices * seconds / 3600:.3g}{of_each}",
+            f"{device_hours(plan, rows):.3g}{of_each}",
         ),
         ("epochs", f"{sum(row.epochs_done for row in rows):,}"),
     ]
@@ -46,6 +46,11 @@ def cost_lines(plan: SweepPlan, rows: Sequence[TrialRow], num_train: int | None)
         span = f"{sizes[0]:.3g}" if len(sizes) == 1 else f"{sizes[0]:.3g} to {sizes[-1]:.3g}"
         lines.append(("parameters of the models", f"{span} million"))
     return lines
+
+
+def device_hours(plan: SweepPlan, rows: Sequence[TrialRow]) -> float:
+    """Return the hours for which the trials trained, all attempts, times the devices of each."""
+    return plan.sweep.devices_per_trial * sum(row.seconds or 0.0 for row in rows) / 3600
 
 
 def _of(known: Sequence[float], begun: Sequence[TrialRow]) -> str:

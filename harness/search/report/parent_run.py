@@ -23,6 +23,7 @@ from harness.errors import type_and_first_line
 from harness.files import as_csv, write_json
 from harness.search.report.audit import audit
 from harness.search.report.commands import TrainCommands
+from harness.search.report.costs import device_hours
 from harness.search.report.description import describe_in_markdown, describe_trial
 from harness.search.report.findings import Finding
 from harness.search.report.leaderboard import (
@@ -132,6 +133,8 @@ class SweepRecord:
         self._describe_trials(rows)
         self.tracker.set_tags(activity())
         self._write_file(status, rows, verdict)
+        hours = {names.DEVICE_HOURS: device_hours(self.plan, rows)}
+        self.tracker.log_summary(hours, replaces=True)  # a sweep that goes on takes more
         if verdict.noise is not None:
             self.tracker.log_summary({names.NOISE + sweep.metric: verdict.noise})
         self.tracker.finish(status)
