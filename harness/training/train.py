@@ -128,8 +128,9 @@ def train(
         raise
     if is_recorder:  # an interrupted run keeps the seconds that its last complete epoch has logged
         trained_seconds = {names.TRAINED_SECONDS: recorder.seconds_before + seconds}
-        measured = {**images_per_second(costs), **peak_memory(machine.device)}
-        tracker.log_summary({**trained_seconds, **costs, **measured})
+        tracker.log_summary(
+            {**trained_seconds, **costs, **images_per_second(costs), **peak_memory(machine.device)}
+        )
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return _result(tracker.run_id, status, recorder, best, seconds, costs)
