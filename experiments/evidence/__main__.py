@@ -83,12 +83,7 @@ def called_different(
 
 
 def optimism(
-    num_trials: int,
-    num_images: int,
-    spread: float,
-    repeats: int,
-    rng: np.random.Generator,
-    num_epochs: int = 1,
+    num_trials: int, num_epochs: int, spread: float, repeats: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Simulate sweeps, and return what the best score and its correction are worth.
 
@@ -100,21 +95,21 @@ def optimism(
         How often the corrected interval holds the best trial's true accuracy, and how often Wilson's interval
         around the best score does; the mean error of the best score, and that of the corrected one.
     """
-    held, num_images = np.zeros(4), NUM_IMAGES
+    held = np.zeros(4)
     for _ in range(repeats):
         true_T = np.clip(rng.normal(0.85, spread, num_trials), 0.5, 0.99)
-        of_image_N = rng.normal(size=num_images)
+        of_image_N = rng.normal(size=NUM_IMAGES)
         kept = {}
         for trial, true in enumerate(true_T):
-            of_trial_N = rng.normal(size=num_images)
-            epochs_EN = rng.normal(size=(num_epochs, num_images))
+            of_trial_N = rng.normal(size=NUM_IMAGES)
+            epochs_EN = rng.normal(size=(num_epochs, NUM_IMAGES))
             latent_EN = np.sqrt(0.6) * of_image_N + np.sqrt(0.3) * of_trial_N + np.sqrt(0.1) * epochs_EN
             correct_EN = latent_EN < stats.norm.ppf(true)
             kept[trial] = correct_EN[correct_EN.mean(axis=1).argmax()]
         found = estimate_optimism(kept, seed=int(rng.integers(2**31)))
         assert found is not None
         best = true_T[max(kept, key=lambda trial: kept[trial].mean())]
-        low, high = wilson(found.reported, num_images)
+        low, high = wilson(found.reported, NUM_IMAGES)
         held += [
             found.low <= best <= found.high,
             low <= best <= high,
@@ -171,9 +166,7 @@ def main() -> None:
     sweeps = max(1, repeats // 5)
     print(f"\nthe best trial's true accuracy: {sweeps:,} sweeps a row, {NUM_IMAGES:,} validation images")
     print("spread of   trials   epochs   held by the          by Wilson's around   mean error of")
-    print(
-        print("trials                        corrected interval   the best score       the best, corrected")
-    )
+    print("trials                        corrected interval   the best score       the best, corrected")
     for spread in (0.0, 0.005, 0.02):
         for num_trials, num_epochs in ((8, 1), (20, 1), (80, 1), (8, 5)):
             ours, wilsons, best, corrected = optimism(num_trials, num_epochs, spread, sweeps, rng)
