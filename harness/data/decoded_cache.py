@@ -2,7 +2,7 @@
 
     meta.json            the format, a description of the source, shapes and checksums of the files below
     PART/images.npy      uint8 (N, H, W, 3); PART is train, val or test
-    PART/labels.npy, hashes.npy, moments.npy, thumbnails.npy
+    PART/labels.npy, hashes.npy, moments.npy, phashes.npy
 
 Each source in `sources/` calls `load_or_build` with a function that decodes its images. A cache whose files
 do not match its `meta.json` is removed and built again.
@@ -29,14 +29,13 @@ from harness.config.schema import PixelType
 from harness.data.decoding.image_files import ImageFiles
 from harness.errors import DataError
 
-FORMAT = 2  # raise it when the files below, or the rules by which images become pixels, change
+FORMAT = 3  # raise it when the files below, or the rules by which images become pixels, change
 BROKEN = -1  # label of a row whose file could not be read
 SPOT_CHECKS = 64  # images per part whose hash is compared at every opening
-INDEX_FILES = ("labels", "hashes", "moments", "thumbnails")
-THUMBNAIL = 8  # height and width in pixels
+INDEX_FILES = ("labels", "hashes", "moments", "phashes")
 
 PartName = Literal["train", "val", "test"]
-Facts = tuple[np.ndarray, np.ndarray, np.ndarray]  # of images: hashes, moments, thumbnails
+Facts = tuple[np.ndarray, np.ndarray, np.ndarray]  # of images: hashes, moments, phashes
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +48,7 @@ class Part:
         labels: int64 (N,), ``BROKEN`` where the file could not be read.
         hashes: uint8 (N, 32), the sha256 of each image's pixels.
         moments: int64 (N, 2, 3), per channel the sum and the sum of squares of each image's pixels.
-        thumbnails: uint8 (N, 8, 8), grey.
+        phashes: uint8 (N, 8), see `perceptual_hashes`.
         names: File names, relative to the data folder; empty where images have no files of their own.
         groups: What `data.group_by` keeps together, by its name; an empty name: the image is in no group.
             An empty tuple where nothing is grouped.
@@ -59,7 +58,7 @@ class Part:
     labels: np.ndarray
     hashes: np.ndarray
     moments: np.ndarray
-    thumbnails: np.ndarray
+    phashes: np.ndarray
     names: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
@@ -167,7 +166,7 @@ def create_images(directory: Path, part: PartName, shape: tuple[int, int, int, i
 
 
 def finish_part(directory: Path, part: PartName, images: np.memmap, labels: np.ndarray) -> None:
-    """Write a part's labels, and the hashes, moments and thumbnails of its images."""
+    """Write a part's labels, and the hashes, moments and perceptual hashes of its images."""
     images.flush()
     write_index(directory, part, labels, [pixel_facts(images)])
 
@@ -182,8 +181,8 @@ def write_index(directory: Path, part: PartName, labels: np.ndarray, facts: list
 
 
 def pixel_facts(images: np.ndarray) -> Facts:
-    """Return the hashes, moments and thumbnails of images, as they are kept in a `Part`."""
-    return hash_images(images), _moments(images), thumbnails(images)
+    """Return the hashes, moments and perceptual hashes of images, as they are kept in a `Part`."""
+    return hash_images(images), _moments(images), perceptual_hashes(images)
 
 
 def hash_images(images: np.ndarray) -> np.ndarray:
@@ -204,18 +203,17 @@ def _moments(images: np.ndarray, chunk: int = 512) -> np.ndarray:
     return found
 
 
-def thumbnails(images: np.ndarray, chunk: int = 512) -> np.ndarray:
-    """Return each image in grey, uint8 (N, 8, 8), each pixel the mean of its share of the image."""
-    sides = images.shape[1:3]
-    rows, columns = (np.linspace(0, side, THUMBNAIL, endpoint=False).astype(np.int64) for side in sides)
-    heights, widths = (np.diff([*at, side]) for at, side in zip((rows, columns), sides, strict=True))
-    num_values = np.maximum(3 * np.outer(heights, widths), 1)
-    small = np.empty((len(images), THUMBNAIL, THUMBNAIL), dtype=np.uint8)
-    for start in range(0, len(images), chunk):
-        wide = images[start : start + chunk].reshape(-1, sides[0], sides[1] * 3)
-        bands = np.add.reduceat(wide, rows, axis=1, dtype=np.int64)
-        small[start : start + chunk] = np.add.reduceat(bands, columns * 3, axis=2) // num_values
-    return small
+def perceptual_hashes(images: np.ndarray) -> np.ndarray:
+    """Return each image's perceptual hash, uint8 (N, 8): 64 bits, of which similar images share most.
+
+    Source: `imagehash.phash`, the signs of the lowest 8 x 8 frequencies (discrete cosine transform) of the
+    image in grey and 32 x 32 pixels, about their median.
+    """
+    from imagehash import phash
+    from PIL import Image
+
+    bits = [phash(Image.fromarray(image)).hash.ravel() for image in images]
+    return np.packbits(np.array(bits, dtype=bool).reshape(len(images), 64), axis=1)
 
 
 def _write_meta(directory: Path, about: Description) -> None:

@@ -19,10 +19,10 @@ from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName
 from harness.data.messages import NAMES_SHOWN, counted, first_few
 from harness.files import write_json
 
-ALIKE = 0.99  # two images are called look-alikes if their thumbnails correlate at least this much
-PLAIN = 2.0  # images are not compared if their thumbnail's standard deviation (grey levels) is below this
+ALIKE = 4  # two images are called look-alikes if their perceptual hashes differ in at most so many bits
+PLAIN = 2.0  # images are not compared if their pixels' standard deviation (of 255) is below this
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
-BLOCK = 4096  # thumbnails compared at a time
+BLOCK = 4096  # hashes compared at a time
 MOST_PAIRS = 1e9  # of images that training compares: a few seconds, once
 
 Side = tuple[Part, np.ndarray]  # a split: the part of the source, and its rows
@@ -133,19 +133,19 @@ def near_duplicates(sides: Mapping[str, Side]) -> list[str]:
 def find_alike(side: Side, train: Side) -> np.ndarray:
     """Return the images of a split that look like a training image, and the one most like each.
 
-    Two images look alike if their grey thumbnails of 8 x 8 pixels correlate by `ALIKE` or more. This is cheap
-    and finds images that were rescaled or compressed again, but also ones that differ in details. Images that
-    are nearly of one grey level (`PLAIN`) are not compared: they would all look alike.
+    Two images look alike if their perceptual hashes differ in at most `ALIKE` bits: images that were
+    rescaled, compressed again, recoloured or hardly cropped. Images that are nearly of one colour (`PLAIN`)
+    are not compared: they would all look alike.
 
     Returns:
         Positions among the rows of the split and among those of training, int64 (M, 2).
     """
-    known, known_at = _patterns(*train)
-    patterns, own_at = _patterns(*side)
+    known, known_at = _signs(*train)
+    patterns, own_at = _signs(*side)
     if not len(known) or not len(patterns):
         return np.empty((0, 2), dtype=np.int64)
     best, at = _nearest(patterns, known)
-    alike = np.flatnonzero(best >= ALIKE)
+    alike = np.flatnonzero(best >= 64 - 2 * ALIKE)  # the product of two hashes: equal bits less others
     return np.stack([own_at[alike], known_at[at[alike]]], axis=1)
 
 
@@ -177,7 +177,7 @@ def alike_in_validation(
     """
     if len(val[1]) * len(train[1]) > most_pairs:
         return []
-    path = cache_dir / "look-alikes" / f"{row_digest[:32]}.json"
+    path = cache_dir / "look-alikes-2" / f"{row_digest[:32]}.json"
     try:
         alike = np.array(json.loads(path.read_text())["alike"], dtype=np.int64).reshape(-1, 2)
     except (OSError, ValueError, KeyError, TypeError):  # not compared yet, or the file is damaged
@@ -188,17 +188,18 @@ def alike_in_validation(
     return describe_alike("val", val, train, alike)
 
 
-def _patterns(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the thumbnails that are not plain, of mean 0 and length 1, float32 (M, 64), and which rows."""
-    grey = part.thumbnails.reshape(len(part.thumbnails), -1)[rows].astype(np.float32)
-    keep = grey.std(axis=1) >= PLAIN
-    centred = grey[keep] - grey[keep].mean(axis=1, keepdims=True)
-    return centred / np.linalg.norm(centred, axis=1, keepdims=True), np.flatnonzero(keep)
+def _signs(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes' bits as -1 and 1, float32 (M, 64), of images that are not plain, and which rows."""
+    pixels = part.images.shape[1] * part.images.shape[2]
+    mean, square = np.moveaxis(part.moments[rows] / pixels, 1, 0)
+    keep = (square - mean**2).max(axis=1) >= PLAIN**2
+    bits = np.unpackbits(part.phashes[rows][keep], axis=1)
+    return 2 * bits.astype(np.float32) - 1, np.flatnonzero(keep)
 
 
 def _nearest(patterns: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each pattern's highest correlation with a known one, and the index of that one."""
-    best, at = np.full(len(patterns), -1.0, dtype=np.float32), np.zeros(len(patterns), dtype=np.int64)
+    """Return each pattern's highest product with a known one, and the index of that one."""
+    best, at = np.full(len(patterns), -np.inf, dtype=np.float32), np.zeros(len(patterns), dtype=np.int64)
     for start in range(0, len(known), BLOCK):
         for first in range(0, len(patterns), BLOCK):
             likeness = patterns[first : first + BLOCK] @ known[start : start + BLOCK].T

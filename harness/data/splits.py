@@ -169,7 +169,7 @@ def _joined(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) 
     """Return one part that holds the training and the validation images, and the rows of both."""
     if val_part is part:
         return part, np.union1d(rows, val_rows)
-    fields = ("labels", "hashes", "moments", "thumbnails")
+    fields = ("labels", "hashes", "moments", "phashes")
     images, val_images = part.images, val_part.images
     if isinstance(images, ImageFiles) and isinstance(val_images, ImageFiles):
         both: np.ndarray | ImageFiles = replace(images, paths=images.paths + val_images.paths)

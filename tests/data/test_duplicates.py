@@ -106,7 +106,7 @@ def test_training_is_warned_of_look_alikes_in_validation_and_compares_them_once(
     line = "1 val image of 9 looks like a training image: val/cat/anew.jpg ~ train/cat/smooth.png"
     assert caplog.text.count(line) == 1
 
-    (kept,) = (root.parent / "cache" / "look-alikes").iterdir()
+    (kept,) = (root.parent / "cache" / "look-alikes-2").iterdir()
     decoded = load_decoded(config_of(root, decode_size=32))
     val = decoded.parts["val"], splits.val.indices
     train = decoded.parts["train"], splits.train.indices

@@ -105,7 +105,7 @@ def test_reading_ahead_draws_no_random_numbers(tree: Path) -> None:
 def test_no_pixels_are_written(tree: Path) -> None:
     load_splits(config_of(tree, in_memory=False))
     cached = {path.name for path in (tree.parent / "cache").rglob("*.npy")}
-    assert cached == {"labels.npy", "hashes.npy", "moments.npy", "thumbnails.npy"}
+    assert cached == {"labels.npy", "hashes.npy", "moments.npy", "phashes.npy"}
 
 
 def test_the_share_of_memory_decides(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,14 @@ from sklearn.model_selection import StratifiedShuffleSplit
 
 from harness.config.schema import DigitsData
 from harness.data import ImageSplits, load_splits
-from harness.data.decoded_cache import DecodedSet, Description, Part, content_digest, hash_images, thumbnails
+from harness.data.decoded_cache import (
+    DecodedSet,
+    Description,
+    Part,
+    content_digest,
+    hash_images,
+    perceptual_hashes,
+)
 from harness.data.held_out import load_test
 from harness.data.splits import allocate, build_splits, pick_stratified
 from harness.errors import ConfigError, DataError
@@ -20,7 +27,7 @@ from harness.errors import ConfigError, DataError
 
 def part_of(labels: np.ndarray, images: np.ndarray) -> Part:
     moments = np.stack([images.sum((1, 2)), (images.astype(np.int64) ** 2).sum((1, 2))], axis=1)
-    return Part(images, labels.astype(np.int64), hash_images(images), moments, thumbnails(images))
+    return Part(images, labels.astype(np.int64), hash_images(images), moments, perceptual_hashes(images))
 
 
 def decoded_of(sizes: list[int], seed: int = 0) -> DecodedSet:

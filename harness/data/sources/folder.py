@@ -42,7 +42,7 @@ from harness.data.sources.layout import Layout, describe_passed_over, read_layou
 from harness.data.sources.scan import HIDDEN, PassedOver
 
 DECODE_THREADS = 4  # PIL releases the GIL while it decodes
-CHUNK = 512  # images that are decoded before their hashes, moments and thumbnails are computed
+CHUNK = 512  # images that are decoded before their hashes and moments are computed
 log = logging.getLogger(__name__)
 
 Inspections = Mapping[str, Inspection | None]  # by path; None for a file that cannot be read
@@ -83,7 +83,7 @@ def load(config: FolderData) -> DecodedSet:
     """Return the tree's images, each resized and cropped to a square of `decode_size` pixels.
 
     If these would take more than `max_memory_share` of the memory, only their labels, hashes, moments and
-    thumbnails are cached, and the files are decoded again in every epoch.
+    perceptual hashes are cached, and the files are decoded again in every epoch.
 
     Raises:
         DataError: If there is no tree, no image or only one class, or the tree can be read in two ways.
