@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from harness.config.base import Section
-from harness.errors import did_you_mean
+from harness.errors import ConfigError, did_you_mean
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -117,8 +117,34 @@ class BaseOptim(Section):
     lr: Annotated[float, Field(gt=0.0)]  # of the head; the backbone's is this × finetune.backbone_lr_scale
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     label_smoothing: Fraction = 0.0
+    # Gradients are clipped in one way at most: their norm, each of their values, or, for each row of weights
+    # below the head, their norm ÷ the row's own (adaptive, https://arxiv.org/abs/2102.06171).
     clip_grad_norm: Annotated[float, Field(gt=0.0)] | None = None
+    clip_grad_value: Annotated[float, Field(gt=0.0)] | None = None
+    clip_grad_adaptive: Annotated[float, Field(gt=0.0)] | None = None
+    accumulate_batches: PositiveInt = 1  # an optimiser step takes the mean gradient of so many batches
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _clips_in_one_way(self) -> Self:
+        keys = ("clip_grad_norm", "clip_grad_value", "clip_grad_adaptive")
+        asked = [key for key in keys if getattr(self, key) is not None]
+        if len(asked) > 1:
+            raise ValueError(f"{' and '.join(asked)} are two ways to clip: set one of them to null")
+        return self
+
+    def steps_per_epoch(self, num_batches: int) -> int:
+        """Return the optimiser steps in an epoch of so many batches.
+
+        Raises:
+            ConfigError: an epoch has fewer batches than a step accumulates.
+        """
+        if self.accumulate_batches > num_batches:
+            raise ConfigError(
+                f"optim.accumulate_batches={self.accumulate_batches} is beyond the epoch, which has "
+                f"{num_batches} batches: lower it or data.batch_size"
+            )
+        return -(-num_batches // self.accumulate_batches)
 
     @property
     def algorithm(self) -> str:

@@ -27,7 +27,9 @@ def describe_run(config: RunConfig) -> str:
         freezing = apply_freezing(classifier, config.finetune)
     machine = resolve_machine(config.trainer, classifier.network)
     together = f"{devices} × " if devices > 1 else ""
-    steps = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())
+    num_batches = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())
+    steps = config.optim.steps_per_epoch(num_batches)
+    batch_size = config.data.batch_size * config.optim.accumulate_batches
     facts = {
         "data": f"{splits.name}: {len(splits.train):,} training and {len(splits.val):,} validation images, "
         f"{len(splits.class_names)} classes, from {splits.source}",
@@ -36,7 +38,7 @@ def describe_run(config: RunConfig) -> str:
         "freezing": str(freezing),
         "optimiser": f"{config.optim.algorithm}, lr {config.optim.lr:g}, "
         f"{config.optim.schedule.kind} schedule",
-        "steps": f"{steps:,} an epoch{_bound(config)}, of {config.data.batch_size} images each, "
+        "steps": f"{steps:,} an epoch{_bound(config)}, of {batch_size:,} images each, "
         f"{steps * config.trainer.max_epochs:,} in {config.trainer.max_epochs} epochs",
         "device": f"{together}{machine.device.type}, {machine.precision}, "
         f"{torch.get_num_threads()} CPU threads",

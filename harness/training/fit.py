@@ -53,12 +53,14 @@ def fit(
         "finished", "pruned" or "interrupted".
 
     Raises:
+        ConfigError: an epoch has fewer batches than an optimiser step accumulates.
         DivergedError: the loss became NaN or infinite.
         CheckpointError: the folder's checkpoints are from another configuration, or there is no room for
             new ones.
         Interrupted: `stop_requested` returned True.
         PeerDied: another rank died.
     """
+    module.config.optim.steps_per_epoch(module.num_batches)  # raises if an epoch has too few batches
     trainer = build_trainer(module.config, recorder, machine, checkpoint_dir, stop_requested)
     # On rank 0 alone, because `find_resume_point` renames files.
     resume_from = current_ranks().from_zero(
@@ -100,6 +102,7 @@ def build_trainer(
         precision=machine.lightning_precision,  # type: ignore[arg-type]
         max_epochs=config.trainer.max_epochs,
         gradient_clip_val=config.optim.clip_grad_norm,
+        accumulate_grad_batches=config.optim.accumulate_batches,
         callbacks=callbacks,
         logger=False,
         enable_progress_bar=False,

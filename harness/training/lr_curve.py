@@ -69,17 +69,18 @@ def trace_rates(config: RunConfig) -> RateCurve:
     """
     splits = load_splits(config.data)
     num_batches = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())
+    steps = config.optim.steps_per_epoch(num_batches)
     with torch.device("meta"):
         classifier = build_model(config.model, len(splits.class_names), load_weights=False)
         apply_freezing(classifier, config.finetune)
         optimizer = build_optimizer(classifier, config.optim, config.finetune)
     max_epochs = config.trainer.max_epochs
-    schedule = build_schedule(optimizer, config.optim.schedule, num_batches, max_epochs)
+    schedule = build_schedule(optimizer, config.optim.schedule, steps, max_epochs)
     traced: dict[str, list[float]] = {group["name"]: [] for group in optimizer.param_groups}
     with warnings.catch_warnings():
         # No optimiser step comes before the schedule's: there is nothing to train.
         warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\)` before `optimizer\.step\(\).*")
-        for _ in range(num_batches * (config.trainer.end_after or max_epochs)):
+        for _ in range(steps * (config.trainer.end_after or max_epochs)):
             for group in optimizer.param_groups:
                 traced[group["name"]].append(float(group["lr"]))
             schedule.step()
@@ -87,7 +88,7 @@ def trace_rates(config: RunConfig) -> RateCurve:
         config.optim.schedule.kind,
         config.optim.algorithm,
         max_epochs,
-        num_batches,
+        steps,
         _merged(traced),
         _note(config) if isinstance(schedule, PlateauLR) else "",
     )

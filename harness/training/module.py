@@ -21,6 +21,7 @@ from harness.config.schema import RunConfig
 from harness.errors import BatchSizeError
 from harness.models import ImageClassifier
 from harness.models.sync_norm import learning_norms, running_statistics
+from harness.models.timm_parts import clip_adaptively
 from harness.training.averaging import WeightAverage, take_from
 from harness.training.checkpoint import PREFIX, SECTION, ModelFacts
 from harness.training.collectives import Ranks, current_ranks
@@ -91,6 +92,7 @@ class ClassifierModule(pl.LightningModule):
         self._val_batches: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
+        self._num_accumulated = 0  # images whose gradients the next optimiser step takes, over all ranks
         self._at_rest: list[nn.Parameter] = []  # see `parameters_at_rest`
         # In a tuple, or Lightning would take it for a part of what trains.
         self._average: tuple[WeightAverage, ...] = ()
@@ -105,13 +107,24 @@ class ClassifierModule(pl.LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.optim.label_smoothing)
         if self.ranks.is_alone:
             self.train_means.update(loss, logits, labels)
-            return loss
+            return self._share_of_step(loss, len(images))
         shard = self.trainer.train_dataloader.shard(batch_idx)  # type: ignore[union-attr]
         # A batch too small to divide goes to every rank as a whole: only one rank counts its images.
         if shard.counts:
             self.train_means.update(loss, logits, labels)
         # DDP gives the ranks' gradients equal weight, although their shards can differ in size.
-        return loss * shard.weight
+        return self._share_of_step(loss * shard.weight, shard.total)
+
+    def _share_of_step(self, loss: Tensor, batch_size: int) -> Tensor:
+        """Return the loss times the batch's share of a step that accumulates several, as if all were full.
+
+        Lightning divides by their number. `on_before_optimizer_step` corrects a step of fewer images, so that
+        it takes the mean gradient over its images, as a step of one large batch would.
+        """
+        if self.config.optim.accumulate_batches == 1:
+            return loss
+        self._num_accumulated += batch_size
+        return loss * (batch_size / self.config.data.batch_size)
 
     def _training_logits(self, images: Tensor) -> Tensor:
         try:
@@ -165,6 +178,7 @@ class ClassifierModule(pl.LightningModule):
         # numbers that it would have drawn in an uninterrupted run.
         torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch + (self.ranks.rank << 32))
         self.train_means.reset()
+        self._num_accumulated = 0
         # Parameters whose schedule has ended (Muon's stem) need no gradients: without them, backward is
         # cheaper.
         self._at_rest = parameters_at_rest(self.trainer.optimizers[0])
@@ -178,6 +192,12 @@ class ClassifierModule(pl.LightningModule):
         # is.
         for parameter in self._at_rest:
             parameter.grad = None
+        full = self.config.data.batch_size * self.config.optim.accumulate_batches
+        if self._num_accumulated not in (0, full):
+            for parameter in self.classifier.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(full / self._num_accumulated)
+        self._num_accumulated = 0
 
     def on_validation_epoch_start(self) -> None:
         self._val_batches.clear()
@@ -200,8 +220,9 @@ class ClassifierModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.classifier, self.config.optim, self.config.finetune)
+        steps = -(-self.num_batches // self.config.optim.accumulate_batches)
         schedule = build_schedule(
-            optimizer, self.config.optim.schedule, self.num_batches, self.config.trainer.max_epochs
+            optimizer, self.config.optim.schedule, steps, self.config.trainer.max_epochs
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -214,13 +235,19 @@ class ClassifierModule(pl.LightningModule):
         # Lightning's own method refuses fused optimisers with bf16 and fp16, because they unscale gradients
         # themselves. With bf16 there is no scale. With fp16 the scaler removes it here, before the norm is
         # taken, and remembers that, so that the fused optimiser does not divide again.
-        if gradient_clip_val is None:
+        optim = self.config.optim
+        if (gradient_clip_val, optim.clip_grad_value, optim.clip_grad_adaptive) == (None, None, None):
             return
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # for other optimisers Lightning has done so already
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        if optim.clip_grad_value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, optim.clip_grad_value)
+        if optim.clip_grad_adaptive is not None:
+            clip_adaptively(self.classifier.network, optim.clip_grad_adaptive)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         validates = not self.config.data.train_on_val

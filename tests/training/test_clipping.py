@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from harness.config.schema import RunConfig
+from harness.config.schema import RunConfig, ScratchModel
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
+from harness.models import build_model
+from harness.models.timm_parts import clip_adaptively
 from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.prepare import prepare_model
@@ -99,3 +101,42 @@ def test_with_fp16_the_scale_is_taken_away_before(
             (now.detach() - then).flatten() for now, then in zip(classifier.parameters(), before, strict=True)
         ]
         assert float(torch.cat(steps).norm()) == pytest.approx(config.optim.lr * CLIP, rel=1e-3)
+
+
+def test_values_are_clipped(run: Run, tiny_config: Config) -> None:
+    largest: list[float] = []
+
+    def look(optimizer: Optimizer, *_: object) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        largest.append(max(float(p.grad.abs().max()) for p in parameters if p.grad is not None))
+
+    handle = register_optimizer_step_post_hook(look)
+    try:
+        run(tiny_config(*SHORT, f"optim.clip_grad_value={CLIP}", "evaluation.pictures=none"))
+    finally:
+        handle.remove()
+    assert largest == pytest.approx([CLIP] * 3)
+
+
+def test_rows_of_weights_are_clipped_adaptively_but_for_the_head() -> None:
+    torch.manual_seed(0)
+    network = build_model(ScratchModel(kind="lenet"), 10).network
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    clip_adaptively(network, 0.01)
+    for name, parameter in network.named_parameters():
+        gradient, weight = before[name], parameter.detach()
+        assert parameter.grad is not None
+        if name.startswith("head."):
+            assert torch.equal(parameter.grad, gradient)
+            continue
+        rows = slice(None) if weight.ndim > 1 else None
+        sizes = [
+            tensor.flatten(1).norm(dim=1) if rows is not None else tensor.norm().expand(len(tensor))
+            for tensor in (gradient, weight)
+        ]
+        bound = 0.01 * sizes[1].clamp(min=1e-3)
+        factor = (bound / sizes[0]).clamp(max=1.0)
+        expected = gradient * factor.view(-1, *[1] * (weight.ndim - 1))
+        assert torch.allclose(parameter.grad, expected, rtol=1e-4), name
