@@ -58,7 +58,8 @@ class FinetunePolicy(Section):
     # expensive one is measured when `sweep.slots=auto` is resolved.
     step_cost: ClassVar[int]
     freezes: ClassVar[bool] = True  # a policy that freezes refuses a network with random weights
-    trains: ClassVar[str]  # what it trains, in words, for messages
+    thaws: ClassVar[bool] = False  # more trains in later epochs: see `joins`
+    trains: ClassVar[str]  # what it trains, in words, for messages; {groups} stands for the depth groups
 
     @property
     def backbone_rate(self) -> float:
@@ -79,6 +80,38 @@ class FinetunePolicy(Section):
         That one is `backbone_rate`.
         """
         return {}
+
+    def joins(self, network: TensorNames) -> Mapping[str, int]:
+        """Return the epoch (from 0) in which each tensor begins to train, of those that do so later.
+
+        They are some of those that `trainable` returns. They are in the optimiser from the beginning, without
+        gradients: nothing in a checkpoint or in a resumed run depends on when they join.
+        """
+        return {}
+
+    @property
+    def join_warmup(self) -> float:
+        """The epochs in which the learning rate of tensors that join rises to that of the schedule."""
+        return 0.0
+
+    @property
+    def phases(self) -> list[tuple[int, float]]:
+        """The first epoch of each part of a run over which the schedule is laid out anew, and its scale."""
+        return []
+
+    def check_length(self, max_epochs: int, warmup_epochs: float) -> None:
+        """Refuse a policy that does not fit into a run.
+
+        Args:
+            warmup_epochs: of the run's schedule.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+
+    def in_words(self) -> str:
+        """Return `trains`, with what of it depends on settings."""
+        return self.trains
 
     @property
     def num_new_groups(self) -> int:
@@ -125,8 +158,8 @@ class FrozenBackbone(FinetunePolicy):
     feature_views: Annotated[int, Field(ge=1)] | None = None
 
     @property
-    def trained_depth(self) -> int:
-        """The number of depth groups that train; 0 if the head alone trains."""
+    def trained_depth(self) -> int | None:
+        """The number of depth groups that train in the end; 0: the head alone; None: nothing stays frozen."""
         raise NotImplementedError
 
 
@@ -236,6 +269,129 @@ class Full(RatesByDepth):
         if self.reinit_groups and self.reinit_groups > len(groups := network.depth_groups()):
             raise ModelError(_too_many("reinit_groups", self.reinit_groups, len(groups)))
         return Trainable(network.everything)
+
+
+class Gradual(FrozenBackbone, RatesByDepth):
+    """Train the head; after every so many epochs, thaw the next depth groups, from the last one on.
+
+    Source: Howard & Ruder (2018), "Universal Language Model Fine-tuning", https://arxiv.org/abs/1801.06146
+    """
+
+    kind: Literal["gradual"] = "gradual"
+    start_groups: Annotated[int, Field(ge=0)] = 0  # that train from the beginning, beside the head
+    every_epochs: Annotated[int, Field(ge=1)] = 1
+    groups_at_once: Annotated[int, Field(ge=1)] = 1
+    final_groups: Annotated[int, Field(ge=1)] | None = None  # None = as many as the epochs allow
+    # In which a new group's rate rises to that of the schedule.
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.2
+    backbone_lr_scale: LearningRateScale = 0.1
+    step_cost = 3
+    thaws = True
+    trains = "the head, {more}; in the end {{groups}}"
+
+    @model_validator(mode="after")
+    def _ends_above_its_start(self) -> Self:
+        if self.final_groups is not None and self.final_groups <= self.start_groups:
+            raise ValueError(
+                f"final_groups={self.final_groups} must be above start_groups={self.start_groups}: raise it, "
+                "or use finetune=partial, which trains the same groups all the time"
+            )
+        return self
+
+    @property
+    def trained_depth(self) -> int | None:
+        return self.final_groups
+
+    @property
+    def join_warmup(self) -> float:
+        return self.warmup_epochs
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        groups = network.depth_groups()
+        for setting in ("start_groups", "final_groups"):
+            if (wanted := getattr(self, setting) or 0) > len(groups):
+                raise ModelError(_too_many(setting, wanted, len(groups)))
+        last = groups[len(groups) - (self.final_groups or len(groups)) :]
+        return Trainable(network.head.union(*last), last, len(groups))
+
+    def joins(self, network: TensorNames) -> Mapping[str, int]:
+        from_the_last = list(reversed(self.trainable(network).groups))
+        return {
+            name: self._joins_in(place)
+            for place, group in enumerate(from_the_last)
+            for name in group
+            if place >= self.start_groups
+        }
+
+    def _joins_in(self, place: int) -> int:
+        """Return the epoch in which a group joins, by its place from the last (0)."""
+        return self.every_epochs * (1 + (place - self.start_groups) // self.groups_at_once)
+
+    def check_length(self, max_epochs: int, warmup_epochs: float) -> None:
+        last = self._joins_in((self.final_groups or self.start_groups + 1) - 1)
+        if last >= max_epochs:
+            is_bound = self.final_groups is not None
+            what = f"the last of finetune.final_groups={self.final_groups}" if is_bound else "its first group"
+            raise ValueError(
+                f"finetune=gradual would thaw {what} in epoch {last + 1}, beyond "
+                f"trainer.max_epochs={max_epochs}: train longer, or lower finetune.every_epochs"
+                + (" or finetune.final_groups" if is_bound else "")
+            )
+
+    def in_words(self) -> str:
+        epochs = "every epoch" if self.every_epochs == 1 else f"every {self.every_epochs} epochs"
+        start = f"{self.start_groups} depth groups from the start, " if self.start_groups else ""
+        return self.trains.format(more=f"{start}{self.groups_at_once} more after {epochs}")
+
+
+class ProbeThenFinetune(FrozenBackbone, RatesByDepth):
+    """Train the head alone, then the backbone too, each with the whole schedule.
+
+    Source: Kumar et al. (2022), "Fine-Tuning can Distort Pretrained Features",
+    https://arxiv.org/abs/2202.10054
+    """
+
+    kind: Literal["lp_ft"] = "lp_ft"
+    probe_epochs: Annotated[int, Field(ge=1)] = 1
+    trainable_groups: Annotated[int, Field(ge=1)] | None = None  # the last so many depth groups; None = all
+    finetune_lr_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # all rates after the probe ÷ before
+    backbone_lr_scale: LearningRateScale = 1.0
+    step_cost = 3
+    thaws = True
+    trains = "the head for {probe_epochs} epochs, then {what}"
+
+    @property
+    def trained_depth(self) -> int | None:
+        return self.trainable_groups
+
+    @property
+    def phases(self) -> list[tuple[int, float]]:
+        return [(0, 1.0), (self.probe_epochs, self.finetune_lr_scale)]
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        if self.trainable_groups is None:
+            return Trainable(network.everything)
+        return Partial(trainable_groups=self.trainable_groups).trainable(network)
+
+    def joins(self, network: TensorNames) -> Mapping[str, int]:
+        return dict.fromkeys(self.trainable(network).names - network.head, self.probe_epochs)
+
+    def check_length(self, max_epochs: int, warmup_epochs: float) -> None:
+        if self.probe_epochs >= max_epochs:
+            raise ValueError(
+                f"finetune.probe_epochs={self.probe_epochs} leaves nothing of "
+                f"trainer.max_epochs={max_epochs} for the backbone: lower it or train longer"
+            )
+        shortest = min(self.probe_epochs, max_epochs - self.probe_epochs)
+        if warmup_epochs >= shortest:
+            raise ValueError(
+                f"optim.schedule.warmup_epochs={warmup_epochs:g} leaves nothing of the {shortest} epochs of "
+                "a phase of finetune=lp_ft: lower it, or change finetune.probe_epochs"
+            )
+
+    def in_words(self) -> str:
+        what = "everything" if self.trainable_groups is None else "{groups} too"
+        return self.trains.format(probe_epochs=self.probe_epochs, what=what)
 
 
 def _too_many(setting: str, wanted: int, existing: int) -> str:

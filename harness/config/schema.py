@@ -317,6 +317,7 @@ class RunConfig(Section):
             )
         epochs = self.trainer.max_epochs
         self.optim.schedule.check_length(epochs)
+        self.finetune.check_length(epochs, self.optim.schedule.warmup_epochs)
         if isinstance(self.average, Ema | Swa) and self.average.begins_after(epochs) >= epochs:
             raise ValueError(
                 f"average.start_epoch={self.average.begins_after(epochs)} leaves nothing of "

@@ -17,7 +17,7 @@ others also work for networks whose depth timm does not describe.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from timm.models import group_parameters
 from timm.models._manipulate import group_with_matcher  # group_parameters leaves out buffers
@@ -91,10 +91,18 @@ class NetworkNames:
         return depth_groups(self._network)
 
 
-def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> FreezeReport:
+def apply_freezing(
+    classifier: ImageClassifier, finetune: FinetuneConfig, max_epochs: int | None = None
+) -> FreezeReport:
     """Let the parameters that the policy names train, and freeze all others.
 
+    Parameters that join in a later epoch train here already, so that an optimiser takes them; `thaw` then
+    says at the start of each epoch what trains in it.
+
     In frozen modules dropout is off, and batch-norm statistics are frozen too, unless the policy says so.
+
+    Args:
+        max_epochs: of the run; what would join later is reported as frozen. None: there is no end.
 
     Raises:
         ModelError: the policy asks for more depth groups than the model has, timm describes none, or the
@@ -109,20 +117,44 @@ def apply_freezing(classifier: ImageClassifier, finetune: FinetuneConfig) -> Fre
     names = NetworkNames(network)
     chosen = finetune.trainable(names)
     finetune.rates(names)  # raises here, and not where the optimiser is made, if timm describes no layers
-    trainable = set(chosen.names)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in trainable)
-    classifier.frozen_modules = _frozen_modules(network, trainable)
     classifier.batch_norm = finetune.batch_norm
-    classifier.train(classifier.training)  # puts the frozen modules in eval mode
+    _train_these(classifier, set(chosen.names))
+    joins = finetune.joins(names) if max_epochs is not None else {}
+    late = {name for name, epoch in joins.items() if epoch >= (max_epochs or 0)}
+    trainable = chosen.names - late
+    counts = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    num_trainable = sum(count for name, count in counts.items() if name in trainable)
     return FreezeReport(
         policy=finetune.kind,
-        trainable_parameters=_count(network, requires_grad=True),
-        frozen_parameters=_count(network, requires_grad=False),
+        trainable_parameters=num_trainable,
+        frozen_parameters=sum(counts.values()) - num_trainable,
         num_groups=chosen.num_groups,
-        trainable_groups=tuple(_group_name(group) for group in chosen.groups),
-        trains=finetune.trains,
+        trainable_groups=tuple(_group_name(group) for group in chosen.groups if not late.issuperset(group)),
+        trains=finetune.in_words(),
     )
+
+
+def thaw(
+    classifier: ImageClassifier, finetune: FinetuneConfig, epoch: int, *, set_gradients: bool = True
+) -> None:
+    """Let train what the policy trains in this epoch (from 0), and freeze the rest.
+
+    Args:
+        set_gradients: whether parameters that have not joined yet get no gradients; else they keep theirs,
+            which somebody must drop.
+    """
+    names = NetworkNames(classifier.network)
+    joins = finetune.joins(names)
+    trainable = {name for name in finetune.trainable(names).names if joins.get(name, 0) <= epoch}
+    _train_these(classifier, trainable, set_gradients=set_gradients)
+
+
+def _train_these(classifier: ImageClassifier, trainable: set[str], *, set_gradients: bool = True) -> None:
+    if set_gradients:
+        for name, parameter in classifier.network.named_parameters():
+            parameter.requires_grad_(name in trainable)
+    classifier.frozen_modules = _frozen_modules(classifier.network, trainable)
+    classifier.train(classifier.training)  # puts the frozen modules in eval mode, and all others in theirs
 
 
 @dataclass(frozen=True)
@@ -132,22 +164,31 @@ class ParameterPart:
     role: str  # "backbone", "backbone 2", …, "head"
     lr_scale: float  # their learning rate ÷ the head's
     parameters: list[nn.Parameter]  # frozen ones included
+    timing: dict[str, Any]  # entries of the optimiser's groups, which `harness.training.schedules` reads
 
 
 def parameter_parts(classifier: ImageClassifier, finetune: FinetuneConfig) -> list[ParameterPart]:
-    """Return the network's parameters, divided by learning rate: parts of the backbone, then the head."""
+    """Return the network's parameters, divided by learning rate and by the epoch in which they join.
+
+    The parts of the backbone come first, from shallow to deep, then the head.
+    """
     names = NetworkNames(classifier.network)
-    rates = finetune.rates(names)
+    rates, joins = finetune.rates(names), finetune.joins(names)
     head: list[nn.Parameter] = []
-    by_rate: dict[float, list[nn.Parameter]] = {}
+    found: dict[tuple[float, int], list[nn.Parameter]] = {}
     for name, parameter in classifier.network.named_parameters():
         if name in names.head:
             head.append(parameter)
         else:
-            by_rate.setdefault(rates.get(name, finetune.backbone_rate), []).append(parameter)
-    roles = ["backbone", *(f"backbone {number}" for number in range(2, len(by_rate) + 1))]
-    parts = [ParameterPart(role, *found) for role, found in zip(roles, by_rate.items(), strict=False)]
-    return [*parts, ParameterPart("head", 1.0, head)]
+            key = (rates.get(name, finetune.backbone_rate), joins.get(name, 0))
+            found.setdefault(key, []).append(parameter)
+    phases = {"phases": [list(phase) for phase in finetune.phases]} if finetune.phases else {}
+    parts = []
+    for number, ((rate, epoch), parameters) in enumerate(found.items(), start=1):
+        role = "backbone" if number == 1 else f"backbone {number}"
+        joining = {"joins": epoch, "join_warmup": finetune.join_warmup} if epoch else {}
+        parts.append(ParameterPart(role, rate, parameters, joining | phases))
+    return [*parts, ParameterPart("head", 1.0, head, phases)]
 
 
 def start_anew(classifier: ImageClassifier, fresh: nn.Module, num_groups: int) -> None:
@@ -214,10 +255,6 @@ def _frozen_modules(network: nn.Module, trainable: set[str]) -> tuple[str, ...]:
             held_by.setdefault(".".join(parts[:depth]), []).append(tensor_name)
     frozen = {module for module, names in held_by.items() if trainable.isdisjoint(names)}
     return tuple(sorted(name for name in frozen if name.rpartition(".")[0] not in frozen))
-
-
-def _count(network: nn.Module, *, requires_grad: bool) -> int:
-    return sum(p.numel() for p in network.parameters() if p.requires_grad == requires_grad)
 
 
 def _group_name(group: list[str]) -> str:

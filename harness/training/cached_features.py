@@ -103,6 +103,7 @@ def _own_data(
         )
     if reason is None:
         assert num_views is not None
+        assert finetune.trained_depth is not None  # or it would need images
         plan = _Plan(classifier, images.splits, config, machine, num_views)
         # The memory format of training, because another one changes the last bits of the activations.
         classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -263,5 +263,5 @@ def best_epoch(
 
 def _learning_rate(base_lr: float, optimizer: torch.optim.Optimizer) -> float:
     """Return `optim.lr` times the schedule's factor; parameter groups may train with multiples of it."""
-    group = optimizer.param_groups[0]
+    group = next(group for group in optimizer.param_groups if not group.get("joins"))  # these begin at 0
     return float(base_lr * (group["lr"] / group["initial_lr"]))

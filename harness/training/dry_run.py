@@ -24,7 +24,7 @@ def describe_run(config: RunConfig) -> str:
     splits = load_splits(config.data)
     with torch.device("meta"):
         classifier = build_model(config.model, len(splits.class_names), load_weights=False)
-        freezing = apply_freezing(classifier, config.finetune)
+        freezing = apply_freezing(classifier, config.finetune, config.trainer.max_epochs)
     machine = resolve_machine(config.trainer, classifier.network)
     together = f"{devices} × " if devices > 1 else ""
     num_batches = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())

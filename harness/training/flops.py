@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from harness.config.finetune import FrozenBackbone
 from harness.config.schema import FinetuneConfig, ModelConfig, RunConfig
 from harness.errors import ModelError, first_line
 from harness.models import ImageClassifier, apply_freezing, build_model
+from harness.models.freezing import NetworkNames, thaw
 from harness.models.sync_norm import learning_norms
 from harness.models.trunk import trunk_activations, trunk_end
 
@@ -70,6 +72,8 @@ def count_image_flops(
 ) -> ImageFlops:
     """Return the operations of a run's training for one image. Counting takes about a second, once a process.
 
+    Where more of the network trains in later epochs (`finetune=gradual`), a step is the mean of the epochs'.
+
     Args:
         cached_views: The views of each image on whose cached activations the run trains; None: it trains on
             images. For a run that has not begun, `views_to_cache`.
@@ -78,10 +82,37 @@ def count_image_flops(
     Raises:
         ModelError: The network cannot be built, or runs neither on the meta device nor on the CPU.
     """
-    counted, forward = _count(config.model, config.finetune, num_classes, cached_views)
+    epochs = num_epochs or config.trainer.max_epochs
+    if config.finetune.thaws:
+        counted, forward = _count_stages(config, num_classes, cached_views, epochs)
+    else:
+        counted, forward = _count(config.model, config.finetune, num_classes, cached_views)
     # SWA runs the averaged network forward once more over each epoch that it averages.
-    share = _averaged_share(config, num_epochs or config.trainer.max_epochs)
+    share = _averaged_share(config, epochs)
     return replace(counted, step=counted.step + share * forward) if share else counted
+
+
+def count_heaviest_step(config: RunConfig, num_classes: int) -> float:
+    """Return the operations of a step for one image, on images, when all trains that ever does.
+
+    Raises:
+        ModelError: As for `count_image_flops`.
+    """
+    return _count(config.model, config.finetune, num_classes, None)[0].step
+
+
+def _count_stages(
+    config: RunConfig, num_classes: int, cached_views: int | None, epochs: int
+) -> tuple[ImageFlops, float]:
+    """Return the same as `_count`, for a step that has the mean of the epochs, which are of equal length."""
+    model, finetune = config.model, config.finetune
+    with torch.device("meta"):
+        names = NetworkNames(build_model(model, num_classes, load_weights=False).network)
+    starts = sorted({0, *(epoch for epoch in finetune.joins(names).values() if epoch < epochs)})
+    stages = [_count(model, finetune, num_classes, cached_views, start) for start in starts]
+    lengths = [end - start for start, end in pairwise([*starts, epochs])]
+    step = sum(stage.step * length for (stage, _), length in zip(stages, lengths, strict=True)) / epochs
+    return replace(stages[0][0], step=step), stages[-1][1]
 
 
 def _averaged_share(config: RunConfig, num_epochs: int) -> float:
@@ -106,17 +137,24 @@ def count_forward_flops(config: RunConfig, num_classes: int) -> float:
 
 @cache
 def _count(
-    model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views: int | None
+    model: ModelConfig,
+    finetune: FinetuneConfig,
+    num_classes: int,
+    views: int | None,
+    epoch: int | None = None,
 ) -> tuple[ImageFlops, float]:
     """Return the operations of training, and those of a forward pass that sets batch norms' statistics.
 
     The latter are 0 if no batch norm trains.
+
+    Args:
+        epoch: Whose step is counted, where more trains in later ones; None: all trains that ever does.
     """
     problem: Exception | None = None
     for device in ("meta", "cpu"):  # some networks look at values, which the meta device does not have
         try:
             with torch.device(device):
-                return _count_on(model, finetune, num_classes, views)
+                return _count_on(model, finetune, num_classes, views, epoch)
         except ModelError:
             raise
         except Exception as error:  # each network fails in its own way
@@ -128,15 +166,22 @@ def _count(
 
 
 def _count_on(
-    model: ModelConfig, finetune: FinetuneConfig, num_classes: int, views: int | None
+    model: ModelConfig,
+    finetune: FinetuneConfig,
+    num_classes: int,
+    views: int | None,
+    epoch: int | None,
 ) -> tuple[ImageFlops, float]:
     """Count on torch's default device, without the faster convolutions: their sums would not be counted."""
     classifier = build_model(model, num_classes, load_weights=False)
     apply_freezing(classifier, finetune)
+    if epoch is not None:
+        thaw(classifier, finetune, epoch)
     classifier.train()
     images_BCHW = _images(classifier)
     if views is not None and isinstance(finetune, FrozenBackbone):
         depth = finetune.trained_depth
+        assert depth is not None  # or it would have no views
         end = trunk_end(classifier, images_BCHW, depth)
         if end is not None:
             with _counting() as counter:

@@ -39,6 +39,8 @@ def needs_images(config: RunConfig) -> str | None:
         return "mixup and cutmix mix images"
     if config.evaluation.tta != "none":
         return "evaluation.tta shows other views of an image"
+    if isinstance(config.finetune, FrozenBackbone) and config.finetune.trained_depth is None:
+        return f"no part of the network stays frozen to the end of finetune={config.finetune.kind}"
     if config.finetune.batch_norm == "adapt":
         return "finetune.batch_norm=adapt changes the statistics of the frozen part with every batch"
     is_head_alone = isinstance(config.finetune, FrozenBackbone) and config.finetune.trained_depth == 0

@@ -20,6 +20,7 @@ from harness.config.average import Ema, Swa
 from harness.config.schema import RunConfig
 from harness.errors import BatchSizeError
 from harness.models import ImageClassifier
+from harness.models.freezing import thaw
 from harness.models.sync_norm import learning_norms, running_statistics
 from harness.models.timm_parts import clip_adaptively
 from harness.training.averaging import WeightAverage, take_from
@@ -179,6 +180,14 @@ class ClassifierModule(pl.LightningModule):
         torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch + (self.ranks.rank << 32))
         self.train_means.reset()
         self._num_accumulated = 0
+        if self.config.finetune.thaws:
+            thaw(
+                self.classifier,
+                self.config.finetune,
+                self.current_epoch,
+                set_gradients=self.ranks.is_alone,  # DDP expects them: see on_before_optimizer_step
+            )
+            self._norms = learning_norms(self.classifier)
         # Parameters whose schedule has ended (Muon's stem) need no gradients: without them, backward is
         # cheaper.
         self._at_rest = parameters_at_rest(self.trainer.optimizers[0])

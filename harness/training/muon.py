@@ -105,7 +105,7 @@ def muon_groups(
     groups = []
     for part in backbone:
         groups += _backbone_groups(part, optim, in_stem, filters, classifier.is_pretrained)
-    groups.append(_sgd_group("head", head.parameters, optim, optim.head_lr))
+    groups.append(_sgd_group("head", head.parameters, optim, optim.head_lr) | head.timing)
     return [group for group in groups if group["params"]]
 
 
@@ -124,7 +124,7 @@ def _backbone_groups(
     ]
     for group in weights:
         group["keep_norm"] = is_pretrained
-    return [
+    groups = [
         *weights,
         _sgd_group(
             f"{part.role}/biases", [p for p in rest if id(p) not in filters], optim, optim.bias_lr * scale
@@ -132,6 +132,7 @@ def _backbone_groups(
         _sgd_group("stem/biases", [p for p in stem if id(p) not in filters], optim, optim.bias_lr * scale)
         | horizon,
     ]
+    return [group | part.timing for group in groups]
 
 
 def _stem_parameters(network: nn.Module, optim: MuonOptim) -> set[int]:

@@ -19,20 +19,21 @@ from harness.models.classifier import ImageClassifier
 from harness.models.freezing import parameter_parts
 from harness.models.timm_parts import timm_optimizer
 from harness.training.muon import Muon, muon_groups
-from harness.training.schedules import PlateauLR, lr_factor
+from harness.training.schedules import PlateauLR, group_factor
 
 
 def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:
     """Return the optimiser of all parameters that train.
 
     Backbone and head have groups of their own, each divided into parameters with and without weight decay; so
-    has each part of the backbone that has a learning rate of its own (`finetune.layer_decay`).
+    has each part of the backbone that has a learning rate of its own (`finetune.layer_decay`), or joins in an
+    epoch of its own (`finetune=gradual`).
     For the groups of Muon see `muon_groups`.
     """
     if isinstance(optim, MuonOptim):
         return Muon(muon_groups(classifier, optim, finetune))
     groups = [
-        group
+        group | part.timing
         for part in parameter_parts(classifier, finetune)
         for group in _split_by_decay(part.role, part.parameters, optim.lr * part.lr_scale, optim.weight_decay)
     ]
@@ -56,23 +57,24 @@ def build_schedule(
     """Return the schedule, to be stepped after every optimiser step.
 
     A parameter group with an entry `max_epochs` (Muon's stem) runs through the whole schedule in that many
-    epochs, and keeps the last rate for the rest of the run. The entry is a part of every checkpoint.
+    epochs, and keeps the last rate for the rest of the run. The entry is a part of every checkpoint. For
+    other entries see `group_factor`.
     """
 
-    def factor_over(epochs: float) -> Callable[[int], float]:
-        return lambda step: lr_factor(step, schedule, steps_per_epoch, epochs)
+    def factor_of(group: dict[str, Any]) -> Callable[[int], float]:
+        return lambda step: group_factor(step, group, schedule, steps_per_epoch, max_epochs)
 
-    factors = [factor_over(group.get("max_epochs", max_epochs)) for group in optimizer.param_groups]
+    factors = [factor_of(dict(group)) for group in optimizer.param_groups]
     if schedule.kind == "plateau":
         return PlateauLR(optimizer, factors, schedule)
     return LambdaLR(optimizer, factors)
 
 
 def parameters_at_rest(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return the parameters whose schedule has ended at a learning rate of 0, before the end of the run.
+    """Return the parameters whose learning rate is 0: their schedule has ended, or has not begun.
 
     If this is called at the start of an epoch, they all belong to groups with a `max_epochs` of their own
-    (see `build_schedule`): other schedules end with the run.
+    (see `build_schedule`), as other schedules end with the run, or to groups that join in a later epoch.
     """
     return [
         parameter for group in optimizer.param_groups if group["lr"] <= 0 for parameter in group["params"]

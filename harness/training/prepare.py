@@ -29,7 +29,7 @@ def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifi
     """Return the model as it is before the first step, and a report of which parameters train."""
     classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
     show_images(classifier, splits.train)
-    freezing = apply_freezing(classifier, config.finetune)
+    freezing = apply_freezing(classifier, config.finetune, config.trainer.max_epochs)
     if config.finetune.num_new_groups:
         fresh = build_model(config.model, len(splits.class_names), load_weights=False)
         start_anew(classifier, fresh.network, config.finetune.num_new_groups)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,32 @@ from harness.config.optim import ScheduleConfig
 
 _ONE_CYCLE_START = 1 / 25  # the one-cycle schedule's first learning rate, as a fraction of its peak
 _ONE_CYCLE_RISE = 0.3  # the fraction of the run in which it rises, if warmup_epochs is 0
+
+
+def group_factor(
+    step: int, group: Mapping[str, Any], schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: int
+) -> float:
+    """Return the learning rate of a parameter group in optimiser step `step` as a factor of its base rate.
+
+    Args:
+        group: Its entries may be `max_epochs` (its own end of the schedule), `joins` (the epoch in which it
+            begins to train; the rate is 0 before), `join_warmup` (the epochs in which its rate then rises
+            linearly to the schedule's) and `phases` (first epoch and scale of each part of the run over which
+            the schedule is laid out anew). A parameter group has none of them unless the finetuning policy or
+            Muon's stem asks for it.
+    """
+    since = step - group.get("joins", 0) * steps_per_epoch
+    if since < 0:
+        return 0.0
+    begin, scale, end = 0, 1.0, group.get("max_epochs", max_epochs)
+    for first, of_phase in group.get("phases", []):
+        if step < first * steps_per_epoch:
+            end = first
+            break
+        begin, scale = first, of_phase
+    factor = scale * lr_factor(step - begin * steps_per_epoch, schedule, steps_per_epoch, end - begin)
+    warmup_steps = round(group.get("join_warmup", 0.0) * steps_per_epoch)
+    return factor * min(1.0, (since + 1) / (warmup_steps + 1))
 
 
 def lr_factor(step: int, schedule: ScheduleConfig, steps_per_epoch: int, max_epochs: float) -> float:

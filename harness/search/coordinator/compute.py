@@ -103,7 +103,7 @@ def measured_rate(plan: SweepPlan, slots: Slots) -> Rate:
     Raises:
         ConfigError: Trials run elsewhere, or the step cannot be measured.
     """
-    from harness.training.flops import count_forward_flops, count_image_flops
+    from harness.training.flops import count_forward_flops, count_heaviest_step
 
     if plan.sweep.executor.kind != "local":
         raise ConfigError(
@@ -121,7 +121,7 @@ def measured_rate(plan: SweepPlan, slots: Slots) -> Rate:
             "(out of memory?): give the PFLOP of a trial"
         )
     num_classes = len(load_splits(run.data).class_names)
-    step = count_image_flops(run, num_classes, None).step  # the measured steps use no cached activations
+    step = count_heaviest_step(run, num_classes)  # what was measured: without cached activations
     per_slot = measured.images_per_second / measured.slots
     return Rate(per_slot, step, count_forward_flops(run, num_classes))
 

@@ -146,7 +146,10 @@ def heaviest_run(plan: SweepPlan) -> RunConfig:
         # `finetune` names a file of configs/finetune/. A file that is not named like the kind of its policy
         # counts as the most expensive.
         cost = costs.get(chosen["finetune"], math.inf) if "finetune" in chosen else 0
-        sizes = (chosen.get(name) or 0 for name in ("finetune.trainable_groups", "model.image_size"))
+        sizes = (
+            chosen.get(name) or 0
+            for name in ("finetune.trainable_groups", "finetune.final_groups", "model.image_size")
+        )
         return (cost, *map(float, sizes))
 
     heaviest = max(itertools.islice(corners(plan.sweep), MAX_CORNERS), key=weight)

@@ -18,6 +18,7 @@ BATCH_SIZE = "batch_size"
 _NOT_IN_MEMORY = {
     "backbone_lr_scale", "layer_decay", "layer_decay_by", "reinit_groups",
     "batch_norm", "cache_features", "feature_views",
+    "start_groups", "every_epochs", "groups_at_once", "warmup_epochs", "probe_epochs", "finetune_lr_scale",
 }  # fmt: skip
 
 
