@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from harness.config.average import AverageConfig, Ema, NoAverage, Swa
 from harness.config.base import Section
 from harness.config.finetune import FinetunePolicy, Full, policies
+from harness.config.loss import CrossEntropy, LossConfig
 from harness.config.monitor import MonitorConfig
 from harness.config.optim import (  # noqa: F401 - the schema is where others take them from
     Adam,
@@ -142,6 +143,13 @@ class ScratchModel(Section):
     # weights with a = √5, uniform biases).
     init: Literal["default", "glorot_uniform", "torch"] = "default"
     normalisation: Normalisation = "data"
+    drop_rate: Fraction = 0.0  # dropout before the head
+
+    @model_validator(mode="after")
+    def _speed_cnn_has_no_dropout(self) -> Self:
+        if self.kind == "speed_cnn" and self.drop_rate:
+            raise ValueError("speed_cnn has no dropout: set model.drop_rate=0 or take another model")
+        return self
 
     @model_validator(mode="after")
     def _computed_layers_have_no_other_init(self) -> Self:
@@ -168,6 +176,8 @@ class EfficientNetLite(Section):
     kind: str
     pretrained: bool = True
     image_size: Annotated[int, Field(ge=32, le=1024)]  # pixels
+    drop_rate: Fraction = 0.0  # dropout before the head
+    drop_path_rate: Fraction = 0.0  # stochastic depth: of the last block, rising linearly from the first
     stem: Stem = "default"
 
     @property
@@ -256,6 +266,8 @@ class TrainerConfig(Section):
     # GPUs (or, on a CPU, processes) that train together; a batch is shared among them.
     devices: PositiveInt = 1
     sync_batchnorm: bool = False  # statistics of the whole batch, not of each device's share
+    # Keep few activations for the backward pass, and compute the others again: less memory, more operations.
+    gradient_checkpointing: bool = False
     keep_memory: bool = True  # keep large blocks in the process (glibc): up to a third faster on CPUs
 
 
@@ -290,6 +302,7 @@ class RunConfig(Section):
     model: ModelConfig = EfficientNetLite0()
     finetune: FinetuneConfig = Full()
     augment: AugmentConfig = AugmentConfig(flip=True, crop_padding=4)
+    loss: LossConfig = CrossEntropy()
     optim: OptimConfig = AdamW()
     average: AverageConfig = NoAverage()
     trainer: TrainerConfig = TrainerConfig()

@@ -52,7 +52,12 @@ def build_backbone(
 def _build_lite(config: EfficientNetLite, num_classes: int, load_weights: bool) -> nn.Module:
     # The `tf_` variant pads as TensorFlow does. The packaged weights would load into the plain variant, too,
     # and predict badly there.
-    network = timm.create_model(f"tf_{config.kind}", num_classes=num_classes)
+    dropped = {
+        key: value
+        for key, value in config.model_dump(include={"drop_rate", "drop_path_rate"}).items()
+        if value
+    }
+    network = timm.create_model(f"tf_{config.kind}", num_classes=num_classes, **dropped)
     if config.pretrained and load_weights:
         load_packaged(config.kind, network)
     if config.stem == "small_image":

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from harness.config.schema import ScratchModel
 from harness.errors import ImageSizeError
@@ -39,6 +40,7 @@ class ScratchNet(nn.Module):
         super().__init__()
         self.num_features = num_features
         self.num_classes = num_classes
+        self.drop_rate = 0.0  # of the head's input; set by `build_scratch`, under the name that timm has
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(num_features, num_classes)
         self._init_weights()
@@ -52,6 +54,8 @@ class ScratchNet(nn.Module):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits, or with `pre_logits` the features as they are."""
+        if self.drop_rate:
+            features = F.dropout(features, self.drop_rate, self.training)
         return features if pre_logits else self.head(features)
 
     def get_classifier(self) -> nn.Module:
@@ -89,6 +93,8 @@ def build_scratch(
             f"model.image_size={size} is too small for {config.kind}: use model.image_size={smallest} or more"
         )
     network: Any = _build_network(config, num_classes)
+    if config.drop_rate:
+        network.drop_rate = config.drop_rate
     if config.init != "default":
         _initialise(network, config.init)
     network.pretrained_cfg = {

@@ -42,6 +42,31 @@ def learning_norms(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
 
 
+PausedNorm = tuple[Any, float | None, Tensor | None]  # a batch norm, its momentum, its number of batches
+
+
+def pause_tracking(norms: Sequence[nn.Module]) -> list[PausedNorm]:
+    """Let batch norms in training mode keep their running statistics, until `resume_tracking`.
+
+    They compute and save for the backward pass what they always do, as a momentum of 0 changes nothing else.
+    """
+    paused: list[PausedNorm] = []
+    for norm in norms:
+        held: Any = norm
+        count = held.num_batches_tracked
+        paused.append((held, held.momentum, None if count is None else count.clone()))
+        held.momentum = 0.0
+    return paused
+
+
+def resume_tracking(paused: Sequence[PausedNorm]) -> None:
+    """Undo `pause_tracking`."""
+    for norm, momentum, count in paused:
+        norm.momentum = momentum
+        if count is not None:
+            norm.num_batches_tracked.copy_(count)
+
+
 class SyncedBatchNorm(_BatchNorm):
     """A synchronised batch norm for inputs of any number of dimensions."""
 

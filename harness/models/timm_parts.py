@@ -1,19 +1,20 @@
-"""What training takes from timm beside networks: optimisers by name, adaptive clipping.
+"""What training takes from timm beside networks: optimisers, clipping, a loss, gradient checkpointing.
 
-`harness.training.optim` and `harness.training.module` call this; timm is imported in `harness.models` alone.
+The modules of `harness.training` call these functions; timm is imported in `harness.models` alone.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import adaptive_clip_grad
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness.config.optim import TimmOptim
-from harness.errors import ConfigError, first_line
+from harness.errors import ConfigError, ModelError, first_line
 from harness.models.protocol import head_names
 
 
@@ -42,3 +43,38 @@ def clip_adaptively(network: nn.Module, factor: float) -> None:
     in_head = head_names(network)
     below = [parameter for name, parameter in network.named_parameters() if name not in in_head]
     adaptive_clip_grad(below, clip_factor=factor)
+
+
+def one_vs_rest(logits_BK: Tensor, targets_BK: Tensor, threshold: float | None) -> Tensor:
+    """Return the binary cross entropy of each image and class, (B, K).
+
+    Args:
+        threshold: targets above it become 1, others 0; None: they stay as they are.
+    """
+    loss = BinaryCrossEntropy(smoothing=0.0, target_threshold=threshold, reduction="none")
+    found: Tensor = loss(logits_BK, targets_BK)
+    return found
+
+
+def recompute_activations(network: nn.Module, kind: str) -> None:
+    """Let the network keep few activations for its backward pass, and compute the others again.
+
+    Source: https://arxiv.org/abs/1604.06174 (gradient checkpointing)
+
+    Args:
+        kind: the model's name, for messages.
+
+    Raises:
+        ModelError: the network cannot do so.
+    """
+    cannot = ModelError(
+        f"{kind} cannot compute its activations again: set trainer.gradient_checkpointing=false, or take "
+        "one of timm's models that can, such as its ResNets, EfficientNets and ViTs"
+    )
+    switch = getattr(network, "set_grad_checkpointing", None)
+    if switch is None:
+        raise cannot
+    try:
+        switch(True)
+    except (AssertionError, NotImplementedError):  # timm's way to say that a network cannot
+        raise cannot from None

@@ -79,6 +79,10 @@ class WeightAverage:
         """
         if epoch < self._begins_after:
             return
+        if classifier.frozen_modules != self.classifier.frozen_modules:  # more trains in later epochs
+            self.classifier.frozen_modules = classifier.frozen_modules
+            self._norms = learning_norms(self.classifier.train())
+            self.classifier.eval()
         if isinstance(self._config, Ema):
             self._model.update_parameters(classifier)
         elif is_last:

@@ -19,6 +19,7 @@ from harness.data.datamodule import ImageDataModule
 from harness.data.splits import ImageArrays, ImageSplits
 from harness.models import apply_freezing, build_model
 from harness.models.convolutions import speed_up_convolutions
+from harness.models.timm_parts import recompute_activations
 from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.train import model_facts
@@ -45,6 +46,8 @@ class StepBenchmark:
         classifier = build_model(config.model, num_classes, load_weights=False)
         self._machine = resolve_machine(config.trainer, classifier.network)
         apply_freezing(classifier, config.finetune)
+        if config.trainer.gradient_checkpointing:
+            recompute_activations(classifier.network, config.model.kind)
         speed_up_convolutions(classifier.network)
         classifier.to(self._machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._module = ClassifierModule(classifier, config, model_facts(config, self._splits), 1).train()

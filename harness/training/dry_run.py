@@ -8,6 +8,7 @@ from harness.config.schema import RunConfig
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.models import apply_freezing, build_model
+from harness.models.timm_parts import recompute_activations
 from harness.training.machine import check_devices, resolve_machine
 
 
@@ -25,6 +26,8 @@ def describe_run(config: RunConfig) -> str:
     with torch.device("meta"):
         classifier = build_model(config.model, len(splits.class_names), load_weights=False)
         freezing = apply_freezing(classifier, config.finetune, config.trainer.max_epochs)
+        if config.trainer.gradient_checkpointing:
+            recompute_activations(classifier.network, config.model.kind)
     machine = resolve_machine(config.trainer, classifier.network)
     together = f"{devices} × " if devices > 1 else ""
     num_batches = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())

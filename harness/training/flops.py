@@ -29,6 +29,7 @@ from harness.errors import ModelError, first_line
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.models.freezing import NetworkNames, thaw
 from harness.models.sync_norm import learning_norms
+from harness.models.timm_parts import recompute_activations
 from harness.models.trunk import trunk_activations, trunk_end
 
 PFLOP = 1e15  # floating-point operations
@@ -82,11 +83,11 @@ def count_image_flops(
     Raises:
         ModelError: The network cannot be built, or runs neither on the meta device nor on the CPU.
     """
-    epochs = num_epochs or config.trainer.max_epochs
+    epochs, recomputes = num_epochs or config.trainer.max_epochs, config.trainer.gradient_checkpointing
     if config.finetune.thaws:
         counted, forward = _count_stages(config, num_classes, cached_views, epochs)
     else:
-        counted, forward = _count(config.model, config.finetune, num_classes, cached_views)
+        counted, forward = _count(config.model, config.finetune, num_classes, cached_views, recomputes)
     # SWA runs the averaged network forward once more over each epoch that it averages.
     share = _averaged_share(config, epochs)
     return replace(counted, step=counted.step + share * forward) if share else counted
@@ -98,7 +99,8 @@ def count_heaviest_step(config: RunConfig, num_classes: int) -> float:
     Raises:
         ModelError: As for `count_image_flops`.
     """
-    return _count(config.model, config.finetune, num_classes, None)[0].step
+    recomputes = config.trainer.gradient_checkpointing
+    return _count(config.model, config.finetune, num_classes, None, recomputes)[0].step
 
 
 def _count_stages(
@@ -109,7 +111,8 @@ def _count_stages(
     with torch.device("meta"):
         names = NetworkNames(build_model(model, num_classes, load_weights=False).network)
     starts = sorted({0, *(epoch for epoch in finetune.joins(names).values() if epoch < epochs)})
-    stages = [_count(model, finetune, num_classes, cached_views, start) for start in starts]
+    recomputes = config.trainer.gradient_checkpointing
+    stages = [_count(model, finetune, num_classes, cached_views, recomputes, start) for start in starts]
     lengths = [end - start for start, end in pairwise([*starts, epochs])]
     step = sum(stage.step * length for (stage, _), length in zip(stages, lengths, strict=True)) / epochs
     return replace(stages[0][0], step=step), stages[-1][1]
@@ -141,6 +144,7 @@ def _count(
     finetune: FinetuneConfig,
     num_classes: int,
     views: int | None,
+    recomputes: bool,
     epoch: int | None = None,
 ) -> tuple[ImageFlops, float]:
     """Return the operations of training, and those of a forward pass that sets batch norms' statistics.
@@ -154,7 +158,7 @@ def _count(
     for device in ("meta", "cpu"):  # some networks look at values, which the meta device does not have
         try:
             with torch.device(device):
-                return _count_on(model, finetune, num_classes, views, epoch)
+                return _count_on(model, finetune, num_classes, views, recomputes, epoch)
         except ModelError:
             raise
         except Exception as error:  # each network fails in its own way
@@ -170,6 +174,7 @@ def _count_on(
     finetune: FinetuneConfig,
     num_classes: int,
     views: int | None,
+    recomputes: bool,
     epoch: int | None,
 ) -> tuple[ImageFlops, float]:
     """Count on torch's default device, without the faster convolutions: their sums would not be counted."""
@@ -177,6 +182,8 @@ def _count_on(
     apply_freezing(classifier, finetune)
     if epoch is not None:
         thaw(classifier, finetune, epoch)
+    if recomputes:
+        recompute_activations(classifier.network, model.kind)
     classifier.train()
     images_BCHW = _images(classifier)
     if views is not None and isinstance(finetune, FrozenBackbone):

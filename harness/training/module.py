@@ -13,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness.analysis.metrics import split_metrics
 from harness.config.average import Ema, Swa
@@ -21,11 +20,18 @@ from harness.config.schema import RunConfig
 from harness.errors import BatchSizeError
 from harness.models import ImageClassifier
 from harness.models.freezing import thaw
-from harness.models.sync_norm import learning_norms, running_statistics
+from harness.models.sync_norm import (
+    PausedNorm,
+    learning_norms,
+    pause_tracking,
+    resume_tracking,
+    running_statistics,
+)
 from harness.models.timm_parts import clip_adaptively
 from harness.training.averaging import WeightAverage, take_from
 from harness.training.checkpoint import PREFIX, SECTION, ModelFacts
 from harness.training.collectives import Ranks, current_ranks
+from harness.training.losses import TrainingLoss, penalty
 from harness.training.optim import build_optimizer, build_schedule, parameters_at_rest
 from harness.training.schedules import PlateauLR
 from harness.training.tta import predict_logits
@@ -76,11 +82,19 @@ class RunningMeans:
 class ClassifierModule(pl.LightningModule):
     """An :class:`ImageClassifier` with its loss and optimiser. It logs nothing: `EpochRecorder` does."""
 
-    def __init__(self, classifier: ImageClassifier, config: RunConfig, facts: ModelFacts, num_batches: int):
+    def __init__(
+        self,
+        classifier: ImageClassifier,
+        config: RunConfig,
+        facts: ModelFacts,
+        num_batches: int,
+        class_weights_K: Tensor | None = None,
+    ):
         """
         Args:
             facts: about model and data; written into every checkpoint beside the weights.
             num_batches: training batches in an epoch; schedules count in optimiser steps.
+            class_weights_K: of the loss, see `harness.training.losses.class_weights`.
         """
         super().__init__()
         self.classifier = classifier
@@ -93,7 +107,9 @@ class ClassifierModule(pl.LightningModule):
         self._val_batches: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
+        self._loss = TrainingLoss(config.loss, config.optim.label_smoothing, class_weights_K)
         self._num_accumulated = 0  # images whose gradients the next optimiser step takes, over all ranks
+        self._paused: list[PausedNorm] = []  # the batch norms that must not track statistics
         self._at_rest: list[nn.Parameter] = []  # see `parameters_at_rest`
         # In a tuple, or Lightning would take it for a part of what trains.
         self._average: tuple[WeightAverage, ...] = ()
@@ -105,16 +121,19 @@ class ClassifierModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self._training_logits(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.optim.label_smoothing)
+        loss = self._loss(logits, labels)
+        # Training metrics are without the penalties, to be compared with those of validation.
+        penalised = penalty(self.config.loss, self.classifier.parameters())
+        total = loss if penalised is None else loss + penalised
         if self.ranks.is_alone:
             self.train_means.update(loss, logits, labels)
-            return self._share_of_step(loss, len(images))
+            return self._share_of_step(total, len(images))
         shard = self.trainer.train_dataloader.shard(batch_idx)  # type: ignore[union-attr]
         # A batch too small to divide goes to every rank as a whole: only one rank counts its images.
         if shard.counts:
             self.train_means.update(loss, logits, labels)
         # DDP gives the ranks' gradients equal weight, although their shards can differ in size.
-        return self._share_of_step(loss * shard.weight, shard.total)
+        return self._share_of_step(total * shard.weight, shard.total)
 
     def _share_of_step(self, loss: Tensor, batch_size: int) -> Tensor:
         """Return the loss times the batch's share of a step that accumulates several, as if all were full.
@@ -194,6 +213,16 @@ class ClassifierModule(pl.LightningModule):
         if self.ranks.is_alone:
             for parameter in self._at_rest:
                 parameter.requires_grad_(False)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        # With gradient checkpointing, layers run forward again in the backward pass: batch norms must not
+        # track the statistics of a batch twice.
+        if self.config.trainer.gradient_checkpointing:
+            self._paused = pause_tracking(self._norms)
+
+    def on_after_backward(self) -> None:
+        resume_tracking(self._paused)
+        self._paused = []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # DDP waits for the gradients of all parameters that had one when training began, so with several

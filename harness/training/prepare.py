@@ -18,6 +18,7 @@ from harness.models.convolutions import speed_up_convolutions
 from harness.models.freezing import start_anew
 from harness.models.protocol import InitialisedFromImages
 from harness.models.sync_norm import synchronise_norms
+from harness.models.timm_parts import recompute_activations
 from harness.training.collectives import current_ranks
 from harness.training.machine import resolve_machine
 
@@ -35,6 +36,8 @@ def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifi
         start_anew(classifier, fresh.network, config.finetune.num_new_groups)
     if config.finetune.batch_norm == "recalibrate":
         recalibrate_norms(classifier, splits.train)
+    if config.trainer.gradient_checkpointing:
+        recompute_activations(classifier.network, config.model.kind)
     speed_up_convolutions(classifier.network)
     if config.trainer.sync_batchnorm and not current_ranks().is_alone:
         synchronise_norms(classifier.network, resolve_machine(config.trainer).device)

@@ -82,7 +82,7 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
             raise CheckpointError(f"{path} was trained on other data: name another folder or delete it")
     # Validated, so that a setting that is newer than the checkpoint has its default, which is what was done.
     was, wanted = validate(RunConfig, before["config"]).to_dict(), now["config"]
-    for part in ("model", "finetune", "augment", "optim", "average", "evaluation", "seed"):
+    for part in ("model", "finetune", "augment", "loss", "optim", "average", "evaluation", "seed"):
         if _shaping(was[part]) != _shaping(wanted[part]):
             raise CheckpointError(
                 f"{path} was trained with another {part!r} section: repeat the run as it was, or delete it"

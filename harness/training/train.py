@@ -30,6 +30,7 @@ from harness.training.collectives import current_ranks
 from harness.training.costs import images_per_second, measure_costs, peak_memory, training_costs
 from harness.training.fit import fit
 from harness.training.image_views import describe_regime
+from harness.training.losses import class_weights
 from harness.training.machine import Machine, resolve_machine
 from harness.training.machine_load import MachineLoad
 from harness.training.module import ClassifierModule
@@ -105,8 +106,10 @@ def train(
             if ranks.is_zero:
                 cached_views = data.train.num_views if isinstance(data, FeatureDataModule) else None
                 tracker.log_params({"features": describe_regime(config, cached_views)})
-            num_batches = len(data.train_dataloader())
-            module = ClassifierModule(classifier, config, model_facts(config, splits), num_batches)
+            weights = class_weights(config.loss, splits.train.labels, len(splits.class_names))
+            module = ClassifierModule(
+                classifier, config, model_facts(config, splits), len(data.train_dataloader()), weights
+            )
             _watch_machine(recorder, config, machine)
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:

@@ -25,6 +25,7 @@ PRESETS = [
     ("model", "resnet50"),
     ("trainer", "quick"),
 ]
+SECTIONS_WITH_ALL_KEYS = ("data", "model", "finetune", "augment", "optim", "loss", "average")
 SWEEP_FILES = groups(CONFIG_DIR)["sweep"]
 
 
@@ -34,9 +35,7 @@ def test_a_run_file_is_valid(group: str, name: str) -> None:
     compose_run([*pretrained, f"{group}={name}", *NEEDED.get((group, name), [])])
 
 
-@pytest.mark.parametrize(
-    ("group", "name"), [f for f in RUN_FILES if f[0] in ("data", "model", "finetune", "augment", "optim")]
-)
+@pytest.mark.parametrize(("group", "name"), [f for f in RUN_FILES if f[0] in SECTIONS_WITH_ALL_KEYS])
 def test_a_file_names_every_key_of_its_section(group: str, name: str) -> None:
     """`--print-config` can then say where each value came from, and a reader sees what can be set."""
     overrides = ["model=efficientnet_lite0", f"{group}={name}", *NEEDED.get((group, name), [])]

@@ -8,6 +8,7 @@ from harness.config.compose import compose_sweep, leaves_by_path
 from harness.errors import SweepError
 from harness.search.study.identity import (
     ADDED_LATER,
+    ADDED_LATER_BUT_FOR_TIMM,
     check_same_sweep,
     differences,
     fingerprint,
@@ -100,14 +101,22 @@ def test_settings_that_earlier_versions_lacked_change_nothing_until_they_are_set
     assert not {"data.samples_per_epoch", "sweep.compute_per_trial", "sweep.max_passes"} & set(asked)
 
 
+def test_dropout_is_new_but_for_timms_networks() -> None:
+    timms = sweep_identity(compose_sweep([*BASE, "model=timm", "model.name=resnet18"]), "d1")
+    assert timms["model.drop_rate"] == timms["model.drop_path_rate"] == 0.0
+    assert "model.drop_rate" not in sweep_identity(compose_sweep(BASE), "d1")
+    assert sweep_identity(compose_sweep([*BASE, "model.drop_rate=0.1"]), "d1")["model.drop_rate"] == 0.1
+
+
 def test_everything_else_of_the_schema_is_part_of_the_question() -> None:
     """A new key has to be put on one of the two sides on purpose."""
     plan = compose_sweep(BASE)
-    asked = {*sweep_identity(plan, "d1"), *ADDED_LATER}
+    asked = {*sweep_identity(plan, "d1"), *ADDED_LATER, *ADDED_LATER_BUT_FOR_TIMM}
     base = set(leaves_by_path(plan.base.to_dict())) - asked - set(plan.sweep.space)
     assert base == {
         "data.dir", "data.cache_dir", "data.feature_cache_gb", "trainer.device", "trainer.devices",
         "trainer.threads", "trainer.keep_memory", "trainer.compile", "evaluate_test", "evaluation.pictures",
         "trainer.monitor.metric", "trainer.monitor.direction",  # sweep.metric says it
         "tracking.dir", "tracking.experiment", "tracking.run_name", "tracking.log_model",
+        "tracking.system_metrics",
     }  # fmt: skip

@@ -116,13 +116,6 @@ def test_an_epoch_from_before_the_average_is_said_to_be_none(caplog: pytest.LogC
     )
 
 
-def test_without_an_average_a_checkpoint_is_what_it_was(
-    run: Run, tiny_config: Config, tmp_path: Path
-) -> None:
-    run(tiny_config(*QUICK, "trainer.max_epochs=1"))
-    assert IN_CHECKPOINT not in load_raw(tmp_path / "run" / "last.ckpt")
-
-
 @pytest.mark.slow
 def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(
     run: Run, tiny_config: Config, tmp_path: Path

@@ -68,6 +68,11 @@ ADDED_LATER: dict[str, Any] = {
     "model.normalisation": "data",
     "optim.eps": 1e-8,
     "average.kind": "none",
+    "loss.kind": "cross_entropy",
+    "loss.class_weights": "none",
+    "loss.l1": 0.0,
+    "loss.l2": 0.0,
+    "trainer.gradient_checkpointing": False,
     "optim.clip_grad_value": None,
     "optim.clip_grad_adaptive": None,
     "optim.accumulate_batches": 1,
@@ -78,6 +83,8 @@ ADDED_LATER: dict[str, Any] = {
     "optim.schedule.milestones": [],
     "optim.schedule.patience": 3,
 }
+# The same, but of networks other than timm's, which have always had them.
+ADDED_LATER_BUT_FOR_TIMM: dict[str, Any] = {"model.drop_rate": 0.0, "model.drop_path_rate": 0.0}
 SHOWN_DIFFERENCES, SHOWN_FILES = 4, 3
 ABSENT = "(absent)"
 MOST_OF_A_PART = 50  # characters of a data set's name that go into a sweep's
@@ -102,7 +109,8 @@ def sweep_identity(plan: SweepPlan, data_digest: str) -> dict[str, Any]:
     }
     order = {"sweep.space (order)": list(plan.sweep.space)}
     everything = {**sweep, **order, **base, **some_arms, "data digest": data_digest}
-    return {path: v for path, v in everything.items() if path not in ADDED_LATER or v != ADDED_LATER[path]}
+    added = ADDED_LATER | ({} if plan.base.model.kind == "timm" else ADDED_LATER_BUT_FOR_TIMM)
+    return {path: v for path, v in everything.items() if path not in added or v != added[path]}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

@@ -33,6 +33,8 @@ def footprint(config: RunConfig) -> dict[str, Any]:
         | ({} if getattr(config.model, "stem", "default") == "default" else {"stem": "small_image"}),
         "finetune": config.finetune.model_dump(mode="json", exclude=_NOT_IN_MEMORY),
         "optimizer": config.optim.algorithm,
+        "average": config.average.kind,
+        "gradient_checkpointing": config.trainer.gradient_checkpointing,
         **{key: machine[key] for key in ("device", "device_name", "precision")},
     }
 

@@ -1,0 +1,95 @@
+"""The loss of a training step, and the penalties on the weights; `module.py` calls both.
+
+A new loss is a class in `harness.config.loss` and a case in `_per_image`. Validation and test report the
+cross entropy of the softmax, whatever was trained (`harness.analysis.metrics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness.config.loss import BaseLoss, BinaryCrossEntropy, CrossEntropy, Focal, LossConfig
+from harness.models.timm_parts import one_vs_rest
+
+
+class TrainingLoss:
+    """The configured loss, averaged over the images of a batch.
+
+    Each image has a loss of its own, whatever else is in its batch: so ranks and accumulated batches together
+    compute what one large batch would.
+    """
+
+    def __init__(
+        self, config: LossConfig, label_smoothing: float = 0.0, weights_K: Tensor | None = None
+    ) -> None:
+        """
+        Args:
+            label_smoothing: the share of each target that is spread evenly over all classes.
+            weights_K: of the classes; None: all count equally. A mixed image has the mean of its classes'.
+        """
+        self._config = config
+        self._smoothing = label_smoothing
+        self._weights_K = weights_K
+
+    def __call__(self, logits_BK: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss, a scalar.
+
+        Args:
+            labels: int64 (B,), or probabilities (B, K).
+        """
+        if isinstance(self._config, CrossEntropy) and self._weights_K is None:
+            return F.cross_entropy(logits_BK, labels, label_smoothing=self._smoothing)
+        logits_BK = logits_BK.float()
+        num_classes = logits_BK.shape[1]
+        targets_BK = F.one_hot(labels, num_classes) if labels.ndim == 1 else labels
+        targets_BK = targets_BK.to(logits_BK.dtype)
+        smooth_BK = targets_BK * (1 - self._smoothing) + self._smoothing / num_classes
+        losses_B = _per_image(self._config, logits_BK, smooth_BK)
+        if self._weights_K is not None:
+            losses_B = losses_B * (targets_BK @ self._weights_K.to(targets_BK))
+        return losses_B.mean()
+
+
+def _per_image(config: LossConfig, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Return the loss of each image, (B,)."""
+    if isinstance(config, BinaryCrossEntropy):
+        losses_BK = one_vs_rest(logits_BK, targets_BK, config.target_threshold)
+        return losses_BK.sum(1) if config.sum_classes else losses_BK.mean(1)
+    log_p_BK = logits_BK.log_softmax(1)
+    if isinstance(config, Focal):
+        # 1 - p, bounded below: at 0 a gamma below 1 has no finite gradient.
+        log_p_BK = log_p_BK * (-log_p_BK.expm1()).clamp(min=1e-12) ** config.gamma
+    return -(targets_BK * log_p_BK).sum(1)
+
+
+def class_weights(config: LossConfig, labels_N: np.ndarray, num_classes: int) -> Tensor | None:
+    """Return the weight of each class, (K,), by the labels of the training images; None if all count equally.
+
+    A class without training images counts for nothing, as it never comes.
+    """
+    if config.class_weights == "none":
+        return None
+    counts_K = np.bincount(labels_N, minlength=num_classes)
+    present = counts_K > 0
+    weights_K = np.zeros(num_classes)
+    weights_K[present] = len(labels_N) / (present.sum() * counts_K[present])
+    return torch.from_numpy(weights_K).float()
+
+
+def penalty(config: BaseLoss, parameters: Iterable[nn.Parameter]) -> Tensor | None:
+    """Return what `l1` and `l2` add to the loss, a scalar; None if they are 0.
+
+    Args:
+        parameters: of the network; those that train and have more than one dimension are penalised.
+    """
+    if config.l1 == config.l2 == 0:
+        return None
+    weights = [parameter for parameter in parameters if parameter.requires_grad and parameter.ndim > 1]
+    magnitudes = [config.l1 * weight.abs().sum() for weight in weights if config.l1]
+    squares = [config.l2 * weight.square().sum() for weight in weights if config.l2]
+    return torch.stack([*magnitudes, *squares]).sum()
