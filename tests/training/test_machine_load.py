@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from harness.config.schema import RunConfig, TrainerConfig
 from harness.training.callbacks import EpochRecorder
 from harness.training.machine_load import ENERGY_CPU, ENERGY_GPU, EnergyCounter, MachineLoad
+from harness.training.nvml import NvmlGpu
 from tests.helpers.recording_tracker import RecordingTracker
 
 WRAPS_AT = 1_000_000_000  # microjoules
@@ -91,6 +94,30 @@ def test_what_cannot_be_read_is_not_guessed(powercap: Powercap, tmp_path: Path) 
     assert MachineLoad(powercap=tmp_path / "none").energy_wh == {}
     assert "GPU" not in MachineLoad(powercap=tmp_path / "none").describe_energy()
     assert EnergyCounter(lambda: None).joules is None
+
+
+def nvml_of_a_gpu_that_does_not_count_its_energy() -> SimpleNamespace:
+    def raise_error(code: int) -> None:
+        raise pynvml.NVMLError(code)
+
+    return SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: (
+            uuid if uuid == "GPU-known" else raise_error(pynvml.NVML_ERROR_NOT_FOUND)
+        ),
+        nvmlDeviceGetTotalEnergyConsumption=lambda device: raise_error(pynvml.NVML_ERROR_NOT_SUPPORTED),
+        nvmlDeviceGetPowerUsage=lambda device: 61_500,
+        nvmlDeviceGetUtilizationRates=lambda device: SimpleNamespace(gpu=87, memory=12),
+        nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(total=80, free=30, used=50),
+    )
+
+
+def test_a_gpu_tells_what_its_driver_tells_and_nothing_else() -> None:
+    gpu = NvmlGpu("known", nvml_of_a_gpu_that_does_not_count_its_energy())
+    assert (gpu.power_watts(), gpu.load_percent(), gpu.memory_bytes()) == (61.5, 87.0, (50, 80))
+    assert gpu.energy_joules() is None
+    unknown = NvmlGpu("another", nvml_of_a_gpu_that_does_not_count_its_energy())
+    assert (unknown.power_watts(), unknown.load_percent(), unknown.memory_bytes()) == (None, None, None)
 
 
 def test_a_resumed_run_goes_on_counting_and_one_that_was_not_measured_does_not(powercap: Powercap) -> None:
