@@ -6,14 +6,13 @@ layout, so that drawing imports nothing.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from harness.analysis.best_of import SweepCurve
-from harness.analysis.page import MARKS, OKABE_ITO, chart_label, chart_layout
+from harness.analysis.page import MARKS, OKABE_ITO, chart_label, chart_labels, chart_layout
 from harness.analysis.seeds import Estimate
 
 MOST_CLASSES = 30  # in a chart, of classes or configurations
@@ -21,7 +20,9 @@ MOST_CLASSES = 30  # in a chart, of classes or configurations
 
 def estimates_chart(metric: str, estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     """Draw the mean of each configuration, with its interval."""
-    shown = list(estimates.items())[:MOST_CLASSES][::-1]
+    shown = list(estimates.items())[:MOST_CLASSES]
+    labels = chart_labels([name for name, _ in shown])[::-1]  # plotly's rows begin at the bottom
+    shown.reverse()
     means = [found.mean for _, found in shown]
     above = [0.0 if found.high is None else found.high - found.mean for _, found in shown]
     below = [0.0 if found.low is None else found.mean - found.low for _, found in shown]
@@ -29,7 +30,7 @@ def estimates_chart(metric: str, estimates: Mapping[str, Estimate]) -> dict[str,
         "type": "scatter",
         "mode": "markers",
         "x": means,
-        "y": [chart_label(name) for name, _ in shown],
+        "y": labels,
         "marker": {"color": OKABE_ITO[0], "size": 10},
         "error_x": {"type": "data", "array": above, "arrayminus": below, "symmetric": False, "thickness": 2},
         "hovertemplate": "%{y}: %{x:.4f}<extra></extra>",
@@ -51,11 +52,8 @@ def classes_chart(class_names: Sequence[str], accuracies: Mapping[str, np.ndarra
     spread = np.ptp(all_MK[:, present], axis=0)
     chosen = present[np.argsort(-spread, kind="stable")[:MOST_CLASSES]]
     chosen = chosen[np.argsort(all_MK[0, chosen] - all_MK[1, chosen], kind="stable")]
-    labels = [chart_label(name) for name in class_names]
-    twice = {label for label, number in Counter(labels).items() if number > 1}
-    names = [
-        f"{labels[number]} (#{number})" if labels[number] in twice else labels[number] for number in chosen
-    ]
+    labels = chart_labels(class_names)
+    names = [labels[number] for number in chosen]
     gaps = {
         "type": "scatter",
         "mode": "lines",

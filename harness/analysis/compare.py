@@ -153,7 +153,7 @@ def compare_seeds(
     if all(len(scores) < 2 for scores in groups.values()):
         return None
     minimizes = sweep is not None and sweep.minimizes
-    configurations = _configurations(chosen, list(groups))
+    configurations = _configurations(chosen, list(groups), sweep)
     by_name = dict(zip(configurations, groups.values(), strict=True))
     runs = {name: tuple(by_seed.values()) for name, by_seed in zip(configurations, ids.values(), strict=True)}
     is_share = is_within_one(metric, minimizes=minimizes)
@@ -170,9 +170,31 @@ def compare_seeds(
     )
 
 
-def _configurations(settings: Sequence[str], groups: Sequence[tuple[str | None, ...]]) -> list[str]:
-    """Name each group by the values of the settings in which the groups differ."""
-    places = [place for place in range(len(settings)) if len({group[place] for group in groups}) > 1]
+def _configurations(
+    settings: Sequence[str], groups: Sequence[tuple[str | None, ...]], sweep: RecordedSweep | None
+) -> list[str]:
+    """Name each group by the values of the settings in which the groups differ.
+
+    In a sweep, what is searched is enough: its rules and its equal compute decide the rest. A setting that
+    has one value, and that some groups do not have, follows from their kind. Where such names would be equal,
+    all settings are named.
+    """
+    apart = [place for place in range(len(settings)) if len({group[place] for group in groups}) > 1]
+    if sweep is not None:
+        telling = sorted(
+            (place for place in apart if sweep.is_searched(settings[place])),
+            key=lambda place: sweep.place(settings[place]),
+        )
+    else:
+        telling = [place for place in apart if len({group[place] for group in groups} - {None}) > 1]
+    found = _name_all(settings, groups, telling)
+    return found if len(set(found)) == len(groups) else _name_all(settings, groups, apart)
+
+
+def _name_all(
+    settings: Sequence[str], groups: Sequence[tuple[str | None, ...]], places: Sequence[int]
+) -> list[str]:
+    """Name each group by some settings, with rounded numbers unless two names would then be equal."""
     shown = short_names([settings[place] for place in places])
 
     def name_all(text_of: Callable[[str], str]) -> list[str]:

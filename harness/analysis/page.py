@@ -8,6 +8,7 @@ holds plotly.js and loads nothing. Colours are those of Okabe and Ito, which the
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -106,6 +107,13 @@ def chart_label(text: str) -> str:
     """Return a name for a chart: short, and without HTML, which plotly would read."""
     plain = " ".join(text.split())
     return html.escape(plain if len(plain) <= MOST_LABEL else plain[: MOST_LABEL - 1] + "…", quote=False)
+
+
+def chart_labels(texts: Sequence[str]) -> list[str]:
+    """Return names for the rows of a chart: plotly would draw rows of equal names as one."""
+    labels = [chart_label(text) for text in texts]
+    twice = {label for label, number in Counter(labels).items() if number > 1}
+    return [f"{label} (#{row})" if label in twice else label for row, label in enumerate(labels)]
 
 
 def chart_html(figure: Any, place: int) -> Any:

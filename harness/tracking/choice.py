@@ -44,12 +44,19 @@ class RecordedSweep:
     def minimizes(self) -> bool:
         return self.parent.tags.get(names.DIRECTION) == "minimize"
 
+    @property
+    def _space(self) -> list[str]:
+        return self.parent.tags.get(names.SPACE, "").split(",")
+
+    def is_searched(self, setting: str) -> bool:
+        """Whether the sweep's space has this setting."""
+        return self.place(setting) < len(self._space)
+
     def place(self, setting: str) -> int:
         """Return a setting's position in the sweep's space; a setting that is not searched comes last."""
-        paths = self.parent.tags.get(names.SPACE, "").split(",")
         # A space may choose among the files of a group (`finetune`), which a run records as `finetune.kind`.
         meant = (setting, setting.removesuffix(".kind"), setting.removesuffix(".name"))
-        return next((place for place, path in enumerate(paths) if path in meant), len(paths))
+        return next((place for place, path in enumerate(self._space) if path in meant), len(self._space))
 
     def score(self, trial: RunRecord) -> float | None:
         """Return the score that the sweep received from a trial, otherwise the recorded metric, if any."""

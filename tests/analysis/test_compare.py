@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from harness.analysis.charts import estimates_chart
 from harness.analysis.compare import compare, differing_params
+from harness.analysis.seeds import estimate
 from harness.errors import TrackingError
+from harness.tracking.choice import RecordedSweep
 from harness.tracking.runs import RunRecord
 
 RECORD = RunRecord(
@@ -203,6 +206,41 @@ def test_runs_that_differ_by_seed_alone_are_one_configuration() -> None:
     assert "val/accuracy over seeds:" in text
     assert "lr=0.01 is better than lr=0.001 by 0.0990 val/accuracy" in text
     assert "| lr=0.01 | 3 | 0.8100 |" in compare(SEEDED).to_markdown()
+
+
+def test_what_follows_from_the_kind_is_not_named() -> None:
+    """Only partial runs have a number of groups and a decay: where these are the same, they tell nothing."""
+    partial = {"finetune.kind": "partial", "finetune.layer_decay": "1.0"}
+    runs = [
+        *(seeded(seed, 0.8, seed, "0.01", **partial) for seed in range(2)),
+        *(seeded(2 + seed, 0.7, seed, "0.01", **{"finetune.kind": "full"}) for seed in range(2)),
+    ]
+    seeds = compare(runs).seeds
+    assert seeds is not None
+    assert list(seeds.estimates) == ["kind=partial", "kind=full"]
+
+
+def test_a_sweeps_configurations_are_named_by_what_it_searches() -> None:
+    parent = replace(RECORD, kind="sweep", trial=None, tags={"harness.space": "optim.lr,finetune"})
+    partial = {"finetune.kind": "partial", "data.samples_per_epoch": "900"}
+    trials = [
+        *(seeded(seed, 0.8 + seed / 100, seed, "0.01", **partial) for seed in range(2)),
+        seeded(2, 0.7, 0, "0.02", **{"finetune.kind": "full", "data.samples_per_epoch": "500"}),
+    ]
+    seeds = compare(trials, sweep=RecordedSweep(parent, tuple(trials))).seeds
+    assert seeds is not None
+    assert list(seeds.estimates) == ["lr=0.01 kind=partial", "lr=0.02 kind=full"]
+    # Two that differ in something else would have one name: then everything is named.
+    unequal = [*trials, seeded(3, 0.6, 0, "0.02", **{"finetune.kind": "full", "data.samples_per_epoch": "9"})]
+    seeds = compare(unequal, sweep=RecordedSweep(parent, tuple(unequal))).seeds
+    assert seeds is not None
+    assert sum("samples_per_epoch=" in name for name in seeds.estimates) == 3
+
+
+def test_configurations_of_equal_short_names_have_rows_of_their_own() -> None:
+    names = [f"{'a long name ' * 9}{place}" for place in range(3)]
+    rows = estimates_chart("val/accuracy", {name: estimate([0.5, 0.6]) for name in names})["data"][0]["y"]
+    assert len(set(rows)) == 3
 
 
 def test_the_sentences_fit_the_terminal() -> None:
