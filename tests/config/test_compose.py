@@ -63,7 +63,10 @@ def test_the_configuration_cannot_be_changed() -> None:
         (["model=lenett"], "model=lenett: no such file in configs/model; did you mean 'lenet'"),
         (["optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'lr'"),
         (["optim.schedule.warmup_epoch=1"], "did you mean 'warmup_epochs'"),
-        (["optim=adam", "optim.momentum=0.9"], "unknown key 'optim.momentum'; valid here: beta1"),
+        (
+            ["optim=adam", "optim.momentum=0.9"],
+            "unknown key 'optim.momentum'; valid here: accumulate_batches, beta1",
+        ),
         (["optim.schedule.kind=cosin"], "optim.schedule.kind=cosin: unknown; did you mean 'cosine'"),
         (["model.kind=lenett"], "model.kind=lenett: unknown; did you mean 'lenet'"),
         (["optim.lr=-1"], "optim.lr=-1: input should be greater than 0"),

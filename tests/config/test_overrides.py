@@ -185,7 +185,7 @@ def test_a_key_of_some_arms_is_part_of_the_question() -> None:
         ("sweep.rules=[{when: {optim: SGD}, overrides: ['seed=1']}]", "did you mean 'sgd'?"),
         ("sweep.rules=[{when: {optm: sgd}, overrides: ['seed=1']}]", "did you mean 'optim'"),
         ("sweep.rules=[{when: {optim.lr: 0.003}, overrides: ['seed=1']}]", "a range of numbers: that never"),
-        ("sweep.rules=[{when: {finetune.trainable_groups: 9}, overrides: ['seed=1']}]", "from 1 to 4"),
+        ("sweep.rules=[{when: {finetune.trainable_groups: 9}, overrides: ['seed=1']}]", "from 1 to 3"),
         (
             "sweep.rules=[{when: {data.batch_size: '64'}, overrides: ['seed=1']}]",
             "its values are 32, 64, 128",

@@ -90,7 +90,7 @@ def test_the_arms_of_a_sweep_see_their_images_alike_cached_or_not(name: str, fin
     asked = getattr(config.finetune, "feature_views", None)
     seen = describe_regime(config, count_views(config.augment, asked))["views"]
 
-    assert seen == {"default": 2, "gpu": NEW_VIEWS}[name]
+    assert seen == {"default": 1, "gpu": NEW_VIEWS}[name]
 
 
 def test_no_file_is_without_a_heading() -> None:
