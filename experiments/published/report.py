@@ -13,6 +13,7 @@ from experiments.published.plan import FOLDER, Arm, Experiment, Plan, load
 from experiments.published.results import (
     TEST,
     TEST_AUC,
+    TEST_PLAIN,
     VAL,
     Results,
     Trained,
@@ -138,7 +139,7 @@ def _time(results: Results) -> str:
 
 
 def _strategies(plan: Plan, results: Results) -> str:
-    named: list[tuple[str, Sequence[Trained]]] = [("as published", results.published)]
+    named: list[tuple[str, Sequence[Trained]]] = [("the head only, as published", results.published)]
     named += [(arm.name, results.strategies.get(arm.name, ())) for arm in plan.strategies]
     rows = [
         [name, describe(estimate_of(trained, TEST)), _minutes(minutes_of(trained))] for name, trained in named
@@ -217,6 +218,8 @@ def _ladder(plan: Plan, results: Results) -> list[str]:
             if plan.goal is None
             else f" (wanted: at least {plan.goal:.0%} within {plan.minutes:g} minutes)"
         )
+        without = estimate_of(results.final, TEST_PLAIN)
+        plain = "" if without is None else f"; without test-time augmentation {describe(without)}"
         lines.append(
             f"**The whole ladder, trained on all training images: test accuracy {describe(ours)}**, read "
             f"once a run, in {_minutes(minutes_of(results.final))} minutes of training{goal}. Runs: "

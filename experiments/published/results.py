@@ -22,6 +22,7 @@ from harness.tracking.runs import RunRecord
 
 RESULTS = "results.json"
 VAL, TEST, TEST_AUC = "val/accuracy", "test/accuracy", "test/auc"
+TEST_PLAIN = "test/accuracy_no_tta"  # of a run with test-time augmentation, without it
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Trained:
 
     @classmethod
     def of(cls, seed: int, run: RunRecord) -> Trained:
-        wanted = (VAL, TEST, TEST_AUC)
+        wanted = (VAL, TEST, TEST_PLAIN, TEST_AUC)
         return cls(
             seed,
             run.run_id,

@@ -6,12 +6,13 @@ go on: MLflow holds what is done. Read `harness/api.py` for the functions that t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import harness
 from experiments.published.plan import Training
 from harness.config.compose import compose_run
-from harness.config.schema import RunConfig
+from harness.config.schema import RunConfig, TrackingConfig
 from harness.config.validation import validate
 from harness.errors import ConfigError, HarnessError, TrackingError
 from harness.tracking.address import store_exists
@@ -51,14 +52,19 @@ def ensure(training: Training) -> RunRecord:
 
 def recorded(training: Training) -> RunRecord | None:
     """Return the run of a training: a finished one, otherwise the newest; None if there is none."""
-    config = compose_run(training.overrides)
-    if not store_exists(config.tracking):
+    tracking = TrackingConfig.at()
+    if not store_exists(tracking):
         return None
-    wanted = _essence(config)
-    named = find_runs(config.tracking, filter_string=f"attributes.run_name = '{training.name}'")
+    wanted = _wanted(tuple(training.overrides))
+    named = find_runs(tracking, filter_string=f"attributes.run_name = '{training.name}'")
     same = [run for run in named if _essence_of(run) == wanted]
     finished = [run for run in same if run.status == "FINISHED"]
     return next(iter([*finished[::-1], *same[::-1]]), None)
+
+
+@cache
+def _wanted(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return _essence(compose_run(overrides))
 
 
 def _essence_of(run: RunRecord) -> dict[str, Any] | None:
