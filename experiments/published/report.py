@@ -222,7 +222,7 @@ def _ladder(plan: Plan, results: Results) -> list[str]:
         plain = "" if without is None else f"; without test-time augmentation {describe(without)}"
         lines.append(
             f"**The whole ladder, trained on all training images: test accuracy {describe(ours)}**, read "
-            f"once a run, in {_minutes(minutes_of(results.final))} minutes of training{goal}. Runs: "
+            f"once a run, in {_minutes(minutes_of(results.final))} minutes of training{goal}{plain}. Runs: "
             + ", ".join(f"`{one.run_id[:12]}` (seed {one.seed})" for one in results.final)
             + "."
         )
