@@ -80,7 +80,13 @@ def test_config_says_what_the_checkpoint_knows(exported: ExportResult) -> None:
     config = json.loads((exported.path / "config.json").read_text(encoding="utf-8"))
     assert tuple(config["classes"]) == CLASSES
     assert config["data"] == {"name": "digits", "digest": "d1ce" * 16, "num_val_images": 300}
-    assert config["model"] == {"kind": "lenet", "image_size": 32}
+    assert config["model"] == {
+        "kind": "lenet",
+        "image_size": 32,
+        "init": "default",
+        "normalisation": "data",
+        "drop_rate": 0.0,
+    }
     assert config["preprocessing"]["mean"] == pytest.approx(MEAN)
     assert config["preprocessing"]["std"] == pytest.approx(STD)
     assert config["run"]["metrics"] == METRICS
