@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.config.sweep import SweepConfig
+from harness.data.decoded_cache import FORMAT
 from harness.search.database.storage import open_storage, storage_url
 from harness.search.study.trials import create_study
 
@@ -97,7 +98,7 @@ def test_caches_are_read_by_everybody_and_need_not_be(tmp_path: Path) -> None:
     second = train("second")
     assert second.returncode == 0, second.stderr
     assert "is another user's; set data.cache_dir" in second.stdout + second.stderr
-    forbid(cache / "digits-v2", "a-r")
+    forbid(cache / f"digits-v{FORMAT}", "a-r")
     third = train("third")
     forbid(cache, "u+rwX")
     assert third.returncode == 2
