@@ -258,7 +258,7 @@ class ClassifierModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.classifier, self.config.optim, self.config.finetune)
-        steps = -(-self.num_batches // self.config.optim.accumulate_batches)
+        steps = self.config.optim.steps_per_epoch(self.num_batches)
         schedule = build_schedule(
             optimizer, self.config.optim.schedule, steps, self.config.trainer.max_epochs
         )
