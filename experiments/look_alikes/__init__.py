@@ -1,0 +1,1 @@
+"""By which measure images of two splits are called look-alikes."""
