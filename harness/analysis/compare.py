@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from harness.analysis.discordant import Discordant, Side
@@ -52,9 +53,8 @@ from harness.tracking.choice import (
 from harness.tracking.runs import RunRecord, find_runs, get_run, read_config
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from harness.analysis.predictions import Predictions
+    from harness.data.splits import ImageArrays
 
 # Parameters that get no column of settings. The folders do not influence a result, and parameter counts have
 # a column of their own. `finetune.cache_features` is only a request, which a run may be unable to fulfil: the
@@ -284,38 +284,48 @@ def _with_images(tracking: TrackingConfig, records: Sequence[RunRecord], table: 
     Raises:
         TrackingError: the predictions are of different images.
     """
-    images = _paired_images(tracking, records, table)
+    by_id = {record.run_id: record for record in records}
+
+    @cache
+    def load(run_id: str) -> Predictions:
+        return load_predictions(tracking, by_id[run_id])
+
+    images = _paired_images(load, records, table)
     if images is None:
         return table
-    sides = _best_configurations(tracking, records, table.seeds)
+    sides = _best_configurations(load, table.seeds)
     if sides is None:
         first, second, *_ = (Side(name, (one,)) for name, one in images.predictions.items())
         sides = first, second
     some = sides[0].runs[0]
 
-    def gather(places: np.ndarray) -> np.ndarray:
-        """Return validation images, which all of the runs have."""
+    @cache
+    def find_images() -> ImageArrays:
+        """Return the validation images, which all of the runs have."""
         data = validate(RunConfig, read_config(records[0])).data
-        return find_validation(data, some.digest).gather(places)
+        return find_validation(data, some.digest)
 
-    return replace(table, images=images, discordant=Discordant(*sides, gather))
+    discordant = Discordant(*sides, lambda places: find_images().gather(places))
+    return replace(table, images=images, discordant=discordant)
 
 
 def _best_configurations(
-    tracking: TrackingConfig, records: Sequence[RunRecord], seeds: SeedsReport | None
+    load: Callable[[str], Predictions], seeds: SeedsReport | None
 ) -> tuple[Side, Side] | None:
     """Return what the two best configurations answered with each of their seeds, at most `NUM_PAIRED`.
+
+    Args:
+        load: returns the predictions of a run, by its id.
 
     Returns:
         None where there are no two configurations, one of them with several seeds, that kept it all.
     """
     if seeds is None or len(seeds.estimates) < 2:
         return None
-    by_id = {record.run_id: record for record in records}
     sides = []
     for name in list(seeds.estimates)[:2]:
         try:
-            runs = [load_predictions(tracking, by_id[run]) for run in seeds.runs[name][:NUM_PAIRED]]
+            runs = [load(run) for run in seeds.runs[name][:NUM_PAIRED]]
         except TrackingError:
             return None
         sides.append(Side(name, tuple(runs)))
@@ -325,9 +335,12 @@ def _best_configurations(
 
 
 def _paired_images(
-    tracking: TrackingConfig, records: Sequence[RunRecord], table: Comparison
+    load: Callable[[str], Predictions], records: Sequence[RunRecord], table: Comparison
 ) -> ImagesReport | None:
     """Compare the best runs of a table on the validation images whose predictions they keep.
+
+    Args:
+        load: returns the predictions of a run, by its id.
 
     Raises:
         TrackingError: the predictions are of different images.
@@ -342,7 +355,7 @@ def _paired_images(
     for name, record in zip(names_of, ended, strict=False):
         with_id = name if names_of.count(name) == 1 else f"{name} ({record.run_id[:8]})"
         try:
-            found[with_id] = load_predictions(tracking, record)
+            found[with_id] = load(record.run_id)
         except TrackingError:
             missing += 1
     notes = [f"the first {NUM_PAIRED} of {len(ended):,} runs"] if len(ended) > NUM_PAIRED else []
