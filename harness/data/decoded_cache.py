@@ -32,7 +32,7 @@ from harness.errors import DataError
 FORMAT = 3  # raise it when the files below, or the rules by which images become pixels, change
 BROKEN = -1  # label of a row whose file could not be read
 SPOT_CHECKS = 64  # images per part whose hash is compared at every opening
-INDEX_FILES = ("labels", "hashes", "moments", "phashes")
+INDEX_FILES = ("labels", "hashes", "moments", "phashes")  # of a part; also fields of `Part`
 
 PartName = Literal["train", "val", "test"]
 Facts = tuple[np.ndarray, np.ndarray, np.ndarray]  # of images: hashes, moments, phashes

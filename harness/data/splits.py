@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from harness.config.schema import BaseData
-from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName, content_digest
+from harness.data.decoded_cache import BROKEN, INDEX_FILES, DecodedSet, Part, PartName, content_digest
 from harness.data.decoding.image_files import ImageFiles
 from harness.data.decoding.pixels import PixelRange
 from harness.data.duplicates import Side, first_of_duplicates, without_duplicates_of
@@ -169,7 +169,6 @@ def _joined(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) 
     """Return one part that holds the training and the validation images, and the rows of both."""
     if val_part is part:
         return part, np.union1d(rows, val_rows)
-    fields = ("labels", "hashes", "moments", "phashes")
     images, val_images = part.images, val_part.images
     if isinstance(images, ImageFiles) and isinstance(val_images, ImageFiles):
         both: np.ndarray | ImageFiles = replace(images, paths=images.paths + val_images.paths)
@@ -177,7 +176,7 @@ def _joined(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) 
         assert isinstance(images, np.ndarray)
         assert isinstance(val_images, np.ndarray)
         both = np.concatenate([images, val_images])  # in memory, as the source keeps them in two files
-    facts = {name: np.concatenate([getattr(part, name), getattr(val_part, name)]) for name in fields}
+    facts = {name: np.concatenate([getattr(part, name), getattr(val_part, name)]) for name in INDEX_FILES}
     names, groups = part.names + val_part.names, part.groups + val_part.groups
     joined = Part(both, **facts, names=names, groups=groups)
     return joined, np.concatenate([rows, val_rows + len(part.labels)])
