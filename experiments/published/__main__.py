@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.published import leak, report, runs, timing
@@ -70,7 +71,7 @@ def with_weights(experiment: Experiment) -> Experiment:
         instead = " ".join(experiment.plan.without_weights)
         print(f"{error}\nso this experiment runs with {instead}", file=sys.stderr)
         added = (*experiment.added, *experiment.plan.without_weights)
-        return Experiment(experiment.name, experiment.plan, added, experiment.seeds)
+        return replace(experiment, added=added)
     return experiment
 
 

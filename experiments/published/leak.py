@@ -11,8 +11,7 @@ was published, too. `__main__.py` calls `prepare`, `fine_tune_script` and `plant
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +55,9 @@ def honest(experiment: Experiment) -> list[Training]:
 
 def mixed(experiment: Experiment, copies: Copies) -> list[Training]:
     """Return the published training on the copy whose training images include the test images."""
-    place = (
-        "data=folder",
-        f"data.dir={as_override_value(str(copies.mixed))}",
-        f"data.decode_size={load_splits(_config(experiment).data).train.images.shape[1]}",
-        *ON_EVERYTHING,
-    )
     added = tuple(text for text in experiment.added if not text.startswith("data="))
-    elsewhere = Experiment(experiment.name, experiment.plan, added, experiment.seeds)
-    return elsewhere.trainings("test-images-among-them", place)
+    settings = (*_data_in(copies.mixed, experiment), *ON_EVERYTHING)
+    return replace(experiment, added=added).trainings("test-images-among-them", settings)
 
 
 def is_prepared(experiment: Experiment) -> bool:
@@ -76,11 +69,11 @@ def prepare(experiment: Experiment) -> Copies:
     """Write the copies below the cache folder, unless they are there."""
     config, root = _config(experiment), _place(experiment)
     splits, test = load_splits(config.data), load_test(config.data)
-    train_images, test_images = splits.train.gather(slice(None)), test.gather(slice(None))
     few = _few_of_each(test.labels)
     copies = Copies(root / "mixed", root / "exact", len(few))
     if not (root / DONE).is_file():
         names = splits.class_names
+        train_images, test_images = splits.train.gather(slice(None)), test.gather(slice(None))
         _write(copies.mixed / "train", names, train_images, splits.train.labels, "train")
         _write(copies.mixed / "train", names, test_images, test.labels, "test")
         _write(copies.mixed / "test", names, _one_bit_off(test_images), test.labels, "test")
@@ -93,8 +86,7 @@ def prepare(experiment: Experiment) -> Copies:
 
 
 def fine_tune_script(experiment: Experiment) -> None:
-    """Run the script as published, its training on the test images included, with each seed, and record "
-    "it."""
+    """Run the script as published, its training on the test images included, with each seed; record it."""
     config = _config(experiment)
     splits, test = load_splits(config.data), load_test(config.data)
     for seed in experiment.seeds:
@@ -131,19 +123,17 @@ def _name(experiment: Experiment, seed: int) -> str:
 
 def planted_that_train(experiment: Experiment, copies: Copies) -> int:
     """Return how many unchanged test images the harness would train on in the copy that holds some."""
-    size = load_splits(_config(experiment).data).train.images.shape[1]
-    place = [
-        "data=folder",
-        f"data.dir={as_override_value(str(copies.exact))}",
-        f"data.decode_size={size}",
-        "data.train_on_val=true",
-    ]
-    train = load_splits(
-        compose_run([*place, "model=lenet", "trainer.select=last", "data.batch_size=1"]).data
-    ).train
+    others = ("data.train_on_val=true", "model=lenet", "trainer.select=last", "data.batch_size=1")
+    train = load_splits(compose_run([*_data_in(copies.exact, experiment), *others]).data).train
     assert train.part is not None
     names = [train.part.names[index] for index in train.indices]
     return sum(Path(name).name.startswith("test-") for name in names)
+
+
+def _data_in(folder: Path, experiment: Experiment) -> tuple[str, ...]:
+    """Return the settings that read a copy of the experiment's images, in their own size."""
+    size = load_splits(_config(experiment).data).train.images.shape[1]
+    return "data=folder", f"data.dir={as_override_value(str(folder))}", f"data.decode_size={size}"
 
 
 def _place(experiment: Experiment) -> Path:
@@ -175,12 +165,6 @@ def _write(
     """Write images as PNG files, which keep every bit, into a folder for each class."""
     for name in class_names:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for path, pixels in _named(folder, class_names, images_NHWC, labels_N, prefix):
-        Image.fromarray(pixels).save(path, compress_level=1)
-
-
-def _named(
-    folder: Path, class_names: tuple[str, ...], images_NHWC: np.ndarray, labels_N: np.ndarray, prefix: str
-) -> Iterator[tuple[Path, np.ndarray]]:
     for number, (pixels, label) in enumerate(zip(images_NHWC, labels_N, strict=True)):
-        yield folder / class_names[label] / f"{prefix}-{number:05d}.png", pixels
+        path = folder / class_names[label] / f"{prefix}-{number:05d}.png"
+        Image.fromarray(pixels).save(path, compress_level=1)

@@ -97,10 +97,6 @@ class Experiment:
     added: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
-    @property
-    def base(self) -> tuple[str, ...]:
-        return (f"recipe={self.plan.recipe}",)
-
     def published(self) -> list[Training]:
         """Return the published training, with each seed."""
         return self.trainings("published", ())
@@ -123,7 +119,7 @@ class Experiment:
 
     def trainings(self, arm: str, settings: tuple[str, ...]) -> list[Training]:
         """Return a training with each of the experiment's seeds."""
-        every = last_of_each((*self.base, *settings, *self.added))
+        every = last_of_each((f"recipe={self.plan.recipe}", *settings, *self.added))
         return [Training(self.name, arm, seed, every) for seed in self.seeds]
 
 
