@@ -6,12 +6,13 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
-from harness.training.result import RunResult
+from harness.training.result import EpochReport, RunResult
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker
 
@@ -37,6 +38,15 @@ def run(tmp_path: Path) -> Callable[..., tuple[RunResult, RecordingTracker]]:
         return train(config, tracker=tracker, checkpoint_dir=tmp_path / folder, **how), tracker  # type: ignore[arg-type]
 
     return _run
+
+
+def stop_after(num_epochs: int) -> dict[str, Any]:
+    """Return arguments of `train` that interrupt it after the first batch of the epoch after so many."""
+    done: list[EpochReport] = []
+    return {
+        "on_epoch": lambda report: done.append(report) or "continue",
+        "stop_requested": lambda: len(done) == num_epochs,
+    }
 
 
 def flip_bit(path: Path, position: int, bit: int = 0) -> None:

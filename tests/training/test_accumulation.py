@@ -14,13 +14,12 @@ from harness.errors import ConfigError
 from harness.training.checkpoint import load_checkpoint, load_raw
 from harness.training.dry_run import describe_run
 from harness.training.lr_curve import trace_rates
-from harness.training.result import EpochReport
+from tests.training.conftest import stop_after
 
 Config = Callable[..., RunConfig]
 Run = Callable[..., tuple]
 # 75 images: batches of 16, 16, 16, 16, 11; or of 32, 32, 11.
 HOW = (
-    "evaluation.pictures=none",
     "trainer.precision=fp32",
     "trainer.max_epochs=2",
     "data.max_train_samples=75",
@@ -68,12 +67,7 @@ def test_an_interrupted_accumulation_ends_as_an_uninterrupted_one(
     config = tiny_config(*how)
     _, tracker = run(config, "whole")
     assert [tracker.epochs[epoch]["lr"] for epoch in (0, 4)] == pytest.approx([1e-7, 1e-8])
-    done: list[EpochReport] = []
-    stopped, _ = run(
-        config,
-        on_epoch=lambda report: done.append(report) or "continue",
-        stop_requested=lambda: len(done) == 2,
-    )
+    stopped, _ = run(config, **stop_after(2))
     assert stopped.status == "interrupted"
     _, resumed = run(config)
     whole, parts = (load_raw(tmp_path / folder / "last.ckpt") for folder in ("whole", "run"))

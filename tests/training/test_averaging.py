@@ -24,11 +24,11 @@ from harness.training.averaging import IN_CHECKPOINT, WeightAverage, kept_weight
 from harness.training.checkpoint import SECTION, load_checkpoint, load_raw, restore_classifier
 from harness.training.collectives import Ranks
 from harness.training.flops import count_forward_flops, count_image_flops
-from harness.training.result import EpochReport
+from tests.training.conftest import stop_after
 
 Config = Callable[..., RunConfig]
 Run = Callable[..., tuple]
-QUICK = ("evaluation.pictures=none", "trainer.precision=fp32")
+FP32 = "trainer.precision=fp32"
 WITH_NORMS = ("model=timm", "model.name=test_resnet", "model.image_size=32")
 
 
@@ -85,7 +85,7 @@ def test_the_average_is_validated_and_kept_and_the_weights_that_train_stand_besi
     run: Run, tiny_config: Config, tmp_path: Path
 ) -> None:
     config = tiny_config(
-        *QUICK, "trainer.max_epochs=2", "trainer.select=last", "average=ema", "average.decay=0.9"
+        FP32, "trainer.max_epochs=2", "trainer.select=last", "average=ema", "average.decay=0.9"
     )
     result, _ = run(config)
     raw = load_raw(tmp_path / "run" / "last.ckpt")
@@ -128,7 +128,7 @@ def test_swa_is_the_mean_of_the_epochs_with_statistics_of_its_own(
         "augment=standard",
         "data.batch_size=64",
     )
-    config = tiny_config(*QUICK, *how, "average=swa", "average.start_epoch=2", "data.max_train_samples=130")
+    config = tiny_config(FP32, *how, "average=swa", "average.start_epoch=2", "data.max_train_samples=130")
     last = tmp_path / "run" / "last.ckpt"
     ends: list[dict[str, torch.Tensor]] = []
 
@@ -184,14 +184,9 @@ def test_an_interrupted_average_ends_as_an_uninterrupted_one(
 ) -> None:
     """Interrupted after the first batch of the third epoch, when one epoch has been averaged."""
     network = WITH_NORMS if average[0] == "average=swa" else ()
-    config = tiny_config(*QUICK, "trainer.max_epochs=4", "augment=standard", *network, *average)
+    config = tiny_config(FP32, "trainer.max_epochs=4", "augment=standard", *network, *average)
     run(config, "whole")
-    done: list[EpochReport] = []
-    parts, _ = run(
-        config,
-        on_epoch=lambda report: done.append(report) or "continue",
-        stop_requested=lambda: len(done) == 2,
-    )
+    parts, _ = run(config, **stop_after(2))
     assert (parts.status, load_raw(tmp_path / "run" / "last.ckpt")[SECTION]["epoch"]) == ("interrupted", 1)
     run(config)
     for name in ("last.ckpt", "best.ckpt"):
@@ -211,7 +206,7 @@ def test_an_average_over_cached_features_is_that_of_the_whole_network(
 ) -> None:
     probe = ("model=efficientnet_lite0", "model.image_size=32", "finetune=linear_probe", "augment=none")
     config = tiny_config(
-        *QUICK, *probe, "trainer.max_epochs=2", "trainer.select=last", "average=ema", "average.decay=0.5"
+        FP32, *probe, "trainer.max_epochs=2", "trainer.select=last", "average=ema", "average.decay=0.5"
     )
     result, tracker = run(config)
     assert tracker.params["features.cached"] == "true"

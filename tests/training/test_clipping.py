@@ -112,7 +112,7 @@ def test_values_are_clipped(run: Run, tiny_config: Config) -> None:
 
     handle = register_optimizer_step_post_hook(look)
     try:
-        run(tiny_config(*SHORT, f"optim.clip_grad_value={CLIP}", "evaluation.pictures=none"))
+        run(tiny_config(*SHORT, f"optim.clip_grad_value={CLIP}"))
     finally:
         handle.remove()
     assert largest == pytest.approx([CLIP] * 3)

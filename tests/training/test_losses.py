@@ -23,7 +23,7 @@ from harness.training.checkpoint import load_checkpoint
 from harness.training.flops import count_forward_flops, count_image_flops
 from harness.training.losses import TrainingLoss, class_weights, penalty
 from harness.training.module import ClassifierModule
-from harness.training.result import EpochReport
+from tests.training.conftest import stop_after
 
 Config = Callable[..., RunConfig]
 Run = Callable[..., tuple]
@@ -99,7 +99,7 @@ def test_an_l2_penalty_trains_as_sgds_weight_decay_and_class_weights_reach_the_l
     run: Run, tiny_config: Config, tmp_path: Path
 ) -> None:
     plain = ("optim=sgd", "optim.lr=0.05", "trainer.max_epochs=1", "trainer.precision=fp32")
-    quick = ("evaluation.pictures=none", "data.max_train_samples=100", "data.batch_size=50")
+    quick = ("data.max_train_samples=100", "data.batch_size=50")
     decayed, _ = run(tiny_config(*plain, *quick, "optim.weight_decay=0.02"), "decayed")
     penalised, _ = run(tiny_config(*plain, *quick, "optim.weight_decay=0", "loss.l2=0.01"), "penalised")
     one, other = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("decayed", "penalised"))
@@ -144,14 +144,9 @@ def test_dropout_and_stochastic_depth_reach_efficientnet_lite() -> None:
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     run: Run, tiny_config: Config, tmp_path: Path, how: tuple[str, ...]
 ) -> None:
-    config = tiny_config("trainer.max_epochs=3", "evaluation.pictures=none", *how)
+    config = tiny_config("trainer.max_epochs=3", *how)
     run(config, "whole")
-    done: list[EpochReport] = []
-    run(
-        config,
-        on_epoch=lambda report: done.append(report) or "continue",
-        stop_requested=lambda: len(done) == 1,
-    )
+    run(config, **stop_after(1))
     run(config)
     whole, parts = (load_checkpoint(tmp_path / name / "last.ckpt").state_dict for name in ("whole", "run"))
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []

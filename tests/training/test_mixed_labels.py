@@ -12,7 +12,7 @@ from torch import nn
 from harness.config.schema import RunConfig
 from harness.training.checkpoint import load_checkpoint
 from harness.training.module import ClassifierModule, RunningMeans
-from harness.training.result import EpochReport
+from tests.training.conftest import stop_after
 
 SMOOTHING = 0.1
 
@@ -55,13 +55,7 @@ def test_an_interrupted_run_on_mixed_images_ends_as_an_uninterrupted_one(
 ) -> None:
     config = tiny_config("trainer.max_epochs=3", "augment=mix", "optim.label_smoothing=0.1")
     run(config, "whole")
-    epochs: list[int] = []
-
-    def note(report: EpochReport) -> str:
-        epochs.append(report.epoch)
-        return "continue"
-
-    first, _ = run(config, "parts", on_epoch=note, stop_requested=lambda: len(epochs) == 1)
+    first, _ = run(config, "parts", **stop_after(1))
     assert first.status == "interrupted"
     run(config, "parts")
     whole, parts = (load_checkpoint(tmp_path / name / "last.ckpt").state_dict for name in ("whole", "parts"))

@@ -18,6 +18,7 @@ from harness.errors import CheckpointError, ConfigError
 from harness.training import module
 from harness.training.checkpoint import SECTION, load_checkpoint, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint
+from tests.training.conftest import stop_after
 
 Run = Callable[..., tuple]
 Config = Callable[..., object]
@@ -104,9 +105,8 @@ def test_no_figure_of_validation_stands_where_it_was_not_measured(tiny_config: C
 
 
 def test_what_was_trained_is_summed_over_attempts(tiny_config: Config, run: Run) -> None:
-    config, seen = tiny_config("trainer.max_epochs=3"), list[object]()
-    on_epoch = lambda report: seen.append(report) or "continue"  # noqa: E731
-    first, before = run(config, on_epoch=on_epoch, stop_requested=lambda: len(seen) == 2)
+    config = tiny_config("trainer.max_epochs=3")
+    first, before = run(config, **stop_after(2))
     _, after = run(config)
 
     assert (first.status, sorted(before.epochs)) == ("interrupted", [0, 1])

@@ -23,7 +23,7 @@ from harness.training.result import EpochReport, RunResult
 from harness.training.resume_point import find_resume_point
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker
-from tests.training.conftest import TINY, flip_bit, limited_file_size
+from tests.training.conftest import TINY, flip_bit, limited_file_size, stop_after
 
 Run = Callable[..., tuple]
 Config = Callable[..., object]
@@ -260,12 +260,7 @@ def test_epochs_that_draw_on_through_the_images_go_on_where_they_stopped(
         "augment.flip=alternating",
     )
     whole, tracker = run(tiny_config(*bounded), folder="whole")
-    done: list[EpochReport] = []
-    run(
-        tiny_config(*bounded),
-        on_epoch=lambda report: done.append(report) or "continue",
-        stop_requested=lambda: len(done) == 2,
-    )
+    run(tiny_config(*bounded), **stop_after(2))
     result, _ = run(tiny_config(*bounded))
 
     assert_ends_as_whole(result, tmp_path)
@@ -284,14 +279,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIR", str(folder / "cache"))
-        for name, num_epochs in (("whole", 4), ("run", 3)):
-            done: list[EpochReport] = []
+        for name, how in (("whole", {}), ("run", stop_after(3))):
             train(
                 compose_run([*TINY, *LEARNS]),
                 tracker=RecordingTracker(),
                 checkpoint_dir=folder / name,
-                on_epoch=lambda report, done=done: done.append(report) or "continue",
-                stop_requested=lambda done=done, n=num_epochs: len(done) == n < 4,
+                **how,
             )
     assert load_checkpoint(folder / "run" / "last.ckpt").epoch == 2
     return folder
