@@ -16,6 +16,7 @@ from harness.models.backbones import build_backbone
 from harness.models.preprocess import Preprocess
 from harness.models.protocol import heads
 from harness.models.scratch import build_scratch
+from harness.models.sync_norm import batch_norms
 
 _HALF, _ZERO, _ONE = (0.5, 0.5, 0.5), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -119,11 +120,6 @@ def set_frozen_eval(classifier: ImageClassifier) -> None:
     if classifier.batch_norm in ("frozen", "adapt"):
         for norm in batch_norms(classifier.network):
             norm.train(classifier.training and classifier.batch_norm == "adapt")
-
-
-def batch_norms(network: nn.Module) -> list[nn.Module]:
-    """Return the modules that keep running statistics of batches."""
-    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def build_model(

@@ -25,8 +25,9 @@ from torch import nn
 
 from harness.config.schema import FinetuneConfig
 from harness.errors import ModelError
-from harness.models.classifier import ImageClassifier, batch_norms
+from harness.models.classifier import ImageClassifier
 from harness.models.protocol import TimmNetwork, head_names, named_tensors
+from harness.models.sync_norm import batch_norms
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _BIASES = {"bias", "q_bias", "k_bias", "v_bias"}  # the latter three of some attention layers of timm

@@ -34,12 +34,17 @@ def running_statistics(norms: Sequence[nn.Module]) -> list[Tensor]:
     return [tensor for tensor in found if tensor is not None]
 
 
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """Return the modules that keep running statistics of batches."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
 def learning_norms(network: nn.Module) -> list[nn.Module]:
     """Return the batch norms that update their running statistics, from a network in training mode.
 
     Frozen batch norms are left out: they are in eval mode even then.
     """
-    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
+    return [norm for norm in batch_norms(network) if norm.training]
 
 
 PausedNorm = tuple[Any, float | None, Tensor | None]  # a batch norm, its momentum, its number of batches

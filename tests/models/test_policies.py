@@ -24,9 +24,9 @@ from harness.config.schema import (
 from harness.data import load_splits
 from harness.errors import ConfigError, ModelError
 from harness.models import ImageClassifier, apply_freezing, build_model
-from harness.models.classifier import batch_norms
 from harness.models.freezing import depth_groups
 from harness.models.pretrained import read_packaged
+from harness.models.sync_norm import batch_norms
 from harness.training.optim import build_optimizer
 from harness.training.prepare import prepare_model
 
