@@ -59,7 +59,7 @@ class FinetunePolicy(Section):
     step_cost: ClassVar[int]
     freezes: ClassVar[bool] = True  # a policy that freezes refuses a network with random weights
     thaws: ClassVar[bool] = False  # more trains in later epochs: see `joins`
-    trains: ClassVar[str]  # what it trains, in words, for messages; {groups} stands for the depth groups
+    trains: ClassVar[str]  # see `in_words`, which a policy overrides whose words depend on settings
 
     @property
     def backbone_rate(self) -> float:
@@ -110,7 +110,7 @@ class FinetunePolicy(Section):
         """
 
     def in_words(self) -> str:
-        """Return `trains`, with what of it depends on settings."""
+        """Return what it trains, for messages; {groups} stands for the depth groups."""
         return self.trains
 
     @property
@@ -206,11 +206,7 @@ class Partial(FrozenBackbone, RatesByDepth):
         return self.reinit_groups
 
     def trainable(self, network: TensorNames) -> Trainable:
-        groups = network.depth_groups()
-        if self.trainable_groups > len(groups):
-            raise ModelError(_too_many("trainable_groups", self.trainable_groups, len(groups)))
-        last = groups[len(groups) - self.trainable_groups :]
-        return Trainable(network.head.union(*last), last, len(groups))
+        return _head_and_last_groups(network, "trainable_groups", self.trainable_groups)
 
 
 class NormsOnly(RatesByDepth):
@@ -266,8 +262,8 @@ class Full(RatesByDepth):
         return self.reinit_groups
 
     def trainable(self, network: TensorNames) -> Trainable:
-        if self.reinit_groups and self.reinit_groups > len(groups := network.depth_groups()):
-            raise ModelError(_too_many("reinit_groups", self.reinit_groups, len(groups)))
+        if self.reinit_groups:
+            _head_and_last_groups(network, "reinit_groups", self.reinit_groups)  # raises if they are too many
         return Trainable(network.everything)
 
 
@@ -287,7 +283,6 @@ class Gradual(FrozenBackbone, RatesByDepth):
     backbone_lr_scale: LearningRateScale = 0.1
     step_cost = 3
     thaws = True
-    trains = "the head, {more}; in the end {{groups}}"
 
     @model_validator(mode="after")
     def _ends_above_its_start(self) -> Self:
@@ -307,12 +302,8 @@ class Gradual(FrozenBackbone, RatesByDepth):
         return self.warmup_epochs
 
     def trainable(self, network: TensorNames) -> Trainable:
-        groups = network.depth_groups()
-        for setting in ("start_groups", "final_groups"):
-            if (wanted := getattr(self, setting) or 0) > len(groups):
-                raise ModelError(_too_many(setting, wanted, len(groups)))
-        last = groups[len(groups) - (self.final_groups or len(groups)) :]
-        return Trainable(network.head.union(*last), last, len(groups))
+        at_first = _head_and_last_groups(network, "start_groups", self.start_groups)
+        return _head_and_last_groups(network, "final_groups", self.final_groups or at_first.num_groups)
 
     def joins(self, network: TensorNames) -> Mapping[str, int]:
         from_the_last = list(reversed(self.trainable(network).groups))
@@ -341,7 +332,7 @@ class Gradual(FrozenBackbone, RatesByDepth):
     def in_words(self) -> str:
         epochs = "every epoch" if self.every_epochs == 1 else f"every {self.every_epochs} epochs"
         start = f"{self.start_groups} depth groups from the start, " if self.start_groups else ""
-        return self.trains.format(more=f"{start}{self.groups_at_once} more after {epochs}")
+        return f"the head, {start}{self.groups_at_once} more after {epochs}; in the end {{groups}}"
 
 
 class ProbeThenFinetune(FrozenBackbone, RatesByDepth):
@@ -358,7 +349,6 @@ class ProbeThenFinetune(FrozenBackbone, RatesByDepth):
     backbone_lr_scale: LearningRateScale = 1.0
     step_cost = 3
     thaws = True
-    trains = "the head for {probe_epochs} epochs, then {what}"
 
     @property
     def trained_depth(self) -> int | None:
@@ -371,7 +361,7 @@ class ProbeThenFinetune(FrozenBackbone, RatesByDepth):
     def trainable(self, network: TensorNames) -> Trainable:
         if self.trainable_groups is None:
             return Trainable(network.everything)
-        return Partial(trainable_groups=self.trainable_groups).trainable(network)
+        return _head_and_last_groups(network, "trainable_groups", self.trainable_groups)
 
     def joins(self, network: TensorNames) -> Mapping[str, int]:
         return dict.fromkeys(self.trainable(network).names - network.head, self.probe_epochs)
@@ -391,14 +381,26 @@ class ProbeThenFinetune(FrozenBackbone, RatesByDepth):
 
     def in_words(self) -> str:
         what = "everything" if self.trainable_groups is None else "{groups} too"
-        return self.trains.format(probe_epochs=self.probe_epochs, what=what)
+        return f"the head for {self.probe_epochs} epochs, then {what}"
 
 
-def _too_many(setting: str, wanted: int, existing: int) -> str:
-    return (
-        f"finetune.{setting}={wanted} is more than the model has: "
-        f"use {existing} (all of its depth groups) or fewer"
-    )
+def _head_and_last_groups(network: TensorNames, setting: str, count: int) -> Trainable:
+    """Return the head and the last `count` depth groups.
+
+    Args:
+        setting: that asks for so many, for the message.
+
+    Raises:
+        ModelError: the network has fewer.
+    """
+    groups = network.depth_groups()
+    if count > len(groups):
+        raise ModelError(
+            f"finetune.{setting}={count} is more than the model has: "
+            f"use {len(groups)} (all of its depth groups) or fewer"
+        )
+    last = groups[len(groups) - count :]
+    return Trainable(network.head.union(*last), last, len(groups))
 
 
 def policies(base: type[FinetunePolicy] = FinetunePolicy) -> list[type[FinetunePolicy]]:
