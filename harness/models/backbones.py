@@ -39,9 +39,11 @@ def build_backbone(
             or has no stem that `model.stem` could change.
     """
     if isinstance(config, EfficientNetLite):
-        network = _build_lite(config, num_classes, load_weights)
+        name, network = config.kind, _build_lite(config, num_classes, load_weights)
     else:
-        network = _build_timm(config, num_classes, load_weights)
+        name, network = config.name, _build_timm(config, num_classes, load_weights)
+    if config.stem == "small_image":
+        make_stem_small(network, name, is_pretrained=config.is_pretrained)
     if isinstance(config, TimmModel):  # EfficientNet-Lite accepts every size that can be set
         _check_image_size(network, config)
     if config.is_pretrained and load_weights:
@@ -52,16 +54,14 @@ def build_backbone(
 def _build_lite(config: EfficientNetLite, num_classes: int, load_weights: bool) -> nn.Module:
     # The `tf_` variant pads as TensorFlow does. The packaged weights would load into the plain variant, too,
     # and predict badly there.
-    dropped = {
-        key: value
-        for key, value in config.model_dump(include={"drop_rate", "drop_path_rate"}).items()
-        if value
-    }
-    network = timm.create_model(f"tf_{config.kind}", num_classes=num_classes, **dropped)
+    network = timm.create_model(
+        f"tf_{config.kind}",
+        num_classes=num_classes,
+        drop_rate=config.drop_rate,
+        drop_path_rate=config.drop_path_rate,
+    )
     if config.pretrained and load_weights:
         load_packaged(config.kind, network)
-    if config.stem == "small_image":
-        make_stem_small(network, config.kind, is_pretrained=config.pretrained)
     return network
 
 
@@ -139,15 +139,9 @@ def _check_name(name: str) -> None:
 
 
 def _create(config: TimmModel, num_classes: int, *, pretrained: bool = False) -> nn.Module:
-    is_small = config.stem == "small_image"
-    built_small = stem_options(_class_of(config.name)) if is_small and not config.is_pretrained else {}
     try:
-        network = timm.create_model(
-            config.name,
-            pretrained=pretrained,
-            num_classes=num_classes,
-            **_timm_options(config),
-            **built_small,
+        return timm.create_model(
+            config.name, pretrained=pretrained, num_classes=num_classes, **_timm_options(config)
         )
     except Exception as error:  # each of timm's thousand constructors and loaders fails in its own way
         source = " with weights from the hub" if pretrained else ""
@@ -159,9 +153,6 @@ def _create(config: TimmModel, num_classes: int, *, pretrained: bool = False) ->
         raise ModelError(
             f"timm cannot build model.name={config.name}{settings}{source}: {first_line(error)}"
         ) from error
-    if is_small:
-        make_stem_small(network, config.name, is_pretrained=config.is_pretrained)
-    return network
 
 
 def _class_of(name: str) -> type | None:
@@ -174,6 +165,8 @@ def _timm_options(config: TimmModel) -> dict[str, Any]:
     """Return only the arguments that are set: not every model takes every one."""
     image_size = config.image_size if _has_fixed_input_size(config.name) else None
     wishes = {"img_size": image_size, "drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    if config.stem == "small_image" and not config.is_pretrained:
+        wishes |= stem_options(_class_of(config.name))
     return {key: value for key, value in wishes.items() if value}
 
 
