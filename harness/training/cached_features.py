@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.config.finetune import FrozenBackbone
-from harness.config.schema import RunConfig
+from harness.config.schema import EfficientNetLite, ModelConfig, RunConfig
 from harness.data.augment.transforms import BatchAugment
 from harness.data.datamodule import ImageDataModule
 from harness.data.epochs import VIEW_STREAM, stream_seed
@@ -140,6 +140,15 @@ def _array_name(depth: int) -> str:
     return f"depth{depth}"
 
 
+def settings_in_key(model: ModelConfig) -> dict[str, Any]:
+    """Return the model's settings, less defaults that earlier versions, whose entries hold, did not have."""
+    newer: dict[str, Any] = {"stem": "default"}
+    if isinstance(model, EfficientNetLite):
+        newer |= {"drop_rate": 0.0, "drop_path_rate": 0.0}
+    settings = model.model_dump(mode="json").items()
+    return {name: value for name, value in settings if name not in newer or value != newer[name]}
+
+
 @dataclass
 class _Plan:
     """The activations of one run: which cache entry holds them, and how its rows are computed.
@@ -225,13 +234,8 @@ class _Plan:
         """
         preprocess = self.classifier.preprocess
         is_drawn = self.num_views > 1 and not is_flip_alone(self.config.augment)
-        model = self.config.model.model_dump(mode="json")
-        if (
-            model.get("stem") == "default"
-        ):  # a setting that earlier versions, whose entries hold, did not have
-            del model["stem"]
         return {
-            "model": model,
+            "model": settings_in_key(self.config.model),
             "weights": trunk_digest(self.classifier),
             "preprocess": preprocess.extra_repr(),
             "images": self.splits.row_digest,

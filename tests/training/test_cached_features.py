@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.schema import AugmentConfig, RunConfig
+from harness.config.schema import AugmentConfig, EfficientNetLite0, RunConfig, TimmModel
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.data.features.cache import list_features
@@ -20,7 +20,7 @@ from harness.data.features.entry import FeatureEntry
 from harness.data.splits import ImageArrays
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.training import cached_features
-from harness.training.cached_features import load_or_compute_features
+from harness.training.cached_features import load_or_compute_features, settings_in_key
 from harness.training.evaluate import evaluate_checkpoint
 from harness.training.image_views import NEW_VIEWS, count_views
 from harness.training.machine import resolve_machine
@@ -75,6 +75,24 @@ def test_scores_are_those_of_the_uncached_path(
     assert with_cache.params["features.views"] == without.params["features.views"]
     for name in ("train/loss", "train/accuracy", "val/loss", "val/accuracy"):
         assert cached.metrics[name] == pytest.approx(uncached.metrics[name], abs=TOLERANCE), name
+
+
+def test_entries_of_the_version_before_dropout_and_stems_hold() -> None:
+    """Literal, as that version hashed them."""
+    lite = {"kind": "efficientnet_lite0", "pretrained": True, "image_size": 224}
+    assert settings_in_key(EfficientNetLite0()) == lite
+    timms = {
+        "kind": "timm",
+        "name": "resnet18",
+        "pretrained": True,
+        "weights": None,
+        "image_size": None,
+        "drop_rate": 0.0,
+        "drop_path_rate": 0.0,
+    }
+    assert settings_in_key(TimmModel(name="resnet18", pretrained=True)) == timms
+    changed = EfficientNetLite0(stem="small_image", drop_path_rate=0.1)
+    assert settings_in_key(changed) == {**lite, "stem": "small_image", "drop_path_rate": 0.1}
 
 
 def test_all_depths_of_a_sweep_come_from_one_pass(config: Callable[..., RunConfig], run: Run) -> None:
