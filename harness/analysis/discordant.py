@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import softmax
 
 from harness.analysis.charts import MOST_CLASSES, classes_chart
-from harness.analysis.layout import percent
+from harness.analysis.layout import percent, span
 from harness.analysis.page import MOST_ROWS, Part, Picture
 from harness.analysis.paired import ImagesReport
 from harness.analysis.predictions import Predictions
@@ -146,22 +146,17 @@ def _by_class(images: ImagesReport, discordant: Discordant | None) -> Part:
     some = next(iter(images.predictions.values()))
     sizes = np.bincount(some.labels, minlength=len(some.class_names))
     left_out = np.count_nonzero(sizes) - MOST_CLASSES
+    in_each = span(sizes[sizes > 0].tolist(), ",")
     classes = (
         f"The {MOST_CLASSES} classes that differ most; {left_out:,} others are left out, compare.md has "
     )
     notes = [
         f"{seeds}{classes + 'all. ' if left_out > 0 else ''}At the top, {first} leads {second} most. A class "
-        f"has {_range(sizes[sizes > 0])} images, and no single class is tested: a few images make a wide gap "
-        "in a small one."
+        f"has {in_each} images, and no single class is tested: a few images make a wide gap in a small one."
     ]
     if absent := np.count_nonzero(sizes == 0):
         notes.append(f"{absent:,} classes have none of the images.")
     return Part("Accuracy by class", [" ".join(notes)], figure=classes_chart(some.class_names, accuracies))
-
-
-def _range(sizes: np.ndarray) -> str:
-    low, high = int(sizes.min()), int(sizes.max())
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def discordant_images(right: Side, wrong: Side) -> np.ndarray:

@@ -1,12 +1,13 @@
-"""Text for people: Markdown tables, sentences wrapped to a terminal, percentages, files of a comparison.
+"""Text for people: tables in Markdown, sentences wrapped to a terminal, percentages, ranges; files of it.
 
-`table.py`, `paired.py`, `discordant.py` and `sweeps.py` call it, and the galleries of `harness.pictures`.
+`table.py`, `paired.py`, `discordant.py` and `sweeps.py` call it, the galleries of `harness.pictures`, and
+what `harness.search` says of compute.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import TrackingError
@@ -40,6 +41,17 @@ def percent(share: float) -> str:
     else:
         text = f"{100 * share:.0f} %"
     return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def span(values: Iterable[float], form: str) -> str:
+    """Return the least and the greatest of some numbers, "2 to 5"; one of them where both read the same.
+
+    Args:
+        form: of each number, such as ",.0f".
+    """
+    known = sorted(values)
+    low, high = format(known[0], form), format(known[-1], form)
+    return low if low == high else f"{low} to {high}"
 
 
 def write_files(output_dir: Path, files: Mapping[str, str]) -> tuple[Path, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 
+from harness.analysis.layout import span
 from harness.config.compose import SweepPlan
 from harness.data import load_splits
 from harness.errors import ConfigError
@@ -159,15 +160,10 @@ def describe_compute(plan: SweepPlan, pflop: float | None) -> list[str]:
     for arm, found in lengths.items():
         shares = [length.share for length in found if length.share < STOPPED]
         if shares:
-            lines.append(f"{arm}: stopped at {cap}, {_range(shares, '.0%')} of that compute")
+            lines.append(f"{arm}: stopped at {cap}, {span(shares, '.0%')} of that compute")
     return lines
 
 
 def _images(lengths: list[TrialLength]) -> str:
-    images = _range([length.num_images for length in lengths], ",.0f")
-    return f"{images} images ({_range([length.passes for length in lengths], '.2g')} passes)"
-
-
-def _range(values: list[Any], form: str) -> str:
-    low, high = format(min(values), form), format(max(values), form)
-    return low if low == high else f"{low} to {high}"
+    images = span([length.num_images for length in lengths], ",.0f")
+    return f"{images} images ({span([length.passes for length in lengths], '.2g')} passes)"

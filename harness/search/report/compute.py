@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from harness.analysis.layout import span
 from harness.config.sweep import SweepConfig
 from harness.search.study.trials import TrialRow
 from harness.search.suggest.compute import describe_cap
@@ -68,10 +69,5 @@ def unequal_compute(
             for arm, (_, mean) in behind.items()
         )
         return "; ".join(stopped), most
-    each = (f"{arm} {_range(images)} images, {mean:.2g} PFLOP" for arm, (images, mean) in arms.items())
+    each = (f"{arm} {span(images, ',.0f')} images, {mean:.2g} PFLOP" for arm, (images, mean) in arms.items())
     return f"the arms trained with unequal compute: {'; '.join(each)} a trial", most
-
-
-def _range(images: Sequence[float]) -> str:
-    low, high = (f"{value:,.0f}" for value in (min(images), max(images)))
-    return low if low == high else f"{low} to {high}"
