@@ -21,6 +21,7 @@ from experiments.published.results import (
     gains,
     minutes_of,
 )
+from harness.analysis.layout import markdown_table
 from harness.analysis.seeds import Difference, Estimate, estimate, p_text
 from harness.config.compose import compose_run
 from harness.tracking.artifacts import read_artifact
@@ -121,10 +122,10 @@ def verdict(plan: Plan, results: Results) -> str:
 def _time(results: Results) -> str:
     if not results.seconds:
         return f"{NOT_YET}."
-    ratios = [one.harness / one.script for one in results.seconds]
+    ratios = [one.ratio for one in results.seconds]
     rows = [
-        [f"{one.harness:.1f}", f"{one.script:.1f}", f"{ratio:.2f}", f"{one.load:.1f}"]
-        for one, ratio in zip(results.seconds, ratios, strict=True)
+        [f"{one.harness:.1f}", f"{one.script:.1f}", f"{one.ratio:.2f}", f"{one.load:.1f}"]
+        for one in results.seconds
     ]
     return (
         "One epoch of each in turn: the harness (`epoch_seconds` of a recorded run, validation included "
@@ -270,7 +271,7 @@ def _row(name: str, results: Results | None) -> list[str]:
         published += f" (claims {plan.claimed})"
     if results is None:
         return [link, published, NOT_YET, NOT_YET, NOT_YET]
-    ratios = [one.harness / one.script for one in results.seconds]
+    ratios = [one.ratio for one in results.seconds]
     ratio = f"{sum(ratios) / len(ratios):.2f}" if ratios else NOT_YET
     ours = "–"
     if plan.ladder:
@@ -301,8 +302,7 @@ def copy_pictures(experiment: Experiment, results: Results, folder: Path) -> lis
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(head, rows).rstrip("\n")
 
 
 def _percent(share: float | None) -> str:

@@ -36,6 +36,10 @@ class Seconds:
     script: float
     load: float  # Unix's load average of the minute before
 
+    @property
+    def ratio(self) -> float:
+        return self.harness / self.script
+
 
 def trainings(experiment: Experiment) -> list[Training]:
     """Return the runs that time an epoch of the harness."""
