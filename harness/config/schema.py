@@ -235,17 +235,27 @@ class AugmentConfig(Section):
     # horizontal, probability 0.5; alternating: each image is mirrored in every second epoch
     flip: bool | Literal["alternating"] = False
     crop_padding: Annotated[int, Field(ge=0, le=64)] = 0  # pixels of reflected border, then a random crop
-    policy: Literal["none", "trivial", "rand"] = "none"  # TrivialAugment or RandAugment
+    # Geometry, bilinear, around the centre, black beyond the image.
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0  # degrees: an angle in ± value
+    scale: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0  # a factor in 1 ± value
+    policy: Literal["none", "trivial", "rand", "augmix"] = "none"  # TrivialAugment, RandAugment or AugMix
     rand_num_ops: Annotated[int, Field(ge=1, le=8)] = 2
     rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9  # of 30
+    augmix_severity: Annotated[int, Field(ge=1, le=10)] = 3  # of 10
+    augmix_width: Annotated[int, Field(ge=1, le=8)] = 3  # chains of operations, mixed
+    augmix_depth: Annotated[int, Field(ge=1, le=8)] | None = None  # operations a chain; None = 1 to 3, drawn
     brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # colour jitter: factor in 1 ± value
     contrast: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     saturation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0  # turns of the colour wheel
+    # Each image draws its own standard deviation, from 0 to these.
+    blur_sigma: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # Gaussian blur; pixels
+    noise_std: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # Gaussian noise; of black to white = 1
     cutout_size: Annotated[int, Field(ge=0, le=512)] = 0  # pixels, side of one square per image
     erasing_probability: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0  # random erasing, 2-33 % of the area
     mixup_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # mixing weights from Beta(alpha, alpha);
     cutmix_alpha: Annotated[float, Field(ge=0.0, le=32.0)] = 0.0  # with both, each image gets one of them
+    mix_off_epoch: PositiveInt | None = None  # mixup and cutmix in the first so many epochs; None = in all
 
 
 # ── trainer, tracking ────────────────────────────────────────────────────────
@@ -344,6 +354,12 @@ class RunConfig(Section):
                     f"data.batch_size={batch} is larger than data.{name}={samples}: "
                     "lower it or use more samples"
                 )
+        mix_off_epoch = self.augment.mix_off_epoch
+        if mix_off_epoch is not None and mix_off_epoch >= epochs:
+            raise ValueError(
+                f"augment.mix_off_epoch={mix_off_epoch} is not within trainer.max_epochs={epochs}: lower it, "
+                "or set null to mix to the end"
+            )
         end_after = self.trainer.end_after
         if end_after is not None and end_after > epochs:
             raise ValueError(

@@ -241,8 +241,11 @@ class ImageDataModule(pl.LightningDataModule):
         return first[self.epochs.images(epoch)] ^ (self.epochs.passes(epoch) % 2 == 1)
 
     def mix(self, images: Tensor, labels: Tensor, epoch: int, batch_index: int) -> Batch:
-        """Apply mixup and cutmix, if on, to an augmented batch; labels then become probabilities (B, K)."""
-        return self._mix(images, labels, stream_seed(self.seed, MIX_STREAM, epoch, batch_index))
+        """Apply mixup and cutmix, if on, to an augmented batch; labels then become probabilities (B, K).
+
+        From `augment.mix_off_epoch` on, the batch is returned as it is.
+        """
+        return self._mix(images, labels, stream_seed(self.seed, MIX_STREAM, epoch, batch_index), epoch)
 
     # ── Lightning's hooks ─────────────────────────────────────────────────────────────────────────
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.config.finetune import FrozenBackbone
-from harness.config.schema import EfficientNetLite, ModelConfig, RunConfig
+from harness.config.schema import AugmentConfig, EfficientNetLite, ModelConfig, RunConfig
 from harness.data.augment.transforms import BatchAugment
 from harness.data.datamodule import ImageDataModule
 from harness.data.epochs import VIEW_STREAM, stream_seed
@@ -140,12 +140,16 @@ def _array_name(depth: int) -> str:
     return f"depth{depth}"
 
 
-def settings_in_key(model: ModelConfig) -> dict[str, Any]:
-    """Return the model's settings, less defaults that earlier versions, whose entries hold, did not have."""
-    newer: dict[str, Any] = {"stem": "default"}
-    if isinstance(model, EfficientNetLite):
-        newer |= {"drop_rate": 0.0, "drop_path_rate": 0.0}
-    settings = model.model_dump(mode="json").items()
+def settings_in_key(section: ModelConfig | AugmentConfig) -> dict[str, Any]:
+    """Return a section's settings, less defaults that earlier versions, whose entries hold, did not have."""
+    if isinstance(section, AugmentConfig):
+        newer: dict[str, Any] = dict.fromkeys(("rotation", "scale", "blur_sigma", "noise_std"), 0.0)
+        newer |= {"augmix_severity": 3, "augmix_width": 3, "augmix_depth": None, "mix_off_epoch": None}
+    else:
+        newer = {"stem": "default"}
+        if isinstance(section, EfficientNetLite):
+            newer |= {"drop_rate": 0.0, "drop_path_rate": 0.0}
+    settings = section.model_dump(mode="json").items()
     return {name: value for name, value in settings if name not in newer or value != newer[name]}
 
 
@@ -241,7 +245,7 @@ class _Plan:
             "images": self.splits.row_digest,
             "rows": [len(self.splits.train), len(self.splits.val)],
             "views": self.num_views,
-            "drawn": [self.config.seed, self.config.augment.model_dump(mode="json")] if is_drawn else None,
+            "drawn": [self.config.seed, settings_in_key(self.config.augment)] if is_drawn else None,
             "device": self.machine.device.type,
             "precision": self.machine.precision,
             "libraries": {name: version(name) for name in LIBRARIES},

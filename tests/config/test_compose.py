@@ -80,6 +80,10 @@ def test_the_configuration_cannot_be_changed() -> None:
         (["optim.schedule.warmup_epochs=10"], "leaves nothing of trainer.max_epochs=10"),
         (["data.max_train_samples=64"], "data.batch_size=128 is larger than data.max_train_samples=64"),
         (["data.samples_per_epoch=64"], "data.batch_size=128 is larger than data.samples_per_epoch=64"),
+        (
+            ["augment=mix", "augment.mix_off_epoch=10"],
+            "is not within trainer.max_epochs=10: lower it, or set",
+        ),
         (["data.dir=a(b"], "cannot read the override 'data.dir=a(b'"),
         (["optim.lr=1,2"], "searches are written in configs/sweep/"),
     ],

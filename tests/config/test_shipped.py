@@ -20,6 +20,7 @@ RUN_FILES = [
 # Files that are alternatives to their group's defaults.
 PRESETS = [
     ("augment", "standard"),
+    ("augment", "augmix"),
     ("augment", "mix"),
     ("augment", "strong"),
     ("model", "resnet50"),

@@ -27,8 +27,14 @@ def test_settings_are_searched_by_their_paths() -> None:
         "loss.gamma: {type: float, low: 0.5, high: 3.0}",
         "loss.l2: {type: float, low: 1.0e-6, high: 1.0e-3, log: true}",
         "model.drop_rate: {type: float, low: 0.0, high: 0.5}",
+        choice("augment.policy", "none", "augmix"),
+        "augment.augmix_severity: {type: int, low: 1, high: 10}",
+        "augment.rotation: {type: float, low: 0.0, high: 30.0}",
+        "augment.blur_sigma: {type: float, low: 0.0, high: 1.0}",
+        "augment.mix_off_epoch: {type: int, low: 1, high: 9}",
     )
-    plan = compose_sweep([*BASE, "optim=timm", "optim.name=adan", "average=ema", "loss=focal", searched])
+    others = ["optim=timm", "optim.name=adan", "average=ema", "loss=focal", "trainer.max_epochs=10"]
+    plan = compose_sweep([*BASE, *others, searched])
     chosen = {
         "optim.schedule.kind": "trapezoid",
         "optim.clip_grad_adaptive": 0.01,
@@ -39,6 +45,11 @@ def test_settings_are_searched_by_their_paths() -> None:
         "loss.gamma": 1.5,
         "loss.l2": 1e-4,
         "model.drop_rate": 0.25,
+        "augment.policy": "augmix",
+        "augment.augmix_severity": 5,
+        "augment.rotation": 12.5,
+        "augment.blur_sigma": 0.5,
+        "augment.mix_off_epoch": 8,
     }
     trial = plan.compose_trial(chosen).to_dict()
     for path, value in chosen.items():

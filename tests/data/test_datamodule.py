@@ -115,9 +115,31 @@ def test_mixing_depends_on_seed_epoch_and_batch_alone(splits: ImageSplits) -> No
     assert not torch.equal(module_of(splits, config, seed=9).mix(images, labels, 2, 3)[0], first)
 
 
-def test_augmentation_that_does_not_fit_is_refused_before_training(splits: ImageSplits) -> None:
-    with pytest.raises(ConfigError, match="crop_padding=8"):
-        module_of(splits, AugmentConfig(crop_padding=8))
+def test_mixing_ends_with_its_off_epoch_and_was_until_then_what_it_is_without_one(
+    splits: ImageSplits,
+) -> None:
+    ends, never = (module_of(splits, AugmentConfig(mixup_alpha=1.0, mix_off_epoch=off)) for off in (2, None))
+    images, labels = next(iter(never.val_dataloader()))
+    for epoch in (0, 1):
+        pairs = zip(ends.mix(images, labels, epoch, 3), never.mix(images, labels, epoch, 3), strict=True)
+        for found, expected in pairs:
+            assert torch.equal(found, expected)
+    for epoch in (2, 3):
+        assert ends.mix(images, labels, epoch, 3) == (images, labels)
+
+
+@pytest.mark.parametrize(
+    ("augment", "problem"),
+    [
+        (AugmentConfig(crop_padding=8), "crop_padding=8"),
+        (AugmentConfig(blur_sigma=2.5), r"blur_sigma=2\.5 reaches 8 pixels far, beyond images of 8x8"),
+    ],
+)
+def test_augmentation_that_does_not_fit_is_refused_before_training(
+    splits: ImageSplits, augment: AugmentConfig, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        module_of(splits, augment)
 
 
 ALTERNATING = AugmentConfig(flip="alternating")

@@ -18,6 +18,7 @@ AUGMENTATIONS = [
     AugmentConfig(flip="alternating"),
     AugmentConfig(policy="trivial", erasing_probability=0.7),
     AugmentConfig(policy="rand", brightness=0.3, hue=0.2, cutout_size=3, erasing_probability=0.7),
+    AugmentConfig(policy="augmix", rotation=20, scale=0.2, blur_sigma=1.5, noise_std=0.2),
 ]
 
 

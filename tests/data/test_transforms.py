@@ -1,9 +1,13 @@
-"""Augmentation: the draws are independent and fair, and what is applied equals torchvision image by image."""
+"""Augmentation: the draws are independent and fair, and what is applied equals torchvision image by image.
+
+AugMix, blur and noise: `test_augmix.py`, `test_blur.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -66,6 +70,25 @@ def test_a_border_wider_than_the_image_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"augment\.crop_padding=32"):
         transforms.check_fits(AugmentConfig(crop_padding=32), 32, 40)
     transforms.check_fits(AugmentConfig(crop_padding=31), 32, 40)
+
+
+# ── rotation and scale ────────────────────────────────────────────────────────────────────────────
+
+
+def test_rotation_and_scale_equal_torchvision_per_image(photos: Tensor) -> None:
+    degrees, scales = torch.linspace(-180, 170, 16), torch.linspace(1.6, 0.4, 16)
+    result = ops.rotate_and_scale(photos, degrees, scales)
+    for image, angle, scale, ours in zip(photos, degrees.tolist(), scales.tolist(), result, strict=True):
+        bilinear = v2.InterpolationMode.BILINEAR
+        expected = tv.affine(image, -angle, [0, 0], scale, [0.0, 0.0], interpolation=bilinear)
+        assert (ours.int() - expected.int()).abs().max() <= 1
+
+
+def test_angles_and_factors_fill_their_ranges() -> None:
+    turns = transforms.draw_turns(5000, AugmentConfig(rotation=30, scale=0.2), generator()).numpy()
+    for drawn, low, high in zip(turns, (-30, 0.8), (30, 1.2), strict=True):
+        assert stats.kstest(drawn, "uniform", (low, high - low)).pvalue > UNLIKELY
+    assert abs(np.corrcoef(turns)[0, 1]) < 0.06
 
 
 # ── colour ────────────────────────────────────────────────────────────────────────────────────────
@@ -225,6 +248,24 @@ def test_erased_boxes_have_the_papers_shapes() -> None:
     assert abs(float(ratio.log().mean())) < 0.1
 
 
+def test_erased_boxes_are_distributed_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    reference = v2.RandomErasing(p=1.0, scale=transforms.ERASED_AREA, ratio=transforms.ERASED_RATIO)
+    drawn = [reference.make_params([torch.empty(3, 32, 24)]) for _ in range(5000)]
+    boxes = transforms.draw_boxes(torch.empty(20_000, 3, 32, 24), 1.0, generator())
+    boxes = boxes[boxes[:, 2] > 0].numpy()  # of ten tries, each may have been too large
+    theirs = np.array(
+        [(p["i"], p["j"], p["i"] + p["h"], p["j"] + p["w"]) for p in drawn if p["v"] is not None]
+    )
+    for ours, other in zip(numbers_of(boxes), numbers_of(theirs), strict=True):
+        assert stats.ks_2samp(ours, other).pvalue > UNLIKELY
+
+
+def numbers_of(boxes: np.ndarray) -> list[np.ndarray]:
+    tall, wide = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    return [boxes[:, 0], boxes[:, 1], tall, wide, tall * wide]
+
+
 def test_erasing_touches_the_box_alone(photos: Tensor) -> None:
     boxes = torch.zeros(16, 4, dtype=torch.int64)
     boxes[5] = torch.tensor([2, 3, 9, 20])
@@ -246,7 +287,12 @@ def test_nothing_on_returns_the_input_itself(photos: Tensor) -> None:
     assert BatchAugment(AugmentConfig())(photos, generator()) is photos
 
 
-@pytest.mark.parametrize("config", [EVERYTHING, AugmentConfig(flip=True, policy="trivial", cutout_size=4)])
+NEWER = AugmentConfig(policy="augmix", rotation=10, scale=0.1, blur_sigma=1.0, noise_std=0.1)
+
+
+@pytest.mark.parametrize(
+    "config", [EVERYTHING, NEWER, AugmentConfig(flip=True, policy="trivial", cutout_size=4)]
+)
 def test_the_seed_decides_everything(config: AugmentConfig, photos: Tensor) -> None:
     untouched = photos.clone()
     augment = BatchAugment(config)

@@ -77,8 +77,8 @@ def test_scores_are_those_of_the_uncached_path(
         assert cached.metrics[name] == pytest.approx(uncached.metrics[name], abs=TOLERANCE), name
 
 
-def test_entries_of_the_version_before_dropout_and_stems_hold() -> None:
-    """Literal, as that version hashed them."""
+def test_entries_of_earlier_versions_hold() -> None:
+    """Literal, as the versions before dropout and stems, and before AugMix, hashed them."""
     lite = {"kind": "efficientnet_lite0", "pretrained": True, "image_size": 224}
     assert settings_in_key(EfficientNetLite0()) == lite
     timms = {
@@ -91,6 +91,24 @@ def test_entries_of_the_version_before_dropout_and_stems_hold() -> None:
         "drop_path_rate": 0.0,
     }
     assert settings_in_key(TimmModel(name="resnet18", pretrained=True)) == timms
+    flipped = {
+        "flip": True,
+        "crop_padding": 4,
+        "policy": "none",
+        "rand_num_ops": 2,
+        "rand_magnitude": 9,
+        "brightness": 0.0,
+        "contrast": 0.0,
+        "saturation": 0.0,
+        "hue": 0.0,
+        "cutout_size": 0,
+        "erasing_probability": 0.0,
+        "mixup_alpha": 0.0,
+        "cutmix_alpha": 0.0,
+    }
+    assert settings_in_key(AugmentConfig(flip=True, crop_padding=4)) == flipped
+    blurred = AugmentConfig(flip=True, crop_padding=4, blur_sigma=1.0)
+    assert settings_in_key(blurred) == {**flipped, "blur_sigma": 1.0}
     changed = EfficientNetLite0(stem="small_image", drop_path_rate=0.1)
     assert settings_in_key(changed) == {**lite, "stem": "small_image", "drop_path_rate": 0.1}
 

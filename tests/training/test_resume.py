@@ -252,12 +252,13 @@ def test_a_constant_rate_trains_longer_as_if_it_had_been_meant_to(
 def test_epochs_that_draw_on_through_the_images_go_on_where_they_stopped(
     run: Run, tiny_config: Config, tmp_path: Path
 ) -> None:
-    """The third of four epochs of 200 images begins within the second pass over 300."""
+    """The third of four epochs of 200 images begins in the second pass over 300; the last mixes nothing."""
     bounded = (
         "data.samples_per_epoch=200",
         "trainer.max_epochs=4",
         "augment=mix",
         "augment.flip=alternating",
+        "augment.mix_off_epoch=3",
     )
     whole, tracker = run(tiny_config(*bounded), folder="whole")
     run(tiny_config(*bounded), **stop_after(2))

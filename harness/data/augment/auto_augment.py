@@ -27,7 +27,7 @@ class PolicyOp:
     Args:
         apply: The operation, from `ops.py`.
         weakest: Its magnitude at bin 0.
-        strongest: Its magnitude at bin 30; linear in between.
+        strongest: Its magnitude at the last bin; linear in between.
         is_signed: Whether the magnitude is negated half of the time.
     """
 
@@ -82,11 +82,13 @@ def draw_ops(batch: int, num_choices: int, generator: torch.Generator) -> tuple[
     return drawn, signs
 
 
-def magnitudes_of(choices: tuple[PolicyOp, ...], ops_B: Tensor, bins_B: Tensor, signs_B: Tensor) -> Tensor:
-    """Turn drawn bins into magnitudes in the units of the drawn operations, float (B,)."""
+def magnitudes_of(
+    choices: tuple[PolicyOp, ...], ops_B: Tensor, bins_B: Tensor, signs_B: Tensor, num_bins: int = NUM_BINS
+) -> Tensor:
+    """Turn drawn bins into magnitudes in the units of the drawn operations, float, of the bins' shape."""
     table = torch.tensor([(c.weakest, c.strongest, c.is_signed) for c in choices], device=ops_B.device)
-    weakest, strongest, is_signed = table[ops_B].unbind(dim=1)
-    size = weakest + (strongest - weakest) * (bins_B / (NUM_BINS - 1))
+    weakest, strongest, is_signed = table[ops_B].unbind(dim=-1)
+    size = weakest + (strongest - weakest) * (bins_B / (num_bins - 1))
     return torch.where(is_signed.bool(), size * signs_B, size)
 
 

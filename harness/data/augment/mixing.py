@@ -52,20 +52,28 @@ class BatchMix:
     def is_on(self) -> bool:
         return bool(self.config.mixup_alpha or self.config.cutmix_alpha)
 
-    def __call__(self, images_BCHW: Tensor, labels_B: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def is_off(self, epoch: int) -> bool:
+        """Tell whether the images of this epoch (from 0) are not mixed."""
+        off = self.config.mix_off_epoch
+        return not self.is_on or (off is not None and epoch >= off)
+
+    def __call__(
+        self, images_BCHW: Tensor, labels_B: Tensor, seed: int, epoch: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
         Args:
             images_BCHW: uint8, or float in [0, 1].
             labels_B: int64.
             seed: Decides all draws.
+            epoch: From 0; mixing ends with `mix_off_epoch`.
 
         Returns:
             Images and class probabilities, float32 (B, K). The images stay uint8 under cutmix alone; mixup
-            makes them float in [0, 1], so nothing is rounded. The input itself if neither is on.
+            makes them float in [0, 1], so nothing is rounded. The input itself if none is on, or no longer.
         """
         config = self.config
-        if not self.is_on:
+        if self.is_off(epoch):
             return images_BCHW, labels_B
         height, width = images_BCHW.shape[-2:]
         draws = draw_mix(len(images_BCHW), (height, width), config, np.random.default_rng(seed))

@@ -1,8 +1,8 @@
 """Training-time augmentation of whole batches on any device, with independent random numbers for every image.
 
-Crop, flip, colour jitter, cutout and erasing each have a function that draws random numbers and one that
-applies them, so that the second can be compared with a reference. Geometry keeps uint8; colour jitter
-returns float in [0, 1].
+Each part has a function that draws random numbers and one that applies them, so that the second can be
+compared with a reference. Geometry and policies keep uint8; colour jitter, blur and noise return float in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from harness.config.schema import AugmentConfig
+from harness.data.augment.augmix import AugMix
 from harness.data.augment.auto_augment import RandAugment, TrivialAugment
+from harness.data.augment.blur import add_noise, blur, blur_radius, draw_noise, draw_strengths
 from harness.data.augment.colour import adjust_hue, blend, grey_levels
+from harness.data.augment.ops import reflect, rotate_and_scale
 from harness.data.sharding import Shard
 from harness.errors import ConfigError
 
@@ -26,7 +29,7 @@ ERASING_TRIES = 10
 
 
 class BatchAugment:
-    """Applies what `AugmentConfig` sets, in order: crop, flip, policy, colour jitter, cutout, erasing."""
+    """Applies what `AugmentConfig` sets, in the order of `__call__`."""
 
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
@@ -49,7 +52,7 @@ class BatchAugment:
                 drawn for the whole batch.
 
         Returns:
-            uint8, or float in [0, 1] where colours are jittered, in channels_last; the input itself if
+            uint8, or float in [0, 1] with colour jitter, blur or noise, in channels_last; the input itself if
             nothing is switched on.
         """
         config, images = self.config, images_BCHW
@@ -59,11 +62,22 @@ class BatchAugment:
             offsets_B2, drawn_B = self.draw_windows(shard.total, generator)
             flips_B = shard.select(drawn_B) if flips_B is None else flips_B
             images = crop_and_flip(images, shard.select(offsets_B2), flips_B)
+        if config.rotation or config.scale:
+            degrees, scales = shard.select(draw_turns(shard.total, config, generator), dim=1)
+            images = rotate_and_scale(images, degrees, scales)
         if self._policy is not None:
             images = self._policy(images, generator, shard)
         if config.brightness or config.contrast or config.saturation or config.hue:
             factors = shard.select(draw_jitter(whole, config, generator), dim=1)
             images = jitter_colours(tv.to_dtype(images, torch.float32, scale=True), factors)
+        if config.blur_sigma:
+            sigmas = shard.select(draw_strengths(shard.total, config.blur_sigma, generator))
+            images = blur(
+                tv.to_dtype(images, torch.float32, scale=True), sigmas, blur_radius(config.blur_sigma)
+            )
+        if config.noise_std:
+            noise = shard.select(draw_noise(whole, config.noise_std, generator))
+            images = add_noise(tv.to_dtype(images, torch.float32, scale=True), noise)
         if config.cutout_size:
             images = cut_out(images, shard.select(draw_centres(whole, generator)), config.cutout_size)
         if config.erasing_probability:
@@ -79,7 +93,7 @@ class BatchAugment:
         return offsets_B2, draw_flips(count, 0.5 if self.config.flip else 0.0, generator)
 
 
-def _build_policy(config: AugmentConfig) -> TrivialAugment | RandAugment | None:
+def _build_policy(config: AugmentConfig) -> TrivialAugment | RandAugment | AugMix | None:
     match config.policy:
         case "none":
             return None
@@ -87,6 +101,8 @@ def _build_policy(config: AugmentConfig) -> TrivialAugment | RandAugment | None:
             return TrivialAugment()
         case "rand":
             return RandAugment(config.rand_num_ops, config.rand_magnitude)
+        case "augmix":
+            return AugMix(config.augmix_severity, config.augmix_width, config.augmix_depth)
 
 
 # ── crop and flip ─────────────────────────────────────────────────────────────────────────────────
@@ -109,32 +125,42 @@ def crop_and_flip(images_BCHW: Tensor, offsets_B2: Tensor, flips_B: Tensor) -> T
     """
     batch, channels, height, width = images_BCHW.shape
     device = images_BCHW.device
-    rows = _reflect(torch.arange(height, device=device) + offsets_B2[:, :1], height)
+    rows = reflect(torch.arange(height, device=device) + offsets_B2[:, :1], height)
     columns = torch.arange(width, device=device).expand(batch, width)
     columns = torch.where(flips_B[:, None], width - 1 - columns, columns)
-    columns = _reflect(columns + offsets_B2[:, 1:], width)
+    columns = reflect(columns + offsets_B2[:, 1:], width)
     first = torch.arange(batch, device=device)[:, None, None] * (height * width)
     pixels = (first + rows[:, :, None] * width + columns[:, None, :]).reshape(-1)
     flat = images_BCHW.permute(0, 2, 3, 1).reshape(-1, channels)  # a view, where images are channels_last
     return flat.index_select(0, pixels).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _reflect(positions: Tensor, size: int) -> Tensor:
-    """Mirror positions beyond either edge back inside, without repeating the edge itself."""
-    return (size - 1) - ((size - 1) - positions.abs()).abs()
-
-
 def check_fits(config: AugmentConfig, height: int, width: int) -> None:
     """Refuse a border that reflection cannot fill.
 
     Raises:
-        ConfigError: If `crop_padding` is not smaller than the image.
+        ConfigError: If `crop_padding`, or what a blur looks at, is not smaller than the image.
     """
     if config.crop_padding >= min(height, width):
         raise ConfigError(
             f"augment.crop_padding={config.crop_padding} needs images larger than itself, "
             f"these have {height}x{width} pixels; lower it"
         )
+    if config.blur_sigma and blur_radius(config.blur_sigma) >= min(height, width):
+        raise ConfigError(
+            f"augment.blur_sigma={config.blur_sigma:g} reaches {blur_radius(config.blur_sigma)} pixels far, "
+            f"beyond images of {height}x{width} pixels; lower it"
+        )
+
+
+# ── rotation and scale ────────────────────────────────────────────────────────────────────────────
+
+
+def draw_turns(count: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Draw an angle in degrees and a factor for each image, float (2, B), uniform in their ranges."""
+    uniform = torch.rand(2, count, generator=generator, device=generator.device) * 2 - 1
+    spread = torch.tensor([config.rotation, config.scale], device=generator.device)
+    return torch.tensor([0.0, 1.0], device=generator.device)[:, None] + uniform * spread[:, None]
 
 
 # ── colour jitter ─────────────────────────────────────────────────────────────────────────────────
