@@ -72,8 +72,8 @@ train: $(READY) ## train one configuration: make train ARGS="model=wide_cnn"
 speedrun: $(READY) ## 94 % on CIFAR-10 from scratch, once for each of SEEDS
 	@$(BIN)/python -m experiments.performance.speedrun --seeds $(SEEDS) -- $(ARGS)
 
-experiment: $(READY) ## repeat a published training and improve it: make experiment NAME=keras_cnn_5 (hours; repeat it to go on)
-	@$(BIN)/python -m experiments.published $(NAME) $(ARGS)
+experiment: $(READY) ## a published training repeated and improved, or a study: make experiment NAME=keras_cnn_5 (hours; repeat it to go on)
+	@$(BIN)/python -m experiments $(NAME) $(ARGS)
 
 evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
 	@$(BIN)/python -m harness evaluate --split $(SPLIT) $(if $(RUN),--run $(RUN)) $(ARGS)

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.published import leak, report, runs, timing
-from experiments.published.plan import FOLDER, ON_DIGITS, Experiment, Training, experiment_names, load
+from experiments.published import leak, report, timing
+from experiments.published.plan import FOLDER, ON_DIGITS, Experiment, experiment_names, load
 from experiments.published.results import RESULTS, Results, gather
+from experiments.trainings import StoppedError, Training, ensure, recorded
 from harness.config.compose import compose_run
 from harness.errors import HarnessError, ModelError
 from harness.signals import EXIT_INTERRUPTED
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         experiment = load(options.name, seeds=seeds, added=ON_DIGITS if options.digits else ())
         output = options.output or _output(experiment, is_trial=options.digits or seeds is not None)
         Conductor(with_weights(experiment), output).run(options.parts)
-    except runs.StoppedError as stopped:
+    except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_INTERRUPTED
     except HarnessError as error:
@@ -121,8 +122,8 @@ class Conductor:
 
     def _train(self, trainings: Sequence[Training]) -> None:
         for training in trainings:
-            run = runs.recorded(training)
-            runs.ensure(training)
+            run = recorded(training)
+            ensure(training)
             if run is None or run.status != "FINISHED":
                 self.write()
 

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.published import script
-from experiments.published.plan import ON_EVERYTHING, Experiment, Training
+from experiments.published.plan import ON_EVERYTHING, Experiment
+from experiments.trainings import Training
 from harness.config.compose import compose_run
 from harness.config.overrides import as_override_value
 from harness.config.schema import RunConfig

@@ -1,6 +1,6 @@
 """What an experiment trains: its plan, read from `experiment.yaml`, and the trainings that follow from it.
 
-`__main__.py` reads plans; `runs.py` trains what they list; `report.py` asks which runs belong to which part.
+`__main__.py` reads plans and trains what they list; `report.py` asks which runs belong to which part.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from experiments.trainings import ON_VALIDATION, Arm, Arms, Strings, Training, last_of_each
 from harness.config.base import Section
 from harness.config.validation import validate
 from harness.config.yaml_files import read_yaml
@@ -19,29 +20,8 @@ from harness.files import slug
 
 FOLDER = Path(__file__).parent
 PLAN_FILE = "experiment.yaml"
-# The ladder is judged by images that the training does not see; the test split is not read for it.
-ON_VALIDATION = (
-    "data.train_on_val=false",
-    "data.val_fraction=0.1",
-    "evaluate_test=false",
-    "evaluation.pictures=none",
-    "tracking.log_model=false",
-)
 ON_EVERYTHING = ("data.train_on_val=true", "evaluate_test=true")  # trains on all images, tested once
 ON_DIGITS = ("data=digits", "trainer.max_epochs=1", "evaluation.pictures=none")
-
-Strings = Annotated[tuple[str, ...], Field(strict=False)]
-
-
-class Arm(Section):
-    """One training: what it is called, and the settings that it adds."""
-
-    name: str
-    set: Strings  # KEY=VALUE, as on the command line
-    why: str = ""
-
-
-Arms = Annotated[tuple[Arm, ...], Field(strict=False)]
 
 
 class Plan(Section):
@@ -60,26 +40,6 @@ class Plan(Section):
     minutes: float = 15.0
     tests_on_training: bool = False  # also measure what training on test images does to the figure
     notes: Strings = ()  # paragraphs for the report
-
-
-@dataclass(frozen=True)
-class Training:
-    """One run of an experiment; `runs.py` finds its record by this name and configuration."""
-
-    experiment: str
-    arm: str
-    seed: int
-    settings: tuple[str, ...]  # all but the seed and the names
-
-    @property
-    def name(self) -> str:
-        return f"{self.experiment}-{self.arm}-seed{self.seed}"
-
-    @property
-    def overrides(self) -> list[str]:
-        """What `harness train` is called with."""
-        names = (f"tracking.run_name={self.name}", f"tracking.experiment={self.experiment}")
-        return [*self.settings, f"seed={self.seed}", *names]
 
 
 @dataclass(frozen=True)
@@ -121,11 +81,6 @@ class Experiment:
         """Return a training with each of the experiment's seeds."""
         every = last_of_each((f"recipe={self.plan.recipe}", *settings, *self.added))
         return [Training(self.name, arm, seed, every) for seed in self.seeds]
-
-
-def last_of_each(settings: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the settings without those that a later one of the same key replaces: Hydra refuses doubles."""
-    return tuple({text.partition("=")[0]: text for text in settings}.values())
 
 
 def experiment_names() -> list[str]:

@@ -9,26 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.published.plan import FOLDER, Arm, Experiment, Plan, load
-from experiments.published.results import (
+from experiments.published.plan import FOLDER, Experiment, Plan, load
+from experiments.published.results import Results, gains
+from experiments.trainings import (
+    NOT_YET,
     TEST,
     TEST_AUC,
     TEST_PLAIN,
     VAL,
-    Results,
+    Arm,
     Trained,
+    describe,
+    describe_difference,
     estimate_of,
-    gains,
     minutes_of,
 )
 from harness.analysis.layout import markdown_table
-from harness.analysis.seeds import Difference, Estimate, estimate, p_text
+from harness.analysis.seeds import estimate
 from harness.config.compose import compose_run
 from harness.tracking.artifacts import read_artifact
 from harness.tracking.runs import find_runs
 
 REPORT = "REPORT.md"
-NOT_YET = "not yet run"
 PUBLISHED_ON = "cifar10"
 CLOSE = 0.015  # of test accuracy, within which a figure counts as reproduced
 # Drawn by the first seed's run, of the test images: what it takes for what, its most confident mistakes.
@@ -116,7 +118,12 @@ def verdict(plan: Plan, results: Results) -> str:
     off = (found.mean - plan.published) * 100
     within = "within" if abs(off) <= CLOSE * 100 else "**not** within"
     compared = f"{off:+.1f} points, {within} {CLOSE * 100:g} points"
-    return f"{said} ({plan.published:.1%} as published): {compared}.{claims}"
+    spread = ""
+    if found.deviation is not None:
+        spread = (
+            f" One run was published; ours deviate from their mean by {found.deviation * 100:.1f} points."
+        )
+    return f"{said} ({plan.published:.1%} as published): {compared}.{spread}{claims}"
 
 
 def _time(results: Results) -> str:
@@ -187,11 +194,11 @@ def _test_images(results: Results) -> list[str]:
 
 def _ladder(plan: Plan, results: Results) -> list[str]:
     found = gains(results) or [None] * len(plan.ladder)
-    steps = [Arm(name="the published training, validated on 10 %", set=()), *plan.ladder]
+    steps = [Arm(name="the published training, validated on 10 %"), *plan.ladder]
     rows = []
     for number, step in enumerate(steps):
         trained = results.ladder[number] if number < len(results.ladder) else ()
-        gain = describe_gain(found[number - 1], bool(trained)) if number else "–"
+        gain = describe_difference(found[number - 1], has_run=bool(trained)) if number else "–"
         settings = f"`{' '.join(step.set)}`" if step.set else ""
         rows.append(
             [
@@ -228,26 +235,6 @@ def _ladder(plan: Plan, results: Results) -> list[str]:
             + "."
         )
     return lines
-
-
-def describe_gain(gain: Difference | None, has_run: bool) -> str:
-    """Return a step's gain in points with its interval."""
-    if gain is None:
-        return "one seed: no interval" if has_run else NOT_YET
-    sign = 1 if gain.first == "after" else -1
-    if gain.low is None or gain.high is None:
-        return f"{sign * gain.mean * 100:+.2f}"
-    low, high = sorted((sign * gain.low * 100, sign * gain.high * 100))
-    return f"{sign * gain.mean * 100:+.2f} ({low:+.2f} to {high:+.2f}; p {p_text(gain.corrected)})"
-
-
-def describe(found: Estimate | None) -> str:
-    """Return a mean accuracy with its interval over seeds, in per cent."""
-    if found is None:
-        return NOT_YET
-    if found.low is None or found.high is None:
-        return f"{found.mean:.2%} (n = {found.n})"
-    return f"{found.mean:.2%} ({found.low:.2%} to {found.high:.2%}, n = {found.n})"
 
 
 # ── all experiments ───────────────────────────────────────────────────────────────────────────────

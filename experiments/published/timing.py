@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from experiments.published import runs, script
-from experiments.published.plan import Experiment, Training
+from experiments.published import script
+from experiments.published.plan import Experiment
+from experiments.trainings import Training, ensure
 from harness.config.compose import compose_run
 from harness.data import load_splits
 from harness.tracking.runs import RunRecord
@@ -61,7 +62,7 @@ def measure(experiment: Experiment) -> None:
     """
     for training in trainings(experiment):
         load = os.getloadavg()[0]
-        run = runs.ensure(training)
+        run = ensure(training)
         if SCRIPT_SECONDS not in run.metrics:
             seconds = _time_script(experiment, training)
             tracker = open_store(compose_run(training.overrides).tracking).reopen_run(run.run_id)

@@ -12,19 +12,13 @@ import torch
 import yaml
 from scipy import stats
 
-from experiments.published import report, runs, script
+from experiments import trainings
+from experiments.published import report, script
 from experiments.published.__main__ import main
-from experiments.published.plan import (
-    Arm,
-    Experiment,
-    Plan,
-    Training,
-    experiment_names,
-    last_of_each,
-    load,
-)
-from experiments.published.results import RESULTS, Results, Trained, gains
+from experiments.published.plan import Experiment, Plan, experiment_names, load
+from experiments.published.results import RESULTS, Results, gains
 from experiments.published.timing import Seconds
+from experiments.trainings import NOT_YET, Arm, Trained, Training, describe_difference, last_of_each
 from harness.config.compose import compose_run
 from harness.config.schema import ScratchModel, TrackingConfig
 from harness.errors import ConfigError
@@ -147,7 +141,7 @@ def training() -> Training:
 
 def _with(monkeypatch: pytest.MonkeyPatch, *statuses: str) -> FakeHarness:
     fake = FakeHarness(*statuses)
-    monkeypatch.setattr(runs, "harness", fake)
+    monkeypatch.setattr(trainings, "harness", fake)
     return fake
 
 
@@ -155,10 +149,10 @@ def test_a_finished_training_is_not_repeated_and_a_killed_one_goes_on(
     monkeypatch: pytest.MonkeyPatch, training: Training
 ) -> None:
     fake = _with(monkeypatch, "interrupted", "finished")
-    with pytest.raises(runs.StoppedError, match="repeat the command"):
-        runs.ensure(training)
-    first = runs.ensure(training)
-    assert runs.ensure(training).run_id == first.run_id
+    with pytest.raises(trainings.StoppedError, match="repeat the command"):
+        trainings.ensure(training)
+    first = trainings.ensure(training)
+    assert trainings.ensure(training).run_id == first.run_id
     assert fake.calls == ["train", "resume"]
 
 
@@ -166,9 +160,9 @@ def test_a_run_of_another_configuration_is_not_taken(
     monkeypatch: pytest.MonkeyPatch, training: Training
 ) -> None:
     fake = _with(monkeypatch, "finished", "finished", "finished")
-    runs.ensure(training)
-    runs.ensure(dataclasses.replace(training, settings=("recipe=keras_cnn_5", "optim.lr=0.5")))
-    runs.ensure(dataclasses.replace(training, settings=("recipe=keras_cnn_5", "trainer.threads=1")))
+    trainings.ensure(training)
+    trainings.ensure(dataclasses.replace(training, settings=("recipe=keras_cnn_5", "optim.lr=0.5")))
+    trainings.ensure(dataclasses.replace(training, settings=("recipe=keras_cnn_5", "trainer.threads=1")))
     assert fake.calls == ["train", "train"]
 
 
@@ -177,7 +171,7 @@ def test_a_run_that_was_killed_before_it_recorded_its_configuration_is_left_alon
 ) -> None:
     open_store(TrackingConfig.at()).start_run(training.name, "e", {}).finish("KILLED")
     fake = _with(monkeypatch, "finished")
-    runs.ensure(training)
+    trainings.ensure(training)
     assert fake.calls == ["train"]
 
 
@@ -185,9 +179,7 @@ def test_a_run_that_was_killed_before_it_recorded_its_configuration_is_left_alon
 
 
 def _trained(metric: str, *scores: float) -> tuple[Trained, ...]:
-    return tuple(
-        Trained(seed, f"{seed:032x}", {metric: score}, 1.5, None) for seed, score in enumerate(scores)
-    )
+    return tuple(Trained(seed, f"{seed:032x}", {metric: score}, 1.5) for seed, score in enumerate(scores))
 
 
 RESULT = Results(
@@ -218,15 +210,15 @@ def test_a_steps_gain_is_paired_over_seeds_and_corrected_over_the_steps() -> Non
     assert down is not None
     before, after, last = ([one.metrics["val/accuracy"] for one in step] for step in RESULT.ladder)
     first, second = stats.ttest_rel(after, before), stats.ttest_rel(last, after)
-    assert (up.first, down.first) == ("after", "before")
+    assert (up.first, down.first) == ("new", "old")
     assert up.p_value == pytest.approx(first.pvalue)
     smaller, larger = sorted([first.pvalue, second.pvalue])
     assert sorted([up.corrected, down.corrected]) == pytest.approx([2 * smaller, max(2 * smaller, larger)])
     low, high = first.confidence_interval(0.95)
-    text = report.describe_gain(up, has_run=True)
+    text = describe_difference(up, has_run=True)
     expected = f"{(np.mean(after) - np.mean(before)) * 100:+.2f} ({low * 100:+.2f} to {high * 100:+.2f}"
     assert text.startswith(expected)
-    assert report.describe_gain(down, has_run=True).startswith("-0.73 (")
+    assert describe_difference(down, has_run=True).startswith("-0.73 (")
 
 
 def test_a_report_says_what_is_within_and_what_has_not_run() -> None:
@@ -238,14 +230,14 @@ def test_a_report_says_what_is_within_and_what_has_not_run() -> None:
     text = report.render(EXPERIMENT, RESULT)
     assert "Mean ratio 0.50" in text
     assert "tested once: not yet run" in text
-    assert text.count(report.NOT_YET) == 1
-    assert report.NOT_YET in report.render(EXPERIMENT, Results("keras_cnn_5"))
+    assert text.count(NOT_YET) == 1
+    assert NOT_YET in report.render(EXPERIMENT, Results("keras_cnn_5"))
 
 
 def test_the_table_has_a_row_for_each_system(capsys: pytest.CaptureFixture[str]) -> None:
     lines = report.table(dict.fromkeys(NAMES)).splitlines()
     assert len(lines) == 2 + len(NAMES)
-    assert all(report.NOT_YET in line for line in lines[2:])
+    assert all(NOT_YET in line for line in lines[2:])
     row = report.table({"keras_cnn_5": RESULT}).splitlines()[2]
     assert "| 67.9% | 71.00% (68.45% to 73.42%, n = 3) | 0.50 | not yet run |" in row
     assert main(["--table"]) == 0
@@ -281,7 +273,7 @@ def test_an_experiment_runs_on_digits_and_repeats_nothing(name: str, tmp_path: P
     command = [name, "--digits", "--seeds", "0", "1", "--output", str(tmp_path / "out")]
     assert main(command) == 0
     text = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
-    assert report.NOT_YET not in text
+    assert NOT_YET not in text
     done = {run.run_id for run in find_runs(TrackingConfig.at())}
     assert main(command) == 0
     assert {run.run_id for run in find_runs(TrackingConfig.at())} == done

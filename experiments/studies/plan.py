@@ -1,0 +1,133 @@
+"""What a study trains: its plan, read from `study.yaml`, and the trainings that follow from it.
+
+`__main__.py` reads plans and trains what they list; `report.py` asks which runs belong to which arm.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from experiments.trainings import (
+    ON_VALIDATION,
+    VAL,
+    Arm,
+    Arms,
+    Strings,
+    Training,
+    last_of_each,
+    recorded,
+)
+from harness.config.base import Section
+from harness.config.validation import validate
+from harness.config.yaml_files import read_yaml
+from harness.errors import ConfigError, did_you_mean
+from harness.files import slug
+
+FOLDER = Path(__file__).parent
+PLAN_FILE = "study.yaml"
+ARM_IN_BRACES = re.compile(r"\{([^{}:,]+)\}")
+
+
+class Study(Section):
+    """A question, and the trainings that answer it.
+
+    A setting may name another arm in braces, `distill.teacher={teacher}`: it stands for that arm's run of the
+    same seed and level.
+    """
+
+    title: str
+    question: str
+    base: Strings  # settings of every training
+    digits: Strings  # added to all of them on scikit-learn's digits, where a study takes minutes
+    arms: Annotated[Arms, Field(min_length=2)]  # the others are compared with the first
+    factor: str = ""  # what the levels differ in
+    levels: Arms = ()
+    metric: str = VAL  # a share; higher is better
+    seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = (0, 1, 2)
+    notes: Strings = ()  # paragraphs for the report
+
+    @model_validator(mode="after")
+    def _names_known_arms(self) -> Self:
+        before: set[str] = set()
+        for arm in self.arms:
+            for text in arm.set:
+                for name in ARM_IN_BRACES.findall(text):
+                    if name not in before:
+                        raise ValueError(f"{text}: no arm before {arm.name!r} is called {name!r}")
+            before.add(arm.name)
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The trainings of one arm at one level, one for each seed."""
+
+    level: str
+    arm: str
+    trainings: tuple[Training, ...]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study, and how it is run here.
+
+    Args:
+        name: of its folder and of its runs.
+        added: settings of all its trainings, the last word.
+        seeds: of each training.
+    """
+
+    name: str
+    study: Study
+    added: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    def cells(self) -> list[Cell]:
+        """Return what is trained, level by level, in the order in which it is."""
+        levels = self.study.levels or (Arm(name=""),)
+        return [self.cell(level, arm) for level in levels for arm in self.study.arms]
+
+    def cell(self, level: Arm, arm: Arm) -> Cell:
+        """Return an arm at a level."""
+        settings = last_of_each([*self.study.base, *ON_VALIDATION, *level.set, *arm.set, *self.added])
+        named = slug(f"{level.name} {arm.name}".strip())
+        trainings = (Training(self.name, named, seed, settings) for seed in self.seeds)
+        return Cell(level.name, arm.name, tuple(trainings))
+
+    def settled(self, cell: Cell) -> Cell:
+        """Return a cell with the runs' ids in place of the arms that its settings name."""
+        trainings = (replace(one, settings=self._with_runs(cell.level, one)) for one in cell.trainings)
+        return replace(cell, trainings=tuple(trainings))
+
+    def _with_runs(self, level: str, training: Training) -> tuple[str, ...]:
+        of_level = {cell.arm: cell for cell in self.cells() if cell.level == level}
+
+        def run_of(found: re.Match[str]) -> str:
+            cell = self.settled(of_level[found[1]])
+            (same_seed,) = (one for one in cell.trainings if one.seed == training.seed)
+            run = recorded(same_seed)
+            return found[0] if run is None else run.run_id
+
+        return tuple(ARM_IN_BRACES.sub(run_of, text) for text in training.settings)
+
+
+def study_names() -> list[str]:
+    """Return the names of all studies, in the order of their folders."""
+    return sorted(file.parent.name for file in FOLDER.glob(f"*/{PLAN_FILE}"))
+
+
+def load(name: str, *, seeds: tuple[int, ...] | None = None, on_digits: bool = False) -> Experiment:
+    """Return the study of a folder.
+
+    Raises:
+        ConfigError: there is no such folder, or its plan has a mistake.
+    """
+    if name not in study_names():
+        raise ConfigError(f"there is no study {name!r}{did_you_mean(name, study_names())}")
+    study = validate(Study, read_yaml(FOLDER / name / PLAN_FILE))
+    return Experiment(name, study, study.digits if on_digits else (), study.seeds if seeds is None else seeds)

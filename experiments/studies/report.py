@@ -1,0 +1,203 @@
+"""Turns a study's recorded runs into REPORT.md, results.json and results.png.
+
+`__main__.py` calls `gather` and `write` after each training. What has not run is said so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.studies.plan import Experiment
+from experiments.trainings import (
+    NOT_YET,
+    PFLOP,
+    Trained,
+    describe,
+    describe_difference,
+    describe_machine,
+    differences,
+    estimate_of,
+    finished,
+    mean_of,
+    minutes_of,
+    scores_of,
+)
+from harness.analysis.figures import OKABE_ITO
+from harness.analysis.layout import markdown_table
+from harness.analysis.seeds import compare_groups
+
+REPORT, RESULTS, PICTURE = "REPORT.md", "results.json", "results.png"
+MARKERS = "os^Dv<>Pp"
+Cost = Callable[[Sequence[Trained]], float | None]
+DPI = 110
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is recorded of an arm at a level."""
+
+    level: str
+    arm: str
+    trained: tuple[Trained, ...]
+
+
+def gather(experiment: Experiment) -> list[Found]:
+    """Return what is recorded of a study, in the order of its plan."""
+    return [
+        Found(cell.level, cell.arm, finished(experiment.settled(cell).trainings, _metrics(experiment)))
+        for cell in experiment.cells()
+    ]
+
+
+def _metrics(experiment: Experiment) -> tuple[str, ...]:
+    return (experiment.study.metric, PFLOP)
+
+
+def write(experiment: Experiment, folder: Path) -> list[Found]:
+    """Write the three files; return what they show."""
+    found, cells = gather(experiment), experiment.cells()
+    machine, data = describe_machine([one for cell in cells for one in experiment.settled(cell).trainings])
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {
+        "study": experiment.name,
+        "data": data,
+        "machine": machine,
+        "added": experiment.added,
+        "metric": experiment.study.metric,
+        "found": [asdict(one) for one in found],
+    }
+    (folder / RESULTS).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    text = render(experiment, found, machine, data)
+    if any(one.trained for one in found):
+        draw(experiment, found).savefig(folder / PICTURE, dpi=DPI)
+        text += f"\n![the score against time and operations]({PICTURE})\n"
+    (folder / REPORT).write_text(text, "utf-8")
+    print(f"report: {folder / REPORT}", flush=True)
+    return found
+
+
+# ── in words ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def render(experiment: Experiment, found: Sequence[Found], machine: str, data: str) -> str:
+    """Return a study's report, in Markdown."""
+    study = experiment.study
+    added = f" **Run with** `{' '.join(experiment.added)}`." if experiment.added else ""
+    parts = [
+        f"# {study.title}",
+        f"**Question.** {study.question}",
+        f"Written by `make experiment NAME={experiment.name}` from recorded runs; repeat it to go on. "
+        "The plan is [`study.yaml`](study.yaml), all figures are in [`results.json`](results.json)." + added,
+        f"All trainings: `{' '.join(study.base)}`. The score is `{study.metric}` after the last epoch, on "
+        "images of the training split that train nothing; the test split is not read.",
+        *study.notes,
+    ]
+    if machine:
+        parts.append(f"Data: {data}. Machine: {machine}; other work ran on it at the same time.")
+    for level in dict.fromkeys(one.level for one in found):
+        of_level = [one for one in found if one.level == level]
+        if level:
+            parts.append(f"## {study.factor}: {level}")
+        parts += [_table(study.metric, of_level), conclusion(study.metric, of_level)]
+    parts += ["## The arms", _arms(experiment)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(metric: str, found: Sequence[Found]) -> str:
+    first, *others = (scores_of(one.trained, metric) for one in found)
+    pairs = differences([(arm, first) for arm in others])
+    rows = [
+        [
+            one.arm,
+            describe(estimate_of(one.trained, metric)),
+            "–" if number == 0 else describe_difference(pairs[number - 1], has_run=bool(one.trained)),
+            _number(minutes_of(one.trained)),
+            _number(mean_of(one.trained, PFLOP)),
+        ]
+        for number, one in enumerate(found)
+    ]
+    head = ["arm", metric, f"minus {found[0].arm}, points", "minutes", "PFLOP"]
+    return markdown_table(head, rows).rstrip("\n")
+
+
+def conclusion(metric: str, found: Sequence[Found]) -> str:
+    """Return a sentence: which arm has the best mean, and which cannot be told from it."""
+    scored = [one for one in found if len(one.trained) > 1]
+    if len(scored) < 2:
+        return f"Which arm is better: {NOT_YET} with two seeds or more."
+    means = {one.arm: sum(scores_of(one.trained, metric).values()) / len(one.trained) for one in scored}
+    best = max(means, key=lambda arm: means[arm])
+    pairs = compare_groups({one.arm: scores_of(one.trained, metric) for one in scored})
+    tied = [
+        next(name for name in (pair.first, pair.second) if name != best)
+        for pair in pairs
+        if best in (pair.first, pair.second) and not pair.is_found
+    ]
+    if not tied:
+        return f"**Best: {best}**, and better than each other arm (paired t tests, Holm over all pairs, 5 %)."
+    return (
+        f"**Best mean: {best}**; not told apart from it by {min(len(one.trained) for one in scored)} seeds "
+        f"(paired t tests, Holm over all pairs, 5 %): {'; '.join(tied)}."
+    )
+
+
+def _arms(experiment: Experiment) -> str:
+    study = experiment.study
+    arms = [[arm.name, f"`{' '.join(arm.set)}`" if arm.set else "", arm.why] for arm in study.arms]
+    levels = [[level.name, f"`{' '.join(level.set)}`", level.why] for level in study.levels]
+    text = markdown_table(["arm", "settings", "why"], arms)
+    if levels:
+        text += "\n" + markdown_table([study.factor, "settings", ""], levels)
+    return text.rstrip("\n")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+# ── as a picture ──────────────────────────────────────────────────────────────────────────────────
+
+
+def draw(experiment: Experiment, found: Sequence[Found]) -> Figure:
+    """Draw each arm's mean score against its minutes and its operations: a colour an arm, a mark a level."""
+    study = experiment.study
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _scatter(left, study.metric, found, "minutes of training", minutes_of)
+    _scatter(right, study.metric, found, "PFLOP of training", lambda trained: mean_of(trained, PFLOP))
+    left.set_ylabel(study.metric)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _scatter(axes: Axes, metric: str, found: Sequence[Found], label: str, cost: Cost) -> None:
+    arms = list(dict.fromkeys(one.arm for one in found))
+    levels = list(dict.fromkeys(one.level for one in found))
+    for one in found:
+        score, spent = estimate_of(one.trained, metric), cost(one.trained)
+        if score is None or not spent:
+            continue
+        bars = None
+        if score.low is not None and score.high is not None:
+            bars = [[score.mean - score.low], [score.high - score.mean]]
+        axes.errorbar(
+            [spent],
+            [score.mean],
+            yerr=bars,
+            color=OKABE_ITO[arms.index(one.arm) % len(OKABE_ITO)],
+            marker=MARKERS[levels.index(one.level) % len(MARKERS)],
+            markersize=6,
+            linestyle="none",
+            linewidth=1,
+            label=": ".join(filter(None, (one.level, one.arm))),
+        )
+    axes.set_xlabel(label)
+    axes.set_xscale("log")
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
