@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from experiments.studies.plan import Experiment
 from experiments.trainings import (
@@ -36,6 +37,7 @@ REPORT, RESULTS, PICTURE = "REPORT.md", "results.json", "results.png"
 MARKERS = "os^Dv<>Pp"
 Cost = Callable[[Sequence[Trained]], float | None]
 DPI = 110
+WIDE = 20  # times; costs that differ more have a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -165,13 +167,19 @@ def _number(value: float | None) -> str:
 
 
 def draw(experiment: Experiment, found: Sequence[Found]) -> Figure:
-    """Draw each arm's mean score against its minutes and its operations: a colour an arm, a mark a level."""
+    """Draw each arm's mean score, with its interval, against its minutes and its operations.
+
+    A colour is an arm, a mark a level.
+    """
     study = experiment.study
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     _scatter(left, study.metric, found, "minutes of training", minutes_of)
     _scatter(right, study.metric, found, "PFLOP of training", lambda trained: mean_of(trained, PFLOP))
     left.set_ylabel(study.metric)
+    means = [score.mean for one in found if (score := estimate_of(one.trained, study.metric)) is not None]
+    margin = max(0.01, (max(means) - min(means)) / 2)
+    left.set_ylim(max(0.0, min(means) - margin), min(1.0, max(means) + margin))  # long intervals are cut off
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -191,13 +199,17 @@ def _scatter(axes: Axes, metric: str, found: Sequence[Found], label: str, cost: 
             [score.mean],
             yerr=bars,
             color=OKABE_ITO[arms.index(one.arm) % len(OKABE_ITO)],
-            marker=MARKERS[levels.index(one.level) % len(MARKERS)],
+            marker=MARKERS[(levels.index(one.level) + arms.index(one.arm) // len(OKABE_ITO)) % len(MARKERS)],
             markersize=6,
             linestyle="none",
             linewidth=1,
             label=": ".join(filter(None, (one.level, one.arm))),
         )
     axes.set_xlabel(label)
-    axes.set_xscale("log")
+    low, high = axes.dataLim.intervalx
+    if high > WIDE * low:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # matplotlib's own looks for TeX's fonts
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
