@@ -73,7 +73,8 @@ NOT_OF_A_CONFIGURATION = ("seed", "machine.device_name", "machine.threads", "tra
 # Results that everybody looks at. A run has some twenty others, which follow from the same predictions:
 # they are columns of the files, and of the text with --wide.
 IMPORTANT_RESULTS = (
-    "val/accuracy", "val/accuracy_no_tta", "val/balanced_accuracy", "val/loss", "val/ece", "test/accuracy"
+    "val/accuracy", "val/accuracy_no_tta", "val/balanced_accuracy", "val/loss", "val/ece", "test/accuracy",
+    "test/accuracy_no_tta",
 )  # fmt: skip
 LOWER_IS_BETTER = ("loss", "brier", "ece")  # how the last part of such a metric's name begins
 NUM_PAIRED = 6  # best runs whose predictions of the same images are compared in pairs

@@ -29,6 +29,12 @@ def wrapped(sentences: Sequence[str], width: int | None) -> list[str]:
     ]
 
 
+def without_tta(metrics: Mapping[str, float], split: str) -> str:
+    """Return the accuracy without test-time augmentation, to follow the one with it; "" where it has none."""
+    plain = metrics.get(f"{split}/accuracy_no_tta")
+    return "" if plain is None else f" ({plain:.4f} without test-time augmentation)"
+
+
 def percent(share: float) -> str:
     """Return a share as a percentage that never claims to be sure: "93 %", "> 99 %", "< 1 %".
 

@@ -178,6 +178,7 @@ def _trial(row: TrialRow) -> Content:
         "number": row.number,
         "state": row.state,
         "score": row.score,
+        "accuracy_no_tta": row.plain_accuracy,
         "best_epoch": _from_one(row.best_epoch),
         "epochs_done": row.epochs_done,
         "max_epochs": row.max_epochs,

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from harness.analysis.layout import without_tta
 from harness.config.schema import RunConfig
 from harness.data import load_splits, remember_auto, resolve_auto
 from harness.errors import TrackingError
@@ -119,7 +120,9 @@ def _print_result(result: RunResult, monitor: str) -> None:
     if result.status == "interrupted":
         print(f"interrupted; to go on: harness train --resume {result.run_id}", file=sys.stderr)
         return
-    kept = f"best: {monitor} {result.score:.4f} in epoch" if monitor in result.metrics else "kept: epoch"
+    plain = without_tta(result.metrics, "val")
+    score = f"best: {monitor} {result.score:.4f}{plain} in epoch"
+    kept = score if monitor in result.metrics else "kept: epoch"
     print(
         f"{kept} {result.best_epoch + 1}, {result.seconds:.1f} s\n"
         f"run {result.run_id}, checkpoint {result.checkpoint}\n"
@@ -136,7 +139,8 @@ def _print_test(config: RunConfig, run_id: str) -> None:
         return
     if (accuracy := run.results.get("test/accuracy")) is not None:
         number = count_readings(run.tags)
-        print(f"test/accuracy {accuracy:.4f} ({describe_reading(number, number, 'run')})")
+        plain = without_tta(run.results, "test")
+        print(f"test/accuracy {accuracy:.4f}{plain} ({describe_reading(number, number, 'run')})")
 
 
 def print_epoch(report: EpochReport, monitor: str = "val/accuracy") -> Decision:
@@ -144,7 +148,10 @@ def print_epoch(report: EpochReport, monitor: str = "val/accuracy") -> Decision:
     metrics = report.metrics
     is_shown = monitor in ("val/loss", "val/accuracy") or monitor not in metrics
     watched = "" if is_shown else f"{monitor} {metrics[monitor]:.4f}  "
-    val = f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}  " if "val/loss" in metrics else ""
+    val = ""
+    if "val/loss" in metrics:
+        plain = without_tta(metrics, "val")
+        val = f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}{plain}  "
     print(
         f"epoch {report.epoch + 1}/{report.max_epochs}  "
         f"train {metrics['train/loss']:.4f} / {metrics['train/accuracy']:.4f}  "

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from harness.analysis.layout import without_tta
 from harness.analysis.optimism import wilson
 from harness.config.schema import RunConfig, TrackingConfig
 from harness.config.validation import validate
@@ -69,8 +70,9 @@ class Final:
             else f"as it was trained ({self.num_train:,} images, {_epochs(self.num_epochs)})"
         )
         return (
-            f"final: trial {self.trial} of sweep {self.sweep}, {what}: test/accuracy {self.accuracy:.4f} "
-            f"(95 % interval {low:.4f} to {high:.4f} over {self.num_test:,} test images; reading "
+            f"final: trial {self.trial} of sweep {self.sweep}, {what}: test/accuracy {self.accuracy:.4f}"
+            f"{without_tta(self.metrics, 'test')} (95 % interval {low:.4f} to {high:.4f} over "
+            f"{self.num_test:,} test images; reading "
             f"{self.reading} of the test split for this sweep)"
         )
 

@@ -104,7 +104,8 @@ class ClassifierModule(pl.LightningModule):
         self.train_means = RunningMeans()
         self.val_logits = torch.empty(0)  # on rank 0, of the latest epoch: float32 (N, K), on the CPU
         self.val_metrics: dict[str, float] = {}  # latest epoch's, the same on all ranks
-        self._val_batches: list[tuple[Tensor, Tensor]] = []  # logits and labels
+        # Logits, labels, and which images are right without test-time augmentation.
+        self._val_batches: list[tuple[Tensor, Tensor, Tensor]] = []
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
         self._loss = TrainingLoss(config.loss, config.optim.label_smoothing, class_weights_K)
@@ -190,8 +191,8 @@ class ClassifierModule(pl.LightningModule):
         if not (self.ranks.is_alone or self.trainer.val_dataloaders.eval_shard.counts):  # type: ignore[union-attr]
             return
         images, labels = batch
-        logits, _ = predict_logits(self._validated(), images, self.config.evaluation.tta)
-        self._val_batches.append((logits.float(), labels))
+        logits, plain = predict_logits(self._validated(), images, self.config.evaluation.tta)
+        self._val_batches.append((logits.float(), labels, plain.argmax(1) == labels))
 
     def on_train_epoch_start(self) -> None:
         # Dropout and stochastic depth draw from a seed of epoch and rank, so that a resumed epoch draws the
@@ -245,11 +246,16 @@ class ClassifierModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.train_means.reduce(self.ranks)
-        logits = self.ranks.gather([logits for logits, _ in self._val_batches])
-        labels = self.ranks.gather([labels for _, labels in self._val_batches])
+        logits = self.ranks.gather([logits for logits, _, _ in self._val_batches])
+        labels = self.ranks.gather([labels for _, labels, _ in self._val_batches])
+        right = None
+        if self.config.evaluation.tta != "none":
+            right = self.ranks.gather([right for _, _, right in self._val_batches])
         if self.ranks.is_zero:
             self.val_logits = torch.cat(logits).cpu()
             self.val_metrics = _val_metrics(self.val_logits, torch.cat(labels).cpu())
+            if right is not None and "val/accuracy" in self.val_metrics:
+                self.val_metrics["val/accuracy_no_tta"] = float(torch.cat(right).float().mean())
         self.val_metrics = self.ranks.broadcast(self.val_metrics)
         schedule, monitor = self.lr_schedulers(), self.config.trainer.monitor
         if isinstance(schedule, PlateauLR) and monitor.metric in self.val_metrics:

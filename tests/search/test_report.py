@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -17,17 +19,19 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from rich.console import Console
 
 from harness.cli.main import main
 from harness.config.as_command import TrialOverrides
 from harness.config.compose import SweepPlan, compose_run, compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.search.report.costs import cost_lines, images_seen
+from harness.search.report.description import describe_in_markdown, describe_trial
 from harness.search.report.findings import Finding
 from harness.search.report.html import settings_charts
 from harness.search.report.html.page import SweepFacts, render
 from harness.search.report.html.timeline import lanes_of, spans_of
-from harness.search.report.leaderboard import importances_of
+from harness.search.report.leaderboard import importances_of, leaderboard_csv, leaderboard_table
 from harness.search.report.verdict import judge
 from harness.search.study import keys
 from harness.search.study.trials import read_rows
@@ -182,6 +186,33 @@ def test_names_and_reasons_are_texts_not_markup() -> None:
     assert f"{HOSTILE} & more" in " ".join(page.texts)
     labels = settings_charts._names(plan.sweep.space["seed"])  # type: ignore[arg-type]
     assert len(set(labels.values())) == 1000
+
+
+def test_the_accuracy_without_test_time_augmentation_stands_beside_the_score() -> None:
+    plan = plan_of(SPACE)
+    again = {keys.PLAIN_ACCURACY: 0.375, keys.REPLICATE_OF: 1, keys.SEED: 7}
+    trials = [
+        {"values": [0.5], "attrs": {keys.PLAIN_ACCURACY: 0.25}},
+        {"values": [0.75], "attrs": {keys.PLAIN_ACCURACY: 0.625}},
+        {"values": [0.7], "attrs": again},
+    ]
+    study = study_of(plan, trials)
+    rows = read_rows(study)
+    verdict = judge(rows, plan.sweep)
+    note = "without test-time augmentation, trial 1 has val/accuracy 0.6250, its replicates 0.3750 (n = 1)"
+    assert verdict.notes[0] == note
+
+    output = io.StringIO()
+    Console(file=output, width=100).print(leaderboard_table(rows, plan.sweep, verdict))
+    texts = Page(report_of(plan, study)).texts
+    description = describe_in_markdown(plan, rows, verdict, "harness sweep", "abc")
+    for shown in (output.getvalue(), " ".join(texts), description):
+        assert "0.6250" in shown
+        assert "0.2500" in shown
+    assert note in texts
+    table = list(csv.DictReader(io.StringIO(leaderboard_csv(rows, plan.sweep, verdict))))
+    assert [line["val/accuracy_no_tta"] for line in table] == ["0.625", "0.25", "0.375"]
+    assert "; without test-time augmentation val/accuracy 0.6250" in describe_trial(rows[1], plan, "x", None)
 
 
 def test_two_objectives_have_a_front() -> None:

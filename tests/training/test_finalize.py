@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ def test_the_winner_is_tested_once_and_a_second_call_shows_it(recorded: Recorded
     expected = proportion_confint(final.num_correct, 359, method="wilson")
     np.testing.assert_allclose(final.interval, expected)
     assert f"test/accuracy {final.accuracy:.4f} (95 % interval {expected[0]:.4f} to" in str(final)
+    plain = replace(final, metrics={**final.metrics, "test/accuracy_no_tta": 0.123})
+    assert "(0.1230 without test-time augmentation) (95 % interval" in str(plain)
 
     again = recorded.finalize(retrain=True)
     assert again is not None

@@ -324,6 +324,8 @@ def test_select_last_keeps_the_last_epoch_and_scores_with_the_declared_views(
     with torch.no_grad():
         alone = (classifier(images).argmax(1).numpy() == val.labels).mean()
     assert again["val/accuracy_no_tta"] == pytest.approx(alone)
+    assert result.metrics["val/accuracy_no_tta"] == tracker.epochs[2]["val/accuracy_no_tta"]
+    assert result.metrics["val/accuracy_no_tta"] == pytest.approx(alone)
     assert {"test/accuracy", "test/accuracy_no_tta"} <= set(tracker.summary)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from harness.config.compose import SweepPlan
 from harness.search.report.costs import cost_lines
 from harness.search.report.findings import Finding
-from harness.search.report.leaderboard import TIE_MARK, mean_of_seeds, searched_paths
+from harness.search.report.leaderboard import TIE_MARK, mean_of_seeds, plain_title, searched_paths
 from harness.search.report.progress import format_score, format_value
 from harness.search.report.verdict import Verdict
 from harness.search.study.trials import TrialRow, ranked, searched
@@ -73,6 +73,8 @@ def describe_trial(row: TrialRow, plan: SweepPlan, sweep: str, command: str | No
     if row.replicate_of is not None:
         what = f"trial {row.replicate_of} of sweep {text(sweep)} again, with seed {row.seed}"
     epoch = "" if row.best_epoch is None else f" in epoch {row.best_epoch + 1} of {row.max_epochs or '?'}"
+    if row.plain_accuracy is not None:
+        epoch += f"; without test-time augmentation val/accuracy {format_score(row.plain_accuracy)}"
     score = f"{metric} {format_score(row.score)}{epoch}" if row.score is not None else "no score"
     minutes = "" if row.seconds is None else f", {row.seconds / 60:.1f} minutes"
     lines = [f"**{score}**: {what}, {row.state}{minutes}"]
@@ -117,16 +119,16 @@ def _table(ended: Sequence[TrialRow], plan: SweepPlan, verdict: Verdict) -> list
     """Return the best trials as a Markdown table; those tied with the best have a mark."""
     search = searched(ended)
     paths = searched_paths(search)
-    fresh = ["fresh seeds"] if verdict.replicates else []
-    titles = ["trial", "state", plan.sweep.metric, *fresh, *map(text, paths)]
+    fresh, plain = ["fresh seeds"] if verdict.replicates else [], plain_title(search)
+    titles = ["trial", "state", plan.sweep.metric, *plain, *fresh, *map(text, paths)]
     lines = [titles, ["---"] * len(titles)]
     for row in ranked(search, plan.sweep.direction)[:NUM_SHOWN]:
         values = [text(format_value(row.params[path])) if path in row.params else "" for path in paths]
         tie = TIE_MARK if row.number in verdict.tied else ""
-        score = f"{tie}{format_score(row.score)}"
-        lines.append(
-            [str(row.number), row.state, score, *([mean_of_seeds(verdict, row)] if fresh else []), *values]
-        )
+        scores = [f"{tie}{format_score(row.score)}"]
+        scores += [format_score(row.plain_accuracy)] if plain else []
+        scores += [mean_of_seeds(verdict, row)] if fresh else []
+        lines.append([str(row.number), row.state, *scores, *values])
     more = len(search) - NUM_SHOWN
     notes = [f"and {more} more, in `leaderboard.csv`"] if more > 0 else []
     notes += [f"{TIE_MARK} within noise of the best"] if verdict.tied else []

@@ -54,7 +54,7 @@ def leaderboard_table(
     rows = searched(rows)
     paths, costs = searched_paths(rows), shown_costs(rows, sweep)
     front = {row.number for row in pareto_front(rows, sweep)}
-    fresh = ["fresh seeds"] if verdict.replicates else []
+    fresh, plain = ["fresh seeds"] if verdict.replicates else [], plain_title(rows)
     notes = [
         _hidden(len(rows) - limit),
         f"{FRONT_MARK} on the Pareto front" if front else "",
@@ -63,7 +63,7 @@ def leaderboard_table(
     caption = "; ".join(filter(None, notes)) or None
     table = Table(box=SIMPLE_HEAD, padding=0, header_style="bold", caption=caption)
     settings = short_names(paths)
-    titles = ["trial", "state", sweep.metric, *fresh, *costs, "best epoch", *settings, "minutes"]
+    titles = ["trial", "state", sweep.metric, *plain, *fresh, *costs, "best epoch", *settings, "minutes"]
     for title in titles:  # titles are broken over lines, so that the table fits 80 columns
         table.add_column(re.sub(r"[ _/]", "\n", title), justify="left" if title == "state" else "right")
     for rank, row in enumerate(ranked(rows, sweep.direction)[:limit], start=1):
@@ -71,6 +71,7 @@ def leaderboard_table(
             f"{row.number}{FRONT_MARK if row.number in front else ''}",
             row.state,
             f"{TIE_MARK if row.number in verdict.tied else ''}{format_score(row.score)}",
+            *([format_score(row.plain_accuracy)] if plain else []),
             *([mean_of_seeds(verdict, row)] if fresh else []),
             *(format_value(row.costs[cost]) if cost in row.costs else "–" for cost in costs),
             "–" if row.best_epoch is None else str(row.best_epoch + 1),
@@ -79,6 +80,11 @@ def leaderboard_table(
             style="bold green" if rank == 1 and row.state == "complete" else None,
         )
     return table
+
+
+def plain_title(rows: Sequence[TrialRow]) -> list[str]:
+    """Return the title of a column with each trial's `plain_accuracy`; none if no trial has one."""
+    return ["accuracy without TTA"] if any(row.plain_accuracy is not None for row in rows) else []
 
 
 def mean_of_seeds(verdict: Verdict, row: TrialRow) -> str:
@@ -94,7 +100,16 @@ def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig, verdict: Verdi
     writer = csv.writer(text, lineterminator="\n")
     first = replicated(rows)
     titles = ["rank", "trial", "state", sweep.metric, *COSTS, "on_front", "best_epoch", *paths]
-    titles += ["seconds", "run_id", "checkpoint", "reason", "training_seed", "replicate_of", "tied_with_best"]
+    titles += [
+        "val/accuracy_no_tta",
+        "seconds",
+        "run_id",
+        "checkpoint",
+        "reason",
+        "training_seed",
+        "replicate_of",
+        "tied_with_best",
+    ]
     writer.writerow(titles)
     for rank, row in enumerate(ranked(rows, sweep.direction), start=1):
         writer.writerow(
@@ -102,7 +117,7 @@ def leaderboard_csv(rows: Sequence[TrialRow], sweep: SweepConfig, verdict: Verdi
             + [row.costs.get(cost) for cost in COSTS]
             + [row.number in front, row.best_epoch]
             + [row.params.get(path) for path in paths]
-            + [row.seconds, row.run_id, _checkpoint(row), row.reason]
+            + [row.plain_accuracy, row.seconds, row.run_id, _checkpoint(row), row.reason]
             + [row.seed, first.get(row.number), row.number in verdict.tied]
         )
     return text.getvalue()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from harness.analysis.layout import without_tta
 from harness.search.coordinator.completion import num_wanted, reason_to_stop
 from harness.search.coordinator.measure_slots import describe as describe_slots
 from harness.search.coordinator.slots import Slots
@@ -100,6 +101,7 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
     if result.test_metrics is not None and result.outcome != "interrupted":
         readings = f" ({result.test_readings})" if result.test_readings else ""
         accuracy = f"accuracy {result.test_metrics['test/accuracy']:.4f}"
+        accuracy += without_tta(result.test_metrics, "test")
         say(console, f"its checkpoint on the test split: {accuracy}{readings}")
     for line in audit_lines([finding for finding in result.findings if finding not in unequal]):
         say(console, line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 import optuna
 
@@ -63,7 +64,7 @@ def judge(rows: Sequence[TrialRow], sweep: SweepConfig) -> Verdict:
     minimizes = sweep.direction == "minimize"
     fresh = {number: scores for number, scores in fresh_scores(rows).items() if len(scores) > 1}
     if best.number not in fresh:
-        return Verdict(_single_run(rows, sweep, best), best)
+        return Verdict(_single_run(rows, sweep, best), best, _plain_lines(rows, best))
     is_share = is_within_one(sweep.metric, minimizes=minimizes)
     estimates = {number: estimate(list(of.values()), is_share=is_share) for number, of in fresh.items()}
     noise, degrees = noise_of(list(estimates.values()))
@@ -83,7 +84,11 @@ def judge(rows: Sequence[TrialRow], sweep: SweepConfig) -> Verdict:
     return Verdict(
         sentence=_replicated(sweep, best, estimates, rivals),
         best=best,
-        notes=(*_fresh_lines(rows, estimates, sweep.metric), *_near_lines(near, margin)),
+        notes=(
+            *_plain_lines(rows, best),
+            *_fresh_lines(rows, estimates, sweep.metric),
+            *_near_lines(near, margin),
+        ),
         replicates=estimates,
         noise=noise,
         margin=margin,
@@ -133,6 +138,16 @@ def _replicated(
     return (
         f"{lead}: no difference that {found.n} seeds can show; {seeds} would be needed to find {wanted:.4f}"
     )
+
+
+def _plain_lines(rows: Sequence[TrialRow], best: TrialRow) -> tuple[str, ...]:
+    """Return the best trial's accuracy without test-time augmentation, in a line, where its score has it."""
+    if best.plain_accuracy is None:
+        return ()
+    line = f"without test-time augmentation, trial {best.number} has val/accuracy {best.plain_accuracy:.4f}"
+    replicates = [row for row in rows if row.replicate_of == best.number and row.state == "complete"]
+    again = [row.plain_accuracy for row in replicates if row.plain_accuracy is not None]
+    return (f"{line}, its replicates {fmean(again):.4f} (n = {len(again)})" if again else line,)
 
 
 def _fresh_lines(rows: Sequence[TrialRow], estimates: Mapping[int, Estimate], metric: str) -> list[str]:

@@ -39,6 +39,7 @@ MAX_EPOCHS = "max_epochs"
 RUN_ID = "run_id"  # in MLflow
 CHECKPOINT = "checkpoint"  # path of the kept epoch's checkpoint
 BEST_EPOCH = "best_epoch"  # 0-based
+PLAIN_ACCURACY = "accuracy_no_tta"  # of the kept epoch, where a score has test-time augmentation
 SECONDS = "seconds"  # of training, over all attempts
 SPANS = "spans"  # of each attempt, by its number: begin and (where it was stopped) end since 1970, and host
 COSTS = "costs"  # by name, see harness.config.objectives.Cost

@@ -58,6 +58,7 @@ class TrialRow:
     owner: str | None = None  # a ProcessId as JSON; None: the trial is free
     costs: Mapping[str, float] = field(default_factory=dict)  # by name, see harness.config.objectives.Cost
     seed: int | None = None  # None: not begun, or begun by an earlier version, with the run's seed
+    plain_accuracy: float | None = None  # without test-time augmentation; None: the score has none
     replicate_of: int | None = None  # the trial whose configuration it repeats; None: the search proposed it
 
     @property
@@ -159,6 +160,7 @@ def _row(trial: FrozenTrial, maximize: bool) -> TrialRow:
         owner=known.get(keys.OWNER),
         costs=known.get(keys.COSTS, {}),
         seed=known.get(keys.SEED),
+        plain_accuracy=known.get(keys.PLAIN_ACCURACY),
         replicate_of=known.get(keys.REPLICATE_OF),
     )
 

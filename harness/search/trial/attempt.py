@@ -168,7 +168,9 @@ class Attempt:
             self._note({keys.SECONDS: seconds, keys.SPANS: self._spans()})
             return EXIT_STOPPED
         checkpoint = {} if result.checkpoint is None else {keys.CHECKPOINT: str(result.checkpoint.resolve())}
-        self._note({keys.SECONDS: seconds, keys.BEST_EPOCH: result.best_epoch, **checkpoint})
+        plain = result.metrics.get("val/accuracy_no_tta")
+        noted = checkpoint if plain is None else {**checkpoint, keys.PLAIN_ACCURACY: plain}
+        self._note({keys.SECONDS: seconds, keys.BEST_EPOCH: result.best_epoch, **noted})
         sweep = self.plan.sweep
         tell_costs(self.trial, sweep, result.costs)
         is_infeasible = broken_constraints(self.trial) is not None

@@ -22,7 +22,7 @@ from harness.search.report.costs import cost_lines
 from harness.search.report.findings import Finding
 from harness.search.report.html import charts, settings_charts
 from harness.search.report.html.timeline import timeline
-from harness.search.report.leaderboard import searched_paths, shown_costs
+from harness.search.report.leaderboard import plain_title, searched_paths, shown_costs
 from harness.search.report.pareto import pareto_front
 from harness.search.report.progress import format_score, format_value
 from harness.search.report.verdict import Verdict
@@ -104,8 +104,10 @@ def _key_figures(facts: SweepFacts) -> list[tuple[str, str]]:
             figures.append((what, format_score(again.mean)))
         figures.append((f"{sweep.metric}, trial {best.number}", format_score(best.score)))
     if facts.test is not None and best is not None and facts.test.get("trial") == best.number:
-        accuracy = facts.test.get("metrics", {}).get("test/accuracy")
-        figures.append(("accuracy on the test split", format_score(accuracy)))
+        tested = facts.test.get("metrics", {})
+        figures.append(("accuracy on the test split", format_score(tested.get("test/accuracy"))))
+        if (plain := tested.get("test/accuracy_no_tta")) is not None:
+            figures.append(("without test-time augmentation", format_score(plain)))
     figures.append(("trials ended", f"{sum(states.values())} of {max(sweep.num_trials, len(rows))}"))
     fresh = sum(row.replicate_of is not None and row.state == "complete" for row in facts.rows)
     if fresh:
@@ -125,7 +127,7 @@ def _leaderboard(facts: SweepFacts) -> dict[str, Any]:
     rows, sweep, verdict = searched(facts.rows), facts.plan.sweep, facts.verdict
     paths, costs = searched_paths(rows), shown_costs(rows, sweep)
     front = {row.number for row in pareto_front(rows, sweep)}
-    order = ranked(rows, sweep.direction)
+    order, plain = ranked(rows, sweep.direction), plain_title(rows)
     body = []
     for rank, row in enumerate(order[:MOST_ROWS], start=1):
         marks = ["tied"] * (row.number in verdict.tied) + ["front"] * (row.number in front)
@@ -139,6 +141,7 @@ def _leaderboard(facts: SweepFacts) -> dict[str, Any]:
                     str(row.number),
                     ", ".join([row.state, *marks]),
                     format_score(row.score),
+                    *([format_score(row.plain_accuracy)] if plain else []),
                     *([_fresh(verdict, row)] if verdict.replicates else []),
                     *(format_value(row.costs[cost]) if cost in row.costs else "–" for cost in costs),
                     "–" if row.best_epoch is None else str(row.best_epoch + 1),
@@ -149,7 +152,7 @@ def _leaderboard(facts: SweepFacts) -> dict[str, Any]:
             }
         )
     fresh = ["fresh seeds, mean and 95 % interval"] if verdict.replicates else []
-    titles = ["rank", "trial", "state", sweep.metric, *fresh, *costs, "best epoch", "epochs"]
+    titles = ["rank", "trial", "state", sweep.metric, *plain, *fresh, *costs, "best epoch", "epochs"]
     titles += [*short_names(paths), "minutes"]
     return {"titles": titles, "rows": body, "hidden": max(0, len(order) - MOST_ROWS)}
 
