@@ -22,7 +22,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup setup-cluster lock sweep train speedrun experiment evaluate finalize replicate ui compare export data doctor bench scale \
+.PHONY: help setup setup-cluster lock sweep train speedrun experiment evaluate finalize replicate rerun ui compare export data doctor bench scale \
 	test test-slow test-integration check clean
 
 help: ## show this list
@@ -83,6 +83,9 @@ finalize: $(READY) ## the winner of the sweep that ran last, on the test split, 
 
 replicate: $(READY) ## train the best of the sweep that ran last again, with fresh seeds
 	@$(BIN)/python -m harness replicate $(ARGS)
+
+rerun: $(READY) ## train a recorded run again as it was, its code included: make rerun RUN=<run id>
+	@$(BIN)/python -m harness rerun $(RUN) $(ARGS)
 
 ui: $(READY) ## browse the runs in MLflow on http://127.0.0.1:PORT
 	@$(BIN)/python -m harness ui --port $(PORT) $(ARGS)

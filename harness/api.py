@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # each function imports what it needs: predicting needs no to
     from harness.search.sweep import SweepResult
     from harness.training.checkpoint import Checkpoint
     from harness.training.finalize import Final
+    from harness.training.rerun import Rerun
     from harness.training.result import RunResult
 
 
@@ -116,6 +117,29 @@ def resume(run: str, *overrides: str, mlruns: str | None = None) -> RunResult:
     from harness.training.resume_run import resume_training
 
     return _result(resume_training(TrackingConfig.at(mlruns), run, overrides))
+
+
+@_starts_processes
+def rerun(run: str, *overrides: str, here: bool = False, mlruns: str | None = None) -> Rerun:
+    """Train a recorded run again, with the code that it had, and compare its metrics, like `harness rerun`.
+
+        >>> again = harness.rerun(result.run_id)
+        run ...
+        >>> again.repetition.is_equal, again.repetition.sentence
+        (True, 'equal to the last bit in ... metrics (... values, 1 epoch)')
+
+    Args:
+        run: its id, a unique prefix of it, or its unique name.
+        overrides: where its images lie, and on what to train, such as `data.dir=…`.
+        here: train with the code as it is now, whatever the run's was.
+        mlruns: the folder of runs; by default $MLRUNS_DIR or `mlruns`.
+
+    Raises:
+        HarnessError: there is no such run, its code or images are not at hand, or the training failed.
+    """
+    from harness.training.rerun import rerun as work
+
+    return work(TrackingConfig.at(mlruns), run, overrides, here=here)
 
 
 @_starts_processes

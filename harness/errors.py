@@ -15,6 +15,7 @@ HarnessError                 a user's mistake, or a fault outside of the program
 │   └── NoSuchRunError       the run store answers, but does not hold the run
 ├── SweepError               a sweep that differs from its namesake, is being run already, or keeps failing
 │   └── StorageError         the database of sweeps does not answer: what was running can be resumed
+├── RerunError               a recorded run that cannot be trained again as it was
 └── ExportError              a bundle that cannot be written, or fails its parity check
 
 Anything else that surfaces is a bug and keeps its traceback.
@@ -93,6 +94,10 @@ class SweepError(HarnessError):
 
 class StorageError(SweepError):
     """The database of sweeps does not answer; what was running can be resumed."""
+
+
+class RerunError(HarnessError):
+    """A recorded run that cannot be trained again as it was: its code, data or device are not at hand."""
 
 
 class ExportError(HarnessError):

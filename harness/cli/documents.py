@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from harness.training.evaluate import RunEvaluation
     from harness.training.finalize import Final
     from harness.training.lr_curve import RateCurve
+    from harness.training.rerun import Rerun
     from harness.training.result import RunResult
 
 Content = dict[str, Any]
@@ -212,6 +213,28 @@ def of_run(result: RunResult, exit_code: int) -> Document:
             "costs": result.costs,
         },
         exit_code,
+    )
+
+
+def of_rerun(done: Rerun) -> Document:
+    """Return how a run's repetition compares with it."""
+    found = done.repetition
+    return Document(
+        "harness.rerun/1",
+        {
+            "run_id": done.run_id,
+            "rerun_of": done.repeated.run_id,
+            "status": "interrupted" if found is None else "finished",
+            "code": done.code,
+            "differences": list(done.differences),
+            "is_equal": None if found is None else found.is_equal,
+            "num_equal": None if found is None else found.num_equal,
+            "num_values": None if found is None else found.num_values,
+            "differing": [] if found is None else [asdict(one) for one in found.differing],
+            "checkpoint": done.checkpoint,
+        },
+        done.exit_code,
+        notes=[] if found is None else list(found.notes),
     )
 
 

@@ -186,6 +186,14 @@ def _add_record_commands(add: AddCommand) -> None:
     evaluate.add_argument(
         "--split", default="test", metavar="val|test|FOLDER", help="default: test; or a tree of class folders"
     )
+    again = add(
+        "rerun",
+        run_rerun,
+        "train a recorded run again as it was, its code included, and compare every metric",
+    )
+    again.add_argument("reference", metavar="RUN", help="a run's id, a prefix of it, or its name")
+    again.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="data.dir=… trainer.device=… alone")
+    again.add_argument("--here", action="store_true", help="with the code as it is now")
     compare = add("compare", run_compare, "a table of runs: scores, time, and what differs between them")
     compare.add_argument(
         "runs", nargs="*", metavar="RUN", help="run ids; default: the trials of the sweep that ran last"
@@ -225,9 +233,9 @@ def _add_record_commands(add: AddCommand) -> None:
             dest="run_id",
             help="a run's id or a sweep's name; default: the best of the sweep that ran last",
         )
-    for command in (evaluate, compare, finalize, ledger, export, ui):
+    for command in (evaluate, again, compare, finalize, ledger, export, ui):
         add_mlruns(command)
-    for command in (evaluate, compare, finalize, ledger, export):
+    for command in (evaluate, again, compare, finalize, ledger, export):
         add_json(command)
 
 
@@ -314,6 +322,16 @@ def run_evaluate(options: argparse.Namespace) -> Document:
     for line in (*done.notes, *filter(None, [done.readings])):
         print(line)
     return documents.of_evaluation(done)
+
+
+def run_rerun(options: argparse.Namespace) -> Document:
+    from harness.training.rerun import rerun
+
+    done = rerun(tracking_config(options), options.reference, options.overrides, here=options.here)
+    print(done)
+    if done.repetition is not None:
+        print(done.repetition.to_text(terminal_width()))
+    return documents.of_rerun(done)
 
 
 def run_compare(options: argparse.Namespace) -> Document:

@@ -1,14 +1,17 @@
-"""Reads back what a run has recorded as files: its per-image predictions.
+"""Reads back what a run has recorded: per-image predictions, code and machine, every value of its metrics.
 
 `harness.analysis.compare`, `harness.search` and `harness.training` call `load_predictions`; `record.py` of
-`harness.training` writes the files.
+`harness.training` writes the files. `harness.training.rerun` reads the others.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow.artifacts import download_artifacts
 
@@ -18,6 +21,7 @@ from harness.tracking import names
 from harness.tracking.address import store_uri
 from harness.tracking.mlflow_writes import STORE_ERRORS
 from harness.tracking.runs import RunRecord
+from harness.tracking.store import open_store
 
 if TYPE_CHECKING:
     from harness.analysis.predictions import Predictions
@@ -42,6 +46,51 @@ def load_predictions(tracking: TrackingConfig, run: RunRecord, split: str = "val
             f"`harness evaluate --run {run.run_id} --split {split}` records it, if its checkpoint is there"
         ) from error
     return from_bytes(content, f"{name} of run {run.run_id} ({run.name})")
+
+
+@dataclass(frozen=True)
+class RecordedCode:
+    """What a run has recorded of its code and its machine."""
+
+    environment: dict[str, Any]  # of harness.tracking.environment.Environment, as JSON
+    patch: str  # empty: there were no uncommitted changes, or they were not recorded
+
+
+def load_code(tracking: TrackingConfig, run: RunRecord) -> RecordedCode:
+    """Return the code and the machine that a run has recorded.
+
+    Raises:
+        TrackingError: it has recorded neither, or the store cannot be read.
+    """
+    try:
+        environment = json.loads(read_artifact(tracking, run, names.ENVIRONMENT_FILE))
+    except STORE_ERRORS as error:
+        raise TrackingError(
+            f"run {run.run_id} ({run.name}) has recorded no {names.ENVIRONMENT_FILE}, which names its code "
+            f"({first_line(error)}): train its configuration anew"
+        ) from error
+    patch = b""
+    if (environment.get("checkout") or {}).get("is_dirty"):
+        with suppress(*STORE_ERRORS):  # there is none where only files that git does not track were new
+            patch = read_artifact(tracking, run, names.PATCH_FILE)
+    return RecordedCode(environment, patch.decode("utf-8"))
+
+
+def read_points(tracking: TrackingConfig, run: RunRecord) -> dict[tuple[str, int], float]:
+    """Return every value that a run has recorded, by metric and step.
+
+    Raises:
+        TrackingError: the store cannot be read.
+    """
+    client = open_store(tracking, to_read=True).client
+    try:
+        return {
+            (key, point.step): point.value
+            for key in client.get_run(run.run_id).data.metrics
+            for point in client.get_metric_history(run.run_id, key)
+        }
+    except STORE_ERRORS as error:
+        raise TrackingError(f"the metrics of run {run.run_id} cannot be read: {first_line(error)}") from error
 
 
 def read_artifact(tracking: TrackingConfig, run: RunRecord, name: str) -> bytes:

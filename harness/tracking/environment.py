@@ -13,9 +13,8 @@ import math
 import os
 import platform
 import shlex
-import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,6 +22,8 @@ import psutil
 
 import harness
 from harness.credentials import shown
+from harness.tracking import names
+from harness.tracking.checkout import PACKAGE, Checkout, read_checkout, source_digest
 from harness.tracking.tracker import Tracker
 
 PACKAGES = (
@@ -40,18 +41,6 @@ PACKAGES = (
     "onnxruntime",
 )
 CGROUP = Path("/sys/fs/cgroup")
-GIT_TIMEOUT_S = 10.0
-MAX_PATCH_LENGTH = 2_000_000  # characters
-
-
-@dataclass(frozen=True)
-class Checkout:
-    """The state of the git checkout that this program runs from."""
-
-    commit: str
-    is_dirty: bool
-    patch: str = field(repr=False)  # changes of tracked files since the commit
-    untracked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +56,8 @@ class Environment:
     device: str
     packages: dict[str, str]
     checkout: Checkout | None
+    code: str = ""  # digest of the package's Python files, see `source_digest`
+    instructions: str = ""  # the CPU's vector instructions that torch uses, such as AVX512
 
 
 def capture_environment(device_name: str = "cpu") -> Environment:
@@ -75,7 +66,7 @@ def capture_environment(device_name: str = "cpu") -> Environment:
     Args:
         device_name: the accelerator's name, as its driver reports it.
     """
-    packages, checkout = loaded_code()
+    loaded = loaded_code()
     return Environment(
         command=_command(),
         python=platform.python_version(),
@@ -84,19 +75,30 @@ def capture_environment(device_name: str = "cpu") -> Environment:
         cpu_cores=available_cores(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         device=device_name,
-        packages=packages,
-        checkout=checkout,
+        packages=loaded.packages,
+        checkout=loaded.checkout,
+        code=loaded.digest,
+        instructions=_instructions(),
     )
 
 
+@dataclass(frozen=True)
+class LoadedCode:
+    """The code of this process: versions of packages, the checkout's state, the digest of our own files."""
+
+    packages: dict[str, str]
+    checkout: Checkout | None
+    digest: str
+
+
 @functools.cache
-def loaded_code() -> tuple[dict[str, str], Checkout | None]:
-    """Return the versions of packages and the state of the checkout, as they were at the first call.
+def loaded_code() -> LoadedCode:
+    """Return the code of this process, as it was at the first call.
 
     The process from which trials are forked makes that call early. A trial then records the code that it
     imported, not what was edited since.
     """
-    return package_versions(), read_checkout(Path(harness.__file__).parent)
+    return LoadedCode(package_versions(), read_checkout(PACKAGE), source_digest())
 
 
 def record_environment(tracker: Tracker, environment: Environment) -> None:
@@ -118,52 +120,12 @@ def record_environment(tracker: Tracker, environment: Environment) -> None:
             "harness.git.dirty": str(checkout.is_dirty).lower(),
         }
         if checkout.patch:
-            tracker.log_text(checkout.patch, "uncommitted.patch")
+            tracker.log_text(checkout.patch, names.PATCH_FILE)
     tracker.set_tags(tags)
     content = asdict(environment)
     if checkout is not None:
         content["checkout"].pop("patch")
-    tracker.log_dict(content, "environment.json")
-
-
-def read_checkout(folder: Path) -> Checkout | None:
-    """Return the git state of `folder`, or None where git or a checkout that tracks it is missing."""
-    if not _git(folder, "ls-files", "--", "."):  # for example, installed in another project's .venv
-        return None
-    commit = _git(folder, "rev-parse", "HEAD")
-    if not commit:
-        return None
-    status = _git(folder, "status", "--porcelain", "--untracked-files=normal", "--", ":/") or ""
-    lines = status.splitlines()
-    return Checkout(
-        commit=commit.strip(),
-        is_dirty=bool(lines),
-        patch=_without_passwords(_git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or ""),
-        untracked=tuple(line[3:] for line in lines if line.startswith("??")),
-    )
-
-
-def _without_passwords(patch: str) -> str:
-    """Hide passwords in the addresses of a patch; lines without an address stay as they are."""
-    lines = patch[:MAX_PATCH_LENGTH].split("\n")
-    return "\n".join(shown(line) if "://" in line else line for line in lines)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return git's output, or None if git is missing or fails."""
-    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # else `status` may lock out the user's own git
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            timeout=GIT_TIMEOUT_S,
-            check=True,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode("utf-8", errors="replace")
+    tracker.log_dict(content, names.ENVIRONMENT_FILE)
 
 
 def package_versions() -> dict[str, str]:
@@ -191,6 +153,11 @@ def _cpu_model() -> str:
     except OSError:  # not Linux
         pass
     return platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    torch = sys.modules.get("torch")  # not imported here: a sweep's coordinator does without it
+    return "" if torch is None else str(torch.backends.cpu.get_cpu_capability())
 
 
 def available_cores() -> int:

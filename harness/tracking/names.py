@@ -18,6 +18,8 @@ TESTED_RUN = "harness.tested_run_id"  # on a sweep's parent: the run whose check
 REPLICATE_OF = "harness.replicate_of"  # on a trial: the trial whose configuration it repeats, fresh seed
 FINAL = "harness.final"  # on a sweep's parent: what `harness finalize` has found, as JSON, see final.py
 FINAL_OF = "harness.final_of"  # on a run of kind "final": the id of the run that it trains again
+RERUN_OF = "harness.rerun_of"  # on a run of `harness rerun`: the id of the run that it trains again
+RERUN_CODE = "harness.rerun_code"  # with it: which code that was done with, in words
 WEIGHTS = "harness.weights"  # which weights were kept: "trained", or their average, "ema" or "swa"
 PRUNED = "harness.pruned"  # "true" on a run that the pruner stopped
 METRIC, DIRECTION = "harness.metric", "harness.direction"  # on a sweep's parent: its objective
@@ -47,4 +49,7 @@ TRAINABLE_PARAMETERS = "parameters.trainable"
 
 # artifacts
 CONFIG_FILE = "config.yaml"  # the configuration as it ran
+ENVIRONMENT_FILE = "environment.json"  # code, packages and machine, see environment.py
+PATCH_FILE = "uncommitted.patch"  # what the code differed in from its commit
+RERUN_FILE = "rerun.json"  # of a rerun: how its metrics compare with those of the run that it repeats
 PREDICTIONS = "predictions/{split}.npz"  # per image, see harness.analysis.predictions

@@ -54,6 +54,7 @@ class RunRecord:
     end_s: float | None
     artifact_uri: str
     val_digest: str | None = None  # of the validation images; None: recorded by an earlier version
+    data_digest: str | None = None  # of all its images, the first digits
 
     @property
     def checkpoint(self) -> str | None:
@@ -308,6 +309,7 @@ def _record(run: StoredRun) -> RunRecord:
         artifact_uri=run.artifact_uri,
         # Earlier versions recorded one digest of all images as that of both data sets.
         val_digest=None if validated_on == run.digests.get("training") else validated_on,
+        data_digest=run.digests.get("training"),
     )
 
 

@@ -50,6 +50,11 @@ def resume_training(
         raise TrackingError(
             f"run {run.run_id} is the final training of sweep {run.sweep!r}: repeat `harness finalize`"
         )
+    if names.RERUN_OF in run.tags:
+        repeated = run.tags[names.RERUN_OF]
+        raise TrackingError(
+            f"run {run.run_id} repeats run {repeated}: `harness rerun {repeated}` begins anew"
+        )
     if run.kind != "train":
         raise TrackingError(
             f"run {run.run_id} belongs to sweep {run.sweep!r}: repeat `harness sweep`, and it goes on"
