@@ -151,7 +151,7 @@ def _train_and_compare(
         raise
     folder = Path(config["tracking"]["dir"]) / "checkpoints" / run_id
     if exit_code:  # Ctrl-C or SIGTERM
-        show(f"interrupted: the same command begins again; run {run_id} holds what was trained")
+        show("interrupted; a rerun is not resumed: the same command begins again")
         return Rerun(run, run_id, code.words, planned.differences, None, folder / "best.ckpt")
     found = compare_points(read_points(tracking, run), read_points(tracking, get_run(tracking, run_id)))
     tracker = store.reopen_run(run_id)

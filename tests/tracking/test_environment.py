@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import RerunError
+from harness.tracking import checkout as checkouts
 from harness.tracking import environment
+from harness.tracking.checkout import code_aside, source_digest
 from harness.tracking.environment import capture_environment, loaded_code, read_checkout, record_environment
 from tests.helpers.recording_tracker import RecordingTracker
 
@@ -52,17 +55,42 @@ def test_a_clean_checkout(checkout: Path) -> None:
 
 
 @needs_git
-def test_the_patch_restores_unsaved_work(checkout: Path, tmp_path: Path) -> None:
+def test_the_patch_restores_unsaved_work(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (checkout / "code.py").write_text("x = 2\n")
-    (checkout / "new.py").touch()
+    (checkout / "empty.py").touch()
+    (checkout / "new file.py").write_text("y = 1")  # without a line break at its end
+    (checkout / "notes.txt").write_text("no code")
+    git(checkout, "config", "diff.noprefix", "true")
     state = read_checkout(checkout)
     assert state is not None
     assert state.is_dirty
-    assert state.untracked == ("new.py",)
-    git(checkout, "checkout", "-q", "code.py")
-    (tmp_path / "patch").write_text(state.patch)
-    git(checkout, "apply", str(tmp_path / "patch"))
-    assert (checkout / "code.py").read_text() == "x = 2\n"
+    assert state.untracked == ('"new file.py"', "empty.py", "notes.txt")
+    digest = source_digest(checkout)
+
+    monkeypatch.setattr(checkouts, "PACKAGE", checkout)
+    with code_aside(state.commit, state.patch) as folder:
+        assert source_digest(folder) == digest
+        assert (folder / "code.py").read_text() == "x = 2\n"
+        assert (folder / "new file.py").read_text() == "y = 1"
+        assert not (folder / "notes.txt").exists()
+        assert read_checkout(folder).commit == state.commit  # type: ignore[union-attr]
+    assert not folder.exists()
+    assert git(checkout, "worktree", "list").count("\n") == 1
+
+
+@needs_git
+def test_code_that_cannot_be_put_aside_is_one_line(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = git(checkout, "rev-parse", "HEAD").strip()
+    monkeypatch.setattr(checkouts, "PACKAGE", checkout)
+    for wanted, patch, fault in (
+        ("0" * 40, "", r"commit 000000000000, which .* does not have: fetch it; --here"),
+        (commit, "no patch\n", rf"changes do not apply to commit {commit[:12]} \(git: .*\): --here"),
+    ):
+        with pytest.raises(RerunError, match=fault), code_aside(wanted, patch):
+            pass
+    monkeypatch.setenv("PATH", str(checkout))
+    with pytest.raises(RerunError, match=r"git is missing, or .* is no clone"), code_aside(commit, ""):
+        pass
 
 
 @needs_git
@@ -78,7 +106,7 @@ def test_another_projects_repository_is_not_ours(checkout: Path) -> None:
 def test_what_is_edited_after_the_import_is_not_what_runs(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment.harness, "__file__", str(checkout / "code.py"))
+    monkeypatch.setattr(environment, "PACKAGE", checkout)
     loaded_code()
     (checkout / "code.py").write_text("x = 2\n")
     state = capture_environment().checkout
