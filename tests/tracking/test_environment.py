@@ -64,7 +64,7 @@ def test_the_patch_restores_unsaved_work(checkout: Path, monkeypatch: pytest.Mon
     state = read_checkout(checkout)
     assert state is not None
     assert state.is_dirty
-    assert state.untracked == ('"new file.py"', "empty.py", "notes.txt")
+    assert set(state.untracked) == {'"new file.py"', "empty.py", "notes.txt"}
     digest = source_digest(checkout)
 
     monkeypatch.setattr(checkouts, "PACKAGE", checkout)
