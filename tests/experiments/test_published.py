@@ -247,6 +247,7 @@ def test_the_table_has_a_row_for_each_system(capsys: pytest.CaptureFixture[str])
 # ── the whole of it, on digits ────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_published_training_runs_is_recorded_and_reported(tmp_path: Path) -> None:
     command = [
         "lenet_sgd",

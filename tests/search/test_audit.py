@@ -269,6 +269,7 @@ def test_equal_scores_and_a_thousand_values_are_judged_too() -> None:
 # ── in a sweep ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_its_audit_and_the_command_that_it_names_extends_it(small_sweep: SmallSweep) -> None:
     size = "sweep.space={data.batch_size: {type: choice, values: [64, 128]}}"  # the best is at an edge of two
     first = small_sweep.run(size, "sweep.num_trials=1")

@@ -168,6 +168,7 @@ def test_all_trials_of_a_sweep_get_their_length(small_sweep: SmallSweep) -> None
     assert "unequal" not in small_sweep.output.getvalue()
 
 
+@pytest.mark.slow
 def test_auto_is_settled_once_for_all_calls(small_sweep: SmallSweep) -> None:
     small_sweep.run("sweep.compute_per_trial=auto", "sweep.max_minutes=0.5", "sweep.num_trials=1")
     first = small_sweep.study().user_attrs[keys.COMPUTE]
