@@ -328,7 +328,11 @@ def load(run: str | None = None, *, mlruns: str | None = None) -> tuple[ImageCla
 
 @_starts_processes
 def export_run(
-    run: str | None = None, output: Path | str = "exports", *, mlruns: str | None = None
+    run: str | None = None,
+    output: Path | str = "exports",
+    *,
+    int8: float | None = None,
+    mlruns: str | None = None,
 ) -> ExportResult:
     """Write a verified bundle of a run's best checkpoint, like `harness export`.
 
@@ -341,6 +345,7 @@ def export_run(
     Args:
         run: a run's id or name, or a sweep's name; by default the best trial of the sweep that ran last.
         output: the folder in which the bundle's folder is made.
+        int8: write a quantised model, too, unless it loses more than this share of validation accuracy.
         mlruns: the folder of runs; by default $MLRUNS_DIR or `mlruns`.
 
     Raises:
@@ -349,10 +354,12 @@ def export_run(
     """
     from harness.export import run as export
 
-    return export.export_run(TrackingConfig.at(mlruns), run, Path(output))
+    return export.export_run(TrackingConfig.at(mlruns), run, Path(output), int8)
 
 
-def predict(bundle: Path | str, images: Sequence[Path | str], *, top: int = 3) -> Predictions:
+def predict(
+    bundle: Path | str, images: Sequence[Path | str], *, top: int = 3, int8: bool = False
+) -> Predictions:
     """Classify image files with an exported bundle, like `harness predict`; needs no torch.
 
         >>> answers = harness.predict(bundle.path, ["digit.png"], top=1)
@@ -362,13 +369,14 @@ def predict(bundle: Path | str, images: Sequence[Path | str], *, top: int = 3) -
     Args:
         images: files, or folders of them.
         top: how many classes each prediction names.
+        int8: by the bundle's quantised model.
 
     Raises:
         HarnessError: the bundle is missing or damaged, or a folder holds no image.
     """
     from harness.export import predict_files
 
-    return predict_files(bundle, images, top_k=top)
+    return predict_files(bundle, images, top_k=top, int8=int8)
 
 
 def _result(ended: tuple[int, RunResult | None]) -> RunResult:

@@ -418,6 +418,7 @@ def of_export(result: ExportResult) -> Document:
                 "tolerance": config.parity.tolerance,
                 "top1_agreement": config.parity.top1_agreement,
             },
+            "int8": None if config.int8 is None else config.int8.model_dump(),
         },
     )
 

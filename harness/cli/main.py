@@ -146,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("bundle", type=Path, help="exports/<name>")
     predict.add_argument("images", nargs="+", type=Path, help="files, or folders of them")
     predict.add_argument("--top", type=int, default=3, help="classes to show")
+    predict.add_argument("--int8", action="store_true", help="by the bundle's quantised model")
     doctor = add("doctor", run_doctor, "print what this machine has and what `auto` means on it")
     add_mlruns(doctor)
     add_json(doctor)
@@ -220,6 +221,14 @@ def _add_record_commands(add: AddCommand) -> None:
     ledger.add_argument("reference", nargs="?", metavar="RUN", help="of this sweep or run alone: name or id")
     export = add("export", run_export, "write a verified bundle: safetensors, ONNX, model card, checksums")
     export.add_argument("--output", type=Path, default=Path("exports"))
+    export.add_argument(
+        "--int8",
+        type=float,
+        nargs="?",
+        const=0.02,
+        metavar="LOSS",
+        help="write a quantised model, too, unless it loses more than this share of accuracy (default: 0.02)",
+    )
     ui = add("ui", run_ui, "serve the MLflow UI on this machine")
     ui.add_argument("--port", type=int, default=5000)
     ui.add_argument(
@@ -398,7 +407,9 @@ def run_export(options: argparse.Namespace) -> Document:
     from harness.export import export_run
 
     with raising():  # so that the unfinished bundle is removed
-        result = export_run(tracking_config(options), options.run_id, options.output, show=print)
+        result = export_run(
+            tracking_config(options), options.run_id, options.output, options.int8, show=print
+        )
     print(result)
     return documents.of_export(result)
 
@@ -406,7 +417,7 @@ def run_export(options: argparse.Namespace) -> Document:
 def run_predict(options: argparse.Namespace) -> int:
     from harness.export import predict_files
 
-    result = predict_files(options.bundle, options.images, top_k=options.top)
+    result = predict_files(options.bundle, options.images, top_k=options.top, int8=options.int8)
     print(result)
     return EXIT_USAGE if result.failed else EXIT_OK
 

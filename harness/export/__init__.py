@@ -5,6 +5,7 @@
     onnx_graph.py, weights.py    its ONNX file and its weights
     manifest.py, card.py         its `config.json` and its README.md
     parity.py, checksums.py      the checks: same logits, unaltered files
+    int8.py                      a quantised ONNX file, and what it loses
     predict.py, runners.py       classify images with a bundle
 
 Neither importing this package nor predicting needs torch; `export_run` imports it when it is called.

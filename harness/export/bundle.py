@@ -23,7 +23,15 @@ from harness.errors import ExportError
 from harness.export import manifest, parity
 from harness.export.card import describe_model, render_card
 from harness.export.checksums import write_checksums
-from harness.export.manifest import BundleConfig, DataFacts, GraphInput, Preprocessing, RunFacts
+from harness.export.int8 import measure_loss, write_int8
+from harness.export.manifest import (
+    BundleConfig,
+    DataFacts,
+    GraphInput,
+    Int8Facts,
+    Preprocessing,
+    RunFacts,
+)
 from harness.export.onnx_graph import export_onnx
 from harness.export.runners import onnx_runner, torch_runner
 from harness.export.weights import restore, save_weights
@@ -49,25 +57,46 @@ class ExportResult:
     def __str__(self) -> str:
         """Return the lines shown after an export: the files, how exact they are, and what to type next."""
         config, agreed = self.config, self.config.parity
-        names = (manifest.WEIGHTS_FILE, manifest.ONNX_FILE)
+        split = "validation" if config.data.num_val_images else "training"
+        names = [manifest.WEIGHTS_FILE, manifest.ONNX_FILE] + [manifest.INT8_FILE] * (config.int8 is not None)
         files = ", ".join(f"{name} {_megabytes(self.path / name)}" for name in names)
         shape = f"(batch, 3, {config.input.height}, {config.input.width})"
         return "\n".join(
             [
                 f"{self.path}: {describe_model(config)}, {len(config.classes)} classes, {files}",
                 f"input    {config.input.name}: uint8 RGB, {shape}; output: logits",
-                f"parity   torch and ONNX Runtime on {agreed.num_images} validation images, batches of "
+                f"parity   torch and ONNX Runtime on {agreed.num_images} {split} images, batches of "
                 f"{', '.join(map(str, agreed.batch_sizes))}:",
                 f"         logits differ by {agreed.max_abs_difference:.2g} at most "
                 f"(allowed {agreed.tolerance:.2g}), top-1 agreement {agreed.top1_agreement:.2%}",
                 "reload   model.safetensors gives the checkpoint's logits bit for bit",
+                *([] if config.int8 is None else [f"int8     {config.int8} ({split})"]),
                 f"next     harness predict {self.path} image.png",
             ]
         )
 
 
+@dataclass(frozen=True)
+class Int8:
+    """That a quantised model is wanted, too.
+
+    Args:
+        train_images: from which the ranges of its activations come.
+        max_loss: of validation accuracy, beyond which nothing is exported.
+    """
+
+    train_images: ImageArrays
+    max_loss: float
+
+
 def export_checkpoint(
-    checkpoint_path: Path, output_dir: Path, *, name: str, val_images: ImageArrays, facts: RunFacts
+    checkpoint_path: Path,
+    output_dir: Path,
+    *,
+    name: str,
+    val_images: ImageArrays,
+    facts: RunFacts,
+    int8: Int8 | None = None,
 ) -> ExportResult:
     """Write the bundle `output_dir/name`; it replaces an earlier one only after its checks have passed.
 
@@ -75,15 +104,17 @@ def export_checkpoint(
         name: of the bundle: letters, digits, '-', '_' and '.'.
         val_images: torch and ONNX Runtime are compared on up to 256 of them.
         facts: what is known of the run, for the configuration and the card.
+        int8: to write `model.int8.onnx`, too.
 
     Raises:
-        ExportError: the model cannot be exported, fails parity, or the target cannot be (over)written.
+        ExportError: the model cannot be exported, fails parity, loses too much when it is quantised, or the
+            target cannot be (over)written.
         CheckpointError: the checkpoint is missing or damaged.
     """
     target = _target(Path(output_dir), name)
     checkpoint = load_checkpoint(checkpoint_path)
     with _staging(target) as folder:
-        config = _write(folder, checkpoint, name, val_images, facts)
+        config = _write(folder, checkpoint, name, val_images, facts, int8)
         _replace(folder, target)
     return ExportResult(target, config)
 
@@ -92,7 +123,12 @@ def export_checkpoint(
 
 
 def _write(
-    folder: Path, checkpoint: Checkpoint, name: str, val: ImageArrays, facts: RunFacts
+    folder: Path,
+    checkpoint: Checkpoint,
+    name: str,
+    val: ImageArrays,
+    facts: RunFacts,
+    int8: Int8 | None,
 ) -> BundleConfig:
     classifier = restore_classifier(checkpoint)
     images_NCHW = parity.choose_images(val)
@@ -113,6 +149,7 @@ def _write(
         score=checkpoint.score if math.isfinite(checkpoint.score) else None,
         run=facts,
         parity=parity.check_parity(torch_runner(classifier), exported, images_NCHW),
+        int8=None if int8 is None else _quantise(folder, graph_input, val, int8),
         training=_portable(checkpoint.config.to_dict()),
         versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         **_timm_section(classifier, checkpoint),
@@ -124,6 +161,13 @@ def _write(
     parity.check_identical(torch_runner(classifier), torch_runner(reloaded), images_NCHW)
     write_checksums(folder)  # last, as it covers every other file
     return config
+
+
+def _quantise(folder: Path, graph_input: GraphInput, val: ImageArrays, int8: Int8) -> Int8Facts:
+    onnx_file, path = folder / manifest.ONNX_FILE, folder / manifest.INT8_FILE
+    count = write_int8(onnx_file, path, graph_input, int8.train_images)
+    runners = onnx_runner(onnx_file, graph_input), onnx_runner(path, graph_input)
+    return measure_loss(*runners, val, num_calibration_images=count, max_loss=int8.max_loss)
 
 
 def _preprocessing(classifier: ImageClassifier, side: int, data: DataConfig) -> Preprocessing:

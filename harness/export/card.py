@@ -102,7 +102,12 @@ machine-readable form. `sha256sum --check SHA256SUMS` tells whether they are una
 torch and ONNX Runtime were compared when this bundle was written: on $parity_images $parity_split images in
 batches of $parity_batches the logits differ by at most $parity_difference (allowed: $parity_tolerance), and
 $parity_agreement of the predicted classes are the same.
-""")
+$int8""")
+INT8 = """
+`model.int8.onnx` is the same graph with 8-bit weights and activations, whose ranges come from {count}
+training images. It has {facts} ({split}).
+`harness predict --int8 . image.png` uses it.
+"""
 
 
 TIMM = """With timm alone, images prepared as the network expects them:
@@ -141,13 +146,25 @@ def render_card(config: BundleConfig) -> str:
         mean=_numbers(inside.mean),
         std=_numbers(inside.std),
         timm=TIMM if config.architecture else "",
+        int8=_int8(config),
         parity_images=config.parity.num_images,
-        parity_split="validation" if config.data.num_val_images else "training",
+        parity_split=_split(config),
         parity_batches=", ".join(map(str, config.parity.batch_sizes)),
         parity_difference=f"{config.parity.max_abs_difference:.2g}",
         parity_tolerance=f"{config.parity.tolerance:.2g}",
         parity_agreement=f"{config.parity.top1_agreement:.2%}",
     )
+
+
+def _split(config: BundleConfig) -> str:
+    return "validation" if config.data.num_val_images else "training"
+
+
+def _int8(config: BundleConfig) -> str:
+    facts = config.int8
+    if facts is None:
+        return ""
+    return INT8.format(count=facts.num_calibration_images, split=_split(config), facts=facts)
 
 
 def describe_model(config: BundleConfig) -> str:

@@ -22,6 +22,7 @@ FORMAT_VERSION: Literal[2] = 2  # in version 1 the names of the weights began wi
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
+INT8_FILE = "model.int8.onnx"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 
@@ -92,6 +93,23 @@ class ParityFacts(Section):
     top1_agreement: float  # fraction of images
 
 
+class Int8Facts(Section):
+    """What `model.int8.onnx` loses, measured by ONNX Runtime when the bundle was written."""
+
+    num_calibration_images: int  # training images, from which the ranges of activations come
+    num_images: int  # validation images
+    accuracy: float  # of model.int8.onnx on them
+    fp32_accuracy: float  # of model.onnx on them
+    top1_agreement: float  # fraction of them to which both give the same class
+    max_loss: float  # of accuracy, that was allowed
+
+    def __str__(self) -> str:
+        return (
+            f"accuracy {self.accuracy:.2%} (fp32: {self.fp32_accuracy:.2%}) and the same class for "
+            f"{self.top1_agreement:.2%} of {self.num_images:,} images"
+        )
+
+
 class BundleConfig(Section):
     """The whole of `config.json`."""
 
@@ -109,6 +127,7 @@ class BundleConfig(Section):
     score: float | None  # by training.trainer.monitor, of that epoch; None: trained without validation images
     run: RunFacts
     parity: ParityFacts
+    int8: Int8Facts | None = None  # of model.int8.onnx, where there is one
     training: dict[str, Any]  # the run's whole configuration, as it was resolved
     versions: dict[str, str]
     # The keys that `timm.create_model("local-dir:<folder>", pretrained=True)` reads; None for our own

@@ -19,7 +19,7 @@ from harness.data.sources.layout import describe_passed_over
 from harness.data.sources.scan import PassedOver, scan
 from harness.errors import DataError, ExportError, first_line
 from harness.export.checksums import verify_checksums
-from harness.export.manifest import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, BundleConfig, read_config
+from harness.export.manifest import CONFIG_FILE, INT8_FILE, ONNX_FILE, WEIGHTS_FILE, BundleConfig, read_config
 from harness.export.runners import Runner, onnx_runner
 
 BATCH_SIZE = 32
@@ -76,24 +76,29 @@ def load_bundle(bundle_dir: str | Path) -> Bundle:
     return Bundle(folder, read_config(folder))
 
 
-def predict_files(bundle_dir: str | Path, files: Sequence[str | Path], *, top_k: int = 3) -> Predictions:
+def predict_files(
+    bundle_dir: str | Path, files: Sequence[str | Path], *, top_k: int = 3, int8: bool = False
+) -> Predictions:
     """Classify image files of any mode and size; the prediction of an unreadable file holds its error.
 
     Args:
         files: image files, and folders, which stand for the images in them and below.
         top_k: how many classes each prediction names.
+        int8: by `model.int8.onnx`.
 
     Returns:
         One prediction per file, in their order.
 
     Raises:
-        ExportError: the bundle is missing or damaged, or `top_k` is not positive.
+        ExportError: the bundle is missing or damaged, it has no quantised model, or `top_k` is not positive.
         DataError: a folder cannot be read or holds no image.
     """
     if top_k < 1:
         raise ExportError(f"top_k={top_k}: ask for at least one class")
     bundle = load_bundle(bundle_dir)
-    score = onnx_runner(bundle.path / ONNX_FILE, bundle.config.input)
+    if int8 and bundle.config.int8 is None:
+        raise ExportError(f"{bundle.path} has no {INT8_FILE}: export it with --int8")
+    score = onnx_runner(bundle.path / (INT8_FILE if int8 else ONNX_FILE), bundle.config.input)
     predictions = Predictions()
     paths = []
     for file in map(Path, files):

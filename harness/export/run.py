@@ -16,7 +16,7 @@ from harness.errors import ExportError
 from harness.export.manifest import RunFacts
 
 if TYPE_CHECKING:
-    from harness.data.splits import ImageArrays
+    from harness.data.splits import ImageSplits
     from harness.export.bundle import ExportResult
     from harness.tracking.choice import ChosenRun
     from harness.tracking.runs import RunRecord
@@ -27,6 +27,7 @@ def export_run(
     tracking: TrackingConfig,
     run: str | None,
     output_root: Path = Path("exports"),
+    int8: float | None = None,
     show: Callable[[str], None] = lambda line: None,
 ) -> ExportResult:
     """Export a run's best checkpoint to `output_root/<name>`.
@@ -35,6 +36,7 @@ def export_run(
 
     Args:
         run: id, prefix of an id, or name; None for the best trial of the sweep that ran last.
+        int8: write a quantised model, too, unless it loses more than this share of validation accuracy.
         show: called before the work begins, with a line that says which run is taken and why.
 
     Raises:
@@ -42,18 +44,26 @@ def export_run(
         DataError: its validation images are gone.
         ExportError: the images have changed since, or the exported model does not give the same answers.
     """
-    from harness.export.bundle import bundle_name, export_checkpoint
+    from harness.export.bundle import Int8, bundle_name, export_checkpoint
     from harness.tracking.choice import choose
     from harness.training.checkpoint import load_checkpoint
 
     choice = choose(tracking, run)
     show(choice.why)
     record = choice.run
-    val = _validation_images(load_checkpoint(choice.checkpoint), record)
+    splits = _splits(load_checkpoint(choice.checkpoint), record)
+    val = splits.val if len(splits.val) else splits.train  # none are left by data.train_on_val
     is_sweeps_best = record.sweep is not None and choice.is_best_of_sweep
     of_run = f"{record.name}-{record.run_id[:8]}"
     name = bundle_name(record.sweep if is_sweeps_best and record.sweep else of_run)
-    return export_checkpoint(choice.checkpoint, output_root, name=name, val_images=val, facts=_facts(choice))
+    return export_checkpoint(
+        choice.checkpoint,
+        output_root,
+        name=name,
+        val_images=val,
+        facts=_facts(choice),
+        int8=None if int8 is None else Int8(splits.train, int8),
+    )
 
 
 def _facts(choice: ChosenRun) -> RunFacts:
@@ -76,7 +86,7 @@ def _facts(choice: ChosenRun) -> RunFacts:
     )
 
 
-def _validation_images(checkpoint: Checkpoint, record: RunRecord) -> ImageArrays:
+def _splits(checkpoint: Checkpoint, record: RunRecord) -> ImageSplits:
     from harness.data import load_splits
 
     splits = load_splits(checkpoint.config.data)
@@ -86,4 +96,4 @@ def _validation_images(checkpoint: Checkpoint, record: RunRecord) -> ImageArrays
             f"run {record.run_id} was trained on {then}, but its configuration now finds {splits.name} "
             f"({splits.digest[:12]}) in {checkpoint.config.data.dir}: put the images back there"
         )
-    return splits.val if len(splits.val) else splits.train  # none are left by data.train_on_val
+    return splits
