@@ -20,6 +20,7 @@ FUNCTIONS = (
     "compose",
     "train",
     "resume",
+    "rerun",
     "evaluate",
     "load",
     "export_run",
