@@ -4,6 +4,7 @@
     metrics.py           called after each epoch (`harness/training/module.py`) and after training
     calibration.py       calibration error, temperature scaling, the bins of a reliability diagram
     evaluation.py        everything that is measured of a split after training, and its summary
+    multilabel.py, multilabel_metrics.py   the same of images with several labels each
     figures.py           the confusion matrix; confusion_page.py: the same as a page to point at
     curves.py            ROC, precision-recall, reliability, most confused pairs
     compare.py           `harness compare`: the rows and columns of a table of runs

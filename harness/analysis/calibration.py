@@ -89,10 +89,17 @@ def fit_temperature(logits_NK: np.ndarray, labels_N: np.ndarray) -> float | None
 
 def reliability_bins(probabilities_NK: np.ndarray, labels_N: np.ndarray) -> ReliabilityBins:
     """Return the bins of a reliability diagram, those over which `calibration_error` sums."""
-    confidence_N = probabilities_NK.max(axis=1)
+    return _bins(probabilities_NK.max(axis=1), probabilities_NK.argmax(axis=1) == labels_N)
+
+
+def answer_bins(probabilities_NK: np.ndarray, labels_NK: np.ndarray) -> ReliabilityBins:
+    """Return the bins of all multi-label answers: by the probability of yes, with the share that is yes."""
+    return _bins(probabilities_NK.ravel(), labels_NK.ravel() == 1)
+
+
+def _bins(confidence_N: np.ndarray, is_right_N: np.ndarray) -> ReliabilityBins:
     bin_N = np.minimum((confidence_N * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     counts = np.bincount(bin_N, minlength=NUM_BINS)
-    is_right_N = probabilities_NK.argmax(axis=1) == labels_N
 
     def mean_in_bins(values_N: np.ndarray) -> np.ndarray:
         sums = np.bincount(bin_N, weights=values_N, minlength=NUM_BINS)

@@ -15,9 +15,10 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from harness.analysis.calibration import NUM_BINS, reliability_bins
+from harness.analysis.calibration import NUM_BINS, ReliabilityBins, answer_bins, reliability_bins
 from harness.analysis.evaluation import LONG_NAMES, Evaluation
 from harness.analysis.figures import DPI, OKABE_ITO, drawable_names
+from harness.analysis.multilabel import MultiLabelEvaluation
 
 MEAN, FIRST, SECOND = OKABE_ITO[7], OKABE_ITO[0], OKABE_ITO[5]
 WEAKEST = 5  # classes that are named where not all can be
@@ -26,8 +27,8 @@ GRID = np.linspace(0.0, 1.0, 401)  # of the horizontal axis, where curves of sev
 Curve = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (is the class, its probability) -> heights over GRID
 
 
-def roc_figure(evaluation: Evaluation) -> Figure:
-    """Draw the one-vs-rest ROC curve of each class."""
+def roc_figure(evaluation: Evaluation | MultiLabelEvaluation) -> Figure:
+    """Draw the one-vs-rest ROC curve of each class, or label."""
     figure, axes = _figure(f"{_title(evaluation)}: one-vs-rest ROC")
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
     _draw_curves(axes, evaluation, _roc_heights, "auc", "AUC")
@@ -36,8 +37,8 @@ def roc_figure(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def precision_recall_figure(evaluation: Evaluation) -> Figure:
-    """Draw the one-vs-rest precision-recall curve of each class."""
+def precision_recall_figure(evaluation: Evaluation | MultiLabelEvaluation) -> Figure:
+    """Draw the one-vs-rest precision-recall curve of each class, or label."""
     figure, axes = _figure(f"{_title(evaluation)}: one-vs-rest precision and recall")
     _draw_curves(axes, evaluation, _precision_heights, "average_precision", "AP")
     axes.set_xlabel("recall")
@@ -59,14 +60,16 @@ def _precision_heights(is_class_N: np.ndarray, scores_N: np.ndarray) -> np.ndarr
     return np.asarray(heights[first.clip(max=len(rising) - 1)])
 
 
-def _draw_curves(axes: Axes, evaluation: Evaluation, curve: Curve, area: str, short: str) -> None:
+def _draw_curves(
+    axes: Axes, evaluation: Evaluation | MultiLabelEvaluation, curve: Curve, area: str, short: str
+) -> None:
     predictions = evaluation.predictions
     areas = {k: row[area] for k, row in enumerate(evaluation.per_class) if row[area] is not None}
     if not areas:
         axes.text(0.5, 0.5, "not defined: all images are of one class", ha="center", va="center")
         return
-    probabilities_NK = np.exp(predictions.log_probabilities)
-    heights = {k: curve(predictions.labels == k, probabilities_NK[:, k]) for k in areas}
+    probabilities_NK = predictions.probabilities
+    heights = {k: curve(predictions.has(k), probabilities_NK[:, k]) for k in areas}
     names, font = drawable_names(predictions.class_names)
     font.set_size(8.0)
     shown = list(areas)
@@ -78,11 +81,12 @@ def _draw_curves(axes: Axes, evaluation: Evaluation, curve: Curve, area: str, sh
     for colour, k in zip(OKABE_ITO, shown, strict=False):
         axes.plot(GRID, heights[k], color=colour, linewidth=1.3, label=f"{names[k]}  {short} {areas[k]:.3f}")
     mean = np.mean(list(areas.values()))
-    label = f"mean of {len(areas)} classes  {short} {mean:.3f}"
+    kinds = "classes" if isinstance(evaluation, Evaluation) else "labels"
+    label = f"mean of {len(areas)} {kinds}  {short} {mean:.3f}"
     axes.plot(GRID, np.mean(list(heights.values()), axis=0), color=MEAN, linewidth=2.0, label=label)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.02)
-    _legend(axes, font, "all classes" if len(shown) == len(areas) else f"the {WEAKEST} weakest classes")
+    _legend(axes, font, f"all {kinds}" if len(shown) == len(areas) else f"the {WEAKEST} weakest {kinds}")
 
 
 def _legend(axes: Axes, font: FontProperties, title: str) -> None:
@@ -105,7 +109,8 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     figure.suptitle(f"{_title(evaluation)}: reliability over {NUM_BINS} bins", fontsize=11)
     grid = figure.subplots(2, len(panels), sharex=True, squeeze=False, height_ratios=(3, 1))
     for column, (name, metric, probabilities_NK) in enumerate(panels):
-        _draw_reliability(grid[0, column], grid[1, column], probabilities_NK, predictions.labels)
+        bins = reliability_bins(probabilities_NK, predictions.labels)
+        _draw_reliability(grid[0, column], grid[1, column], bins)
         grid[0, column].set_title(f"{name}\nECE {evaluation.metrics[metric]:.3f}", fontsize=9)
     grid[0, 0].set_ylabel("share that is right")
     grid[1, 0].set_ylabel("share of images")
@@ -113,8 +118,28 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _draw_reliability(above: Axes, below: Axes, probabilities_NK: np.ndarray, labels_N: np.ndarray) -> None:
-    bins = reliability_bins(probabilities_NK, labels_N)
+def answers_reliability_figure(evaluation: MultiLabelEvaluation) -> Figure:
+    """Draw the share of yes against the probability of yes, over all multi-label answers, in bins."""
+    figure = Figure(figsize=(5.4, 5.4), dpi=DPI, layout="constrained")
+    figure.suptitle(f"{_title(evaluation)}: reliability over {NUM_BINS} bins", fontsize=11)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    predictions = evaluation.predictions
+    _draw_reliability(above, below, answer_bins(predictions.probabilities, predictions.labels))
+    above.set_title(f"all answers, image by label\nECE {evaluation.metrics['ece']:.3f}", fontsize=9)
+    above.set_ylabel("share of yes")
+    below.set_ylabel("share of answers")
+    below.set_xlabel("probability of yes")
+    handles = above.get_legend_handles_labels()[0]
+    above.legend(
+        handles,
+        ["at the mean probability", "perfectly calibrated", "share of yes"],
+        fontsize=8,
+        frameon=False,
+    )
+    return figure
+
+
+def _draw_reliability(above: Axes, below: Axes, bins: ReliabilityBins) -> None:
     centres, width = (np.arange(NUM_BINS) + 0.5) / NUM_BINS, 0.9 / NUM_BINS
     filled = bins.counts > 0
     above.bar(centres[filled], bins.accuracy[filled], width, color=FIRST, alpha=0.8, label="accuracy")
@@ -168,5 +193,5 @@ def _figure(title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _title(evaluation: Evaluation) -> str:
+def _title(evaluation: Evaluation | MultiLabelEvaluation) -> str:
     return f"{LONG_NAMES.get(evaluation.split, evaluation.split)}, {len(evaluation.predictions):,} images"

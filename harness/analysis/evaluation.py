@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from harness.analysis.calibration import calibration_metrics, fit_temperature
-from harness.analysis.layout import markdown_table
+from harness.analysis.layout import cell, markdown_table
 from harness.analysis.metrics import (
     classification_metrics,
     further_metrics,
@@ -161,7 +161,7 @@ def summary(evaluation: Evaluation) -> str:
     weakest = sorted((row for row in evaluation.per_class if row["support"]), key=lambda row: row["f1"])
     shown = [
         (
-            _cell(row["class"]),
+            cell(row["class"]),
             f"{row['support']:,}",
             *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")),
         )
@@ -171,7 +171,7 @@ def summary(evaluation: Evaluation) -> str:
     lines.append(markdown_table(("class", "images", "precision", "recall", "F1"), shown))
     if evaluation.confused:
         pairs = [
-            (_cell(row["true"]), _cell(row["predicted"]), f"{row['images']:,}", f"{row['share_of_true']:.1%}")
+            (cell(row["true"]), cell(row["predicted"]), f"{row['images']:,}", f"{row['share_of_true']:.1%}")
             for row in evaluation.confused[:FEW]
         ]
         lines += [f"## Most confused pairs ({len(pairs)} of {len(evaluation.confused)})", ""]
@@ -179,8 +179,3 @@ def summary(evaluation: Evaluation) -> str:
     if evaluation.notes:
         lines += ["## Notes", "", *(f"- {line}" for line in evaluation.notes)]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Return a class name that cannot break a Markdown table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")

@@ -18,6 +18,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"{_markdown_row(row)}\n" for row in (head, ["---"] * len(head), *rows))
 
 
+def cell(text: str) -> str:
+    """Return a class name that cannot break a Markdown table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
+
+
 def wrapped(sentences: Sequence[str], width: int | None) -> list[str]:
     """Return sentences as lines that fit a width, continued lines indented; without a width, as they are."""
     if width is None:
@@ -30,8 +35,8 @@ def wrapped(sentences: Sequence[str], width: int | None) -> list[str]:
 
 
 def without_tta(metrics: Mapping[str, float], split: str) -> str:
-    """Return the accuracy without test-time augmentation, to follow the one with it; "" where it has none."""
-    plain = metrics.get(f"{split}/accuracy_no_tta")
+    """Return accuracy or mAP without test-time augmentation, to follow the one with it; "" if it has none."""
+    plain = metrics.get(f"{split}/accuracy_no_tta", metrics.get(f"{split}/mAP_no_tta"))
     return "" if plain is None else f" ({plain:.4f} without test-time augmentation)"
 
 

@@ -20,6 +20,7 @@ from scipy.special import log_softmax
 from harness.errors import DivergedError, TrackingError, first_line
 
 VERSION = 1
+KIND_OF_LABELS = "multilabel"  # in the file of multi-label predictions (`multilabel.py`)
 MOST_CLASSES_IN_FLOAT32 = (
     100  # with more, logits are kept in float16: 5,000 images of 1,000 classes are 10 MB
 )
@@ -86,6 +87,15 @@ class Predictions:
         """The logarithms of the probabilities: float64 (N, K)."""
         return np.asarray(log_softmax(self.logits.astype(np.float64), axis=1))
 
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The probability of each class: float64 (N, K)."""
+        return np.exp(self.log_probabilities)
+
+    def has(self, k: int) -> np.ndarray:
+        """Return which images are of a class: bool (N,)."""
+        return np.asarray(self.labels == k)
+
 
 def predictions_of(
     logits_NK: np.ndarray,
@@ -109,12 +119,7 @@ def predictions_of(
     """
     if not len(labels_N):
         raise ValueError("no images to predict")
-    if not (finite_N := np.isfinite(logits_NK).all(axis=1)).all():
-        raise DivergedError(
-            f"the model answers {int((~finite_N).sum()):,} of the {len(finite_N):,} {split} images with NaN "
-            f"or infinity (the first is image {int((~finite_N).argmax())}): its weights have diverged, "
-            "choose another run"
-        )
+    check_finite(logits_NK, split)
     labels = np.asarray(labels_N, dtype=np.int64)
     log_probabilities_NK = log_softmax(logits_NK.astype(np.float64), axis=1)
     many = logits_NK.shape[1] > MOST_CLASSES_IN_FLOAT32
@@ -129,6 +134,20 @@ def predictions_of(
         loss=-log_probabilities_NK[np.arange(len(labels)), labels].astype(np.float32),
         logits_dtype="float16" if many else "float32",
     )
+
+
+def check_finite(logits_NK: np.ndarray, split: str) -> None:
+    """Check that a model's logits are numbers.
+
+    Raises:
+        DivergedError: a logit is NaN or infinite.
+    """
+    if not (finite_N := np.isfinite(logits_NK).all(axis=1)).all():
+        raise DivergedError(
+            f"the model answers {int((~finite_N).sum()):,} of the {len(finite_N):,} {split} images with NaN "
+            f"or infinity (the first is image {int((~finite_N).argmax())}): its weights have diverged, "
+            "choose another run"
+        )
 
 
 def to_bytes(predictions: Predictions) -> bytes:
@@ -176,6 +195,10 @@ def from_bytes(content: bytes, where: str) -> Predictions:
             if (version := int(arrays["version"])) > VERSION:
                 raise TrackingError(f"{where} is of version {version}: read it with a newer harness")
             about = json.loads(arrays["about"].tobytes())
+            if about.get("kind") == KIND_OF_LABELS:
+                raise TrackingError(
+                    f"{where} holds multi-label predictions, which are not compared image by image"
+                )
             return Predictions(
                 split=str(about["split"]),
                 class_names=tuple(map(str, about["class_names"])),

@@ -6,6 +6,7 @@ sweep.py            every key of a sweep, with the sections below
     space.py, sampling.py, objectives.py, executor.py
 finetune.py         the finetuning policies, a class each: which tensors train, and at what rate
 monitor.py          the metric that decides which epoch is kept, when to stop and how trials rank
+multilabel.py       what images with several labels each refuse, and their metric
 base.py             `Section`, the base class of every section: immutable, strict
 
 overrides.py        the grammar of the command line

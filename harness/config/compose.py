@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.config import yaml_files
 from harness.config.arms import arm_values, without_foreign
 from harness.config.hydra_adapter import as_tree, compose_open, defaults_list, resolved
-from harness.config.monitor import BY_ACCURACY
+from harness.config.multilabel import check_metric, default_metric
 from harness.config.overrides import as_override_value, as_setting, parse_overrides, path_of, values_of
 from harness.config.schema import RunConfig
 from harness.config.space import Scalar, SearchSpace, holds
@@ -179,7 +179,8 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
     gone = before - _searched(composed["sweep"])
     values = resolved(OmegaConf.create(composed))
     unsearched = _base_values(values, gone, overrides, config_dir) | given
-    sweep = validate(SweepConfig, _settled(values.pop("sweep"), unsearched), prefix="sweep")
+    asked = _with_metric(values.pop("sweep"), values["data"])
+    sweep = validate(SweepConfig, _settled(asked, unsearched), prefix="sweep")
     _check_paths(sweep, config_dir)
     base = validate(RunConfig, without_foreign(values, arm_values(sweep, overrides, config_dir)))
     base = _judged(base, sweep)
@@ -194,6 +195,13 @@ def compose_sweep(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) 
         config_dir=config_dir,
         sweep_file=str(given.get("sweep", "default")),
     )
+
+
+def _with_metric(section: Any, data: Any) -> Any:
+    """Return a sweep's section with the metric that suits its images, where it names none."""
+    if not isinstance(section, Mapping) or not isinstance(data, Mapping) or section.get("metric") is not None:
+        return section
+    return {**section, "metric": default_metric(data.get("kind"))}
 
 
 def _searched(section: Any) -> set[str]:
@@ -254,7 +262,11 @@ def _judged(base: RunConfig, sweep: SweepConfig) -> RunConfig:
     """
     set_by_trials = [*sweep.space, *(path_of(text) for rule in sweep.rules for text in rule.overrides)]
     monitor = base.trainer.monitor
-    is_other = monitor not in (BY_ACCURACY, sweep.monitor)
+    try:
+        check_metric(sweep.metric, base.data.kind, "sweep.metric")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    is_other = monitor.metric not in (default_metric(base.data.kind), sweep.metric)
     if is_other or any(path.startswith("trainer.monitor") for path in set_by_trials):
         raise ConfigError(
             "trainer.monitor is for single runs: a sweep's trials are all judged by sweep.metric "

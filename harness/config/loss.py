@@ -17,7 +17,8 @@ class BaseLoss(Section):
     """What every loss has. All of them take soft targets, as mixup and cutmix make them."""
 
     # balanced: an image counts with the inverse of its class's share of the training images, so that every
-    # class counts equally; the mean weight of a training image is 1.
+    # class counts equally; the mean weight of a training image is 1. Of multi-label images, a yes counts as
+    # much as all noes of its label together.
     class_weights: Literal["none", "balanced"] = "none"
     # Added to the loss, of all weights that train, but of no norms and biases: this × the sum of their
     # magnitudes ...
@@ -44,6 +45,8 @@ class BinaryCrossEntropy(BaseLoss):
 
 class Focal(BaseLoss):
     """Cross entropy of the softmax, each class's part × (1 - p)^gamma: less for what is right already.
+
+    Of multi-label images, that of each label's sigmoid, as in the paper.
 
     Source: https://arxiv.org/abs/1708.02002
     """

@@ -11,8 +11,22 @@ from harness.config.base import Section
 
 # Every metric that is computed on the validation split after an epoch. f1, auc, precision and recall are
 # means over the classes.
-Metric = Literal["val/accuracy", "val/loss", "val/f1", "val/auc", "val/precision", "val/recall"]
+MetricOfClasses = Literal["val/accuracy", "val/loss", "val/f1", "val/auc", "val/precision", "val/recall"]
+# The same of multi-label images; mAP is the mean over the labels of the average precision.
+MetricOfLabels = Literal[
+    "val/mAP",
+    "val/loss",
+    "val/f1",
+    "val/micro_f1",
+    "val/exact_match",
+    "val/auc",
+    "val/precision",
+    "val/recall",
+]
+Metric = Literal[MetricOfClasses, MetricOfLabels]
 Direction = Literal["maximize", "minimize"]
+METRICS_OF_CLASSES: tuple[str, ...] = get_args(MetricOfClasses)
+METRICS_OF_LABELS: tuple[str, ...] = get_args(MetricOfLabels)
 METRICS: tuple[str, ...] = get_args(Metric)
 
 
@@ -32,6 +46,7 @@ class Judged(Section):
     def _direction_follows(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
+        values = {key: value for key, value in values.items() if (key, value) != ("metric", None)}
         metric, given = values.get("metric", "val/accuracy"), values.get("direction")
         if metric not in METRICS or given not in (None, *get_args(Direction)):
             return values  # the fields' own validation reports it

@@ -21,6 +21,7 @@ from harness.config.base import Section
 from harness.config.finetune import FinetunePolicy, Full, policies
 from harness.config.loss import CrossEntropy, LossConfig
 from harness.config.monitor import MonitorConfig
+from harness.config.multilabel import check_labels_suit, with_default_monitor
 from harness.config.optim import (  # noqa: F401 - the schema is where others take them from
     Adam,
     AdamW,
@@ -122,7 +123,20 @@ class FolderData(BaseData):
         return ranges
 
 
-DataConfig = Annotated[AutoData | Cifar10Data | DigitsData | FolderData, Field(discriminator="kind")]
+class MultiLabelData(FolderData):
+    """Images that can have several labels each, or none, as a CSV file says; see docs/images.md."""
+
+    kind: Literal["multilabel"] = "multilabel"  # type: ignore[assignment]  # in place of "folder"
+    labels_csv: str = "labels.csv"  # relative to `dir`
+    file_column: str | None = None  # None: the one called file, filename, fname, image or path
+    # Of 0 and 1; or the one column that lists an image's labels. Empty: `labels` or `tags`, else all others.
+    label_columns: Patterns = ()
+    label_separator: str | None = None  # in such a list; None: the first of | ; , that occurs, else blanks
+
+
+DataConfig = Annotated[
+    AutoData | Cifar10Data | DigitsData | FolderData | MultiLabelData, Field(discriminator="kind")
+]
 
 
 # ── model, fine-tuning, augmentation ──────────────────────────────────────────────────────────────
@@ -319,6 +333,21 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     evaluate_test: bool = False  # read the test split after training, which is recorded
+
+    @model_validator(mode="before")
+    @classmethod
+    def _monitor_suits_the_labels(cls, values: Any) -> Any:
+        return with_default_monitor(values)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image can have several labels."""
+        return isinstance(self.data, MultiLabelData)
+
+    @model_validator(mode="after")
+    def _labels_suit(self) -> Self:
+        check_labels_suit(self)
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

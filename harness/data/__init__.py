@@ -6,7 +6,8 @@
     datamodule.py      batches of images for Lightning, the same after a resume
     sharding.py        divides a batch among the ranks
 
-    sources/           CIFAR-10, digits, any tree of class folders (layout.py interprets a tree)
+    sources/           CIFAR-10, digits, any tree of class folders (layout.py interprets a tree), images with
+                       several labels each (labels_csv.py reads them)
     decoding/          image files to 8-bit RGB, once or anew in every epoch
     decoded_cache.py   decoded images on disk, memory-mapped by every process
     duplicates.py      equal images stay on one side of a split; similar ones are counted

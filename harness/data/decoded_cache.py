@@ -52,6 +52,8 @@ class Part:
         names: File names, relative to the data folder; empty where images have no files of their own.
         groups: What `data.group_by` keeps together, by its name; an empty name: the image is in no group.
             An empty tuple where nothing is grouped.
+        targets: Of multi-label images, uint8 (N, K): 1 for each label that an image has. `labels` then only
+            say which files could be read. None where each image is of one class.
     """
 
     images: np.ndarray | ImageFiles
@@ -61,6 +63,11 @@ class Part:
     phashes: np.ndarray
     names: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    targets: np.ndarray | None = None
+
+    def labels_at(self, rows: np.ndarray) -> np.ndarray:
+        """Return the classes of some rows, int64 (n,); of multi-label images 0 and 1, float32 (n, K)."""
+        return self.labels[rows] if self.targets is None else self.targets[rows].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -296,8 +303,13 @@ def _index_digest(folder: Path) -> str:
 
 
 def content_digest(hashes: np.ndarray, labels: np.ndarray) -> str:
-    """Return the sha256 of a set of labelled images, whatever their order."""
-    label_bytes = labels.astype("<i8").reshape(-1, 1).view(np.uint8)
+    """Return the sha256 of a set of labelled images, whatever their order.
+
+    Args:
+        labels: Classes (N,), or 0 and 1 (N, K).
+    """
+    columns = labels[:, None] if labels.ndim == 1 else labels
+    label_bytes = np.ascontiguousarray(columns, dtype="<i8").view(np.uint8)
     records = np.ascontiguousarray(np.concatenate([hashes, label_bytes], axis=1))
     order = np.argsort(records.view(f"S{records.shape[1]}").ravel(), kind="stable")
     return hashlib.sha256(records[order].data).hexdigest()

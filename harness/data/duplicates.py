@@ -54,7 +54,10 @@ def describe_duplicates(decoded: DecodedSet) -> list[str]:
     known: dict[PartName, Part] = {name: decoded.parts[name] for name in PARTS if name in decoded.parts}
     parts = {name: (part, np.flatnonzero(part.labels != BROKEN)) for name, part in known.items()}
     keys = np.concatenate([_keys(part, rows) for part, rows in parts.values()])
-    labels = np.concatenate([part.labels[rows] for part, rows in parts.values()])
+    labels = np.concatenate([part.labels_at(rows) for part, rows in parts.values()])
+    is_multilabel = labels.ndim == 2
+    if is_multilabel:  # a number for each set of labels
+        labels = np.unique(labels, axis=0, return_inverse=True)[1].ravel()
     where = np.concatenate([np.full(len(rows), place) for place, (_, rows) in enumerate(parts.values())])
     _, which, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     if sizes.max(initial=1) == 1:
@@ -65,7 +68,7 @@ def describe_duplicates(decoded: DecodedSet) -> list[str]:
     groups.sort(key=lambda group: int(group[0]))
     return [
         *_across(groups, where, names, list(parts)),
-        *_conflicts(groups, labels, names),
+        *_conflicts(groups, labels, names, is_multilabel),
         *_within(groups, where, names),
     ]
 
@@ -95,11 +98,16 @@ def _across(
     ]
 
 
-def _conflicts(groups: list[np.ndarray], labels: np.ndarray, names: list[str]) -> list[str]:
+def _conflicts(
+    groups: list[np.ndarray], labels: np.ndarray, names: list[str], is_multilabel: bool
+) -> list[str]:
     torn = [group for group in groups if len(set(labels[group])) > 1]
     if not torn:
         return []
     examples = [" = ".join(names[row] for row in group[:3]) for group in torn]
+    if is_multilabel:
+        found = counted(len(torn), "image has", "images have")
+        return [f"{found} copies with other labels: {first_few(examples, 3)}; correct the CSV file"]
     found = counted(len(torn), "image stands", "images stand")
     return [f"{found} under more than one class: {first_few(examples, 3)}; correct their labels"]
 

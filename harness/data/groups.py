@@ -19,6 +19,7 @@ from harness.data.messages import counted, first_few, printable
 from harness.errors import DataError
 
 NEGLIGIBLE = 1e-9  # squared distance of shares, below which rounding decides
+MOST_AT_ONCE = 200  # multi-label images that may change sides before all gains are computed again
 FOLDER = "folder"  # as data.group_by: the folder directly below the class's folder
 
 
@@ -81,12 +82,15 @@ def notices_of(groups: Mapping[PartName, tuple[str, ...]], paths: Sequence[str],
 def joined_groups(part: Part, rows: np.ndarray) -> np.ndarray:
     """Return a number for each row: equal where images are of one group, or are joined by copies, int64 (N,).
 
-    Two groups that hold copies of one image are one, so that both the groups and the copies keep together.
+    Without groups, only copies are joined. Two groups that hold copies of one image are one, so that both the
+    groups and the copies keep together.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     _, first = first_of_duplicates(part, rows)
+    if not part.groups:
+        return np.unique(first, return_inverse=True)[1].astype(np.int64)
     nodes, image = np.unique(first, return_inverse=True)
     names = np.array([part.groups[row] or f"\0{row}" for row in rows])  # a name that no group can have
     found, group = np.unique(names, return_inverse=True)
@@ -101,13 +105,17 @@ def set_aside_groups(
 ) -> np.ndarray:
     """Pick whole groups with about `fraction` of each class's images; of each class at least one group.
 
+    Multi-label images count for each of their labels, and once more among all images; without
+    `data.group_by`, each of them is a group with its copies. (Iterative stratification, Sechidis et al. 2011,
+    knows neither copies nor groups, and never changes what it has once placed.)
+
     Groups are drawn in an order that depends on the seed alone, and change sides as long as that brings the
     shares of the classes nearer to the fraction (least squares). scikit-learn's StratifiedGroupKFold knows
     only fractions of 1/n, and leaves folds or classes empty where groups are few.
 
     Args:
         rows: of the images to divide.
-        names: of the classes.
+        names: of the classes, or labels.
         splits: that these images are for, such as ("training", "validation"); the last is picked here, and
             one group of each class is left for each of the others.
 
@@ -115,10 +123,13 @@ def set_aside_groups(
         DataError: a class has too few groups.
     """
     unit = joined_groups(part, rows)
-    (of, label), images = np.unique(np.stack([unit, part.labels[rows]]), axis=1, return_counts=True)
+    at, label = _labelled(part, rows)
+    if part.targets is not None:
+        names = [*names, "any"]
+    sizes = np.bincount(label, minlength=len(names))
+    (of, label), images = np.unique(np.stack([unit[at], label]), axis=1, return_counts=True)
     num_in = np.bincount(label, minlength=len(names))  # groups that each class has images in
     _check_enough(part, rows, unit, num_in, names, splits)
-    sizes = np.bincount(part.labels[rows], minlength=len(names))
     starts = np.searchsorted(of, np.arange(int(unit.max()) + 2))
     missing = fraction * sizes  # images of each class that are still to be picked
     num_picked = np.zeros(len(names), dtype=np.int64)  # groups of each class
@@ -153,11 +164,26 @@ def set_aside_groups(
                     "each of its groups has the last images of another class; add groups, or use a finer one"
                 )
             toggle(holders[found.argmax()])
+    most = len(order) if part.targets is None else MOST_AT_ONCE
     while (found := gains()[order]).max() > NEGLIGIBLE:
-        for one in order[np.argsort(-found, kind="stable")][: np.count_nonzero(found > NEGLIGIBLE)]:
+        for one in order[np.argsort(-found, kind="stable")][
+            : min(np.count_nonzero(found > NEGLIGIBLE), most)
+        ]:
             if gains(one, one + 1)[0] > NEGLIGIBLE:
                 toggle(one)
     return rows[picked[unit]]
+
+
+def _labelled(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs of a place among the rows and a class that the image has, int64 (M,) each.
+
+    A multi-label image is in as many pairs as it has labels, and in one of a label that all images have.
+    """
+    if part.targets is None:
+        return np.arange(len(rows)), part.labels[rows]
+    targets = part.targets[rows]
+    at, label = np.nonzero(np.column_stack([targets, np.ones(len(rows), dtype=targets.dtype)]))
+    return at, label
 
 
 def _check_enough(
@@ -177,7 +203,13 @@ def _check_enough(
     have = int(num_in[scarce])
     if have >= len(splits):
         return
-    of_class = rows[part.labels[rows] == scarce]
+    at, label = _labelled(part, rows)
+    of_class = rows[at[label == scarce]]
+    if not part.groups:
+        raise DataError(
+            f"label {names[scarce]!r} has too few images to be split: {have}, copies counted once, and "
+            f"{' and '.join(splits)} need one each; add some, or leave the label out"
+        )
     shown = first_few(sorted({part.groups[row] or part.names[row] for row in of_class}), 3)
     joined = ", counting groups that share copies of an image as one" if _are_joined(part, rows, unit) else ""
     raise DataError(

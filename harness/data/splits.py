@@ -19,6 +19,7 @@ from harness.data.decoding.image_files import ImageFiles
 from harness.data.decoding.pixels import PixelRange
 from harness.data.duplicates import Side, first_of_duplicates, without_duplicates_of
 from harness.data.groups import set_aside_groups
+from harness.data.messages import counted, first_few
 from harness.errors import ConfigError, DataError
 
 TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
@@ -46,7 +47,7 @@ class ImageArrays:
 
     Args:
         images: uint8 (M, H, W, 3), or files; all images of the source, not of this split alone.
-        labels: int64 (N,), of this split, in its order.
+        labels: Of this split, in its order: int64 (N,), or of multi-label images 0 and 1, float32 (N, K).
         indices: int64 (N,), where this split's images lie in `images`.
         digest: sha256 (hex) of this split's pixels and labels, in its order; empty where it is not known.
         part: That `indices` point into; None for images that come from no source.
@@ -112,6 +113,11 @@ class ImageSplits:
     is_fallback: bool = False
     val_digest: str = ""
 
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image can have several labels; `class_names` are then the labels'."""
+        return self.train.labels.ndim == 2
+
 
 def build_splits(
     decoded: DecodedSet, config: BaseData, test_fraction: float, is_fallback: bool
@@ -143,8 +149,12 @@ def build_splits(
             f"data.batch_size={config.batch_size} is larger than the training split of {len(rows)} images; "
             "lower it"
         )
-    train_digest = content_digest(part.hashes[rows], part.labels[rows])  # after the limit
-    val_digest = content_digest(val_part.hashes[val_rows], val_part.labels[val_rows])
+    if part.targets is not None:
+        check_every_label(part, rows, names, "training")
+        if len(val_rows):
+            check_every_label(val_part, val_rows, names, "validation")
+    train_digest = content_digest(part.hashes[rows], part.labels_at(rows))  # after the limit
+    val_digest = content_digest(val_part.hashes[val_rows], val_part.labels_at(val_rows))
     mean, std = _pixel_statistics(part.moments[rows], pixels=part.images.shape[1] * part.images.shape[2])
     return ImageSplits(
         name=decoded.about.name,
@@ -178,7 +188,10 @@ def _joined(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) 
         both = np.concatenate([images, val_images])  # in memory, as the source keeps them in two files
     facts = {name: np.concatenate([getattr(part, name), getattr(val_part, name)]) for name in INDEX_FILES}
     names, groups = part.names + val_part.names, part.groups + val_part.groups
-    joined = Part(both, **facts, names=names, groups=groups)
+    targets = None
+    if part.targets is not None and val_part.targets is not None:
+        targets = np.concatenate([part.targets, val_part.targets])
+    joined = Part(both, **facts, names=names, groups=groups, targets=targets)
     return joined, np.concatenate([rows, val_rows + len(part.labels)])
 
 
@@ -226,6 +239,9 @@ def readable_rows(part: Part, class_names: tuple[str, ...], where: PartName) -> 
 
 
 def _check_classes(part: Part, rows: np.ndarray, class_names: tuple[str, ...]) -> None:
+    if part.targets is not None:
+        check_every_label(part, rows, class_names, "training")
+        return
     counts = np.bincount(part.labels[rows], minlength=len(class_names))
     if not counts.all():
         empty = class_names[int(counts.argmin())]
@@ -235,13 +251,29 @@ def _check_classes(part: Part, rows: np.ndarray, class_names: tuple[str, ...]) -
         )
 
 
+def check_every_label(part: Part, rows: np.ndarray, names: tuple[str, ...], where: str) -> None:
+    """Check that each label of multi-label images has an image: without one, nothing is learnt or measured.
+
+    Raises:
+        DataError: one has none.
+    """
+    assert part.targets is not None
+    counts = part.targets[rows].sum(axis=0, dtype=np.int64)
+    if not counts.all():
+        missing = [name for name, count in zip(names, counts, strict=True) if not count]
+        raise DataError(
+            f"{counted(len(missing), 'label has', 'labels have')} no readable {where} image "
+            f"({first_few(missing, 3)}): add some, or leave the label out (data.label_columns)"
+        )
+
+
 def arrays_of(part: Part, rows: np.ndarray, labels: np.ndarray | None = None) -> ImageArrays:
     """Return a split of some rows of a part.
 
     Args:
-        labels: int64 (N,), of these rows; by default the part's.
+        labels: Of these rows, see `ImageArrays`; by default the part's.
     """
-    labels = part.labels[rows] if labels is None else labels
+    labels = part.labels_at(rows) if labels is None else labels
     digest = hashlib.sha256(part.hashes[rows].tobytes() + labels.astype("<i8").tobytes()).hexdigest()
     return ImageArrays(part.images, labels, rows, digest, part)
 
@@ -260,11 +292,12 @@ def _set_aside(
     """Pick `fraction` of the distinct images: of each class at least one and never all.
 
     Exact copies of the picked images are picked too. Where `data.group_by` is set, whole groups are picked.
+    Of multi-label images, the share of each label comes as near to `fraction` as exchanges allow.
 
     Args:
         splits: that the images are for, the one that is picked here last.
     """
-    if part.groups:
+    if part.groups or part.targets is not None:
         return set_aside_groups(part, rows, fraction, seed, names, splits)
     different, first = first_of_duplicates(part, rows)
     labels = part.labels[different]

@@ -42,7 +42,7 @@ class DataSummary:
 
     @property
     def counts(self) -> dict[str, tuple[int, int, int]]:
-        """The training, validation and test images of each class."""
+        """The training, validation and test images of each class, or with each label."""
         names = self.splits.class_names
         columns = [_per_class(split, len(names)) for split in (self.splits.train, self.splits.val, self.test)]
         per_class = zip(*(column.tolist() for column in columns), strict=True)
@@ -109,8 +109,9 @@ def summarise_features(config: DataConfig, *, clear: bool) -> str:
 
 def _facts(splits: ImageSplits, about: Description) -> list[str]:
     height, width = splits.train.images.shape[1:3]
+    kind = "labels" if splits.is_multilabel else "classes"
     return [
-        f"data set   {splits.name}, {len(splits.class_names)} classes, {height} x {width} pixels",
+        f"data set   {splits.name}, {len(splits.class_names)} {kind}, {height} x {width} pixels",
         f"source     {splits.source}",
         *([f"layout     {about.layout}"] if about.layout else []),
         f"mean       {_rounded(splits.mean)}   (training split, red green blue, in [0, 1])",
@@ -128,7 +129,8 @@ def _counts(summary: DataSummary) -> list[str]:
     rows = [(name, *counts) for name, counts in summary.counts.items()]
     rows.append(("total", len(summary.splits.train), len(summary.splits.val), len(summary.test)))
     width = max(len(str(row[0])) for row in rows)
-    header = f"{'class':<{width}}  {'train':>7}  {'val':>7}  {'test':>7}"
+    kind = "label" if summary.splits.is_multilabel else "class"  # one image can count for several labels
+    header = f"{kind:<{width}}  {'train':>7}  {'val':>7}  {'test':>7}"
     return [
         header,
         *(f"{name:<{width}}  {train:>7,}  {val:>7,}  {held:>7,}" for name, train, val, held in rows),
@@ -136,6 +138,8 @@ def _counts(summary: DataSummary) -> list[str]:
 
 
 def _per_class(split: ImageArrays, num_classes: int) -> np.ndarray:
+    if split.labels.ndim == 2:
+        return split.labels.sum(axis=0).astype(np.int64)
     return np.bincount(split.labels, minlength=num_classes)
 
 
@@ -158,7 +162,8 @@ def _listed(one: str, many: str, names: tuple[str, ...]) -> list[str]:
 
 def _pictures(splits: ImageSplits, paths: list[Path]) -> list[str]:
     shown = min(len(splits.class_names), CLASSES_SHOWN)
-    return ["", *(f"wrote {path}: one row for each of {shown} classes" for path in paths)]
+    kind = "labels" if splits.is_multilabel else "classes"
+    return ["", *(f"wrote {path}: one row for each of {shown} {kind}" for path in paths)]
 
 
 # ── pictures ──────────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +173,8 @@ def _sample_positions(splits: ImageSplits) -> np.ndarray:
     """Return the first training images of each class; small classes repeat theirs to fill their row."""
     rows = []
     for label in range(min(len(splits.class_names), CLASSES_SHOWN)):
-        members = np.flatnonzero(splits.train.labels == label)
+        labels = splits.train.labels
+        members = np.flatnonzero(labels == label if labels.ndim == 1 else labels[:, label])
         rows.append(np.resize(members, SAMPLES_PER_CLASS))
     return np.concatenate(rows)
 

@@ -51,6 +51,8 @@ def export_run(
     choice = choose(tracking, run)
     show(choice.why)
     record = choice.run
+    if load_checkpoint(choice.checkpoint).config.is_multilabel:
+        raise ExportError("multi-label models cannot be exported yet: use the checkpoint (harness.load)")
     splits = _splits(load_checkpoint(choice.checkpoint), record)
     val = splits.val if len(splits.val) else splits.train  # none are left by data.train_on_val
     is_sweeps_best = record.sweep is not None and choice.is_best_of_sweep

@@ -19,7 +19,7 @@ FEW_EPOCHS = 40  # up to so many, each epoch is marked by a dot
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int, monitor: str) -> Figure:
-    """Draw loss, accuracy and learning rate over the epochs.
+    """Draw loss, accuracy (of multi-label images mAP) and learning rate over the epochs.
 
     Args:
         history: the metrics of each epoch ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "lr"),
@@ -34,7 +34,8 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int, mon
     loss = figure.add_subplot(grid[0, 0])
     accuracy = figure.add_subplot(grid[0, 1], sharex=loss)
     rate = figure.add_subplot(grid[1, :])
-    for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
+    of_labels = "mAP" if any("val/mAP" in metrics for metrics in history) else "accuracy"
+    for axes, metric in ((loss, "loss"), (accuracy, of_labels)):
         for split, name, (color, line) in (
             ("train", "training", TRAINING),
             ("val", "validation", VALIDATION),

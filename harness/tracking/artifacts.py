@@ -1,13 +1,15 @@
-"""Reads back what a run has recorded: per-image predictions, code and machine, every value of its metrics.
+"""Reads back what a run has recorded: predictions, thresholds of labels, code and machine, all metrics.
 
-`harness.analysis.compare`, `harness.search` and `harness.training` call `load_predictions`; `record.py` of
-`harness.training` writes the files. `harness.training.rerun` reads the others.
+`harness.analysis.compare`, `harness.search` and `harness.training` call `load_predictions`, `harness.export`
+`load_thresholds`; `record.py` of `harness.training` writes the files. `harness.training.rerun` reads the
+others.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,22 @@ def load_predictions(tracking: TrackingConfig, run: RunRecord, split: str = "val
             f"`harness evaluate --run {run.run_id} --split {split}` records it, if its checkpoint is there"
         ) from error
     return from_bytes(content, f"{name} of run {run.run_id} ({run.name})")
+
+
+def load_thresholds(tracking: TrackingConfig, run: RunRecord, class_names: Sequence[str]) -> list[float]:
+    """Return the threshold of each label that a multi-label run has recorded for its best checkpoint.
+
+    Raises:
+        TrackingError: the run recorded none, or of other labels.
+    """
+    try:
+        found = json.loads(read_artifact(tracking, run, names.THRESHOLDS))
+        return [float(found[name]) for name in class_names]
+    except (*STORE_ERRORS, ValueError, KeyError) as error:
+        raise TrackingError(
+            f"run {run.run_id} ({run.name}) kept no {names.THRESHOLDS} of its labels ({first_line(error)}): "
+            f"`harness evaluate --run {run.run_id} --split val` records them"
+        ) from error
 
 
 @dataclass(frozen=True)

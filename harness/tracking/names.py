@@ -53,3 +53,4 @@ ENVIRONMENT_FILE = "environment.json"  # code, packages and machine, see environ
 PATCH_FILE = "uncommitted.patch"  # what the code differed in from its commit
 RERUN_FILE = "rerun.json"  # of a rerun: how its metrics compare with those of the run that it repeats
 PREDICTIONS = "predictions/{split}.npz"  # per image, see harness.analysis.predictions
+THRESHOLDS = "val/thresholds.json"  # of each label, of a multi-label run

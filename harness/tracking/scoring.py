@@ -22,11 +22,12 @@ BATCH_SIZE = 256
 class Scorer:
     """A classifier with the method `predict` that MLflow calls."""
 
-    def __init__(self, classifier: torch.nn.Module) -> None:
+    def __init__(self, classifier: torch.nn.Module, *, is_multilabel: bool = False) -> None:
         self.classifier = classifier
+        self.is_multilabel = is_multilabel
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Return the probability of each class.
+        """Return the probability of each class, or of each label.
 
         Args:
             images: uint8, (N, H, W, 3).
@@ -39,10 +40,14 @@ class Scorer:
         images_BCHW = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         with torch.inference_mode():
             logits = [self.classifier(batch) for batch in torch.split(images_BCHW, BATCH_SIZE)]
-            probabilities: np.ndarray = torch.cat(logits).float().softmax(dim=1).numpy()
-        return probabilities
+            logits_NK = torch.cat(logits).float()
+            probabilities_NK = logits_NK.sigmoid() if self.is_multilabel else logits_NK.softmax(dim=1)
+        scores: np.ndarray = probabilities_NK.numpy()
+        return scores
 
 
 def _load_pyfunc(data_path: str) -> Scorer:
     checkpoints = importlib.import_module(CHECKPOINT_MODULE)
-    return Scorer(checkpoints.restore_classifier(checkpoints.load_checkpoint(data_path)))
+    checkpoint = checkpoints.load_checkpoint(data_path)
+    classifier = checkpoints.restore_classifier(checkpoint)
+    return Scorer(classifier, is_multilabel=checkpoint.config.is_multilabel)

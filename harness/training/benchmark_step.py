@@ -41,7 +41,7 @@ class StepBenchmark:
 
     def __init__(self, config: RunConfig, image_size: tuple[int, int], num_classes: int) -> None:
         self._config = config
-        self._splits = _made_up(image_size, num_classes, config.data.batch_size)
+        self._splits = _made_up(image_size, num_classes, config.data.batch_size, config.is_multilabel)
         self._data = ImageDataModule(self._splits, config.data, config.augment, config.seed)
         classifier = build_model(config.model, num_classes, load_weights=False)
         self._machine = resolve_machine(config.trainer, classifier.network)
@@ -100,10 +100,12 @@ class StepBenchmark:
         return time.perf_counter() - started
 
 
-def _made_up(image_size: tuple[int, int], num_classes: int, count: int) -> ImageSplits:
+def _made_up(image_size: tuple[int, int], num_classes: int, count: int, is_multilabel: bool) -> ImageSplits:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, *image_size, 3), dtype=np.uint8)
-    arrays = ImageArrays(images, rng.integers(0, num_classes, count), np.arange(count))
+    classes = rng.integers(0, num_classes, count)
+    labels = np.eye(num_classes, dtype=np.float32)[classes] if is_multilabel else classes
+    arrays = ImageArrays(images, labels, np.arange(count))
     return ImageSplits(
         name="made up",
         train=arrays,

@@ -185,7 +185,7 @@ class EpochRecorder(pl.Callback):
         now = time.perf_counter()
         return {
             "train/loss": train_loss,
-            "train/accuracy": train_accuracy,
+            "train/exact_match" if module.config.is_multilabel else "train/accuracy": train_accuracy,
             **module.val_metrics,
             "lr": self._learning_rate,
             "images_per_second": module.train_means.num_images / max(self._trained - self._started, 1e-9),

@@ -10,7 +10,7 @@ import pickle
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -137,30 +137,38 @@ def _print_test(config: RunConfig, run_id: str) -> None:
     except TrackingError as error:  # the store is away, and the record waits on disk
         print(f"the test split was read; how often is not known: {error}")
         return
-    if (accuracy := run.results.get("test/accuracy")) is not None:
+    metric = "test/mAP" if config.is_multilabel else "test/accuracy"
+    if (score := run.results.get(metric)) is not None:
         number = count_readings(run.tags)
         plain = without_tta(run.results, "test")
-        print(f"test/accuracy {accuracy:.4f}{plain} ({describe_reading(number, number, 'run')})")
+        print(f"{metric} {score:.4f}{plain} ({describe_reading(number, number, 'run')})")
 
 
 def print_epoch(report: EpochReport, monitor: str = "val/accuracy") -> Decision:
     """Print an epoch's metrics in one line, the monitored one among them; return "continue"."""
     metrics = report.metrics
-    is_shown = monitor in ("val/loss", "val/accuracy") or monitor not in metrics
+    # Loss and accuracy; of multi-label images, of training the loss alone, and of validation loss and mAP.
+    shown = "mAP" if "val/mAP" in metrics else "accuracy"
+    is_shown = monitor in ("val/loss", f"val/{shown}") or monitor not in metrics
     watched = "" if is_shown else f"{monitor} {metrics[monitor]:.4f}  "
-    val = ""
-    if "val/loss" in metrics:
-        plain = without_tta(metrics, "val")
-        val = f"val {metrics['val/loss']:.4f} / {metrics['val/accuracy']:.4f}{plain}  "
     print(
         f"epoch {report.epoch + 1}/{report.max_epochs}  "
-        f"train {metrics['train/loss']:.4f} / {metrics['train/accuracy']:.4f}  "
-        f"{val}"
+        f"{_loss_and(shown, 'train', metrics)}"
+        f"{_loss_and(shown, 'val', metrics)}"
         f"{watched}"
         f"{metrics['epoch_seconds']:.1f} s  {metrics['images_per_second']:,.0f} images/s",
         flush=True,
     )
     return "continue"
+
+
+def _loss_and(metric: str, split: str, metrics: Mapping[str, float]) -> str:
+    if f"{split}/loss" not in metrics:
+        return ""
+    value = metrics.get(f"{split}/{metric}")
+    name = "" if metric == "accuracy" else f"{metric} "
+    other = "" if value is None else f" / {name}{value:.4f}"
+    return f"{split} {metrics[f'{split}/loss']:.4f}{other}{without_tta(metrics, split)}  "
 
 
 def answer_signal(number: int, count: int) -> None:

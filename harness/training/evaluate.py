@@ -16,9 +16,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from harness.analysis.calibration import fit_temperature
 from harness.analysis.evaluation import Evaluation, evaluate
+from harness.analysis.multilabel import MultiLabelEvaluation, evaluate_labels, multilabel_predictions
+from harness.analysis.multilabel_metrics import choose_thresholds, multilabel_metrics
 from harness.analysis.predictions import Predictions, predictions_of
 from harness.config.schema import TrackingConfig
 from harness.data import load_splits
@@ -41,6 +44,7 @@ from harness.training.record_evaluation import look_closely, record_evaluation
 from harness.training.tta import Tta, predict_logits
 
 Split = Literal["val", "test"]
+AnyEvaluation = Evaluation | MultiLabelEvaluation
 # Fitted on the validation images; None: there is none; "fit": not known, so the images are predicted for it.
 Temperature = float | None | Literal["fit"]
 
@@ -55,7 +59,7 @@ class RunEvaluation:
     """The metrics of a recorded run's checkpoint on a split."""
 
     choice: ChosenRun
-    evaluation: Evaluation
+    evaluation: AnyEvaluation
     readings: str | None  # how often the test split was read, in words; None where it was not
 
     @property
@@ -145,7 +149,10 @@ def _evaluate_folder(
     except HarnessError as error:
         notes = [f"whether the run knows some of these images is not known: {error}"]
     model = _Model.of(checkpoint)
-    evaluation = model.evaluate(folder.images, folder.name, temperature)
+    thresholds = (
+        _choose_thresholds(model, _load_splits(checkpoint)) if checkpoint.config.is_multilabel else None
+    )
+    evaluation = model.evaluate(folder.images, folder.name, temperature, thresholds)
     evaluation = replace(evaluation, notes=(*notes, *evaluation.notes))
     _Evaluated(evaluation, folder.images, model).record(tracker, closely=True)
     return RunEvaluation(choice, evaluation, readings)
@@ -166,7 +173,9 @@ def look_at_trial(tracking: TrackingConfig, run_id: str, path: Path) -> None:
     checkpoint = load_checkpoint(path)
     arrays, model = _load_splits(checkpoint).val, _Model.of(checkpoint)
     try:
-        evaluation = evaluate(recorded_predictions(tracking, get_run(tracking, run_id), checkpoint, arrays))
+        evaluation: AnyEvaluation = evaluate(
+            recorded_predictions(tracking, get_run(tracking, run_id), checkpoint, arrays)
+        )
     except TrackingError as error:
         log.info("the validation images are predicted again: %s", error)
         evaluation = model.evaluate(arrays, "val", None)
@@ -260,6 +269,9 @@ def _evaluate(checkpoint: Checkpoint, split: Split, temperature: Temperature) ->
     if split == "val":
         return _Evaluated(model.evaluate(splits.val, split, None), splits.val, model)
     arrays = load_test(checkpoint.config.data)
+    if checkpoint.config.is_multilabel:
+        thresholds = _choose_thresholds(model, splits)
+        return _Evaluated(model.evaluate(arrays, split, None, thresholds), arrays, model)
     if temperature == "fit":
         temperature = None
         if len(splits.val):
@@ -268,11 +280,19 @@ def _evaluate(checkpoint: Checkpoint, split: Split, temperature: Temperature) ->
     return _Evaluated(model.evaluate(arrays, split, temperature), arrays, model)
 
 
+def _choose_thresholds(model: _Model, splits: ImageSplits) -> np.ndarray | None:
+    """Return the threshold of each label, chosen on the validation images; None if there are none."""
+    if not len(splits.val):
+        return None
+    log.info("the validation images are predicted to choose the thresholds of the labels")
+    return choose_thresholds(expit(model.predict(splits.val)[0].astype(np.float64)), splits.val.labels)
+
+
 @dataclass(frozen=True)
 class _Evaluated:
     """What a model was found to be worth on some images, to be recorded."""
 
-    evaluation: Evaluation
+    evaluation: AnyEvaluation
     arrays: ImageArrays
     model: _Model
 
@@ -283,6 +303,8 @@ class _Evaluated:
         self.record_pictures(tracker, closely)
 
     def record_pictures(self, tracker: Tracker, closely: bool) -> None:
+        if isinstance(self.evaluation, MultiLabelEvaluation):
+            return  # the pictures are of one class per image
         checkpoint = self.model.checkpoint
         record_pictures(
             tracker,
@@ -313,11 +335,23 @@ class _Model:
         config = self.checkpoint.config
         return predict(self.classifier, arrays, self.machine, config.data.batch_size, config.evaluation.tta)
 
-    def evaluate(self, arrays: ImageArrays, split: str, temperature: float | None) -> Evaluation:
+    def evaluate(
+        self,
+        arrays: ImageArrays,
+        split: str,
+        temperature: float | None,
+        thresholds_K: np.ndarray | None = None,
+    ) -> AnyEvaluation:
         """Predict the images and measure the predictions."""
         logits, plain = self.predict(arrays)
-        evaluation = evaluate_logits(logits, arrays, self.checkpoint.class_names, split, temperature)
-        if self.checkpoint.config.evaluation.tta != "none":
+        evaluation = evaluate_logits(
+            logits, arrays, self.checkpoint.class_names, split, temperature, thresholds_K
+        )
+        if self.checkpoint.config.evaluation.tta == "none":
+            return evaluation
+        if isinstance(evaluation, MultiLabelEvaluation):
+            evaluation.metrics["mAP_no_tta"] = multilabel_metrics(plain, arrays.labels)["mAP"]
+        else:
             evaluation.metrics["accuracy_no_tta"] = float((plain.argmax(1) == arrays.labels).mean())
         return evaluation
 
@@ -353,15 +387,29 @@ def evaluate_logits(
     class_names: tuple[str, ...],
     split: str,
     temperature: float | None = None,
-) -> Evaluation:
+    thresholds_K: np.ndarray | None = None,
+) -> AnyEvaluation:
     """Return all measures of a model's logits on a split's images.
 
     Args:
         temperature: see `harness.analysis.evaluation.evaluate`.
+        thresholds_K: of multi-label images, see `harness.analysis.multilabel.evaluate_labels`.
 
     Raises:
         DivergedError: a logit is NaN or infinite.
     """
+    if arrays.labels.ndim == 2:
+        return evaluate_labels(
+            multilabel_predictions(
+                logits_NK,
+                arrays.labels,
+                split=split,
+                class_names=class_names,
+                digest=arrays.digest,
+                index_N=arrays.indices,
+            ),
+            thresholds_K,
+        )
     predictions = predictions_of(
         logits_NK,
         arrays.labels,

@@ -108,6 +108,11 @@ def finalize(
     if choice.sweep is None:
         raise TrackingError(f"there is no sweep in {tracking.dir} to finalize: run `harness sweep` first")
     sweep = choice.sweep
+    if validate(RunConfig, read_config(choice.run)).is_multilabel:
+        raise TrackingError(
+            f"harness finalize tests an accuracy, and sweep {sweep.name} is of multi-label images: "
+            f"`harness evaluate --run {sweep.name} --split test` gives their test/mAP"
+        )
     show(choice.why)
     if sweep.parent.status != "FINISHED":
         show(f"note: sweep {sweep.name} has not ended; a better trial may come")

@@ -23,7 +23,7 @@ from harness.tracking.readings import next_reading
 from harness.training.averaging import kept_weights
 from harness.training.callbacks import EpochRecorder
 from harness.training.checkpoint import load_checkpoint, restore_classifier
-from harness.training.evaluate import evaluate_checkpoint, evaluate_logits, predict
+from harness.training.evaluate import AnyEvaluation, evaluate_checkpoint, evaluate_logits, predict
 from harness.training.machine import Machine
 from harness.training.record_evaluation import look_closely, record_evaluation
 
@@ -69,7 +69,7 @@ def record_best(
     machine: Machine,
     best: Path,
     closely: bool,
-) -> Evaluation | None:
+) -> AnyEvaluation | None:
     """Evaluate the best checkpoint on validation and, if configured, on test; log it as a model.
 
     Args:
@@ -91,7 +91,7 @@ def record_best(
         tracker.log_model(best, input_example=example, class_names=splits.class_names, metrics=metrics)
     if config.evaluate_test:
         tracker.set_tags(next_reading(None, tracker.run_id, "harness train").to_tag())
-        temperature = None if evaluation is None else evaluation.temperature
+        temperature = evaluation.temperature if isinstance(evaluation, Evaluation) else None
         evaluate_checkpoint(best, split="test", tracker=tracker, temperature=temperature, closely=closely)
     return evaluation
 
@@ -104,7 +104,7 @@ def _record_validation(
     machine: Machine,
     best: Path,
     closely: bool,
-) -> Evaluation:
+) -> AnyEvaluation:
     if recorder.best_logits is not None and recorder.best_logits_epoch == recorder.best_epoch:
         logits = recorder.best_logits.numpy()  # this process has validated that epoch itself
     else:

@@ -28,6 +28,7 @@ from harness.training.checkpoint import ModelFacts, load_checkpoint, restore_cla
 from harness.training.checkpoint_io import forget_previous, make_room
 from harness.training.collectives import current_ranks
 from harness.training.costs import images_per_second, measure_costs, peak_memory, training_costs
+from harness.training.evaluate import AnyEvaluation
 from harness.training.fit import fit
 from harness.training.image_views import describe_regime
 from harness.training.losses import class_weights
@@ -99,7 +100,11 @@ def train(
         )
         if ranks.is_zero:
             record_setup(tracker, config, splits, freezing, machine)
-            if len(splits.val) and wants_all(config.evaluation.pictures, closely):
+            if (
+                len(splits.val)
+                and not splits.is_multilabel
+                and wants_all(config.evaluation.pictures, closely)
+            ):
                 recorder.on_better = ExamplesOfEpochs(tracker, splits.val, splits.class_names)
         try:
             data = choose_data(classifier, splits, config, machine, stop_requested)
@@ -151,13 +156,15 @@ def _record_pictures(
     config: RunConfig,
     splits: ImageSplits,
     recorder: EpochRecorder,
-    evaluation: Evaluation,
+    evaluation: AnyEvaluation,
     machine: Machine,
     best: Path,
     closely: bool,
 ) -> None:
     wish = config.evaluation.pictures
     record_learning_curves(tracker, recorder.history, recorder.best_epoch, recorder.monitor.metric, wish)
+    if not isinstance(evaluation, Evaluation):
+        return  # the others are of one class per image
     record_pictures(
         tracker,
         evaluation.predictions,

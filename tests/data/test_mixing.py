@@ -129,6 +129,17 @@ def test_cutmix_labels_weigh_the_area_after_clipping(labels: Tensor) -> None:
     assert touches_border, "some box must be clipped for this test to mean anything"
 
 
+def test_multi_hot_labels_are_mixed_label_by_label(labels: Tensor) -> None:
+    """One-hot rows give what their classes give, and sums of one-hot rows the sums."""
+    draws = draws_of(BOTH)
+    other = labels.roll(1)
+    hot = [torch.nn.functional.one_hot(one, CLASSES).float() for one in (labels, other)]
+    mixed = [mix_labels(one, draws, CLASSES, HEIGHT * WIDTH) for one in (labels, other)]
+    assert torch.equal(mix_labels(hot[0], draws, CLASSES, HEIGHT * WIDTH), mixed[0])
+    both = mix_labels(hot[0] + hot[1], draws, CLASSES, HEIGHT * WIDTH)
+    torch.testing.assert_close(both, mixed[0] + mixed[1])
+
+
 def test_draws_are_independent_between_images() -> None:
     draws = draws_of(BOTH, 20_000)
     is_cut = (draws.weights == 1).long()

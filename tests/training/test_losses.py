@@ -194,3 +194,40 @@ def test_a_network_that_cannot_recompute_is_one_clear_line(run: Run, tiny_config
         ModelError, match=r"lenet cannot compute its activations again: set trainer\.gradient"
     ):
         run(tiny_config("trainer.gradient_checkpointing=true"))
+
+
+# ── multi-label ───────────────────────────────────────────────────────────────────────────────────
+
+MULTI_HOT = (SOFT > 0.2).float()
+
+
+@pytest.mark.parametrize(
+    "targets", [MULTI_HOT, torch.rand(12, 5, generator=GENERATOR)], ids=["hard", "mixed"]
+)
+def test_multilabel_loss_is_torchs_with_positive_weights_and_smoothing_towards_a_half(
+    targets: torch.Tensor,
+) -> None:
+    weights = torch.tensor([1.0, 2.0, 0.5, 9.0, 1.0])
+    loss = TrainingLoss(BinaryCrossEntropy(), 0.1, weights, is_multilabel=True)
+    expected = F.binary_cross_entropy_with_logits(LOGITS, 0.9 * targets + 0.05, pos_weight=weights)
+    assert torch.allclose(loss(LOGITS, targets), expected)
+    plain = F.binary_cross_entropy_with_logits(LOGITS, targets)
+    assert torch.allclose(TrainingLoss(BinaryCrossEntropy(), is_multilabel=True)(LOGITS, targets), plain)
+    summed = TrainingLoss(BinaryCrossEntropy(sum_classes=True), is_multilabel=True)
+    assert torch.allclose(summed(LOGITS, targets), 5 * plain)
+
+
+def test_multilabel_focal_is_torchvisions() -> None:
+    expected = sigmoid_focal_loss(LOGITS, MULTI_HOT, alpha=-1, gamma=1.7, reduction="mean")
+    assert torch.allclose(TrainingLoss(Focal(gamma=1.7), is_multilabel=True)(LOGITS, MULTI_HOT), expected)
+    certain = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    TrainingLoss(Focal(gamma=0.5), is_multilabel=True)(certain, torch.tensor([[0.0, 0.0]])).backward()
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
+
+
+def test_balanced_multilabel_weights_let_yes_count_as_much_as_no() -> None:
+    labels = np.array([[1, 1], [0, 1], [0, 1], [0, 0]], dtype=np.float32)
+    weights = class_weights(BinaryCrossEntropy(class_weights="balanced"), labels, 2)
+    assert weights is not None
+    assert weights.tolist() == pytest.approx([3.0, 1 / 3])

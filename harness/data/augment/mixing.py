@@ -58,13 +58,13 @@ class BatchMix:
         return not self.is_on or (off is not None and epoch >= off)
 
     def __call__(
-        self, images_BCHW: Tensor, labels_B: Tensor, seed: int, epoch: int = 0
+        self, images_BCHW: Tensor, labels: Tensor, seed: int, epoch: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
         Args:
             images_BCHW: uint8, or float in [0, 1].
-            labels_B: int64.
+            labels: int64 (B,); of multi-label images 0 and 1, (B, K).
             seed: Decides all draws.
             epoch: From 0; mixing ends with `mix_off_epoch`.
 
@@ -74,12 +74,12 @@ class BatchMix:
         """
         config = self.config
         if self.is_off(epoch):
-            return images_BCHW, labels_B
+            return images_BCHW, labels
         height, width = images_BCHW.shape[-2:]
         draws = draw_mix(len(images_BCHW), (height, width), config, np.random.default_rng(seed))
         draws = draws.to(images_BCHW.device)
         apply = blend_images if config.mixup_alpha else paste_boxes
-        return apply(images_BCHW, draws), mix_labels(labels_B, draws, self.num_classes, height * width)
+        return apply(images_BCHW, draws), mix_labels(labels, draws, self.num_classes, height * width)
 
 
 def draw_mix(batch: int, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> MixDraws:
@@ -114,9 +114,13 @@ def _of_partners(images_BCHW: Tensor, draws: MixDraws) -> Tensor:
     return images_BCHW[draws.partners]  # index_select would lose channels_last
 
 
-def mix_labels(labels_B: Tensor, draws: MixDraws, num_classes: int, num_pixels: int) -> Tensor:
-    """Return class probabilities, float32 (B, K): each image's label has its share of the pixels' weight."""
+def mix_labels(labels: Tensor, draws: MixDraws, num_classes: int, num_pixels: int) -> Tensor:
+    """Return class probabilities, float32 (B, K): each image's label has its share of the pixels' weight.
+
+    Args:
+        labels: int64 (B,); of multi-label images 0 and 1, (B, K), and the shares are those of each label.
+    """
     top, left, bottom, right = draws.boxes.unbind(dim=1)
     shares_B = draws.weights * (1 - (bottom - top) * (right - left) / num_pixels)
-    own_BK = F.one_hot(labels_B, num_classes).float()
+    own_BK = (F.one_hot(labels, num_classes) if labels.ndim == 1 else labels).float()
     return torch.lerp(own_BK[draws.partners], own_BK, shares_B[:, None])

@@ -25,13 +25,13 @@ class FeatureArrays:
     Args:
         rows: float16 or float32 (V · N, …): view 0 of all N images, then view 1, and so on. Feature maps are
             (H, W, C).
-        labels: int64 (N,).
+        labels: int64 (N,); of multi-label images float32 (N, K).
         num_views: V, the kept views of each image.
     """
 
     def __init__(self, rows: np.ndarray, labels: np.ndarray, num_views: int = 1) -> None:
         self.rows = rows
-        self.labels = np.tile(labels, num_views)
+        self.labels = np.concatenate([labels] * num_views)
         self.num_views = num_views
 
     def __len__(self) -> int:

@@ -1,5 +1,7 @@
-"""The source `data=folder`: a tree of image files. `layout.py` finds classes and splits, `decoding/` decodes.
+"""The sources `data=folder` and `data=multilabel`: files of images, and their classes or labels.
 
+`layout.py` finds classes and splits in a tree of folders, `labels_csv.py` labels in a CSV file; `decoding/`
+decodes.
 Files that cannot be read are listed and left out, as long as every class keeps readable training images.
 """
 
@@ -21,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from harness.config.schema import FolderData
+from harness.config.schema import FolderData, MultiLabelData
 from harness.data.decoded_cache import (
     BROKEN,
     DecodedSet,
@@ -38,6 +40,7 @@ from harness.data.decoding.pixels import PixelRange, is_squeezed, measure
 from harness.data.duplicates import PARTS
 from harness.data.groups import group_names, notices_of
 from harness.data.messages import counted, first_few, printable, warn_once
+from harness.data.sources.labels_csv import read_labelled_layout
 from harness.data.sources.layout import Layout, describe_passed_over, read_layout
 from harness.data.sources.scan import HIDDEN, PassedOver
 
@@ -68,10 +71,18 @@ class Sources:
         }
 
     def labels(self, part: PartName) -> np.ndarray:
-        """Return the labels of a part's files, int64 (N,)."""
+        """Return the labels of a part's files, int64 (N,): of multi-label images 0, see `Part.targets`."""
+        if self.layout.labels_of is not None:
+            return np.zeros(sum(file.part == part for file in self.layout.files), dtype=np.int64)
         label_of = {name: label for label, name in enumerate(self.layout.class_names)}
         labels = [label_of[file.class_name] for file in self.layout.files if file.part == part]
         return np.array(labels, dtype=np.int64)
+
+    def targets(self, part: PartName) -> np.ndarray | None:
+        """Return the labels of a part's files, uint8 (N, K), if they are multi-label images."""
+        if (labels_of := self.layout.labels_of) is None:
+            return None
+        return np.stack([labels_of[file.path] for file in self.layout.files if file.part == part])
 
     @property
     def num_bytes(self) -> int:
@@ -89,11 +100,14 @@ def load(config: FolderData) -> DecodedSet:
         DataError: If there is no tree, no image or only one class, or the tree can be read in two ways.
     """
     root = Path(config.dir).expanduser().resolve()
-    sources = Sources(
-        read_layout(root, config.include, config.exclude), config.decode_size, config.num_workers
+    layout = (
+        read_labelled_layout(root, config)
+        if isinstance(config, MultiLabelData)
+        else read_layout(root, config.include, config.exclude)
     )
+    sources = Sources(layout, config.decode_size, config.num_workers)
     keeps_pixels = sources.num_bytes <= config.max_memory_share * psutil.virtual_memory().total
-    key = f"folder-{_cache_key(config, sources.layout)}{'' if keeps_pixels else '-index'}"
+    key = f"{config.kind}-{_cache_key(config, sources.layout)}{'' if keeps_pixels else '-index'}"
     decoded = load_or_build(
         Path(config.cache_dir),
         key,
@@ -130,6 +144,7 @@ def _describe(decoded: DecodedSet, sources: Sources, group_by: str | None) -> De
     groups, told = ({}, []) if group_by is None else _groups(layout, group_by)
     about = dataclasses.replace(
         decoded.about,
+        class_names=layout.class_names,  # those of a CSV file may have changed since the images were decoded
         notices=(*layout.notices, *told, *decoded.about.notices),
         layout=layout.layout,
         passed_over=tuple((one.path, one.why) for one in layout.passed_over),
@@ -137,7 +152,10 @@ def _describe(decoded: DecodedSet, sources: Sources, group_by: str | None) -> De
     files = sources.files({})
     parts = {
         name: dataclasses.replace(
-            part, names=tuple(map(printable, files[name].paths)), groups=groups.get(name, ())
+            part,
+            names=tuple(map(printable, files[name].paths)),
+            groups=groups.get(name, ()),
+            targets=sources.targets(name),
         )
         for name, part in decoded.parts.items()
     }

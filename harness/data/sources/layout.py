@@ -11,9 +11,11 @@ message that says what was found.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from harness.data.decoded_cache import PartName
 from harness.data.messages import counted, first_few, printable
@@ -55,6 +57,8 @@ class Layout:
         passed_over: all other files and folders.
         layout: the layout as it was understood, in a few words.
         notices: messages to the user about the folder, one line each.
+        labels_of: by path, the labels of a multi-label image: uint8 (K,) of 0 and 1. None where each image
+            is of one class, its folder's.
     """
 
     root: Path
@@ -63,6 +67,7 @@ class Layout:
     passed_over: tuple[PassedOver, ...]
     layout: str
     notices: tuple[str, ...]
+    labels_of: Mapping[str, np.ndarray] | None = None
 
 
 def read_layout(root: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Layout:
@@ -80,7 +85,7 @@ def read_layout(root: Path, include: Sequence[str] = (), exclude: Sequence[str] 
     files = reader.read()
     taken = {file.path for file in files}
     loose = [PassedOver(path, NO_CLASS) for path in top.all_images() if path not in taken]
-    notices = [*reader.notices, *_unused_patterns(exclude, passed_over), *_masks(files)]
+    notices = [*reader.notices, *unused_patterns(exclude, passed_over), *_masks(files)]
     return Layout(
         root,
         tuple(files),
@@ -280,7 +285,8 @@ def _class_names(root: Path, files: list[ImageFile]) -> tuple[str, ...]:
     return tuple(sorted(known))
 
 
-def _unused_patterns(exclude: Sequence[str], passed_over: list[PassedOver]) -> list[str]:
+def unused_patterns(exclude: Sequence[str], passed_over: list[PassedOver]) -> list[str]:
+    """Return a message to the user if `data.exclude` leaves nothing out."""
     if exclude and not any(one.why == EXCLUDED for one in passed_over):
         return [f"data.exclude={list(exclude)} leaves nothing out"]
     return []

@@ -100,9 +100,10 @@ def show_result(console: Console, home: SweepContext, result: SweepResult) -> No
         say(console, repeated)
     if result.test_metrics is not None and result.outcome != "interrupted":
         readings = f" ({result.test_readings})" if result.test_readings else ""
-        accuracy = f"accuracy {result.test_metrics['test/accuracy']:.4f}"
-        accuracy += without_tta(result.test_metrics, "test")
-        say(console, f"its checkpoint on the test split: {accuracy}{readings}")
+        shown = "mAP" if "test/mAP" in result.test_metrics else "accuracy"
+        score = f"{shown} {result.test_metrics[f'test/{shown}']:.4f}"
+        score += without_tta(result.test_metrics, "test")
+        say(console, f"its checkpoint on the test split: {score}{readings}")
     for line in audit_lines([finding for finding in result.findings if finding not in unequal]):
         say(console, line)
     if (report := home.directory / REPORT_FILE).is_file():

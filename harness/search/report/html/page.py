@@ -105,8 +105,9 @@ def _key_figures(facts: SweepFacts) -> list[tuple[str, str]]:
         figures.append((f"{sweep.metric}, trial {best.number}", format_score(best.score)))
     if facts.test is not None and best is not None and facts.test.get("trial") == best.number:
         tested = facts.test.get("metrics", {})
-        figures.append(("accuracy on the test split", format_score(tested.get("test/accuracy"))))
-        if (plain := tested.get("test/accuracy_no_tta")) is not None:
+        shown = "mAP" if "test/mAP" in tested else "accuracy"
+        figures.append((f"{shown} on the test split", format_score(tested.get(f"test/{shown}"))))
+        if (plain := tested.get(f"test/{shown}_no_tta")) is not None:
             figures.append(("without test-time augmentation", format_score(plain)))
     figures.append(("trials ended", f"{sum(states.values())} of {max(sweep.num_trials, len(rows))}"))
     fresh = sum(row.replicate_of is not None and row.state == "complete" for row in facts.rows)
