@@ -2,6 +2,7 @@
 
     NAME/study.yaml   what is trained: settings that all share, levels of a second factor, arms
     plan.py           reads it, and lists the trainings
+    int8.py           measures quantised models, for the study of compression
     report.py         writes NAME/REPORT.md, results.json and results.png from recorded runs
     __main__.py       trains what is missing; read it first
 

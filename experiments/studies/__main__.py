@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.studies import report
+from experiments.studies import int8, report
 from experiments.studies.plan import FOLDER, Experiment, load, study_names
 from experiments.trainings import StoppedError, ensure, recorded
 from harness.config.compose import compose_run
@@ -59,7 +59,9 @@ def train(experiment: Experiment, output: Path) -> None:
         for cell in experiment.cells():
             training = experiment.settled(cell).trainings[number]
             run = recorded(training)
-            ensure(training)
+            finished = ensure(training)
+            if experiment.study.int8:
+                int8.measure(finished)
             if run is None or run.status != "FINISHED":
                 report.write(experiment, output)
 

@@ -47,6 +47,7 @@ class Study(Section):
     arms: Annotated[Arms, Field(min_length=2)]  # the others are compared with the first
     factor: str = ""  # what the levels differ in
     levels: Arms = ()
+    int8: bool = False  # each run is also exported with 8 bits, see `int8.py`
     metric: str = VAL  # a share; higher is better
     seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = (0, 1, 2)
     notes: Strings = ()  # paragraphs for the report

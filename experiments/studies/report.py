@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
+from experiments.studies import int8
 from experiments.studies.plan import Experiment
 from experiments.trainings import (
     NOT_YET,
@@ -58,7 +59,7 @@ def gather(experiment: Experiment) -> list[Found]:
 
 
 def _metrics(experiment: Experiment) -> tuple[str, ...]:
-    return (experiment.study.metric, PFLOP)
+    return (experiment.study.metric, PFLOP, *(int8.METRICS if experiment.study.int8 else ()))
 
 
 def write(experiment: Experiment, folder: Path) -> list[Found]:
@@ -107,6 +108,8 @@ def render(experiment: Experiment, found: Sequence[Found], machine: str, data: s
         if level:
             parts.append(f"## {study.factor}: {level}")
         parts += [_table(study.metric, of_level), conclusion(study.metric, of_level)]
+    if study.int8:
+        parts += ["## With 8 bits", *_quantised(found)]
     parts += ["## The arms", _arms(experiment)]
     return "\n\n".join(parts) + "\n"
 
@@ -147,6 +150,37 @@ def conclusion(metric: str, found: Sequence[Found]) -> str:
         f"**Best mean: {best}**; not told apart from it by {min(len(one.trained) for one in scored)} seeds "
         f"(paired t tests, Holm over all pairs, 5 %): {'; '.join(tied)}."
     )
+
+
+def _quantised(found: Sequence[Found]) -> list[str]:
+    pairs = [
+        (scores_of(one.trained, int8.INT8_ACCURACY), scores_of(one.trained, int8.FP32_ACCURACY))
+        for one in found
+    ]
+    rows = [
+        [
+            one.arm,
+            describe(estimate_of(one.trained, int8.FP32_ACCURACY)),
+            describe_difference(lost, has_run=bool(one.trained)),
+            _percent(mean_of(one.trained, int8.AGREEMENT)),
+            f"{_number(mean_of(one.trained, int8.FP32_MEGABYTES))} → "
+            + _number(mean_of(one.trained, int8.INT8_MEGABYTES)),
+            *(_number(mean_of(one.trained, metric)) for metric in int8.SPEEDUPS.values()),
+        ]
+        for one, lost in zip(found, differences(pairs), strict=True)
+    ]
+    head = ["arm", "accuracy, fp32", "int8 minus fp32, points", "same class", "MB"]
+    head += [f"fp32's time ÷ int8's, batches of {batch}" for batch in int8.SPEEDUPS]
+    return [
+        "Each run was exported with `--int8`: both models ran on all validation images. Times "
+        f"are taken in turn, on as many threads as ONNX Runtime takes: of a run the median of {int8.PAIRS} "
+        "ratios, in the table the mean over the seeds.",
+        markdown_table(head, rows).rstrip("\n"),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"
 
 
 def _arms(experiment: Experiment) -> str:
