@@ -55,6 +55,17 @@ def check_labels_suit(config: RunConfig) -> None:
             "data.max_train_samples draws a subset of each class, and images of data=multilabel have no "
             "single class: leave it out, or shorten the epochs by data.samples_per_epoch"
         )
+    for name, default in (
+        ("images_per_class", None),
+        ("imbalance_factor", 1.0),
+        ("label_noise", 0.0),
+        ("sampling", "natural"),
+    ):
+        if (value := getattr(config.data, name)) != default:
+            raise ValueError(
+                f"data.{name}={value} is of images with one class each, and those of data=multilabel have no "
+                "single class: leave it out"
+            )
 
 
 def check_metric(metric: str, data_kind: str, key: str) -> None:

@@ -33,11 +33,12 @@ from harness.config.optim import (  # noqa: F401 - the schema is where others ta
     Sgd,
     TimmOptim,
 )
+from harness.config.selection import TrainingSelection
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class BaseData(Section):
+class BaseData(TrainingSelection):
     """What every data set has: where it lies, how it is split, how it is batched."""
 
     dir: str = "data"  # where the user's files are (DATA_DIR); never written to, except by a download
@@ -47,7 +48,7 @@ class BaseData(Section):
     split_seed: Annotated[int, Field(ge=0)] = 0  # of the validation split; independent of `seed`
     train_on_val: bool = False  # train on the validation images too, and validate on none
     max_train_samples: PositiveInt | None = None  # train on a stratified subset of this size; None = all
-    # An epoch is so many images, of pass after pass over all training images; None = one pass.
+    # An epoch is so many images, of pass after pass over the training images; None = one pass.
     samples_per_epoch: PositiveInt | None = None
     feature_cache_gb: Annotated[float, Field(ge=0.0)] = 20.0  # 10^9 bytes, of all cached features together
 
@@ -388,6 +389,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"augment.mix_off_epoch={mix_off_epoch} is not within trainer.max_epochs={epochs}: lower it, "
                 "or set null to mix to the end"
+            )
+        twice = {"loss.class_weights=balanced": self.loss.class_weights == "balanced"}
+        if self.data.sampling != "natural" and (named := [one for one, is_on in twice.items() if is_on]):
+            raise ValueError(
+                f"data.sampling={self.data.sampling} lets all classes come equally often, and {named[0]} "
+                "would correct for their sizes once more: choose one of the two"
             )
         end_after = self.trainer.end_after
         if end_after is not None and end_after > epochs:

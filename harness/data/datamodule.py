@@ -163,7 +163,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.splits = splits
         self.batch_size = data.batch_size
         self.seed = seed
-        self.epochs = EpochOrder(len(splits.train), seed, data.samples_per_epoch)
+        self.epochs = EpochOrder(splits.train.labels, seed, data.samples_per_epoch, data.sampling)
         self.pin_memory = pin_memory
         self.rank_info = rank_info
         self._augment = BatchAugment(augment)
@@ -233,12 +233,14 @@ class ImageDataModule(pl.LightningDataModule):
     def alternating_flips(self, epoch: int) -> np.ndarray:
         """Return which images an epoch mirrors, bool (n,), in the order of the epoch.
 
-        A random half of the images is mirrored in even passes over them, the other half in odd ones.
+        A random half of the images is mirrored when they come first, third, …, the other half when they come
+        second, fourth, …: so all are in turn, pass after pass.
 
         Source: K. Jordan, https://arxiv.org/abs/2404.00498, section 3.6.
         """
         first = np.random.default_rng([self.seed, FLIP_STREAM]).random(self.epochs.count) < 0.5
-        return first[self.epochs.images(epoch)] ^ (self.epochs.passes(epoch) % 2 == 1)
+        images, before = self.epochs.visits(epoch)
+        return first[images] ^ (before % 2 == 1)
 
     def mix(self, images: Tensor, labels: Tensor, epoch: int, batch_index: int) -> Batch:
         """Apply mixup and cutmix, if on, to an augmented batch; labels then become probabilities (B, K).

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,10 @@ from harness.data.decoded_cache import BROKEN, INDEX_FILES, DecodedSet, Part, Pa
 from harness.data.decoding.image_files import ImageFiles
 from harness.data.decoding.pixels import PixelRange
 from harness.data.duplicates import Side, first_of_duplicates, without_duplicates_of
+from harness.data.epochs import images_in_pass
 from harness.data.groups import set_aside_groups
 from harness.data.messages import counted, first_few
+from harness.data.subsets import allocate, choose_subset, noisy_labels, pick_stratified
 from harness.errors import ConfigError, DataError
 
 TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
@@ -81,6 +84,19 @@ class ImageArrays:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Images in the order of the rows of a feature cache's entry: training, then validation.
+
+    Args:
+        digest: sha256 (hex) of the pixels of these images, in this order.
+    """
+
+    train: ImageArrays
+    val: ImageArrays
+    digest: str
+
+
+@dataclass(frozen=True)
 class ImageSplits:
     """The training and validation images of a run, and facts about them; it holds no test images.
 
@@ -97,6 +113,10 @@ class ImageSplits:
         is_fallback: True where ``data=auto`` fell back to the digits.
         mean: The mean of the training split's pixels per channel, in [0, 1].
         std: Their standard deviation.
+        clean_labels: int64 (N,), of the training images, where `data.label_noise` has changed some of
+            `train.labels`; None where all are the source's.
+        whole: Where a few-shot or long-tailed subset trains: all training images, with the validation images.
+            Features that are cached of these are those of the subset, too.
     """
 
     name: str
@@ -112,6 +132,32 @@ class ImageSplits:
     pixel_range: PixelRange = field(default_factory=dict)
     is_fallback: bool = False
     val_digest: str = ""
+    clean_labels: np.ndarray | None = field(default=None, repr=False)
+    whole: Rows | None = field(default=None, repr=False)
+
+    @property
+    def rows(self) -> Rows:
+        """These images, as the feature cache knows them."""
+        return Rows(self.train, self.val, self.row_digest)
+
+    def changed_labels(self) -> list[dict[str, Any]]:
+        """Return a row for each training image whose label `data.label_noise` has changed.
+
+        Its keys are row (of the source, `ImageArrays.indices`), image (the file's name, where there is one),
+        label (that is trained on) and label_before.
+        """
+        if self.clean_labels is None:
+            return []
+        train, names = self.train, self.train.part.names if self.train.part is not None else ()
+        return [
+            {
+                "row": int(train.indices[at]),
+                "image": names[train.indices[at]] if names else "",
+                "label": self.class_names[train.labels[at]],
+                "label_before": self.class_names[self.clean_labels[at]],
+            }
+            for at in np.flatnonzero(train.labels != self.clean_labels)
+        ]
 
     @property
     def is_multilabel(self) -> bool:
@@ -128,8 +174,8 @@ def build_splits(
         test_fraction: The fraction of the training part to set aside if the source has no test part.
 
     Raises:
-        DataError: If a class has too few readable images, or `max_train_samples` too few for all classes.
-        ConfigError: If a batch would be larger than the training split.
+        DataError: If a class has too few readable images, or too few for the subset that is asked for.
+        ConfigError: If a batch would be larger than a pass over the training split.
     """
     part, names = decoded.parts["train"], decoded.about.class_names
     rows, _ = _train_and_test_rows(decoded, test_fraction)
@@ -143,36 +189,52 @@ def build_splits(
     if config.train_on_val:
         part, rows = _joined(part, rows, val_part, val_rows)
         val_rows = val_rows[:0]
-    rows = _subset(part, rows, config)
-    if config.batch_size > len(rows):
-        raise ConfigError(
-            f"data.batch_size={config.batch_size} is larger than the training split of {len(rows)} images; "
-            "lower it"
-        )
+    every = rows
+    rows = choose_subset(part, rows, config, names)
+    labels = noisy_labels(part, rows, config, names)
+    _check_batch(config, labels)
     if part.targets is not None:
         check_every_label(part, rows, names, "training")
         if len(val_rows):
             check_every_label(val_part, val_rows, names, "validation")
-    train_digest = content_digest(part.hashes[rows], part.labels_at(rows))  # after the limit
+    train_digest = content_digest(part.hashes[rows], labels)  # of the subset, with its noise
     val_digest = content_digest(val_part.hashes[val_rows], val_part.labels_at(val_rows))
     mean, std = _pixel_statistics(part.moments[rows], pixels=part.images.shape[1] * part.images.shape[2])
     return ImageSplits(
         name=decoded.about.name,
-        train=arrays_of(part, rows),
+        train=arrays_of(part, rows, labels),
         val=arrays_of(val_part, val_rows),
         class_names=names,
         digest=hashlib.sha256(f"{train_digest}\n{val_digest}".encode()).hexdigest(),
         val_digest=val_digest,
-        row_digest=hashlib.sha256(
-            part.hashes[rows].tobytes() + val_part.hashes[val_rows].tobytes()
-        ).hexdigest(),
+        row_digest=_row_digest(part, rows, val_part, val_rows),
         source=decoded.about.source,
         broken_files=decoded.about.broken_files,
         pixel_range=decoded.about.pixel_range,
         is_fallback=is_fallback,
         mean=mean,
         std=std,
+        clean_labels=part.labels[rows] if config.label_noise else None,
+        whole=_whole(part, every, val_part, val_rows) if config.takes_subset else None,
     )
+
+
+def _check_batch(config: BaseData, labels: np.ndarray) -> None:
+    in_a_pass = images_in_pass(labels, config.sampling)
+    if config.batch_size > in_a_pass:
+        what = "an under-sampled pass" if config.sampling == "under" else "the training split"
+        raise ConfigError(
+            f"data.batch_size={config.batch_size} is larger than {what} of {in_a_pass} images; lower it"
+        )
+
+
+def _whole(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) -> Rows:
+    digest = _row_digest(part, rows, val_part, val_rows)
+    return Rows(arrays_of(part, rows), arrays_of(val_part, val_rows), digest)
+
+
+def _row_digest(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) -> str:
+    return hashlib.sha256(part.hashes[rows].tobytes() + val_part.hashes[val_rows].tobytes()).hexdigest()
 
 
 def _joined(part: Part, rows: np.ndarray, val_part: Part, val_rows: np.ndarray) -> tuple[Part, np.ndarray]:
@@ -310,39 +372,6 @@ def _set_aside(
     count = int(np.clip(round(fraction * len(different)), len(names), len(different) - len(names)))
     picked = different[pick_stratified(labels, allocate(sizes, count, sizes - 1), seed)]
     return rows[np.isin(first, picked)]
-
-
-def _subset(part: Part, rows: np.ndarray, config: BaseData) -> np.ndarray:
-    count = config.max_train_samples
-    if count is None or count >= len(rows):
-        return rows
-    labels = part.labels[rows]
-    sizes = np.bincount(labels)
-    if count < len(sizes):
-        raise DataError(f"data.max_train_samples={count} cannot cover {len(sizes)} classes; raise it")
-    return rows[pick_stratified(labels, allocate(sizes, count, sizes), config.split_seed)]
-
-
-def allocate(sizes: np.ndarray, count: int, highest: np.ndarray) -> np.ndarray:
-    """Share `count` among classes in proportion to `sizes` (largest remainder), each within [1, highest].
-
-    scikit-learn's stratified splitters leave small classes without a single image, or refuse counts near
-    either end; a class without validation images would make every macro average meaningless.
-    """
-    quota = sizes * (count / sizes.sum())
-    taken = np.clip(np.floor(quota), 1, highest).astype(np.int64)
-    while (missing := count - int(taken.sum())) != 0:
-        step = 1 if missing > 0 else -1
-        has_room = taken < highest if step > 0 else taken > 1
-        taken[np.argmax(np.where(has_room, (quota - taken) * step, -np.inf))] += step
-    return taken
-
-
-def pick_stratified(labels: np.ndarray, taken: np.ndarray, seed: int) -> np.ndarray:
-    """Return sorted positions of `taken[k]` random images of each class k."""
-    rng = np.random.default_rng(seed)
-    picked = [rng.permutation(np.flatnonzero(labels == k))[:number] for k, number in enumerate(taken)]
-    return np.sort(np.concatenate(picked))
 
 
 # ── normalisation ─────────────────────────────────────────────────────────────────────────────────

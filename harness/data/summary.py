@@ -17,6 +17,7 @@ from harness.config.schema import AugmentConfig, DataConfig
 from harness.data.datamodule import ImageDataModule
 from harness.data.decoded_cache import DecodedSet, Description
 from harness.data.duplicates import Side, describe_duplicates, near_duplicates
+from harness.data.epochs import images_in_pass
 from harness.data.features.cache import clear_features, list_features
 from harness.data.groups import GroupSizes, group_sizes
 from harness.data.held_out import load_test
@@ -36,7 +37,7 @@ class DataSummary:
     splits: ImageSplits
     test: ImageArrays
     about: Description
-    notices: list[str]  # about the tree, its pixels, and images that occur more than once
+    notices: list[str]  # about what trains, the tree, its pixels, and images that occur more than once
     pictures: list[Path]
     groups: GroupSizes | None = None  # where data.group_by is set
 
@@ -87,7 +88,8 @@ def summarise(config: DataConfig, output_dir: Path, *, augment: AugmentConfig | 
         pictures.append(_write_grid(augmented, output_dir / "samples_augmented.png"))
     sides = {"train": splits.train.side, "val": splits.val.side, "test": test.side}
     groups = group_sizes(sides, decoded.parts.values()) if decoded.parts["train"].groups else None
-    return DataSummary(splits, test, decoded.about, _notices(decoded, sides), pictures, groups)
+    notices = [*_selection(splits, config), *_notices(decoded, sides)]
+    return DataSummary(splits, test, decoded.about, notices, pictures, groups)
 
 
 def summarise_features(config: DataConfig, *, clear: bool) -> str:
@@ -141,6 +143,24 @@ def _per_class(split: ImageArrays, num_classes: int) -> np.ndarray:
     if split.labels.ndim == 2:
         return split.labels.sum(axis=0).astype(np.int64)
     return np.bincount(split.labels, minlength=num_classes)
+
+
+def _selection(splits: ImageSplits, config: DataConfig) -> list[str]:
+    """Return notes about a subset, wrong labels, and the sampling of the training images."""
+    count, lines = len(splits.train), []
+    if splits.whole is not None:
+        lines.append(f"a subset: {count:,} of {len(splits.whole.train):,} training images train")
+    if changed := splits.changed_labels():
+        lines.append(
+            f"{len(changed):,} of {count:,} training images have a wrong label by data.label_noise; the "
+            "table counts the labels that are trained on"
+        )
+    if config.sampling != "natural":
+        visited = images_in_pass(splits.train.labels, config.sampling)
+        lines.append(
+            f"data.sampling={config.sampling}: a pass visits {visited:,} images, of each class equally many"
+        )
+    return lines
 
 
 def _notices(decoded: DecodedSet, sides: Mapping[str, Side]) -> list[str]:

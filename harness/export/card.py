@@ -14,6 +14,13 @@ METRICS = (
     "accuracy", "accuracy_no_tta", "top5_accuracy", "balanced_accuracy", "precision", "recall", "f1", "auc",
     "loss", "brier", "ece",
 )  # fmt: skip
+SELECTION: dict[str, Any] = {  # settings that change what trains, and the values by which they do not
+    "images_per_class": None,
+    "imbalance_factor": 1.0,
+    "label_noise": 0.0,
+    "label_noise_pairs": {},
+    "sampling": "natural",
+}
 SPLITS = {"val": "validation", "test": "test"}
 
 CARD = Template("""\
@@ -231,8 +238,13 @@ def _monitor(config: BundleConfig) -> str:
 
 
 def _data(config: BundleConfig) -> str:
-    subset = config.training.get("data", {}).get("max_train_samples")
+    data = config.training.get("data", {})
+    subset = data.get("max_train_samples")
     used = f"\nTrained on a stratified subset of {subset:,} training images." if subset else ""
+    asked = [
+        f"data.{key}={data[key]}" for key in SELECTION if data.get(key, SELECTION[key]) != SELECTION[key]
+    ]
+    used += f"\nTraining images and labels were chosen by {', '.join(asked)}." if asked else ""
     held = f"validated on {config.data.num_val_images:,} images that it was not trained on"
     if config.training.get("data", {}).get("train_on_val"):
         held = "trained on the training and the validation images together, without validation"

@@ -52,5 +52,6 @@ CONFIG_FILE = "config.yaml"  # the configuration as it ran
 ENVIRONMENT_FILE = "environment.json"  # code, packages and machine, see environment.py
 PATCH_FILE = "uncommitted.patch"  # what the code differed in from its commit
 RERUN_FILE = "rerun.json"  # of a rerun: how its metrics compare with those of the run that it repeats
+CHANGED_LABELS = "changed_labels.csv"  # by data.label_noise: see harness.data.splits, `changed_labels`
 PREDICTIONS = "predictions/{split}.npz"  # per image, see harness.analysis.predictions
 THRESHOLDS = "val/thresholds.json"  # of each label, of a multi-label run

@@ -7,6 +7,7 @@ where the frozen part ends, and `harness.data.features` keeps the activations on
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -109,13 +110,12 @@ def _own_data(
         classifier.to(machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         rows = plan.rows(finetune.trained_depth, stop_requested or (lambda: False))
         if rows is not None:
-            num_train = len(images.splits.train) * num_views
+            train, val = plan.arrays(rows)
             return FeatureDataModule(
-                FeatureArrays(rows[:num_train], images.splits.train.labels, num_views),
-                FeatureArrays(rows[num_train:], images.splits.val.labels),
+                train,
+                val,
                 config.data.batch_size,
-                config.seed,
-                samples_per_epoch=config.data.samples_per_epoch,
+                images.epochs,
                 views=_flips(images, machine) if is_flip_alone(config.augment) and num_views == 2 else None,
                 pin_memory=images.pin_memory,
                 rank_info=images.rank_info,
@@ -159,6 +159,10 @@ class _Plan:
 
     Rows are ordered by view, then by image, training before validation: with N training images and V views,
     row v * N + i is view v of training image i, and the rows from V * N on are the validation images.
+
+    A run on a few-shot or long-tailed subset reads the entry of all training images where that is complete.
+    Otherwise it makes an entry of the subset alone, which takes less time, and from then on reads that one.
+    The two can differ in the last bit of float16: the last batch of an entry has a size of its own.
     """
 
     classifier: ImageClassifier
@@ -169,8 +173,30 @@ class _Plan:
     reason: str = ""  # for people: why nothing is cached
 
     def __post_init__(self) -> None:
-        self.num_rows = self.num_views * len(self.splits.train) + len(self.splits.val)
+        self.images = self.splits.rows  # those of the entry
         self._augment = BatchAugment(self.config.augment)
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_views * len(self.images.train) + len(self.images.val)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether views are drawn at random, by their row's number."""
+        return self.num_views > 1 and not is_flip_alone(self.config.augment)
+
+    def arrays(self, rows: np.ndarray) -> tuple[FeatureArrays, FeatureArrays]:
+        """Return the activations of the run's training and validation images among all rows of the entry."""
+        train, val, count = self.splits.train, self.splits.val, len(self.images.train)
+        at = None
+        if self.images is self.splits.whole:
+            own = np.searchsorted(self.images.train.indices, train.indices)
+            at = (np.arange(self.num_views)[:, None] * count + own).ravel()
+        num_train = count * self.num_views
+        return (
+            FeatureArrays(rows[:num_train], train.labels, self.num_views, at),
+            FeatureArrays(rows[num_train:], val.labels),
+        )
 
     def rows(self, depth: int, stop_requested: Callable[[], bool]) -> np.ndarray | None:
         """Return the activations at a depth, and set the classifier to take them.
@@ -181,13 +207,19 @@ class _Plan:
         Raises:
             Interrupted: `stop_requested` returned True; the rows computed so far stay on disk.
         """
+        own, whole = self.splits.rows, self.splits.whole
+        candidates = [(own, True)]  # and whether an entry may be made
+        if whole is not None and not self.is_drawn:
+            candidates = [(own, False), (whole, False), (own, True)]
         # float16 first. If a value is beyond its range, all rows are computed again for an entry of float32.
-        for half in (True, False):
+        for half, (self.images, may_make) in itertools.product((True, False), candidates):
             started = time.perf_counter()
             try:
-                opened = self._open(depth, half=half)
+                opened = self._open(depth, half=half, may_make=may_make)
                 if opened is None:
-                    return None
+                    if may_make:
+                        return None
+                    continue
                 entry, boundaries = opened
                 log.info("features: %d views of each image, in %s", self.num_views, entry.folder)
                 if not entry.complete([_array_name(depth)], self._computer(boundaries), stop_requested):
@@ -210,8 +242,11 @@ class _Plan:
             return entry.read(_array_name(depth))
         raise AssertionError("float32 has no such limit")
 
-    def _open(self, depth: int, *, half: bool) -> tuple[FeatureEntry, list[Boundary]] | None:
+    def _open(self, depth: int, *, half: bool, may_make: bool) -> tuple[FeatureEntry, list[Boundary]] | None:
         """Open the entry that holds this depth: one shared with other depths if there is room, else its own.
+
+        Args:
+            may_make: otherwise one that exists, and of `splits.whole` only a complete one.
 
         Returns:
             The entry and its boundaries; None if there is none (`reason` then says why).
@@ -223,12 +258,16 @@ class _Plan:
             key = feature_key({**shaped_by, "depths": depths, "half": half})
             cache_dir = Path(self.config.data.cache_dir)
             # Called only if the entry does not exist yet: it runs the network.
-            describe = lambda depths=depths: self._describe(depths, depth, half=half)  # noqa: E731
+            describe = lambda depths=depths: (  # noqa: E731
+                self._describe(depths, depth, half=half) if may_make else None
+            )
             entry = open_features(cache_dir, key, self.num_rows, describe, limit)
-            if entry is not None:
+            is_whole = self.images is self.splits.whole
+            if entry is not None and (entry.is_marked_complete or not is_whole):
                 boundaries = [Boundary(d, e, tuple(p)) for d, e, p in entry.layout.about["boundaries"]]
                 return entry, boundaries
-            self.reason = self.reason or "they exceed data.feature_cache_gb or the disk's free space"
+            if may_make:
+                self.reason = self.reason or "they exceed data.feature_cache_gb or the disk's free space"
         return None
 
     def _shaped_by(self) -> dict[str, Any]:
@@ -237,15 +276,14 @@ class _Plan:
         The name of the cache entry is a hash of this, of the entry's depths and of whether float16 is tried.
         """
         preprocess = self.classifier.preprocess
-        is_drawn = self.num_views > 1 and not is_flip_alone(self.config.augment)
         return {
             "model": settings_in_key(self.config.model),
             "weights": trunk_digest(self.classifier),
             "preprocess": preprocess.extra_repr(),
-            "images": self.splits.row_digest,
-            "rows": [len(self.splits.train), len(self.splits.val)],
+            "images": self.images.digest,
+            "rows": [len(self.images.train), len(self.images.val)],
             "views": self.num_views,
-            "drawn": [self.config.seed, settings_in_key(self.config.augment)] if is_drawn else None,
+            "drawn": [self.config.seed, settings_in_key(self.config.augment)] if self.is_drawn else None,
             "device": self.machine.device.type,
             "precision": self.machine.precision,
             "libraries": {name: version(name) for name in LIBRARIES},
@@ -291,15 +329,15 @@ class _Plan:
 
     def _images(self, start: int, stop: int) -> Tensor:
         """Return the images (B, 3, H, W) of a range of rows, each in its view."""
-        count = len(self.splits.train)
+        count = len(self.images.train)
         parts = []
         while start < stop:
             # A range can reach from one view into the next, and from training into validation.
             view, position = divmod(start, count)
             if view >= self.num_views:
-                arrays, position, view = self.splits.val, start - self.num_views * count, 0
+                arrays, position, view = self.images.val, start - self.num_views * count, 0
             else:
-                arrays = self.splits.train
+                arrays = self.images.train
             end = min(position + stop - start, len(arrays))
             # As many images as are left in this view.
             images = torch.from_numpy(arrays.gather(slice(position, end))).permute(0, 3, 1, 2)

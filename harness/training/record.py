@@ -15,6 +15,7 @@ import yaml
 from harness.analysis.evaluation import Evaluation
 from harness.config.schema import RunConfig
 from harness.data.splits import ImageSplits
+from harness.files import as_csv
 from harness.models import FreezeReport
 from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
@@ -43,6 +44,9 @@ def record_setup(
     tracker.set_tags({"harness.fallback_data": str(splits.is_fallback).lower()})
     record_environment(tracker, capture_environment(machine.describe()["device_name"]))
     record_data(tracker, splits)
+    if changed := splits.changed_labels():
+        log.info("data: %d of %d training labels are changed", len(changed), len(splits.train))
+        tracker.log_text(as_csv(changed), names.CHANGED_LABELS)
 
 
 def record_data(tracker: Tracker, splits: ImageSplits) -> None:

@@ -87,7 +87,7 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
             raise CheckpointError(
                 f"{path} was trained with another {part!r} section: repeat the run as it was, or delete it"
             )
-    for key in ("batch_size", "samples_per_epoch"):
+    for key in ("batch_size", "samples_per_epoch", "sampling"):
         if (value := was["data"][key]) != wanted["data"][key]:
             raise CheckpointError(
                 f"{path} was trained with data.{key}={'null' if value is None else value}: "

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from harness.config.schema import AugmentConfig, DigitsData
 from harness.data.datamodule import BatchLoader, ImageDataModule
+from harness.data.epochs import EpochOrder
 from harness.data.features.datamodule import FeatureArrays, FeatureDataModule
 from harness.data.sharding import RankInfo, Shard
 from harness.data.splits import ImageSplits
@@ -89,7 +90,9 @@ def test_validation_is_split_in_order_without_duplicates(count: int) -> None:
     arrays = FeatureArrays(np.arange(count, dtype=np.float32)[:, None], np.zeros(count, dtype=np.int64))
     seen = []
     for rank in range(2):
-        module = FeatureDataModule(arrays, arrays, 16, seed=0, rank_info=RankInfo(rank, 2))
+        module = FeatureDataModule(
+            arrays, arrays, 16, EpochOrder(arrays.labels, 0), rank_info=RankInfo(rank, 2)
+        )
         loader: BatchLoader = module.val_dataloader()
         rows = [int(row) for features, _ in loader for row in features[:, 0]]
         assert len(loader) == len(list(loader))

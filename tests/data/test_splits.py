@@ -21,7 +21,8 @@ from harness.data.decoded_cache import (
     perceptual_hashes,
 )
 from harness.data.held_out import load_test
-from harness.data.splits import allocate, build_splits, pick_stratified
+from harness.data.splits import build_splits
+from harness.data.subsets import allocate, pick_stratified
 from harness.errors import ConfigError, DataError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from harness.config.schema import AugmentConfig, EfficientNetLite0, RunConfig, TimmModel
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
+from harness.data.epochs import EpochOrder
 from harness.data.features.cache import list_features
 from harness.data.features.datamodule import FeatureArrays, FeatureDataModule
 from harness.data.features.entry import FeatureEntry
@@ -151,7 +153,10 @@ def test_the_second_view_of_a_flip_is_the_mirror_image(config: Callable[..., Run
 def test_an_image_shows_every_view_in_turn_and_every_image_comes_once() -> None:
     rows = np.zeros((30, 2), dtype=np.float16)
     data = FeatureDataModule(
-        FeatureArrays(rows, np.arange(10), num_views=3), FeatureArrays(rows[:4], np.arange(4)), 4, seed=1
+        FeatureArrays(rows, np.arange(10), num_views=3),
+        FeatureArrays(rows[:4], np.arange(4)),
+        4,
+        EpochOrder(np.arange(10), 1),
     )
 
     orders = [data.order(epoch) for epoch in range(3)]
@@ -256,6 +261,41 @@ def test_mirrored_views_do_not_depend_on_the_seed(config: Callable[..., RunConfi
         _prepare(config("finetune=linear_probe", "augment.flip=true", f"seed={seed}"))
 
     assert len(list_features(Path(config().data.cache_dir))) == 1
+
+
+@pytest.mark.slow
+def test_a_subset_takes_the_features_of_all_images_where_they_are_complete(
+    config: Callable[..., RunConfig],
+) -> None:
+    """With wrong labels and over-sampling, too: neither changes an image."""
+    how = ("finetune=linear_probe", "augment.flip=true", "data.max_train_samples=null")
+    few = (*how, "data.images_per_class=12", "data.label_noise=0.25")
+    folder = Path(config().data.cache_dir)
+    _, alone = _prepare(config(*few))
+    [own] = list_features(folder)
+    rows = _all_rows(alone)
+    _prepare(config(*how, "data.sampling=over"))
+    _, resumed = _prepare(config(*few))  # its own entry is there: the same bits
+    assert all(map(np.array_equal, _all_rows(resumed), rows))
+    assert len(list_features(folder)) == 2
+
+    shutil.rmtree(own.folder)
+    _, found = _prepare(config(*few))
+    [whole] = list_features(folder)
+    for one, other in zip(_all_rows(found), rows, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-3)  # the last bit of float16
+
+    (whole.folder / "done" / "0.json").unlink()  # as if another process were still computing it
+    _prepare(config(*few))
+    assert len(list_features(folder)) == 2
+
+
+def _all_rows(data: FeatureDataModule | None) -> list[np.ndarray]:
+    """Return the training rows in both views, the training labels, and the validation rows."""
+    assert data is not None
+    [train] = data.train.stream([np.arange(2 * len(data.train))])
+    [val] = data.val.stream([np.arange(len(data.val))])
+    return [train.astype(np.float32), data.train.labels, val.astype(np.float32)]
 
 
 def test_images_divided_otherwise_are_another_entry(config: Callable[..., RunConfig]) -> None:

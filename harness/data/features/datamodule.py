@@ -27,12 +27,17 @@ class FeatureArrays:
             (H, W, C).
         labels: int64 (N,); of multi-label images float32 (N, K).
         num_views: V, the kept views of each image.
+        at: int64 (V · N,), where these rows lie in `rows`, which then holds those of more images; None: in
+            their order.
     """
 
-    def __init__(self, rows: np.ndarray, labels: np.ndarray, num_views: int = 1) -> None:
+    def __init__(
+        self, rows: np.ndarray, labels: np.ndarray, num_views: int = 1, at: np.ndarray | None = None
+    ) -> None:
         self.rows = rows
         self.labels = np.concatenate([labels] * num_views)
         self.num_views = num_views
+        self._at = at
 
     def __len__(self) -> int:
         """Return the number of images N; an epoch shows each image in one of its views."""
@@ -40,7 +45,8 @@ class FeatureArrays:
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield a copy of the rows for each batch of row numbers."""
-        return (np.take(self.rows, batch, axis=0) for batch in batches)
+        at = self._at
+        return (np.take(self.rows, batch if at is None else at[batch], axis=0) for batch in batches)
 
 
 class FeatureDataModule(pl.LightningDataModule):
@@ -50,10 +56,9 @@ class FeatureDataModule(pl.LightningDataModule):
         train: The training split.
         val: The validation split, in one view.
         batch_size: Images in a batch, over all ranks together.
-        seed: Determines the order, and the first view of each image if `views` is None.
-        samples_per_epoch: Images in an epoch; None: all of them, see `EpochOrder`.
+        epochs: The images of each epoch; its seed determines the first view of each if `views` is None.
         views: Takes an epoch and returns the view of each image, int (n,), in the order of that epoch.
-            None shows all views in turn, pass after pass, beginning at a random one.
+            None shows all views in turn, visit after visit, beginning at a random one.
         pin_memory: Whether batches are copied into pinned memory.
         rank_info: The rank of this process, and the number of ranks.
     """
@@ -63,9 +68,8 @@ class FeatureDataModule(pl.LightningDataModule):
         train: FeatureArrays,
         val: FeatureArrays,
         batch_size: int,
-        seed: int,
+        epochs: EpochOrder,
         *,
-        samples_per_epoch: int | None = None,
         views: Callable[[int], np.ndarray] | None = None,
         pin_memory: bool = False,
         rank_info: RankInfo = SINGLE_PROCESS,
@@ -73,8 +77,7 @@ class FeatureDataModule(pl.LightningDataModule):
         super().__init__()
         self.train, self.val = train, val
         self.batch_size = batch_size
-        self.seed = seed
-        self.epochs = EpochOrder(len(train), seed, samples_per_epoch)
+        self.epochs = epochs
         self.views = views
         self.pin_memory = pin_memory
         self.rank_info = rank_info
@@ -82,11 +85,11 @@ class FeatureDataModule(pl.LightningDataModule):
     def order(self, epoch: int) -> np.ndarray:
         """Return the rows of an epoch, int64 (n,): images in the order without a cache, in one view each."""
         count, num_views = len(self.train), self.train.num_views
-        images = self.epochs.images(epoch)
+        images, before = self.epochs.visits(epoch)
         if self.views is not None:
             return self.views(epoch) * count + images
-        offsets = np.random.default_rng([self.seed, VIEW_STREAM]).integers(num_views, size=count)
-        return (offsets[images] + self.epochs.passes(epoch)) % num_views * count + images
+        offsets = np.random.default_rng([self.epochs.seed, VIEW_STREAM]).integers(num_views, size=count)
+        return (offsets[images] + before) % num_views * count + images
 
     def images_again(self, epoch: int, device: torch.device) -> Iterator[Tensor]:
         """Yield the training activations of an epoch, this rank's shard of each batch."""

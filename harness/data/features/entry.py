@@ -117,6 +117,13 @@ class FeatureEntry:
                 time.sleep(WAIT_S)
         return not missing
 
+    @property
+    def is_marked_complete(self) -> bool:
+        """Whether every chunk is marked as done; `complete` compares the checksums, too."""
+        return not (self.folder / OVERFLOW).exists() and all(
+            self._mark(start).exists() for start in self._starts()
+        )
+
     def _starts(self) -> range:
         return range(0, self.layout.num_rows, CHUNK_ROWS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.config.compose import SweepPlan
+from harness.config.schema import DataConfig
 from harness.errors import ConfigError
 from harness.search.report.compute import IMAGES, PFLOP
 from harness.search.study.trials import TrialRow
@@ -53,6 +54,12 @@ def device_hours(plan: SweepPlan, rows: Sequence[TrialRow]) -> float:
     return plan.sweep.devices_per_trial * sum(row.seconds or 0.0 for row in rows) / 3600
 
 
+def _visits_each_once(data: DataConfig, base: DataConfig) -> bool:
+    """Tell whether a trial's epochs take each of the sweep's training images once, but for a limit."""
+    subsets = [(one.images_per_class, one.imbalance_factor) for one in (data, base)]
+    return data.sampling == "natural" and subsets[0] == subsets[1]
+
+
 def _of(known: Sequence[float], begun: Sequence[TrialRow]) -> str:
     return "" if len(known) == len(begun) else f" (of {len(known)} of {len(begun)} trials)"
 
@@ -73,6 +80,8 @@ def images_seen(plan: SweepPlan, rows: Sequence[TrialRow], num_train: int | None
         try:
             if key not in known:
                 data = plan.compose_trial(row.params).data
+                if data.samples_per_epoch is None and not _visits_each_once(data, plan.base.data):
+                    return None
                 known[key] = data.samples_per_epoch or min(num_train, data.max_train_samples or num_train)
         except ConfigError:  # files that have changed since
             return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from harness.config.schema import RunConfig
 from harness.data import load_splits
+from harness.data.epochs import images_in_pass
 from harness.errors import ConfigError
 
 
@@ -54,8 +55,8 @@ def trial_length(config: RunConfig, pflop: float, max_passes: float | None) -> T
         )
     splits, epochs = load_splits(config.data), config.trainer.max_epochs
     flops = count_image_flops(config, len(splits.class_names), views_to_cache(config))
-    count = len(splits.train)
-    most = (max_passes or epochs) * count
+    count, in_a_pass = len(splits.train), images_in_pass(splits.train.labels, config.data.sampling)
+    most = (max_passes or epochs) * in_a_pass
     affordable = flops.affordable(pflop * PFLOP, count)
     samples = int(min(affordable, most) / epochs + 1e-6)  # against rounding below a whole number
     if samples < config.data.batch_size:
@@ -71,7 +72,7 @@ def trial_length(config: RunConfig, pflop: float, max_passes: float | None) -> T
         )
     num_images = samples * epochs
     return TrialLength(
-        samples, num_images, num_images / count, flops.total(num_images, count) / (pflop * PFLOP)
+        samples, num_images, num_images / in_a_pass, flops.total(num_images, count) / (pflop * PFLOP)
     )
 
 
