@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from harness.config.average import AverageConfig, Ema, NoAverage, Swa
 from harness.config.base import Section
+from harness.config.distill import DistillConfig, NoTeacher
 from harness.config.finetune import FinetunePolicy, Full, policies
 from harness.config.loss import CrossEntropy, LossConfig
 from harness.config.monitor import MonitorConfig
@@ -328,6 +329,7 @@ class RunConfig(Section):
     finetune: FinetuneConfig = Full()
     augment: AugmentConfig = AugmentConfig(flip=True, crop_padding=4)
     loss: LossConfig = CrossEntropy()
+    distill: DistillConfig = NoTeacher()
     optim: OptimConfig = AdamW()
     average: AverageConfig = NoAverage()
     trainer: TrainerConfig = TrainerConfig()

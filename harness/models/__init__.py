@@ -5,6 +5,7 @@
     scratch.py         networks defined here; speed.py holds the one of the CIFAR-10 speed record
     protocol.py        the methods that every network has
     pretrained.py      finds and loads weights
+    published.py       published networks with their own heads
     weight_files.py    reads files of weights of any origin
     head.py            sets a new head to zero
     freezing.py        applies a finetuning policy

@@ -6,9 +6,11 @@ their architecture. A new from-scratch network needs the methods of :class:`Timm
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -40,6 +42,15 @@ class InitialisedFromImages(Protocol):
 def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return parameters and buffers, including buffers that are in no state dict."""
     return [*module.named_parameters(), *module.named_buffers()]
+
+
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the SHA-256 (hex) of tensors: their names, types, shapes and values, in their order."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def heads(network: nn.Module) -> list[nn.Module]:

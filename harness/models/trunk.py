@@ -11,7 +11,6 @@ image, up to rounding. `ImageClassifier.enter_at` then lets the network start at
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from harness.errors import ModelError
 from harness.models.classifier import ImageClassifier
 from harness.models.freezing import depth_groups
-from harness.models.protocol import head_names, heads, named_tensors
+from harness.models.protocol import digest_of, head_names, heads, named_tensors
 
 TOLERANCE = 1e-3  # for logits of the two parts and of the whole network, relative to the largest logit
 
@@ -119,12 +118,8 @@ def trunk_activations(
 
 def trunk_digest(classifier: ImageClassifier) -> str:
     """Return the SHA-256 (hex) of the names and values of all tensors but the head's."""
-    head, digest = head_names(classifier.network), hashlib.sha256()
-    for name, tensor in named_tensors(classifier.network):
-        if name not in head:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    head = head_names(classifier.network)
+    return digest_of((name, one) for name, one in named_tensors(classifier.network) if name not in head)
 
 
 # ── watching a network run ──────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ module.py            loss and metrics of a batch, and the hooks that Lightning c
 callbacks.py         what happens after an epoch: record, report, checkpoint
 record.py            records a run's configuration, environment and results in MLflow
 pictures.py          records the pictures of a run (harness.pictures)
+teacher.py           a network that the run learns from (distillation)
 result.py            the reports that a run returns to its caller
 optim.py, muon.py    optimisers, learning rates, schedules
 tta.py               test-time augmentation

@@ -22,6 +22,7 @@ from harness.models.convolutions import speed_up_convolutions
 from harness.models.timm_parts import recompute_activations
 from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
+from harness.training.teacher import find_teacher, load_teacher
 from harness.training.train import model_facts
 
 TINY_BATCH, SMALL_BATCH = 2, 16  # images in the first and in the second step
@@ -50,7 +51,11 @@ class StepBenchmark:
             recompute_activations(classifier.network, config.model.kind)
         speed_up_convolutions(classifier.network)
         classifier.to(self._machine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._module = ClassifierModule(classifier, config, model_facts(config, self._splits), 1).train()
+        teacher = load_teacher(find_teacher(config), config, ())
+        if teacher is not None:
+            teacher.to(self._machine.device)
+        facts = model_facts(config, self._splits)
+        self._module = ClassifierModule(classifier, config, facts, 1, teacher=teacher).train()
         self._optimizer = self._module.configure_optimizers()["optimizer"]
         self._warm_up()
 

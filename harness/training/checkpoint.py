@@ -35,6 +35,7 @@ class ModelFacts:
     std: tuple[float, float, float]
     data_name: str
     data_digest: str
+    teacher: str | None = None  # the digest of the teacher that the model learnt from, if any
 
     def to_dict(self) -> dict[str, Any]:
         """Return lists and strings only, so that `weights_only=True` loads them back."""

@@ -10,12 +10,13 @@ from harness.data.datamodule import ImageDataModule
 from harness.models import apply_freezing, build_model
 from harness.models.timm_parts import recompute_activations
 from harness.training.machine import check_devices, resolve_machine
+from harness.training.teacher import find_teacher, load_teacher
 
 
 def describe_run(config: RunConfig) -> str:
     """Return sizes, steps, parameters, device and precision of a run, as lines of text.
 
-    The model is built on the meta device: no weights are loaded, no memory is taken.
+    The model is built on the meta device: no weights are loaded, no memory is taken; but a teacher is loaded.
 
     Raises:
         HarnessError: the run would fail before its first step. Missing weights are not noticed.
@@ -29,6 +30,7 @@ def describe_run(config: RunConfig) -> str:
         if config.trainer.gradient_checkpointing:
             recompute_activations(classifier.network, config.model.kind)
     machine = resolve_machine(config.trainer, classifier.network)
+    teacher = load_teacher(find_teacher(config), config, splits.class_names)
     together = f"{devices} × " if devices > 1 else ""
     num_batches = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())
     steps = config.optim.steps_per_epoch(num_batches)
@@ -41,6 +43,7 @@ def describe_run(config: RunConfig) -> str:
         "freezing": str(freezing),
         "optimiser": f"{config.optim.algorithm}, lr {config.optim.lr:g}, "
         f"{config.optim.schedule.kind} schedule",
+        **({} if teacher is None else {"teacher": teacher.describe()}),
         "steps": f"{steps:,} an epoch{_bound(config)}, of {batch_size:,} images each, "
         f"{steps * config.trainer.max_epochs:,} in {config.trainer.max_epochs} epochs",
         "device": f"{together}{machine.device.type}, {machine.precision}, "

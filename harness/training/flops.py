@@ -23,14 +23,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from harness.config.average import Swa
+from harness.config.distill import SoftTargets
 from harness.config.finetune import FrozenBackbone
-from harness.config.schema import FinetuneConfig, ModelConfig, RunConfig
-from harness.errors import ModelError, first_line
+from harness.config.schema import FinetuneConfig, ModelConfig, RunConfig, TrackingConfig
+from harness.errors import HarnessError, ModelError, first_line
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.models.freezing import NetworkNames, thaw
 from harness.models.sync_norm import learning_norms
 from harness.models.timm_parts import recompute_activations
 from harness.models.trunk import trunk_activations, trunk_end
+from harness.training.teacher import find_teacher, load_teacher
 
 PFLOP = 1e15  # floating-point operations
 BATCH = 2  # images in the counted step; a batch norm can take no variance from a single one
@@ -89,8 +91,8 @@ def count_image_flops(
     else:
         counted, forward = _count(config.model, config.finetune, num_classes, cached_views, recomputes)
     # SWA runs the averaged network forward once more over each epoch that it averages.
-    share = _averaged_share(config, epochs)
-    return replace(counted, step=counted.step + share * forward) if share else counted
+    added = _averaged_share(config, epochs) * forward + _teacher_flops(config)
+    return replace(counted, step=counted.step + added) if added else counted
 
 
 def count_heaviest_step(config: RunConfig, num_classes: int) -> float:
@@ -100,7 +102,8 @@ def count_heaviest_step(config: RunConfig, num_classes: int) -> float:
         ModelError: As for `count_image_flops`.
     """
     recomputes = config.trainer.gradient_checkpointing
-    return _count(config.model, config.finetune, num_classes, None, recomputes)[0].step
+    step = _count(config.model, config.finetune, num_classes, None, recomputes)[0].step
+    return step + _teacher_flops(config)
 
 
 def _count_stages(
@@ -123,6 +126,26 @@ def _averaged_share(config: RunConfig, num_epochs: int) -> float:
     if not isinstance(config.average, Swa):
         return 0.0
     return max(0, num_epochs - config.average.begins_after(config.trainer.max_epochs)) / num_epochs
+
+
+def _teacher_flops(config: RunConfig) -> float:
+    """Return the operations of the teacher's answer to one image; 0 without a teacher."""
+    if not isinstance(config.distill, SoftTargets):
+        return 0.0
+    try:
+        return _count_teacher(config.distill.teacher, config.tracking.dir)
+    except HarnessError as error:
+        raise ModelError(f"the operations of the teacher cannot be counted: {error}") from error
+
+
+@cache
+def _count_teacher(reference: str, runs: str) -> float:
+    config = RunConfig(distill=SoftTargets(teacher=reference), tracking=TrackingConfig(dir=runs))
+    teacher = load_teacher(find_teacher(config), config, ())
+    assert teacher is not None
+    with torch.no_grad(), _counting() as counter:
+        teacher.classifier(_images(teacher.classifier))
+    return counter.get_total_flops() / BATCH
 
 
 def count_forward_flops(config: RunConfig, num_classes: int) -> float:

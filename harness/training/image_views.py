@@ -35,18 +35,22 @@ def views_to_cache(config: RunConfig) -> int | None:
 
 def needs_images(config: RunConfig) -> str | None:
     """Return the reason why this configuration needs images in every epoch; None if there is none."""
-    if config.augment.mixup_alpha or config.augment.cutmix_alpha:
-        return "mixup and cutmix mix images"
-    if config.evaluation.tta != "none":
-        return "evaluation.tta shows other views of an image"
-    if isinstance(config.finetune, FrozenBackbone) and config.finetune.trained_depth is None:
-        return f"no part of the network stays frozen to the end of finetune={config.finetune.kind}"
-    if config.finetune.batch_norm == "adapt":
-        return "finetune.batch_norm=adapt changes the statistics of the frozen part with every batch"
-    is_head_alone = isinstance(config.finetune, FrozenBackbone) and config.finetune.trained_depth == 0
-    if is_head_alone and getattr(config.model, "drop_rate", 0.0) > 0:
-        return "model.drop_rate acts between the backbone and the head"
-    return None
+    finetune = config.finetune
+    depth = finetune.trained_depth if isinstance(finetune, FrozenBackbone) else 0
+    is_probe = isinstance(finetune, FrozenBackbone) and depth == 0
+    is_mixed = config.augment.mixup_alpha or config.augment.cutmix_alpha
+    nothing_frozen = f"no part of the network stays frozen to the end of finetune={finetune.kind}"
+    adapts = "finetune.batch_norm=adapt changes the statistics of the frozen part with every batch"
+    reasons = {
+        "mixup and cutmix mix images": is_mixed,
+        "the teacher (distill.teacher) answers to images": config.distill.kind != "none",
+        "evaluation.tta shows other views of an image": config.evaluation.tta != "none",
+        nothing_frozen: depth is None,
+        adapts: finetune.batch_norm == "adapt",
+        "model.drop_rate acts between the backbone and the head": is_probe
+        and getattr(config.model, "drop_rate", 0.0) > 0,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def count_views(augment: AugmentConfig, feature_views: int | None) -> int | None:

@@ -35,6 +35,7 @@ from harness.training.collectives import Ranks, current_ranks
 from harness.training.losses import TrainingLoss, penalty
 from harness.training.optim import build_optimizer, build_schedule, parameters_at_rest
 from harness.training.schedules import PlateauLR
+from harness.training.teacher import Teacher
 from harness.training.tta import predict_logits
 
 
@@ -98,12 +99,14 @@ class ClassifierModule(pl.LightningModule):
         facts: ModelFacts,
         num_batches: int,
         class_weights_K: Tensor | None = None,
+        teacher: Teacher | None = None,
     ):
         """
         Args:
             facts: about model and data; written into every checkpoint beside the weights.
             num_batches: training batches in an epoch; schedules count in optimiser steps.
             class_weights_K: of the loss, see `harness.training.losses.class_weights`.
+            teacher: whose answers are learnt too, see `harness.training.teacher`.
         """
         super().__init__()
         self.classifier = classifier
@@ -120,6 +123,7 @@ class ClassifierModule(pl.LightningModule):
         self._loss = TrainingLoss(
             config.loss, config.optim.label_smoothing, class_weights_K, is_multilabel=config.is_multilabel
         )
+        self._teacher = teacher  # no nn.Module: nothing of it trains, nor is in a checkpoint
         self._num_accumulated = 0  # images whose gradients the next optimiser step takes, over all ranks
         self._paused: list[PausedNorm] = []  # the batch norms that must not track statistics
         self._at_rest: list[nn.Parameter] = []  # see `parameters_at_rest`
@@ -134,6 +138,8 @@ class ClassifierModule(pl.LightningModule):
         images, labels = batch
         logits = self._training_logits(images)
         loss = self._loss(logits, labels)
+        if self._teacher is not None:
+            loss = self._teacher.loss(loss, logits, images)
         # Training metrics are without the penalties, to be compared with those of validation.
         penalised = penalty(self.config.loss, self.classifier.parameters())
         total = loss if penalised is None else loss + penalised
@@ -170,6 +176,8 @@ class ClassifierModule(pl.LightningModule):
             ) from error
 
     def on_train_start(self) -> None:
+        if self._teacher is not None:
+            self._teacher.to(self.device)
         # Only now is the classifier on its device, with the weights of a checkpoint.
         if isinstance(self.config.average, Ema | Swa):
             max_epochs = self.config.trainer.max_epochs

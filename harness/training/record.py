@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,20 @@ from harness.training.checkpoint import load_checkpoint, restore_classifier
 from harness.training.evaluate import AnyEvaluation, evaluate_checkpoint, evaluate_logits, predict
 from harness.training.machine import Machine
 from harness.training.record_evaluation import look_closely, record_evaluation
+from harness.training.teacher import Teacher, describe_data
 
 log = logging.getLogger(__name__)
 
 
 def record_setup(
-    tracker: Tracker, config: RunConfig, splits: ImageSplits, freezing: FreezeReport, machine: Machine
+    tracker: Tracker,
+    config: RunConfig,
+    splits: ImageSplits,
+    freezing: FreezeReport,
+    machine: Machine,
+    teacher: Teacher | None = None,
 ) -> None:
-    """Log and record data, model, machine, configuration and environment, before the run starts."""
+    """Log and record data, model, teacher, machine, configuration, environment, before the run starts."""
     log.info("data: %s, %d + %d images, %s", splits.name, len(splits.train), len(splits.val), splits.source)
     log.info("model: %s, %s", config.model.kind, freezing)
     log.info("machine: %s", ", ".join(machine.describe().values()))
@@ -47,6 +54,15 @@ def record_setup(
     if changed := splits.changed_labels():
         log.info("data: %d of %d training labels are changed", len(changed), len(splits.train))
         tracker.log_text(as_csv(changed), names.CHANGED_LABELS)
+    if teacher is not None:
+        _record_teacher(tracker, teacher, splits)
+
+
+def _record_teacher(tracker: Tracker, teacher: Teacher, splits: ImageSplits) -> None:
+    """Log and record which network the run learns from, and what is known of it."""
+    log.info("teacher: %s", teacher.describe())
+    facts = asdict(teacher.facts) | {"trained_with": describe_data(teacher.facts, splits.digest)}
+    tracker.log_params({"teacher": facts})
 
 
 def record_data(tracker: Tracker, splits: ImageSplits) -> None:

@@ -67,8 +67,8 @@ def find_resume_point(
 def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> None:
     """Refuse a checkpoint whose run differs in a setting that the finished epochs depend on.
 
-    These are data, model, finetuning, augmentation, optimiser, evaluation, seed, sizes of batch and epoch,
-    and monitor, and the number of epochs if the learning-rate schedule depends on it.
+    These are data, model, finetuning, augmentation, loss, teacher, optimiser, evaluation, seed, sizes of
+    batch and epoch, and monitor, and the number of epochs if the learning-rate schedule depends on it.
 
     Args:
         before: the checkpoint's section `SECTION`.
@@ -82,11 +82,17 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
             raise CheckpointError(f"{path} was trained on other data: name another folder or delete it")
     # Validated, so that a setting that is newer than the checkpoint has its default, which is what was done.
     was, wanted = validate(RunConfig, before["config"]).to_dict(), now["config"]
-    for part in ("model", "finetune", "augment", "loss", "optim", "average", "evaluation", "seed"):
+    for part in ("model", "finetune", "augment", "loss", "distill", "optim", "average", "evaluation", "seed"):
         if _shaping(was[part]) != _shaping(wanted[part]):
             raise CheckpointError(
                 f"{path} was trained with another {part!r} section: repeat the run as it was, or delete it"
             )
+    if before.get("teacher") != now["teacher"]:
+        raise CheckpointError(
+            f"{path} learnt from a teacher with weights {str(before.get('teacher'))[:12]}, and "
+            f"distill.teacher={wanted['distill'].get('teacher')} has {str(now['teacher'])[:12]} now: put the "
+            "first teacher back, or begin a new run"
+        )
     for key in ("batch_size", "samples_per_epoch", "sampling"):
         if (value := was["data"][key]) != wanted["data"][key]:
             raise CheckpointError(

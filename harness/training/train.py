@@ -45,6 +45,7 @@ from harness.training.pictures import (
 from harness.training.prepare import prepare_model
 from harness.training.record import record_best, record_setup
 from harness.training.result import Decision, EpochReport, RunResult, Status
+from harness.training.teacher import Teacher, find_teacher, load_teacher
 
 
 def train(
@@ -94,12 +95,13 @@ def train(
         # too.
         config = config.model_copy(update={"data": as_loaded(config.data, splits)})
         classifier, freezing = prepare_model(config, splits)
+        teacher = load_teacher(ranks.from_zero(lambda: find_teacher(config)), config, splits.class_names)
         machine = resolve_machine(config.trainer, classifier.network)
         ranks.from_zero(
             lambda: make_room(checkpoint_dir, classifier, 1 if config.average.kind == "none" else 2)
         )
         if ranks.is_zero:
-            record_setup(tracker, config, splits, freezing, machine)
+            record_setup(tracker, config, splits, freezing, machine, teacher)
             if (
                 len(splits.val)
                 and not splits.is_multilabel
@@ -111,10 +113,7 @@ def train(
             if ranks.is_zero:
                 cached_views = data.train.num_views if isinstance(data, FeatureDataModule) else None
                 tracker.log_params({"features": describe_regime(config, cached_views)})
-            weights = class_weights(config.loss, splits.train.labels, len(splits.class_names))
-            module = ClassifierModule(
-                classifier, config, model_facts(config, splits), len(data.train_dataloader()), weights
-            )
+            module = _module(classifier, config, splits, len(data.train_dataloader()), teacher)
             _watch_machine(recorder, config, machine)
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
@@ -142,6 +141,18 @@ def train(
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return _result(tracker.run_id, status, recorder, best, seconds, costs)
+
+
+def _module(
+    classifier: ImageClassifier,
+    config: RunConfig,
+    splits: ImageSplits,
+    num_batches: int,
+    teacher: Teacher | None,
+) -> ClassifierModule:
+    weights = class_weights(config.loss, splits.train.labels, len(splits.class_names))
+    facts = model_facts(config, splits, teacher)
+    return ClassifierModule(classifier, config, facts, num_batches, weights, teacher)
 
 
 def _watch_machine(recorder: EpochRecorder, config: RunConfig, machine: Machine) -> None:
@@ -214,8 +225,14 @@ def choose_data(
     return images if features is None else features
 
 
-def model_facts(config: RunConfig, splits: ImageSplits) -> ModelFacts:
+def model_facts(config: RunConfig, splits: ImageSplits, teacher: Teacher | None = None) -> ModelFacts:
     """Return the facts about model and data that every checkpoint holds beside the weights."""
     return ModelFacts(
-        config.to_dict(), splits.class_names, splits.mean, splits.std, splits.name, splits.digest
+        config.to_dict(),
+        splits.class_names,
+        splits.mean,
+        splits.std,
+        splits.name,
+        splits.digest,
+        None if teacher is None else teacher.facts.digest,
     )

@@ -13,6 +13,7 @@ from harness.config.yaml_files import groups
 NEEDED = {  # files that leave a value to the user
     ("model", "timm"): ["model.name=resnet18"],
     ("optim", "timm"): ["optim.name=lion"],
+    ("distill", "soft_targets"): ["distill.teacher=mine"],
 }
 RUN_FILES = [
     (group, name) for group, names in groups(CONFIG_DIR).items() if group != "sweep" for name in names
@@ -26,7 +27,7 @@ PRESETS = [
     ("model", "resnet50"),
     ("trainer", "quick"),
 ]
-SECTIONS_WITH_ALL_KEYS = ("data", "model", "finetune", "augment", "optim", "loss", "average")
+SECTIONS_WITH_ALL_KEYS = ("data", "model", "finetune", "augment", "optim", "loss", "distill", "average")
 SWEEP_FILES = groups(CONFIG_DIR)["sweep"]
 
 

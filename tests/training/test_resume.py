@@ -192,6 +192,9 @@ def test_another_question_is_refused_not_set_aside(tmp_path: Path) -> None:
     other = ModelFacts(**{**vars(FACTS), "data_digest": "8"})
     with pytest.raises(CheckpointError, match=r"last\.previous\.ckpt was trained on other data"):
         find_resume_point(tmp_path, other, "best")
+    taught = ModelFacts(**{**vars(FACTS), "teacher": "7"})
+    with pytest.raises(CheckpointError, match=r"from a teacher with weights None, and .* has 7 now"):
+        find_resume_point(tmp_path, taught, "best")
     assert "last.previous.ckpt" in names(tmp_path)
 
 

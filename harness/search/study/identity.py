@@ -74,6 +74,7 @@ ADDED_LATER: dict[str, Any] = {
     "optim.eps": 1e-8,
     "average.kind": "none",
     "loss.kind": "cross_entropy",
+    "distill.kind": "none",
     "loss.class_weights": "none",
     "loss.l1": 0.0,
     "loss.l2": 0.0,
