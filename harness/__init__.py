@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from harness.api import (
         compare,
         compose,
+        ensemble,
         evaluate,
         export_run,
         finalize,
@@ -28,6 +29,7 @@ __all__ = [
     "HarnessError",
     "compare",
     "compose",
+    "ensemble",
     "evaluate",
     "export_run",
     "finalize",

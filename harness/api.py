@@ -28,6 +28,7 @@ from harness.config.overrides import as_override_value
 from harness.config.schema import RunConfig, TrackingConfig
 
 if TYPE_CHECKING:  # each function imports what it needs: predicting needs no torch, comparing no Optuna
+    from harness.analysis.combined import Combined
     from harness.analysis.table import Comparison
     from harness.export import Predictions
     from harness.export.bundle import ExportResult
@@ -269,6 +270,44 @@ def finalize(
     if found is None:
         raise HarnessError("the training was interrupted: the same call goes on with it")
     return found
+
+
+@_starts_processes
+def ensemble(
+    *models: str,
+    top: int = 5,
+    greedy: bool = False,
+    soup: bool = False,
+    test: bool = False,
+    again: bool = False,
+    mlruns: str | None = None,
+) -> Combined:
+    """Combine several trained models into one and record it as a run, like `harness ensemble`.
+
+        >>> both = harness.ensemble(found.name, top=2)
+        sweep ...
+        >>> both.kind, [member.weight for member in both.members]
+        ('ensemble', [0.5, 0.5])
+        >>> both.val_gain.low <= both.val_gain.difference <= both.val_gain.high
+        True
+
+    Args:
+        models: a sweep, for its `top` best trials; or two runs and more; by default the sweep that ran last.
+        greedy: choose the members on the validation images.
+        soup: average the weights, not the probabilities; the result has a checkpoint, as every run has.
+        test: read the test split with it, unless that was done before.
+        again: read it once more.
+        mlruns: the folder of runs; by default $MLRUNS_DIR or `mlruns`.
+
+    Raises:
+        HarnessError: there are no two such runs with checkpoints, they answer different images, or weights of
+            different networks cannot be averaged.
+    """
+    from harness.training.ensemble import combine
+
+    return combine(
+        TrackingConfig.at(mlruns), models, top=top, greedy=greedy, soup=soup, test=test, again=again
+    )
 
 
 def compare(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from harness.credentials import shown
 
 if TYPE_CHECKING:
+    from harness.analysis.combined import Combined, Gain
     from harness.analysis.paired import ImagesReport
     from harness.analysis.sweeps import SweepsComparison
     from harness.analysis.table import Comparison, SeedsReport
@@ -290,6 +291,51 @@ def of_final(final: Final) -> Document:
             "is_new": final.is_new,
         },
     )
+
+
+def of_combined(found: Combined) -> Document:
+    """Return an ensemble or a soup, and what it is worth."""
+    test = found.test_gain
+    return Document(
+        "harness.ensemble/1",
+        {
+            "run_id": found.run_id,
+            "name": found.name,
+            "kind": found.kind,
+            "is_greedy": found.is_greedy,
+            "sweep": found.sweep,
+            "metric": found.metric,
+            "members": [
+                {
+                    "run_id": member.run_id,
+                    "name": member.name,
+                    "weight": member.weight,
+                    "score": member.score,
+                    "checkpoint": member.checkpoint,
+                }
+                for member in found.members
+            ],
+            "metrics": found.metrics,
+            "val_gain": _gain(found.val_gain),
+            "test_gain": None if test is None else {**_gain(test), "reading": found.reading},
+            "checkpoint": found.checkpoint,
+            "is_new": found.is_new,
+        },
+        notes=list(found.notes),
+    )
+
+
+def _gain(gain: Gain) -> Content:
+    return {
+        "over": gain.over,
+        "accuracy": gain.accuracy,
+        "member_accuracy": gain.member_accuracy,
+        "difference": gain.difference,
+        "interval_95": [gain.low, gain.high],
+        "mcnemar_p": gain.p_value,
+        "num_images": gain.num_images,
+        "num_correct": gain.num_correct,
+    }
 
 
 def of_ledger(noted: list[Noted]) -> Document:

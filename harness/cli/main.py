@@ -215,6 +215,21 @@ def _add_record_commands(add: AddCommand) -> None:
         "--retrain", action="store_true", help="train it again first, on the validation images too"
     )
     finalize.add_argument("--again", action="store_true", help="although it was done before")
+    ensemble = add(
+        "ensemble",
+        run_ensemble,
+        "several trained models as one: mean probabilities, or with --soup mean weights",
+    )
+    ensemble.add_argument(
+        "models", nargs="*", metavar="SWEEP|RUN", help="a sweep (default: the last), or two runs and more"
+    )
+    ensemble.add_argument("--top", type=int, help="how many of a sweep's best trials (default: 5)")
+    ensemble.add_argument("--greedy", action="store_true", help="choose the members on validation images")
+    ensemble.add_argument(
+        "--soup", action="store_true", help="average the weights: one model, as fast as one"
+    )
+    ensemble.add_argument("--test", action="store_true", help="read the test split with it, once")
+    ensemble.add_argument("--again", action="store_true", help="with --test: although it was read before")
     ledger = add(
         "ledger", run_ledger, "every reading of the test split: when, of which model, by which command"
     )
@@ -242,9 +257,9 @@ def _add_record_commands(add: AddCommand) -> None:
             dest="run_id",
             help="a run's id or a sweep's name; default: the best of the sweep that ran last",
         )
-    for command in (evaluate, again, compare, finalize, ledger, export, ui):
+    for command in (evaluate, again, compare, finalize, ensemble, ledger, export, ui):
         add_mlruns(command)
-    for command in (evaluate, again, compare, finalize, ledger, export):
+    for command in (evaluate, again, compare, finalize, ensemble, ledger, export):
         add_json(command)
 
 
@@ -392,6 +407,27 @@ def run_finalize(options: argparse.Namespace) -> Document:
         return documents.of_error("Interrupted", INTERRUPTED, EXIT_INTERRUPTED)
     print(found)
     return documents.of_final(found)
+
+
+def run_ensemble(options: argparse.Namespace) -> Document:
+    if options.again and not options.test:
+        raise ConfigError("--again reads the test split once more: say --test --again")
+    if options.top is not None and len(options.models) > 1:
+        raise ConfigError("--top takes the best trials of one sweep: name a sweep, or leave it out")
+    from harness.training.ensemble import combine
+
+    found = combine(
+        tracking_config(options),
+        options.models,
+        top=5 if options.top is None else options.top,
+        greedy=options.greedy,
+        soup=options.soup,
+        test=options.test,
+        again=options.again,
+        show=print,
+    )
+    print(found)
+    return documents.of_combined(found)
 
 
 def run_ledger(options: argparse.Namespace) -> Document:

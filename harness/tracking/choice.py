@@ -241,10 +241,11 @@ def choose(tracking: TrackingConfig, reference: str | None = None) -> ChosenRun:
         why = sweep.describe_best()
         assert sweep.best is not None
         return ChosenRun(sweep.best, _checkpoint_of(tracking, sweep.best), sweep, why)
-    is_of_sweep = run.kind in ("trial", "final") and run.parent_run_id
+    is_of_sweep = run.kind in names.BELOW_SWEEP and run.parent_run_id
     parent = get_run(tracking, run.parent_run_id) if is_of_sweep and run.parent_run_id else None
     sweep_of_run = None if parent is None else read_sweep(tracking, parent)
-    of_sweep = f", a trial of sweep {run.sweep} ({run.outcome})" if run.sweep else ""
+    what = "a trial" if run.kind == "trial" else run.kind
+    of_sweep = f", {what} of sweep {run.sweep} ({run.outcome})" if run.sweep else ""
     asked = "as asked for" if reference else "the last run, as there is no sweep"
     return ChosenRun(
         run,

@@ -7,7 +7,9 @@ runs of earlier versions unreadable.
 from __future__ import annotations
 
 # tags
-KIND = "harness.kind"  # train | trial | sweep | final
+KIND = "harness.kind"  # train | trial | sweep | final | ensemble | soup
+BELOW_SWEEP = ("trial", "final", "ensemble", "soup")  # kinds of runs that may have a sweep as their parent
+COMBINES = "harness.combines"  # on an ensemble or a soup: a digest of what was asked for
 SWEEP = "harness.sweep"  # the sweep's name, on the parent and on every trial
 STUDY = "harness.study"  # on the parent: an id, as several sweeps may have one name
 TRIAL = "harness.trial"  # the logical trial's number

@@ -102,7 +102,7 @@ def ledger(runs: Iterable[RunRecord]) -> list[Noted]:
     """
     noted = []
     for run in runs:
-        if run.kind in ("trial", "final") and run.parent_run_id:
+        if run.kind in names.BELOW_SWEEP and run.parent_run_id:
             continue
         readings = readings_in(run.tags)
         owner = f"sweep {run.sweep or run.name}" if run.kind == "sweep" else f"run {run.name}"

@@ -42,7 +42,7 @@ class RunRecord:
     run_id: str
     name: str
     experiment_id: str
-    kind: str  # train | trial | sweep | final
+    kind: str  # train | trial | sweep | final | ensemble | soup
     status: str  # RUNNING | FINISHED | FAILED | KILLED
     parent_run_id: str | None
     sweep: str | None

@@ -24,6 +24,8 @@ costs.py             a model's size and latency
 machine_load.py      load, memory and energy of the machine; nvml.py reads NVIDIA's GPUs
 benchmark_step.py    the speed and memory of a training step
 
+ensemble.py          `harness ensemble`: several models as one; soup.py averages their weights
+
 command.py           `harness train`; resume_run.py is `--resume`, dry_run.py `--dry-run`
 doctor.py            `harness doctor`: describes this machine
 """

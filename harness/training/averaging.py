@@ -8,11 +8,11 @@ The weights that train stand beside it, for a resumed run. torch's AveragedModel
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from harness.config.average import Ema, Swa
@@ -87,29 +87,10 @@ class WeightAverage:
             self._model.update_parameters(classifier)
         elif is_last:
             self._model.update_parameters(classifier)
-            self._recompute_statistics(images)
+            recompute_statistics(self.classifier, self._norms, images())
         if is_last:
             # Each rank's norms have seen its own shards.
             self._ranks.average(running_statistics(self._norms))
-
-    @torch.no_grad()
-    def _recompute_statistics(self, images: Callable[[], Iterable[Tensor]]) -> None:
-        """Set the norms' statistics to the means over the batches, as torch's `update_bn` does.
-
-        Unlike there, frozen norms keep theirs, and dropout is off, as it is where the average is used.
-        """
-        if not self._norms:
-            return
-        momenta = [norm.momentum for norm in self._norms]
-        for norm in self._norms:
-            cast(Any, norm).reset_running_stats()
-            norm.momentum = None  # type: ignore[assignment]  # every batch counts equally
-            norm.train()
-        for batch_BCHW in images():
-            self.classifier(batch_BCHW)
-        for norm, momentum in zip(self._norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.eval()
 
     # ── checkpoints ───────────────────────────────────────────────────────────────────────────────
 
@@ -130,6 +111,32 @@ class WeightAverage:
         """Go on with the average of a checkpoint, which `take_from` has returned."""
         self.classifier.load_state_dict(averaged)
         self._model.n_averaged.fill_(num_updates)
+
+
+@torch.no_grad()
+def recompute_statistics(
+    classifier: ImageClassifier, norms: Sequence[nn.Module], images: Iterable[Tensor]
+) -> None:
+    """Set batch norms' statistics to the means over batches, as torch's `update_bn` does.
+
+    Unlike there, other norms keep theirs, and dropout is off, as it is where the classifier is used.
+
+    Args:
+        classifier: in evaluation mode.
+        images: batches of them, as they are trained on.
+    """
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        cast(Any, norm).reset_running_stats()
+        norm.momentum = None  # type: ignore[assignment]  # every batch counts equally
+        norm.train()
+    for batch_BCHW in images:
+        classifier(batch_BCHW)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def take_from(checkpoint: dict[str, Any], prefix: str) -> tuple[dict[str, Tensor], int] | None:

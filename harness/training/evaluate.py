@@ -208,6 +208,42 @@ def recorded_predictions(
     raise TrackingError(f"those that run {run.run_id} ({run.name}) has recorded {why}")
 
 
+def validation_predictions(
+    tracking: TrackingConfig, run: RunRecord, checkpoint: Checkpoint, show: Callable[[str], None]
+) -> Predictions:
+    """Return a run's answers to its validation images: those that it has recorded, or else made again.
+
+    Args:
+        show: called with a line where they are made again.
+
+    Raises:
+        HarnessError: it has no validation images, or as `evaluate_checkpoint`.
+    """
+    arrays = _load_splits(checkpoint).val
+    if not len(arrays):
+        raise DataError(
+            f"run {run.run_id} ({run.name}) was trained on its validation images too (data.train_on_val): "
+            "nothing is left to choose by"
+        )
+    try:
+        return recorded_predictions(tracking, run, checkpoint, arrays)
+    except TrackingError as error:
+        show(f"the validation images are predicted again: {error}")
+        return _Model.of(checkpoint).evaluate(arrays, "val", None).predictions
+
+
+def predict_split(checkpoint: Checkpoint, split: Split) -> tuple[ImageArrays, np.ndarray]:
+    """Return a split's images, and a checkpoint's logits for them, float32 (N, K), as they are scored.
+
+    Raises:
+        CheckpointError: the data set has changed since.
+        DataError: the images cannot be read.
+    """
+    val = _load_splits(checkpoint).val
+    arrays = val if split == "val" else load_test(checkpoint.config.data)
+    return arrays, _Model.of(checkpoint).predict(arrays)[0]
+
+
 def is_of_kept_checkpoint(run: RunRecord) -> bool:
     """Tell whether what a run has recorded of its best epoch is of the checkpoint that it keeps.
 

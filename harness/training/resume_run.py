@@ -55,6 +55,8 @@ def resume_training(
         raise TrackingError(
             f"run {run.run_id} repeats run {repeated}: `harness rerun {repeated}` begins anew"
         )
+    if run.kind in ("ensemble", "soup"):
+        raise TrackingError(f"run {run.run_id} is of several models ({run.kind}): it was not trained")
     if run.kind != "train":
         raise TrackingError(
             f"run {run.run_id} belongs to sweep {run.sweep!r}: repeat `harness sweep`, and it goes on"
