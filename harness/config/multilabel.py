@@ -50,6 +50,11 @@ def check_labels_suit(config: RunConfig) -> None:
             f"loss={config.loss.kind} is of a softmax, which gives an image one class, and data=multilabel "
             "can give it several: use loss=binary or loss=focal"
         )
+    if config.distill.kind != "none":
+        raise ValueError(
+            "distill=soft_targets compares softmaxes, which give an image one class, and data=multilabel can "
+            "give it several: use distill=none"
+        )
     if config.data.max_train_samples is not None:
         raise ValueError(
             "data.max_train_samples draws a subset of each class, and images of data=multilabel have no "

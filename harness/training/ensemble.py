@@ -134,6 +134,11 @@ def _candidates(
     for run in runs:
         path = found_path(str(run.checkpoint), tracking.dir)
         checkpoint = load_checkpoint(path)
+        if checkpoint.config.is_multilabel:
+            raise TrackingError(
+                f"run {run.run_id} ({run.name}) is of multi-label images: harness ensemble is for "
+                "images of one class each"
+            )
         predictions = validation_predictions(tracking, run, checkpoint, show)
         candidates.append(Candidate(run, path, checkpoint, predictions))
     monitor = candidates[0].checkpoint.config.trainer.monitor

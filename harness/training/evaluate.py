@@ -229,7 +229,9 @@ def validation_predictions(
         return recorded_predictions(tracking, run, checkpoint, arrays)
     except TrackingError as error:
         show(f"the validation images are predicted again: {error}")
-        return _Model.of(checkpoint).evaluate(arrays, "val", None).predictions
+        made = _Model.of(checkpoint).evaluate(arrays, "val", None)
+        assert isinstance(made, Evaluation)  # of multi-label images there is no ensemble
+        return made.predictions
 
 
 def predict_split(checkpoint: Checkpoint, split: Split) -> tuple[ImageArrays, np.ndarray]:

@@ -33,6 +33,7 @@ def test_loss_and_metric_follow_from_the_data() -> None:
         ([MULTI, "loss=cross_entropy"], "loss=cross_entropy is of a softmax"),
         ([MULTI, "trainer.monitor.metric=val/accuracy"], "val/accuracy is not measured with data=multilabel"),
         (["trainer.monitor.metric=val/mAP"], "val/mAP is not measured with data=auto"),
+        ([MULTI, "distill=soft_targets", "distill.teacher=mine"], "distill=soft_targets compares softmaxes"),
         ([MULTI, "data.max_train_samples=500"], "data.max_train_samples draws a subset of each class"),
         ([MULTI, "data.sampling=over"], "data.sampling=over is of images with one class each"),
     ],
