@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(experiment: Experiment, output: Path) -> None:
     """Train what is not recorded yet."""
-    for number in range(len(experiment.seeds)):
+    members = experiment.study.members
+    for number in range(len(experiment.seeds) * members):
         for cell in experiment.cells():
             training = experiment.settled(cell).trainings[number]
             run = recorded(training)

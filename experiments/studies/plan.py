@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from experiments.trainings import (
     ON_VALIDATION,
@@ -33,6 +33,20 @@ PLAN_FILE = "study.yaml"
 ARM_IN_BRACES = re.compile(r"\{([^{}:,]+)\}")
 
 
+class StudyArm(Arm):
+    """A training of a study, or several trained models as one.
+
+    Args:
+        combine: names the arm whose runs are the members; this arm trains nothing.
+        soup: whether their weights are averaged, not their probabilities.
+        greedy: whether members are chosen on the validation images.
+    """
+
+    combine: str | None = None
+    soup: bool = False
+    greedy: bool = False
+
+
 class Study(Section):
     """A question, and the trainings that answer it.
 
@@ -44,7 +58,9 @@ class Study(Section):
     question: str
     base: Strings  # settings of every training
     digits: Strings  # added to all of them on scikit-learn's digits, where a study takes minutes
-    arms: Annotated[Arms, Field(min_length=2)]  # the others are compared with the first
+    # The others are compared with the first.
+    arms: Annotated[tuple[StudyArm, ...], Field(strict=False, min_length=2)]
+    members: PositiveInt = 1  # runs of an arm for each seed; their mean is its score
     factor: str = ""  # what the levels differ in
     levels: Arms = ()
     int8: bool = False  # each run is also exported with 8 bits, see `int8.py`
@@ -60,17 +76,21 @@ class Study(Section):
                 for name in ARM_IN_BRACES.findall(text):
                     if name not in before:
                         raise ValueError(f"{text}: no arm before {arm.name!r} is called {name!r}")
+            if arm.combine is not None and (arm.combine not in before or self.members < 2):
+                raise ValueError(
+                    f"{arm.name!r} combines {arm.combine!r}: name an arm before it, and two members or more"
+                )
             before.add(arm.name)
         return self
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The trainings of one arm at one level, one for each seed."""
+    """An arm at a level, and its trainings: so many for each seed as the study has members."""
 
     level: str
-    arm: str
-    trainings: tuple[Training, ...]
+    arm: StudyArm
+    trainings: tuple[Training, ...]  # of an arm that combines: its members
 
 
 @dataclass(frozen=True)
@@ -93,12 +113,16 @@ class Experiment:
         levels = self.study.levels or (Arm(name=""),)
         return [self.cell(level, arm) for level in levels for arm in self.study.arms]
 
-    def cell(self, level: Arm, arm: Arm) -> Cell:
+    def cell(self, level: Arm, arm: StudyArm) -> Cell:
         """Return an arm at a level."""
+        if arm.combine is not None:
+            (of,) = (one for one in self.study.arms if one.name == arm.combine)
+            return replace(self.cell(level, of), arm=arm)
         settings = last_of_each([*self.study.base, *ON_VALIDATION, *level.set, *arm.set, *self.added])
         named = slug(f"{level.name} {arm.name}".strip())
-        trainings = (Training(self.name, named, seed, settings) for seed in self.seeds)
-        return Cell(level.name, arm.name, tuple(trainings))
+        members = self.study.members
+        seeds = (seed * members + number for seed in self.seeds for number in range(members))
+        return Cell(level.name, arm, tuple(Training(self.name, named, seed, settings) for seed in seeds))
 
     def settled(self, cell: Cell) -> Cell:
         """Return a cell with the runs' ids in place of the arms that its settings name."""
@@ -106,7 +130,7 @@ class Experiment:
         return replace(cell, trainings=tuple(trainings))
 
     def _with_runs(self, level: str, training: Training) -> tuple[str, ...]:
-        of_level = {cell.arm: cell for cell in self.cells() if cell.level == level}
+        of_level = {cell.arm.name: cell for cell in self.cells() if cell.level == level}
 
         def run_of(found: re.Match[str]) -> str:
             cell = self.settled(of_level[found[1]])

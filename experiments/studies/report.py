@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
+import harness
 from experiments.studies import int8
-from experiments.studies.plan import Experiment
+from experiments.studies.plan import Cell, Experiment, StudyArm
 from experiments.trainings import (
     NOT_YET,
     PFLOP,
@@ -51,11 +52,38 @@ class Found:
 
 
 def gather(experiment: Experiment) -> list[Found]:
-    """Return what is recorded of a study, in the order of its plan."""
+    """Return what is recorded of a study, in the order of its plan; combine what is to be combined."""
     return [
-        Found(cell.level, cell.arm, finished(experiment.settled(cell).trainings, _metrics(experiment)))
+        Found(cell.level, cell.arm.name, _of_cell(experiment, experiment.settled(cell)))
         for cell in experiment.cells()
     ]
+
+
+def _of_cell(experiment: Experiment, cell: Cell) -> tuple[Trained, ...]:
+    """Return a score for each seed whose members have all been trained."""
+    members, found = experiment.study.members, []
+    runs = {one.seed: one for one in finished(cell.trainings, _metrics(experiment))}
+    for seed in experiment.seeds:
+        group = [runs.get(seed * members + number) for number in range(members)]
+        of_seed = [one for one in group if one is not None]
+        if len(of_seed) == members:
+            found.append(_as_one(experiment.study.metric, seed, of_seed, cell.arm))
+    return tuple(found)
+
+
+def _as_one(metric: str, seed: int, members: Sequence[Trained], arm: StudyArm) -> Trained:
+    """Return the members' mean, or what they are as one model, at the cost of all."""
+    if len(members) == 1:
+        return members[0]
+    names = set(members[0].metrics)
+    means = {name: mean for name in names if (mean := mean_of(members, name)) is not None}
+    minutes = minutes_of(members)
+    if arm.combine is None:
+        return Trained(seed, members[0].run_id, means, minutes)
+    one = harness.ensemble(*(member.run_id for member in members), soup=arm.soup, greedy=arm.greedy)
+    costs = {name: value * len(members) for name, value in means.items() if name == PFLOP}
+    spent = None if minutes is None else minutes * len(members)
+    return Trained(seed, one.run_id, {metric: one.metrics[metric], **costs}, spent)
 
 
 def _metrics(experiment: Experiment) -> tuple[str, ...]:
@@ -101,6 +129,11 @@ def render(experiment: Experiment, found: Sequence[Found], machine: str, data: s
         "images of the training split that train nothing; the test split is not read.",
         *study.notes,
     ]
+    if study.members > 1:
+        parts.append(
+            f"Each seed stands for {study.members} runs: an arm's score is their mean; an arm that combines "
+            "makes one model of them, and its minutes and PFLOP are those of all its members."
+        )
     if machine:
         parts.append(f"Data: {data}. Machine: {machine}; other work ran on it at the same time.")
     for level in dict.fromkeys(one.level for one in found):
@@ -185,12 +218,19 @@ def _percent(share: float | None) -> str:
 
 def _arms(experiment: Experiment) -> str:
     study = experiment.study
-    arms = [[arm.name, f"`{' '.join(arm.set)}`" if arm.set else "", arm.why] for arm in study.arms]
+    arms = [[arm.name, _settings(arm), arm.why] for arm in study.arms]
     levels = [[level.name, f"`{' '.join(level.set)}`", level.why] for level in study.levels]
     text = markdown_table(["arm", "settings", "why"], arms)
     if levels:
         text += "\n" + markdown_table([study.factor, "settings", ""], levels)
     return text.rstrip("\n")
+
+
+def _settings(arm: StudyArm) -> str:
+    if arm.combine is not None:
+        options = "".join(f" --{name}" for name in ("soup", "greedy") if getattr(arm, name))
+        return f"`harness ensemble{options}` of {arm.combine}"
+    return f"`{' '.join(arm.set)}`" if arm.set else ""
 
 
 def _number(value: float | None) -> str:
