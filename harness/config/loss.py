@@ -25,8 +25,26 @@ class BaseLoss(Section):
     l1: Annotated[float, Field(ge=0.0)] = 0.0
     l2: Annotated[float, Field(ge=0.0)] = 0.0  # ... and this × the sum of their squares
 
+    @property
+    def adjustment(self) -> float:
+        """The logit adjustment; 0 of losses that have none."""
+        return 0.0
 
-class CrossEntropy(BaseLoss):
+
+class SoftmaxLoss(BaseLoss):
+    """What losses of the softmax have."""
+
+    # Logit adjustment (Menon et al., 2021, https://arxiv.org/abs/2007.07314): this × the logarithm of each
+    # class's share of the training images is added to its logit in the loss alone, so that the logits favour
+    # no class for being frequent. 1 is for the balanced error; 0 is off.
+    logit_adjustment: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @property
+    def adjustment(self) -> float:
+        return self.logit_adjustment
+
+
+class CrossEntropy(SoftmaxLoss):
     """The cross entropy of the softmax."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
@@ -43,7 +61,7 @@ class BinaryCrossEntropy(BaseLoss):
     sum_classes: bool = False  # the sum over the classes, not their mean
 
 
-class Focal(BaseLoss):
+class Focal(SoftmaxLoss):
     """Cross entropy of the softmax, each class's part × (1 - p)^gamma: less for what is right already.
 
     Of multi-label images, that of each label's sigmoid, as in the paper.

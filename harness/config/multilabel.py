@@ -55,6 +55,11 @@ def check_labels_suit(config: RunConfig) -> None:
             "distill=soft_targets compares softmaxes, which give an image one class, and data=multilabel can "
             "give it several: use distill=none"
         )
+    if config.loss.adjustment:
+        raise ValueError(
+            f"loss.logit_adjustment={config.loss.adjustment:g} is of a softmax, which gives an image one "
+            "class, and data=multilabel can give it several: leave it out"
+        )
     if config.data.max_train_samples is not None:
         raise ValueError(
             "data.max_train_samples draws a subset of each class, and images of data=multilabel have no "

@@ -392,11 +392,15 @@ class RunConfig(Section):
                 f"augment.mix_off_epoch={mix_off_epoch} is not within trainer.max_epochs={epochs}: lower it, "
                 "or set null to mix to the end"
             )
-        twice = {"loss.class_weights=balanced": self.loss.class_weights == "balanced"}
-        if self.data.sampling != "natural" and (named := [one for one, is_on in twice.items() if is_on]):
+        corrections = [
+            *([f"data.sampling={self.data.sampling}"] if self.data.sampling != "natural" else []),
+            *(["loss.class_weights=balanced"] if self.loss.class_weights == "balanced" else []),
+            *([f"loss.logit_adjustment={tau:g}"] if (tau := self.loss.adjustment) else []),
+        ]
+        if len(corrections) > 1:
             raise ValueError(
-                f"data.sampling={self.data.sampling} lets all classes come equally often, and {named[0]} "
-                "would correct for their sizes once more: choose one of the two"
+                f"{' and '.join(corrections)} each correct for the sizes of the classes, together they would "
+                "do so twice: choose one of them"
             )
         end_after = self.trainer.end_after
         if end_after is not None and end_after > epochs:

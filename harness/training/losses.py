@@ -30,6 +30,7 @@ class TrainingLoss:
         label_smoothing: float = 0.0,
         weights_K: Tensor | None = None,
         *,
+        counts_K: np.ndarray | None = None,
         is_multilabel: bool = False,
     ) -> None:
         """
@@ -37,12 +38,14 @@ class TrainingLoss:
             label_smoothing: the share of each target that is spread evenly over all classes.
             weights_K: of the classes; None: all count equally. A mixed image has the mean of its classes'. Of
                 multi-label images, what a yes counts for each label; a no counts 1.
+            counts_K: the training images of each class, which `loss.logit_adjustment` needs.
             is_multilabel: each label has a sigmoid, and is smoothed towards 1/2 by itself.
         """
         self._config = config
         self._smoothing = label_smoothing
         self._weights_K = weights_K
         self._is_multilabel = is_multilabel
+        self._adjustment_K = _logit_adjustment(config, counts_K)
 
     def __call__(self, logits_BK: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss, a scalar.
@@ -52,6 +55,8 @@ class TrainingLoss:
         """
         if self._is_multilabel:
             return self._of_labels(logits_BK.float(), labels.float())
+        if self._adjustment_K is not None:
+            logits_BK = logits_BK.float() + self._adjustment_K.to(logits_BK.device)
         if isinstance(self._config, CrossEntropy) and self._weights_K is None:
             return F.cross_entropy(logits_BK, labels, label_smoothing=self._smoothing)
         logits_BK = logits_BK.float()
@@ -96,6 +101,20 @@ def _per_image(config: LossConfig, logits_BK: Tensor, targets_BK: Tensor) -> Ten
         # 1 - p, bounded below: at 0 a gamma below 1 has no finite gradient.
         log_p_BK = log_p_BK * (-log_p_BK.expm1()).clamp(min=1e-12) ** config.gamma
     return -(targets_BK * log_p_BK).sum(1)
+
+
+def _logit_adjustment(config: LossConfig, counts_K: np.ndarray | None) -> Tensor | None:
+    """Return what is added to the logits, float32 (K,); None if nothing is.
+
+    A class that label noise has left without training images counts as if it had one.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment" (2021), equation 10.
+    """
+    if not config.adjustment:
+        return None
+    assert counts_K is not None, "loss.logit_adjustment needs the sizes of the classes"
+    shares_K = np.maximum(counts_K, 1) / counts_K.sum()
+    return torch.from_numpy(config.adjustment * np.log(shares_K)).float()
 
 
 def class_weights(config: LossConfig, labels: np.ndarray, num_classes: int) -> Tensor | None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,7 @@ class ClassifierModule(pl.LightningModule):
         num_batches: int,
         class_weights_K: Tensor | None = None,
         teacher: Teacher | None = None,
+        counts_K: np.ndarray | None = None,
     ):
         """
         Args:
@@ -107,6 +109,7 @@ class ClassifierModule(pl.LightningModule):
             num_batches: training batches in an epoch; schedules count in optimiser steps.
             class_weights_K: of the loss, see `harness.training.losses.class_weights`.
             teacher: whose answers are learnt too, see `harness.training.teacher`.
+            counts_K: the training images of each class; needed by `loss.logit_adjustment`.
         """
         super().__init__()
         self.classifier = classifier
@@ -121,7 +124,11 @@ class ClassifierModule(pl.LightningModule):
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
         self._loss = TrainingLoss(
-            config.loss, config.optim.label_smoothing, class_weights_K, is_multilabel=config.is_multilabel
+            config.loss,
+            config.optim.label_smoothing,
+            class_weights_K,
+            counts_K=counts_K,
+            is_multilabel=config.is_multilabel,
         )
         self._teacher = teacher  # no nn.Module: nothing of it trains, nor is in a checkpoint
         self._num_accumulated = 0  # images whose gradients the next optimiser step takes, over all ranks

@@ -150,9 +150,11 @@ def _module(
     num_batches: int,
     teacher: Teacher | None,
 ) -> ClassifierModule:
-    weights = class_weights(config.loss, splits.train.labels, len(splits.class_names))
+    labels, num_classes = splits.train.labels, len(splits.class_names)
+    weights = class_weights(config.loss, labels, num_classes)
+    counts = None if splits.is_multilabel else np.bincount(labels, minlength=num_classes)
     facts = model_facts(config, splits, teacher)
-    return ClassifierModule(classifier, config, facts, num_batches, weights, teacher)
+    return ClassifierModule(classifier, config, facts, num_batches, weights, teacher, counts)
 
 
 def _watch_machine(recorder: EpochRecorder, config: RunConfig, machine: Machine) -> None:

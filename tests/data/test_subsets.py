@@ -100,7 +100,7 @@ def test_what_is_too_much_is_refused(fields: dict[str, object], message: str) ->
         ({"label_noise_pairs": {"cat": "dog"}}, "while label_noise is 0"),
         ({"label_noise": 0.1, "label_noise_pairs": {"cat": "cat"}}, "'cat' would keep its label"),
         ({"imbalance_factor": 0.01}, "input should be greater than or equal to 1"),
-        ({"sampling": "over"}, "correct for their sizes once more"),
+        ({"sampling": "over"}, "each correct for the sizes of the classes"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_costs_one_line(data: dict[str, object], message: str) -> None:

@@ -79,6 +79,37 @@ def test_balanced_classes_weigh_the_same_and_an_image_one_on_average() -> None:
     assert torch.allclose(TrainingLoss(CrossEntropy(), 0.0, weights)(LOGITS, LABELS), expected)
 
 
+def test_logit_adjustment_is_equation_10_of_its_paper() -> None:
+    """log(1 + Σ (π_j / π_y)^τ · e^(f_j - f_y)), over the other classes j."""
+    counts, tau = np.array([50, 20, 10, 15, 5]), 1.5
+    priors = torch.from_numpy(counts / counts.sum()).float()
+    of_label = LOGITS.gather(1, LABELS[:, None])
+    ratios = (priors[None] / priors[LABELS][:, None]) ** tau * (LOGITS - of_label).exp()
+    expected = torch.log(ratios.sum(1)).mean()  # the class itself is the 1
+    adjusted = CrossEntropy(logit_adjustment=tau)
+    assert torch.allclose(TrainingLoss(adjusted, counts_K=counts)(LOGITS, LABELS), expected)
+    targets = F.one_hot(LABELS, 5).float()
+    assert torch.allclose(TrainingLoss(adjusted, counts_K=counts)(LOGITS, targets), expected)
+    focal = Focal(gamma=0.0, logit_adjustment=tau)
+    assert torch.allclose(TrainingLoss(focal, counts_K=counts)(LOGITS, LABELS), expected)
+    even = TrainingLoss(adjusted, counts_K=np.full(5, 7))(LOGITS, LABELS)
+    assert torch.allclose(even, F.cross_entropy(LOGITS, LABELS))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss=binary", "loss.logit_adjustment=1"], r"loss\.logit_adjustment"),
+        (["loss.logit_adjustment=1", "loss.class_weights=balanced"], "choose one of them"),
+        (["loss.logit_adjustment=-1"], "greater than or equal to 0"),
+        (["data=multilabel", "loss=focal", "loss.logit_adjustment=1"], "which gives an image one class"),
+    ],
+)
+def test_a_logit_adjustment_that_makes_no_sense_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose_run(overrides)
+
+
 def test_penalties_have_the_gradients_of_their_formulas() -> None:
     network = build_model(ScratchModel(kind="lenet"), 10).network
     network.stages[0].requires_grad_(False)

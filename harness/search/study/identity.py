@@ -76,6 +76,7 @@ ADDED_LATER: dict[str, Any] = {
     "loss.kind": "cross_entropy",
     "distill.kind": "none",
     "loss.class_weights": "none",
+    "loss.logit_adjustment": 0.0,
     "loss.l1": 0.0,
     "loss.l2": 0.0,
     "trainer.gradient_checkpointing": False,
