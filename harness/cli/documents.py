@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from harness.training.evaluate import RunEvaluation
     from harness.training.finalize import Final
     from harness.training.lr_curve import RateCurve
+    from harness.training.lr_find import RateTest
     from harness.training.rerun import Rerun
     from harness.training.result import RunResult
 
@@ -252,6 +253,24 @@ def of_rates(curve: RateCurve, path: Path) -> Document:
             "picture": path,
         },
         notes=[curve.note] if curve.note else [],
+    )
+
+
+def of_rate_test(test: RateTest, path: Path) -> Document:
+    """Return a learning-rate test: what was tried, and what it suggests."""
+    return Document(
+        "harness.lr-find/1",
+        {
+            "optimizer": test.optimizer,
+            "rates": test.rates,
+            "losses": test.losses,
+            "has_diverged": test.has_diverged,
+            "rate_of_lowest": None if test.why_none else test.rates[test.lowest],
+            "suggestion": test.suggestion,
+            "why_none": test.why_none,
+            "picture": path,
+        },
+        notes=[test.note] if test.note else [],
     )
 
 

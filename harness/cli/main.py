@@ -162,7 +162,12 @@ def _add_configured_commands(add: AddCommand) -> None:
     data = add("data", run_data, "print what a data set holds and draw samples of it")
     curve = add("lr-curve", run_lr_curve, "draw the learning rate of every step of a run; train nothing")
     curve.add_argument("--output", type=Path, default=Path("reports/lr-curve.png"), help="for the picture")
-    for command in (sweep, train, data, curve):
+    find = add("lr-find", run_lr_find, "train a few steps with a rising learning rate, and suggest one")
+    find.add_argument("--low", type=float, default=1e-6, help="the first rate of optim.lr (default: 1e-6)")
+    find.add_argument("--high", type=float, default=10.0, help="the last one (default: 10)")
+    find.add_argument("--steps", type=int, default=100, help="optimiser steps (default: 100)")
+    find.add_argument("--output", type=Path, default=Path("reports/lr-find.png"), help="for the picture")
+    for command in (sweep, train, data, curve, find):
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=lenet optim.lr=3e-4 …")
         command.add_argument("--config-dir", type=Path, help="another folder of config groups")
     for command in (sweep, train):
@@ -171,7 +176,7 @@ def _add_configured_commands(add: AddCommand) -> None:
     sweeps.add_sweep_options(sweep)
     train.add_argument("--resume", metavar="RUN", help="go on with a run, as it was configured")
     add_mlruns(train)
-    for command in (train, data, curve):
+    for command in (train, data, curve, find):
         add_json(command)
     data.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
     data.add_argument("--features", action="store_true", help="list the cached features instead")
@@ -331,6 +336,18 @@ def run_lr_curve(options: argparse.Namespace) -> Document:
     path = write_figure(curve, options.output)
     print(f"written: {path}")
     return documents.of_rates(curve, path)
+
+
+def run_lr_find(options: argparse.Namespace) -> Document:
+    from harness.config.compose import compose_run
+    from harness.training.lr_find import find_rate, write_figure
+
+    config = compose_run(options.overrides, **config_dir(options))
+    test = find_rate(config, options.low, options.high, options.steps)
+    print(test)
+    path = write_figure(test, options.output)
+    print(f"written: {path}")
+    return documents.of_rate_test(test, path)
 
 
 def run_evaluate(options: argparse.Namespace) -> Document:
