@@ -37,11 +37,11 @@ from harness.config.schema import RunConfig, ScheduleConfig
 from harness.data import as_loaded, load_splits
 from harness.errors import ConfigError
 from harness.training.fit import quiet_lightning
-from harness.training.losses import class_weights
 from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.prepare import prepare_model
-from harness.training.train import choose_data, model_facts
+from harness.training.teacher import find_teacher, load_teacher
+from harness.training.train import build_module, choose_data
 
 LEAST_STEPS = 20
 LEAST_LOSSES = 3
@@ -204,11 +204,10 @@ def _train(config: RunConfig, rising: _RisingRate, num_steps: int) -> Classifier
     data = as_loaded(config.data, splits)
     config = config.model_copy(update={"optim": optim, "average": NoAverage(), "data": data})
     classifier, _ = prepare_model(config, splits)
+    teacher = load_teacher(find_teacher(config), config, splits.class_names)
     machine = resolve_machine(config.trainer, classifier.network)
     images = choose_data(classifier, splits, config, machine, None)
-    weights = class_weights(config.loss, splits.train.labels, len(splits.class_names))
-    facts, num_batches = model_facts(config, splits), len(images.train_dataloader())
-    module = ClassifierModule(classifier, config, facts, num_batches, weights)
+    module = build_module(classifier, config, splits, len(images.train_dataloader()), teacher)
     module.to(memory_format=torch.channels_last)
     quiet_lightning()
     trainer = pl.Trainer(

@@ -113,7 +113,7 @@ def train(
             if ranks.is_zero:
                 cached_views = data.train.num_views if isinstance(data, FeatureDataModule) else None
                 tracker.log_params({"features": describe_regime(config, cached_views)})
-            module = _module(classifier, config, splits, len(data.train_dataloader()), teacher)
+            module = build_module(classifier, config, splits, len(data.train_dataloader()), teacher)
             _watch_machine(recorder, config, machine)
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
@@ -143,13 +143,14 @@ def train(
     return _result(tracker.run_id, status, recorder, best, seconds, costs)
 
 
-def _module(
+def build_module(
     classifier: ImageClassifier,
     config: RunConfig,
     splits: ImageSplits,
     num_batches: int,
     teacher: Teacher | None,
 ) -> ClassifierModule:
+    """Return the classifier with its loss and optimiser, as a run of this configuration trains it."""
     labels, num_classes = splits.train.labels, len(splits.class_names)
     weights = class_weights(config.loss, labels, num_classes)
     counts = None if splits.is_multilabel else np.bincount(labels, minlength=num_classes)
