@@ -74,8 +74,9 @@ NOT_OF_A_CONFIGURATION = ("seed", "machine.device_name", "machine.threads", "tra
 # they are columns of the files, and of the text with --wide.
 IMPORTANT_RESULTS = (
     "val/accuracy", "val/accuracy_no_tta", "val/balanced_accuracy", "val/loss", "val/ece", "test/accuracy",
-    "test/accuracy_no_tta",
+    "test/accuracy_no_tta", "val/mAP", "val/mAP_no_tta", "test/mAP", "test/mAP_no_tta",
 )  # fmt: skip
+VAL_MAP = "val/mAP"
 LOWER_IS_BETTER = ("loss", "brier", "ece")  # how the last part of such a metric's name begins
 NUM_PAIRED = 6  # best runs whose predictions of the same images are compared in pairs
 NO_ANSWER = ("infeasible", "failed")  # such a run stands below all others, however good its score
@@ -99,7 +100,7 @@ def compare(
     if not records:
         raise TrackingError("there is no run to compare: give ids, a sweep or a filter that fits some")
     check_same_validation(records)
-    metric = names.VAL_ACCURACY if sweep is None else sweep.metric
+    metric = _default_metric(records) if sweep is None else sweep.metric
     settings = differing_params(records)
     if sweep is not None:
         meant = {record.run_id for record in records}
@@ -264,7 +265,7 @@ def compare_runs(
         if not run_ids:  # a sweep's parent trains nothing
             records = [record for record in records if record.kind != "sweep"]
         table = compare(records, sort)
-        return replace(_with_images(tracking, records, table), notes=tuple(notes))
+        return replace(_with_images(tracking, records, table), notes=(*notes, *_unpaired(records)))
     of_sweep = read_sweep(tracking, parent)
     records = trials_of(tracking, parent, filter) if filter else list(of_sweep.trials)
     same = [record for record in records if not of_sweep.has_own_validation(record)]
@@ -276,7 +277,25 @@ def compare_runs(
     if not records:
         raise TrackingError(f"no trial of sweep {of_sweep.name} is recorded that could be compared")
     table = compare(records, sort, of_sweep)
-    return replace(_with_images(tracking, records, table), notes=tuple(notes))
+    return replace(_with_images(tracking, records, table), notes=(*notes, *_unpaired(records)))
+
+
+def _unpaired(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    if len(records) < 2 or not _are_multilabel(records):
+        return ()
+    return (
+        "note: multi-label runs are not compared in pairs on the same images (McNemar's test takes one "
+        "answer to an image, right or wrong): seeds alone tell whether one is better",
+    )
+
+
+def _default_metric(records: Sequence[RunRecord]) -> str:
+    return VAL_MAP if _are_multilabel(records) else names.VAL_ACCURACY
+
+
+def _are_multilabel(records: Sequence[RunRecord]) -> bool:
+    """Return whether runs are of images with several labels each; runs of one table have the same images."""
+    return any(VAL_MAP in record.results for record in records)
 
 
 def _with_images(tracking: TrackingConfig, records: Sequence[RunRecord], table: Comparison) -> Comparison:

@@ -473,6 +473,7 @@ def of_export(result: ExportResult) -> Document:
             "path": result.path,
             "files": sorted(path.name for path in result.path.iterdir()),
             "classes": config.classes,
+            "thresholds": config.thresholds,
             "input": {"name": config.input.name, "height": config.input.height, "width": config.input.width},
             "run_id": config.run.run_id,
             "metrics": config.run.metrics,

@@ -10,7 +10,7 @@ import math
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -44,7 +44,11 @@ DECODE_RULE = (  # of harness.data.decoding.decode, in words
     "{ranges}, its shorter side resized to {size} pixels (Pillow, bicubic), its centre cropped"
 )
 PACKAGES = ("harness", "torch", "timm", "onnx", "onnxruntime", "safetensors", "numpy", "pillow")
-MACHINE_KEYS = ("dir", "cache_dir")  # of `data`: folders of one machine, which a bundle does not disclose
+MACHINE_KEYS = (
+    "dir",
+    "cache_dir",
+    "labels_csv",
+)  # of `data`: folders of one machine, which a bundle does not disclose
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,20 @@ class ExportResult:
         """Return the lines shown after an export: the files, how exact they are, and what to type next."""
         config, agreed = self.config, self.config.parity
         split = "validation" if config.data.num_val_images else "training"
+        is_multilabel = config.thresholds is not None
+        kinds = "labels" if is_multilabel else "classes"
+        agreement = "all labels equal" if is_multilabel else "top-1 agreement"
         names = [manifest.WEIGHTS_FILE, manifest.ONNX_FILE] + [manifest.INT8_FILE] * (config.int8 is not None)
         files = ", ".join(f"{name} {_megabytes(self.path / name)}" for name in names)
         shape = f"(batch, 3, {config.input.height}, {config.input.width})"
         return "\n".join(
             [
-                f"{self.path}: {describe_model(config)}, {len(config.classes)} classes, {files}",
+                f"{self.path}: {describe_model(config)}, {len(config.classes)} {kinds}, {files}",
                 f"input    {config.input.name}: uint8 RGB, {shape}; output: logits",
                 f"parity   torch and ONNX Runtime on {agreed.num_images} {split} images, batches of "
                 f"{', '.join(map(str, agreed.batch_sizes))}:",
                 f"         logits differ by {agreed.max_abs_difference:.2g} at most "
-                f"(allowed {agreed.tolerance:.2g}), top-1 agreement {agreed.top1_agreement:.2%}",
+                f"(allowed {agreed.tolerance:.2g}), {agreement} {agreed.top1_agreement:.2%}",
                 "reload   model.safetensors gives the checkpoint's logits bit for bit",
                 *([] if config.int8 is None else [f"int8     {config.int8} ({split})"]),
                 f"next     harness predict {self.path} image.png",
@@ -97,6 +104,7 @@ def export_checkpoint(
     val_images: ImageArrays,
     facts: RunFacts,
     int8: Int8 | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> ExportResult:
     """Write the bundle `output_dir/name`; it replaces an earlier one only after its checks have passed.
 
@@ -105,6 +113,7 @@ def export_checkpoint(
         val_images: torch and ONNX Runtime are compared on up to 256 of them.
         facts: what is known of the run, for the configuration and the card.
         int8: to write `model.int8.onnx`, too.
+        thresholds: of a multi-label model's labels.
 
     Raises:
         ExportError: the model cannot be exported, fails parity, loses too much when it is quantised, or the
@@ -114,7 +123,7 @@ def export_checkpoint(
     target = _target(Path(output_dir), name)
     checkpoint = load_checkpoint(checkpoint_path)
     with _staging(target) as folder:
-        config = _write(folder, checkpoint, name, val_images, facts, int8)
+        config = _write(folder, checkpoint, name, val_images, facts, int8, thresholds)
         _replace(folder, target)
     return ExportResult(target, config)
 
@@ -129,6 +138,7 @@ def _write(
     val: ImageArrays,
     facts: RunFacts,
     int8: Int8 | None,
+    thresholds: Sequence[float] | None,
 ) -> BundleConfig:
     classifier = restore_classifier(checkpoint)
     images_NCHW = parity.choose_images(val)
@@ -140,6 +150,7 @@ def _write(
     config = BundleConfig(
         name=name,
         classes=checkpoint.class_names,
+        thresholds=None if thresholds is None else tuple(thresholds),
         input=graph_input,
         preprocessing=_preprocessing(classifier, graph_input.height, checkpoint.config.data),
         model=checkpoint.config.model,
@@ -148,7 +159,7 @@ def _write(
         epoch=checkpoint.epoch,
         score=checkpoint.score if math.isfinite(checkpoint.score) else None,
         run=facts,
-        parity=parity.check_parity(torch_runner(classifier), exported, images_NCHW),
+        parity=parity.check_parity(torch_runner(classifier), exported, images_NCHW, thresholds),
         int8=None if int8 is None else _quantise(folder, graph_input, val, int8),
         training=_portable(checkpoint.config.to_dict()),
         versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},

@@ -12,7 +12,8 @@ from harness.export.manifest import BundleConfig, Preprocessing
 DATASET_IDS = {"cifar10": "uoft-cs/cifar10"}  # of the Hugging Face hub
 METRICS = (
     "accuracy", "accuracy_no_tta", "top5_accuracy", "balanced_accuracy", "precision", "recall", "f1", "auc",
-    "loss", "brier", "ece",
+    "mAP", "mAP_no_tta", "micro_f1", "exact_match", "f1_at_thresholds", "micro_f1_at_thresholds",
+    "exact_match_at_thresholds", "loss", "brier", "ece",
 )  # fmt: skip
 SELECTION: dict[str, Any] = {  # settings that change what trains, and the values by which they do not
     "images_per_class": None,
@@ -33,11 +34,11 @@ $summary
 
 ## Intended use
 
-The model names the class of one image, out of exactly these $num_classes (in the order of its outputs):
+$use $num_classes (in the order of its outputs):
 
 $classes
 
-It has no answer for anything else: an image of something else gets one of these names too. Nothing was
+$limits Nothing was
 measured beyond the tables below (no other data, no corruptions, no subgroups$uncalibrated).
 
 ## Data
@@ -57,7 +58,7 @@ $training
 | | name | type | shape | meaning |
 | --- | --- | --- | --- | --- |
 | input | `$input_name` | uint8 | $input_shape | RGB, 0 to 255, channels first |
-| output | `$output_name` | float32 | (batch, $num_classes) | logits: softmax gives probabilities |
+| output | `$output_name` | float32 | (batch, $num_classes) | logits: $function gives probabilities |
 
 Done by the caller: $decode_rule.
 
@@ -87,7 +88,7 @@ image = Image.open("image.png").convert("RGB").resize((side, side))  # a square 
 pixels = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)[None]  # (1, 3, H, W)
 session = onnxruntime.InferenceSession("model.onnx")
 logits = session.run(["$output_name"], {"$input_name": pixels})[0]
-print(config["classes"][int(logits[0].argmax())])
+$answer
 ```
 
 With torch, from `model.safetensors`:
@@ -108,7 +109,7 @@ machine-readable form. `sha256sum --check SHA256SUMS` tells whether they are una
 
 torch and ONNX Runtime were compared when this bundle was written: on $parity_images $parity_split images in
 batches of $parity_batches the logits differ by at most $parity_difference (allowed: $parity_tolerance), and
-$parity_agreement of the predicted classes are the same.
+$parity_agreement of $agreed.
 $int8""")
 INT8 = """
 `model.int8.onnx` is the same graph with 8-bit weights and activations, whose ranges come from {count}
@@ -137,7 +138,10 @@ def render_card(config: BundleConfig) -> str:
         name=config.name,
         summary=_summary(config),
         num_classes=len(config.classes),
-        classes="\n".join(f"{index}. `{name}`" for index, name in enumerate(config.classes)),
+        classes="\n".join(
+            f"{index}. `{name}`{_threshold(config, index)}" for index, name in enumerate(config.classes)
+        ),
+        **(_OF_CLASSES if config.thresholds is None else _OF_LABELS),
         data=_data(config),
         metrics=_metrics(config),
         uncalibrated=""
@@ -161,6 +165,28 @@ def render_card(config: BundleConfig) -> str:
         parity_tolerance=f"{config.parity.tolerance:.2g}",
         parity_agreement=f"{config.parity.top1_agreement:.2%}",
     )
+
+
+_OF_CLASSES = {
+    "use": "The model names the class of one image, out of exactly these",
+    "limits": "It has no answer for anything else: an image of something else gets one of these names too.",
+    "function": "softmax",
+    "answer": 'print(config["classes"][int(logits[0].argmax())])',
+    "agreed": "the predicted classes are the same",
+}
+_OF_LABELS = {
+    "use": "The model tells which labels one image has, any number of them or none, out of exactly these",
+    "limits": "A label is given if its probability is above its threshold; each label is judged by itself.",
+    "function": "a sigmoid each",
+    "answer": "probabilities = 1 / (1 + np.exp(-logits[0]))\n"
+    'named = zip(config["classes"], probabilities, config["thresholds"])\n'
+    "print([name for name, probability, threshold in named if probability > threshold])",
+    "agreed": "the images have the same labels",
+}
+
+
+def _threshold(config: BundleConfig, index: int) -> str:
+    return "" if config.thresholds is None else f", above {config.thresholds[index]:.3f}"
 
 
 def _split(config: BundleConfig) -> str:
@@ -211,10 +237,11 @@ def _front_matter(config: BundleConfig) -> dict[str, Any]:
 
 def _summary(config: BundleConfig) -> str:
     start = "from pretrained weights" if _is_pretrained(config) else "from random weights"
-    return (
-        f"`{describe_model(config)}` ({config.num_parameters:,} parameters), trained {start} to classify the "
-        f"images of `{config.data.name}` into {len(config.classes)} classes."
-    )
+    what = f"`{describe_model(config)}` ({config.num_parameters:,} parameters), trained {start} to"
+    count, data = len(config.classes), config.data.name
+    if config.thresholds is not None:
+        return f"{what} tell which of {count} labels an image of `{data}` has."
+    return f"{what} classify the images of `{data}` into {count} classes."
 
 
 def _is_pretrained(config: BundleConfig) -> bool:
@@ -257,7 +284,8 @@ def _metrics(config: BundleConfig) -> str:
     lines = [_row("split", names), _row("---", ["---"] * len(names))]
     for split, values in tables.items():
         lines.append(_row(SPLITS[split], [f"{values[m]:.4f}" if m in values else "" for m in names]))
-    notes = [_selection_note(config, "test" in tables), _calibration_note(config), _augmentation_note(config)]
+    notes = [_selection_note(config, "test" in tables), _calibration_note(config)]
+    notes += [_threshold_note(config), _augmentation_note(config)]
     return "\n".join([*lines, "", *filter(None, notes)])
 
 
@@ -305,13 +333,30 @@ def _calibration_note(config: BundleConfig) -> str:
     )
 
 
+def _threshold_note(config: BundleConfig) -> str:
+    if config.thresholds is None:
+        return ""
+    if not config.data.num_val_images:
+        return "Each label's threshold is 0.5: there were no validation images to choose it on."
+    return (
+        "mAP is the mean over the labels of the average precision; the other figures are of answers above "
+        "0.5, those `at_thresholds` above each label's threshold. This was chosen on the validation images "
+        "for the label's highest F1 there, so these figures are optimistic on validation."
+    )
+
+
 def _augmentation_note(config: BundleConfig) -> str:
     tta = config.training.get("evaluation", {}).get("tta", "none")
     if tta == "none":
         return ""
     return (
         f"The figures are those of test-time augmentation (`{tta}`: the logits of several views of an image, "
-        "averaged). The exported network has none of it: where known, its accuracy is `accuracy_no_tta`."
+        "averaged). The exported network has none of it: "
+        + (
+            "where known, its accuracy is `accuracy_no_tta`."
+            if config.thresholds is None
+            else "where known, its mAP is `mAP_no_tta`; the thresholds above were chosen anew without it."
+        )
     )
 
 

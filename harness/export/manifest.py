@@ -90,7 +90,7 @@ class ParityFacts(Section):
     batch_sizes: tuple[int, ...]
     max_abs_difference: float  # of logits
     tolerance: float  # on that difference
-    top1_agreement: float  # fraction of images
+    top1_agreement: float  # fraction of images; multi-label: of those whose labels are all the same
 
 
 class Int8Facts(Section):
@@ -117,6 +117,8 @@ class BundleConfig(Section):
     format_version: Literal[1, 2] = FORMAT_VERSION
     name: str
     classes: tuple[str, ...]
+    # Of a multi-label model: the probability (of the sigmoid) above which an image has each of `classes`.
+    thresholds: tuple[float, ...] | None = None
     input: GraphInput
     output: GraphOutput = GraphOutput()
     preprocessing: Preprocessing

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from harness.data.splits import ImageArrays
 from harness.errors import ExportError
@@ -23,11 +24,17 @@ def choose_images(split: ImageArrays) -> NDArray[np.uint8]:
     return np.ascontiguousarray(split.gather(chosen).transpose(0, 3, 1, 2))
 
 
-def check_parity(reference: Runner, exported: Runner, images_NCHW: NDArray[np.uint8]) -> ParityFacts:
+def check_parity(
+    reference: Runner,
+    exported: Runner,
+    images_NCHW: NDArray[np.uint8],
+    thresholds: Sequence[float] | None = None,
+) -> ParityFacts:
     """Compare the logits of every image, in batches of several sizes.
 
     Args:
         images_NCHW: uint8, (N, 3, H, W).
+        thresholds: of a multi-label model's labels; the agreement is then of all labels of an image.
 
     Raises:
         ExportError: the logits differ by more than the tolerance, or are not finite.
@@ -41,7 +48,13 @@ def check_parity(reference: Runner, exported: Runner, images_NCHW: NDArray[np.ui
         )
     difference = float(np.abs(expected_NK - actual_NK).max())
     tolerance = RELATIVE_TOLERANCE * max(1.0, float(np.abs(expected_NK).max()))
-    agreement = float((expected_NK.argmax(1) == actual_NK.argmax(1)).mean())
+    if thresholds is None:
+        agreement = float((expected_NK.argmax(1) == actual_NK.argmax(1)).mean())
+    else:
+        has_label = [
+            expit(logits_NK.astype(np.float64)) > thresholds for logits_NK in (expected_NK, actual_NK)
+        ]
+        agreement = float((has_label[0] == has_label[1]).all(axis=1).mean())
     if not difference <= tolerance:  # not `difference > tolerance`, which NaN would pass
         raise ExportError(
             f"torch and ONNX Runtime disagree on {len(expected_NK)} validation images: logits differ by up to"

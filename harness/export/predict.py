@@ -35,7 +35,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one file, or why it could not be read."""
+    """The likeliest classes of a file, or its labels above their thresholds, or why it could not be read."""
 
     file: Path
     classes: tuple[tuple[str, float], ...] = ()  # (name, probability), likeliest first
@@ -44,6 +44,8 @@ class Prediction:
     def __str__(self) -> str:
         if self.error is not None:
             return f"not read: {self.error}"
+        if not self.classes:
+            return "no label above its threshold"
         return "   ".join(f"{name} {probability:.1%}" for name, probability in self.classes)
 
 
@@ -83,7 +85,7 @@ def predict_files(
 
     Args:
         files: image files, and folders, which stand for the images in them and below.
-        top_k: how many classes each prediction names.
+        top_k: how many classes each prediction names; that of a multi-label model names all of its labels.
         int8: by `model.int8.onnx`.
 
     Returns:
@@ -124,11 +126,17 @@ def _predict_batch(config: BundleConfig, score: Runner, paths: list[Path], top_k
     inside = config.preprocessing
     decoded = [_decode(path, inside.decode_size, inside.pixel_range) for path in paths]
     images = [image for image in decoded if not isinstance(image, str)]
-    probabilities = iter(_softmax(score(np.stack(images).transpose(0, 3, 1, 2).copy())) if images else ())
+    logits = (
+        score(np.stack(images).transpose(0, 3, 1, 2).copy())
+        if images
+        else np.empty((0, len(config.classes)), np.float32)
+    )
+    thresholds = config.thresholds
+    probabilities = iter(_softmax(logits) if thresholds is None else _sigmoid(logits))
     return [
         Prediction(path, error=image)
         if isinstance(image, str)
-        else Prediction(path, _top(config.classes, next(probabilities), top_k))
+        else Prediction(path, _named(config.classes, next(probabilities), top_k, thresholds))
         for path, image in zip(paths, decoded, strict=True)
     ]
 
@@ -142,11 +150,23 @@ def _decode(path: Path, size: int, pixel_range: PixelRange) -> NDArray[np.uint8]
         return first_line(error)
 
 
-def _top(
-    classes: Sequence[str], probabilities_K: NDArray[np.float64], top_k: int
+def _named(
+    classes: Sequence[str],
+    probabilities_K: NDArray[np.float64],
+    top_k: int,
+    thresholds: Sequence[float] | None,
 ) -> tuple[tuple[str, float], ...]:
-    order = np.argsort(-probabilities_K, kind="stable")[:top_k]
+    """Return the `top_k` likeliest classes; of a multi-label model, the labels above their thresholds."""
+    order = np.argsort(-probabilities_K, kind="stable")
+    order = order[:top_k] if thresholds is None else order[(probabilities_K > thresholds)[order]]
     return tuple((classes[index], float(probabilities_K[index])) for index in order)
+
+
+def _sigmoid(logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    # Of the magnitude alone an exponential is taken, so that none overflows.
+    small = np.exp(-np.abs(logits_NK.astype(np.float64)))
+    probabilities: NDArray[np.float64] = np.where(logits_NK >= 0, 1.0, small) / (1.0 + small)
+    return probabilities
 
 
 def _softmax(logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -51,9 +51,13 @@ def export_run(
     choice = choose(tracking, run)
     show(choice.why)
     record = choice.run
-    if load_checkpoint(choice.checkpoint).config.is_multilabel:
-        raise ExportError("multi-label models cannot be exported yet: use the checkpoint (harness.load)")
-    splits = _splits(load_checkpoint(choice.checkpoint), record)
+    checkpoint = load_checkpoint(choice.checkpoint)
+    splits = _splits(checkpoint, record)
+    thresholds = _thresholds(tracking, record, checkpoint, splits) if splits.is_multilabel else None
+    if thresholds is not None and int8 is not None:
+        raise ExportError(
+            "--int8 measures what is lost of the accuracy, which multi-label models have none of"
+        )
     val = splits.val if len(splits.val) else splits.train  # none are left by data.train_on_val
     is_sweeps_best = record.sweep is not None and choice.is_best_of_sweep
     of_run = f"{record.name}-{record.run_id[:8]}"
@@ -64,6 +68,7 @@ def export_run(
         name=name,
         val_images=val,
         facts=_facts(choice),
+        thresholds=thresholds,
         int8=None if int8 is None else Int8(splits.train, int8),
     )
 
@@ -86,6 +91,23 @@ def _facts(choice: ChosenRun) -> RunFacts:
         test_readings=count_readings((record if sweep is None else sweep.parent).tags),
         metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
     )
+
+
+def _thresholds(
+    tracking: TrackingConfig, record: RunRecord, checkpoint: Checkpoint, splits: ImageSplits
+) -> list[float]:
+    """Return the threshold of each label, as the run has chosen it; 0.5 if it had no validation images.
+
+    Those of a run with test-time augmentation are chosen anew without it, as the exported network has none.
+    """
+    from harness.tracking.artifacts import load_thresholds
+    from harness.training.evaluate import plain_thresholds
+
+    if not len(splits.val):
+        return [0.5] * len(checkpoint.class_names)
+    if checkpoint.config.evaluation.tta != "none":
+        return plain_thresholds(checkpoint, splits)
+    return load_thresholds(tracking, record, checkpoint.class_names)
 
 
 def _splits(checkpoint: Checkpoint, record: RunRecord) -> ImageSplits:

@@ -172,13 +172,16 @@ def look_at_trial(tracking: TrackingConfig, run_id: str, path: Path) -> None:
     """
     checkpoint = load_checkpoint(path)
     arrays, model = _load_splits(checkpoint).val, _Model.of(checkpoint)
-    try:
-        evaluation: AnyEvaluation = evaluate(
-            recorded_predictions(tracking, get_run(tracking, run_id), checkpoint, arrays)
-        )
-    except TrackingError as error:
-        log.info("the validation images are predicted again: %s", error)
+    evaluation: AnyEvaluation
+    if checkpoint.config.is_multilabel:  # their recorded predictions are not read again
         evaluation = model.evaluate(arrays, "val", None)
+    else:
+        try:
+            known = recorded_predictions(tracking, get_run(tracking, run_id), checkpoint, arrays)
+            evaluation = evaluate(known)
+        except TrackingError as error:
+            log.info("the validation images are predicted again: %s", error)
+            evaluation = model.evaluate(arrays, "val", None)
     tracker = open_store(tracking).reopen_run(run_id)
     look_closely(tracker, evaluation)
     _Evaluated(evaluation, arrays, model).record_pictures(tracker, closely=True)
@@ -316,6 +319,12 @@ def _evaluate(checkpoint: Checkpoint, split: Split, temperature: Temperature) ->
             log.info("no temperature is recorded: the validation images are predicted to fit one")
             temperature = fit_temperature(model.predict(splits.val)[0], splits.val.labels)
     return _Evaluated(model.evaluate(arrays, split, temperature), arrays, model)
+
+
+def plain_thresholds(checkpoint: Checkpoint, splits: ImageSplits) -> list[float]:
+    """Return the thresholds of a multi-label model's labels, chosen without test-time augmentation."""
+    _, plain = _Model.of(checkpoint).predict(splits.val)
+    return choose_thresholds(expit(plain.astype(np.float64)), splits.val.labels).tolist()
 
 
 def _choose_thresholds(model: _Model, splits: ImageSplits) -> np.ndarray | None:
