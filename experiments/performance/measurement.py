@@ -32,6 +32,7 @@ class Outcome:
     values: tuple[float, ...]  # of the quantity that has the target, one per repeat
     sides: tuple[Side, ...] = ()
     note: str = ""  # what a reader must know to judge the number
+    table: tuple[tuple[str, ...], ...] = ()  # of a report, its headings first; empty: none
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Result:
     repeats: int = 0
     sides: tuple[Side, ...] = ()
     note: str = ""
+    table: tuple[tuple[str, ...], ...] = ()  # see `Outcome`
     seconds: float = field(default=0.0, compare=False)  # that measuring took
 
     def share(self, value: float) -> float:
@@ -117,6 +119,7 @@ def judge(row: Row, outcome: Outcome, seconds: float) -> Result:
         repeats=len(outcome.values),
         sides=outcome.sides,
         note=outcome.note,
+        table=outcome.table,
         seconds=seconds,
     )
 

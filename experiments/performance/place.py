@@ -34,6 +34,7 @@ class Scale:
 
     repeats: int = 3
     input_seconds: float = 3.0  # of each side of the input pipeline
+    augment_seconds: float = 0.4  # of each technique, on each side
     step_seconds: float = 4.0  # of each side of a comparison of training steps; three steps at least
     speed_batch: int = 500
     speed_images: int = 1500  # of an epoch of the speed CNN against a bare loop
@@ -50,6 +51,7 @@ FULL = Scale()
 QUICK = Scale(
     repeats=1,
     input_seconds=0.3,
+    augment_seconds=0.01,
     step_seconds=0.3,
     speed_batch=64,
     speed_images=128,

@@ -120,7 +120,8 @@ def _details(result: Result) -> str:
     lines += [f"- {_side(side)}" for side in result.sides]
     if result.note:
         lines.append(f"- {result.note}.")
-    return "\n".join(lines).replace(f": {result.verdict}\n- ", f": {result.verdict}\n\n- ", 1)
+    text = "\n".join(lines).replace(f": {result.verdict}\n- ", f": {result.verdict}\n\n- ", 1)
+    return f"{text}\n\n{_markdown_table(result.table[0], result.table[1:])}" if result.table else text
 
 
 def _side(side: Side) -> str:

@@ -65,7 +65,7 @@ def usual_input(overrides: list[str], seconds: float) -> float:
     """Return images/s of the same by a DataLoader of two workers over PIL images."""
     from experiments.performance import usual_script as usual
 
-    config = _prepare(overrides)
+    config = prepare(overrides)
     arrays = load_splits(config.data).train
     images = usual.ArrayImages(arrays.gather(slice(None)), arrays.labels, usual.train_transform("wide_cnn"))
     loader = usual.build_loader(images, config.data.batch_size, shuffle=True)
@@ -155,7 +155,7 @@ def harness_epoch(overrides: list[str], whole_epoch: int, epochs: int = 2) -> fl
         ends.append((time.perf_counter(), report))
         return "continue"
 
-    config = _prepare([*overrides, f"trainer.max_epochs={epochs}", "tracking.log_model=false"])
+    config = prepare([*overrides, f"trainer.max_epochs={epochs}", "tracking.log_model=false"])
     _run(config, on_epoch)
     (before, _), (after, last) = ends[-2:]
     train_s, val_s = _train_and_val_seconds(config, last)
@@ -172,7 +172,7 @@ def run_timing(overrides: list[str]) -> Timing:
         reports.append(report)
         return "continue"
 
-    config = _prepare(overrides)
+    config = prepare(overrides)
     started = time.perf_counter()
     _run(config, on_epoch)
     seconds = time.perf_counter() - started
@@ -212,14 +212,15 @@ def _stepped(step: Callable[[Tensor, Tensor], None], batches: Iterator[Batch]) -
         yield images, labels
 
 
-def _prepare(overrides: list[str]) -> RunConfig:
+def prepare(overrides: list[str]) -> RunConfig:
+    """Return the configuration, after this process was set up as a run sets itself up."""
     config = compose_run(overrides)
     prepare_process(available_cores(), config.trainer.keep_memory)  # torch's own default number of threads
     return config
 
 
 def set_up(overrides: list[str], *, channels_last: bool = False) -> Setup:
-    config = _prepare(overrides)
+    config = prepare(overrides)
     torch.manual_seed(config.seed)
     splits = load_splits(config.data)
     classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)

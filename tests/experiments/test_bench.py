@@ -93,7 +93,7 @@ def test_the_speedrun_is_read_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.slow
 def test_it_really_measures(tmp_path: Path) -> None:
-    rows = ("input_128", "recording", "wide_trials", "trial_start")
+    rows = ("input_128", "augment", "recording", "wide_trials", "trial_start")
     command = [sys.executable, "-m", "experiments.performance.bench", "--quick", "--output", str(tmp_path)]
     done = subprocess.run([*command, "--rows", *rows], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

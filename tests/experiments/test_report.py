@@ -53,6 +53,12 @@ def _facts(**changed: Any) -> dict[str, Any]:
     }
 
 
+def test_a_row_may_bring_a_table_of_its_own() -> None:
+    outcome = Outcome((2.0,), table=(("what", "harness"), ("AugMix", "6,000")))
+    text = report.render([judge(_row("augmentation", 1), outcome, seconds=1.0)], _facts())
+    assert "\n\n| what | harness |\n| --- | --- |\n| AugMix | 6,000 |\n" in text
+
+
 def test_every_row_is_in_the_table_with_target_spread_and_verdict() -> None:
     text = report.render(RESULTS, _facts())
     assert "| input pipeline | ≥ 10× | 12× | 11 – 14 | 3 | met |" in text

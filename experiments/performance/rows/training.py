@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
-from experiments.performance import training
+from experiments.performance import augmenting, training
 from experiments.performance.measurement import Outcome, Row, Side, alternate, compare
 from experiments.performance.place import FEW_VAL, SPEED_MODEL, Place
 from experiments.performance.searching import recording_seconds
@@ -86,6 +87,30 @@ def recording(place: Place) -> Outcome:
     return Outcome(percent, tuple(milliseconds), f"median of {RECORDED_EPOCHS} epochs ÷ {EPOCH_S:g} s")
 
 
+def augmentation(place: Place) -> Outcome:
+    """Compare every augmentation with the fastest library that has it; the slowest ratio is the value."""
+    overrides = model_overrides(place, "lenet", LENET_BATCH)
+    runs = [
+        place.run(augmenting.measure, overrides, place.scale.augment_seconds)
+        for _ in range(place.scale.repeats)
+    ]
+    ratios = [min(ours / max(libraries.values()) for _, ours, libraries in run if libraries) for run in runs]
+    table = [("augmentation", "harness", "libraries, image by image", "ratio")]
+    for of_technique in zip(*runs, strict=True):
+        name, _, libraries = of_technique[0]
+        ours = median(rate for _, rate, _ in of_technique)
+        theirs = {library: median(rates[library] for _, _, rates in of_technique) for library in libraries}
+        listed = "; ".join(f"{library}: {rate:,.0f}" for library, rate in theirs.items()) or "–"
+        ratio = f"{ours / max(theirs.values()):.1f}×" if theirs else "–"
+        table.append((name, f"{ours:,.0f}", listed, ratio))
+    note = (
+        f"images per second of CPU time of one thread, 32 pixels, batches of {augmenting.BATCH:,}; medians "
+        f"of {len(runs)}. The value is the smallest ratio to the fastest library of a technique. Mixup and "
+        "cutmix of timm take batches; all else is drawn and applied image by image, as in a data loader"
+    )
+    return Outcome(tuple(ratios), note=note, table=tuple(table))
+
+
 ROWS = (
     Row("input_512", "input pipeline alone, batch 512", 10, lambda p: input_pipeline(p, 512), 30),
     Row("input_128", "input pipeline alone, batch 128", 5, lambda p: input_pipeline(p, 128), 30),
@@ -117,5 +142,6 @@ ROWS = (
         lambda p: harness_against_bare(p, "lenet", LENET_BATCH, p.scale.lenet_images),
         30,
     ),
+    Row("augment", "augmentation, the least of all ratios to the fastest library", 1, augmentation, 50),
     Row("recording", "recording's share of an epoch of 10 s", 1.0, recording, 10, unit="%", at_least=False),
 )
