@@ -324,6 +324,9 @@ class RunConfig(Section):
     """One validated training run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    # Whose weights to begin with: a run, an exported bundle's folder, or a checkpoint; see
+    # harness/training/continued.py.
+    init_from: Annotated[str, Field(min_length=1)] | None = None
     data: DataConfig = AutoData()
     model: ModelConfig = EfficientNetLite0()
     finetune: FinetuneConfig = Full()
@@ -355,17 +358,18 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         """Refuse values that are valid by themselves but make no sense together, naming what to change."""
-        if self.finetune.freezes and not self.model.is_pretrained:
+        begins_at_random = not self.model.is_pretrained and self.init_from is None
+        if self.finetune.freezes and begins_at_random:
             raise ValueError(
                 f"finetune={self.finetune.kind} would freeze random weights of {self.model.kind}: "
-                "use finetune=full or a pretrained model"
+                "use finetune=full, a pretrained model, or init_from"
             )
-        if self.finetune.batch_norm == "frozen" and not self.model.is_pretrained:
+        if self.finetune.batch_norm == "frozen" and begins_at_random:
             raise ValueError(
                 f"finetune.batch_norm=frozen would keep the statistics of {self.model.kind} at 0 and 1, with "
                 "which random weights start: use finetune.batch_norm=auto or a pretrained model"
             )
-        if self.finetune.num_new_groups and not self.model.is_pretrained:
+        if self.finetune.num_new_groups and begins_at_random:
             raise ValueError(
                 f"finetune.reinit_groups={self.finetune.num_new_groups}: all weights of {self.model.kind} "
                 "are random; use a pretrained model, or leave it out"

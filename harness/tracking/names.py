@@ -20,6 +20,7 @@ TESTED_RUN = "harness.tested_run_id"  # on a sweep's parent: the run whose check
 REPLICATE_OF = "harness.replicate_of"  # on a trial: the trial whose configuration it repeats, fresh seed
 FINAL = "harness.final"  # on a sweep's parent: what `harness finalize` has found, as JSON, see final.py
 FINAL_OF = "harness.final_of"  # on a run of kind "final": the id of the run that it trains again
+FORGETTING = "harness.forgetting"  # in words; metrics "forgetting", "old_val/…", see training/continued.py
 RERUN_OF = "harness.rerun_of"  # on a run of `harness rerun`: the id of the run that it trains again
 RERUN_CODE = "harness.rerun_code"  # with it: which code that was done with, in words
 WEIGHTS = "harness.weights"  # which weights were kept: "trained", or their average, "ema" or "swa"

@@ -36,6 +36,7 @@ class ModelFacts:
     data_name: str
     data_digest: str
     teacher: str | None = None  # the digest of the teacher that the model learnt from, if any
+    origin: str | None = None  # the digest of the model whose weights the training began with, if any
 
     def to_dict(self) -> dict[str, Any]:
         """Return lists and strings only, so that `weights_only=True` loads them back."""

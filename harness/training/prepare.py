@@ -20,19 +20,32 @@ from harness.models.protocol import InitialisedFromImages
 from harness.models.sync_norm import synchronise_norms
 from harness.models.timm_parts import recompute_activations
 from harness.training.collectives import current_ranks
+from harness.training.continued import Origin, take_weights
 from harness.training.machine import resolve_machine
 
 NUM_IMAGES_SHOWN = 2000  # training images that a layer or the norms' statistics may be computed from
 NUM_IMAGES_AT_ONCE = 128
 
 
-def prepare_model(config: RunConfig, splits: ImageSplits) -> tuple[ImageClassifier, FreezeReport]:
-    """Return the model as it is before the first step, and a report of which parameters train."""
-    classifier = build_model(config.model, len(splits.class_names), mean=splits.mean, std=splits.std)
-    show_images(classifier, splits.train)
+def prepare_model(
+    config: RunConfig, splits: ImageSplits, origin: Origin | None = None
+) -> tuple[ImageClassifier, FreezeReport]:
+    """Return the model as it is before the first step, and a report of which parameters train.
+
+    Args:
+        origin: the trained model whose weights it begins with (`init_from`).
+    """
+    num_classes = len(splits.class_names)
+    classifier = build_model(
+        config.model, num_classes, mean=splits.mean, std=splits.std, load_weights=origin is None
+    )
+    if origin is None:
+        show_images(classifier, splits.train)
+    else:
+        take_weights(classifier, config.model, splits.class_names, origin)
     freezing = apply_freezing(classifier, config.finetune, config.trainer.max_epochs)
     if config.finetune.num_new_groups:
-        fresh = build_model(config.model, len(splits.class_names), load_weights=False)
+        fresh = build_model(config.model, num_classes, load_weights=False)
         start_anew(classifier, fresh.network, config.finetune.num_new_groups)
     if config.finetune.batch_norm == "recalibrate":
         recalibrate_norms(classifier, splits.train)

@@ -25,6 +25,7 @@ from harness.tracking.readings import next_reading
 from harness.training.averaging import kept_weights
 from harness.training.callbacks import EpochRecorder
 from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.continued import Origin
 from harness.training.evaluate import AnyEvaluation, evaluate_checkpoint, evaluate_logits, predict
 from harness.training.machine import Machine
 from harness.training.record_evaluation import look_closely, record_evaluation
@@ -40,6 +41,7 @@ def record_setup(
     freezing: FreezeReport,
     machine: Machine,
     teacher: Teacher | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Log and record data, model, teacher, machine, configuration, environment, before the run starts."""
     log.info("data: %s, %d + %d images, %s", splits.name, len(splits.train), len(splits.val), splits.source)
@@ -56,6 +58,11 @@ def record_setup(
         tracker.log_text(as_csv(changed), names.CHANGED_LABELS)
     if teacher is not None:
         _record_teacher(tracker, teacher, splits)
+    if origin is not None:
+        described = origin.describe(splits.class_names)
+        log.info("begins with: %s", described)
+        facts = {"run_id": origin.run_id, "digest": origin.digest, "what": described}
+        tracker.log_params({"init": facts})
 
 
 def _record_teacher(tracker: Tracker, teacher: Teacher, splits: ImageSplits) -> None:

@@ -93,6 +93,12 @@ def check_resumable(path: Path, before: dict[str, Any], facts: ModelFacts) -> No
             f"distill.teacher={wanted['distill'].get('teacher')} has {str(now['teacher'])[:12]} now: put the "
             "first teacher back, or begin a new run"
         )
+    if before.get("origin") != now["origin"]:
+        raise CheckpointError(
+            f"{path} began with other weights ({str(before.get('origin'))[:12]}) than init_from="
+            f"{wanted['init_from']} has now ({str(now['origin'])[:12]}): put the first ones back, or begin a "
+            "new run"
+        )
     for key in ("batch_size", "samples_per_epoch", "sampling"):
         if (value := was["data"][key]) != wanted["data"][key]:
             raise CheckpointError(

@@ -6,8 +6,10 @@ Read on in `fit.py` for the training loop, and in `record.py` for what is record
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from harness.data import as_loaded, load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.data.features.datamodule import FeatureDataModule
 from harness.data.splits import ImageSplits
+from harness.errors import HarnessError
 from harness.models import ImageClassifier
 from harness.tracking import Tracker, names
 from harness.training.cached_features import load_or_compute_features
@@ -27,6 +30,7 @@ from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts, load_checkpoint, restore_classifier
 from harness.training.checkpoint_io import forget_previous, make_room
 from harness.training.collectives import current_ranks
+from harness.training.continued import Origin, find_origin, load_origin, measure_forgetting
 from harness.training.costs import images_per_second, measure_costs, peak_memory, training_costs
 from harness.training.evaluate import AnyEvaluation
 from harness.training.fit import fit
@@ -46,6 +50,8 @@ from harness.training.prepare import prepare_model
 from harness.training.record import record_best, record_setup
 from harness.training.result import Decision, EpochReport, RunResult, Status
 from harness.training.teacher import Teacher, find_teacher, load_teacher
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -87,6 +93,7 @@ def train(
     ranks = current_ranks()
     status: Status
     costs: dict[str, float] = {}
+    forgotten: dict[str, float] = {}
     try:
         resolve_machine(config.trainer)  # raises before anything is loaded if the device is missing
         pl.seed_everything(config.seed, verbose=False)
@@ -94,14 +101,15 @@ def train(
         # From here on the configuration names the data set that data=auto has found: a resumed run takes it
         # too.
         config = config.model_copy(update={"data": as_loaded(config.data, splits)})
-        classifier, freezing = prepare_model(config, splits)
+        origin, splits = _origin_of(config, splits)
+        classifier, freezing = prepare_model(config, splits, origin)
         teacher = load_teacher(ranks.from_zero(lambda: find_teacher(config)), config, splits.class_names)
         machine = resolve_machine(config.trainer, classifier.network)
         ranks.from_zero(
             lambda: make_room(checkpoint_dir, classifier, 1 if config.average.kind == "none" else 2)
         )
         if ranks.is_zero:
-            record_setup(tracker, config, splits, freezing, machine, teacher)
+            record_setup(tracker, config, splits, freezing, machine, teacher, origin)
             if (
                 len(splits.val)
                 and not splits.is_multilabel
@@ -110,10 +118,8 @@ def train(
                 recorder.on_better = ExamplesOfEpochs(tracker, splits.val, splits.class_names)
         try:
             data = choose_data(classifier, splits, config, machine, stop_requested)
-            if ranks.is_zero:
-                cached_views = data.train.num_views if isinstance(data, FeatureDataModule) else None
-                tracker.log_params({"features": describe_regime(config, cached_views)})
-            module = build_module(classifier, config, splits, len(data.train_dataloader()), teacher)
+            _record_features(tracker, config, data)
+            module = build_module(classifier, config, splits, len(data.train_dataloader()), teacher, origin)
             _watch_machine(recorder, config, machine)
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
@@ -125,8 +131,10 @@ def train(
             forget_previous(checkpoint_dir)
         seconds = time.perf_counter() - started  # before the costs: measuring them is not training
         if is_recorder:
-            costs = measure_costs(best, splits.train.gather(np.array([0]))[0], recorder.history, machine)
-            costs |= training_costs(config, data, len(splits.class_names), len(recorder.history))
+            costs = measure_costs(
+                best, splits.train.gather(np.array([0]))[0], recorder.history, machine
+            ) | training_costs(config, data, len(splits.class_names), len(recorder.history))
+            forgotten = _forgotten(tracker, origin, config, splits, best, machine)
             if evaluation is not None:
                 _record_pictures(tracker, config, splits, recorder, evaluation, machine, best, closely)
     except BaseException as error:
@@ -140,7 +148,43 @@ def train(
         )
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
-    return _result(tracker.run_id, status, recorder, best, seconds, costs)
+    return _result(tracker.run_id, status, recorder, best, seconds, costs, forgotten)
+
+
+def _origin_of(config: RunConfig, splits: ImageSplits) -> tuple[Origin | None, ImageSplits]:
+    """Return the model that the run begins with, if any, and the splits, to be normalised as it was."""
+    origin = load_origin(current_ranks().from_zero(lambda: find_origin(config)), config)
+    return origin, splits if origin is None else replace(splits, mean=origin.mean, std=origin.std)
+
+
+def _record_features(tracker: Tracker, config: RunConfig, data: ImageDataModule | FeatureDataModule) -> None:
+    """Record whether the run trains on cached activations, on rank 0."""
+    if current_ranks().is_zero:
+        cached_views = data.train.num_views if isinstance(data, FeatureDataModule) else None
+        tracker.log_params({"features": describe_regime(config, cached_views)})
+
+
+def _forgotten(
+    tracker: Tracker,
+    origin: Origin | None,
+    config: RunConfig,
+    splits: ImageSplits,
+    best: Path,
+    machine: Machine,
+) -> dict[str, float]:
+    """Measure, say and record what is forgotten of the model that the run began with, or why it is not."""
+    if origin is None:
+        return {}
+    try:
+        found = measure_forgetting(origin, config, splits, best, machine)
+    except HarnessError as error:
+        log.warning("forgetting is not measured: %s", error)
+        tracker.set_tags({names.FORGETTING: f"not measured: {error}"})
+        return {}
+    log.info("%s", found)
+    tracker.set_tags({names.FORGETTING: str(found)})
+    tracker.log_summary(found.metrics)
+    return found.metrics
 
 
 def build_module(
@@ -149,12 +193,13 @@ def build_module(
     splits: ImageSplits,
     num_batches: int,
     teacher: Teacher | None,
+    origin: Origin | None = None,
 ) -> ClassifierModule:
     """Return the classifier with its loss and optimiser, as a run of this configuration trains it."""
     labels, num_classes = splits.train.labels, len(splits.class_names)
     weights = class_weights(config.loss, labels, num_classes)
     counts = None if splits.is_multilabel else np.bincount(labels, minlength=num_classes)
-    facts = model_facts(config, splits, teacher)
+    facts = model_facts(config, splits, teacher, origin)
     return ClassifierModule(classifier, config, facts, num_batches, weights, teacher, counts)
 
 
@@ -190,7 +235,13 @@ def _record_pictures(
 
 
 def _result(
-    run_id: str, status: Status, recorder: EpochRecorder, best: Path, seconds: float, costs: dict[str, float]
+    run_id: str,
+    status: Status,
+    recorder: EpochRecorder,
+    best: Path,
+    seconds: float,
+    costs: dict[str, float],
+    forgotten: dict[str, float],
 ) -> RunResult:
     metrics = recorder.history[recorder.best_epoch] if recorder.history else {}
     return RunResult(
@@ -198,7 +249,7 @@ def _result(
         status=status,
         score=metrics.get(recorder.monitor.metric, float("nan")),
         best_epoch=recorder.best_epoch if recorder.history else -1,
-        metrics=dict(metrics),
+        metrics={**metrics, **forgotten},
         checkpoint=best if best.is_file() else None,
         seconds=seconds,
         costs=costs,
@@ -228,7 +279,9 @@ def choose_data(
     return images if features is None else features
 
 
-def model_facts(config: RunConfig, splits: ImageSplits, teacher: Teacher | None = None) -> ModelFacts:
+def model_facts(
+    config: RunConfig, splits: ImageSplits, teacher: Teacher | None = None, origin: Origin | None = None
+) -> ModelFacts:
     """Return the facts about model and data that every checkpoint holds beside the weights."""
     return ModelFacts(
         config.to_dict(),
@@ -238,4 +291,5 @@ def model_facts(config: RunConfig, splits: ImageSplits, teacher: Teacher | None 
         splits.name,
         splits.digest,
         None if teacher is None else teacher.facts.digest,
+        None if origin is None else origin.digest,
     )

@@ -75,6 +75,7 @@ ADDED_LATER: dict[str, Any] = {
     "average.kind": "none",
     "loss.kind": "cross_entropy",
     "distill.kind": "none",
+    "init_from": None,
     "loss.class_weights": "none",
     "loss.logit_adjustment": 0.0,
     "loss.l1": 0.0,
