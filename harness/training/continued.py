@@ -46,12 +46,18 @@ class FoundOrigin:
     words: str  # "run … (name)", "bundle …"
     run_id: str | None = None
 
+    @property
+    def reference(self) -> str:
+        """See `Origin.reference`."""
+        return self.run_id or str(Path(self.path).resolve())
+
 
 @dataclass(frozen=True)
 class Origin:
     """The trained model that a run begins with."""
 
     words: str
+    reference: str  # the run's id, or an absolute path: what `init_from` may say to mean the same again
     run_id: str | None
     classifier: ImageClassifier  # on the CPU, in evaluation mode
     class_names: tuple[str, ...]
@@ -148,6 +154,7 @@ def _load_checkpoint(found: FoundOrigin) -> Origin:
     checkpoint = load_checkpoint(found.path)
     return Origin(
         words=found.words,
+        reference=found.reference,
         run_id=found.run_id,
         classifier=restore_classifier(checkpoint),
         class_names=checkpoint.class_names,
@@ -167,6 +174,7 @@ def _load_bundle(found: FoundOrigin, config: RunConfig) -> Origin:
     here = {"dir": config.data.dir, "cache_dir": config.data.cache_dir}  # which a bundle does not disclose
     return Origin(
         words=found.words,
+        reference=found.reference,
         run_id=about.run.run_id,
         classifier=restore(about, bundle.path),
         class_names=about.classes,

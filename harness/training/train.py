@@ -101,7 +101,7 @@ def train(
         # From here on the configuration names the data set that data=auto has found: a resumed run takes it
         # too.
         config = config.model_copy(update={"data": as_loaded(config.data, splits)})
-        origin, splits = _origin_of(config, splits)
+        config, origin, splits = _origin_of(config, splits)
         classifier, freezing = prepare_model(config, splits, origin)
         teacher = load_teacher(ranks.from_zero(lambda: find_teacher(config)), config, splits.class_names)
         machine = resolve_machine(config.trainer, classifier.network)
@@ -151,10 +151,16 @@ def train(
     return _result(tracker.run_id, status, recorder, best, seconds, costs, forgotten)
 
 
-def _origin_of(config: RunConfig, splits: ImageSplits) -> tuple[Origin | None, ImageSplits]:
-    """Return the model that the run begins with, if any, and the splits, to be normalised as it was."""
+def _origin_of(config: RunConfig, splits: ImageSplits) -> tuple[RunConfig, Origin | None, ImageSplits]:
+    """Return the model that the run begins with, if any; the configuration then names it by its id or path.
+
+    The splits are then to be normalised as its network has learnt them.
+    """
     origin = load_origin(current_ranks().from_zero(lambda: find_origin(config)), config)
-    return origin, splits if origin is None else replace(splits, mean=origin.mean, std=origin.std)
+    if origin is None:
+        return config, None, splits
+    named = config.model_copy(update={"init_from": origin.reference})
+    return named, origin, replace(splits, mean=origin.mean, std=origin.std)
 
 
 def _record_features(tracker: Tracker, config: RunConfig, data: ImageDataModule | FeatureDataModule) -> None:

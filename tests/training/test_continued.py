@@ -49,7 +49,7 @@ def origin_of(
     """A trained model: its weights are random."""
     torch.manual_seed(1)
     built = classifier or build_model(model, len(class_names), load_weights=False)
-    return Origin("run a", "a" * 32, built.eval(), class_names, model, DigitsData(), "0" * 64, 4)
+    return Origin("run a", "a" * 32, "a" * 32, built.eval(), class_names, model, DigitsData(), "0" * 64, 4)
 
 
 @pytest.mark.parametrize("model", [LENET, LITE])
@@ -194,6 +194,7 @@ def test_a_run_a_bundle_and_a_checkpoint_continue_alike_and_resume(tmp_path: Pat
         assert run.metrics["old_val/accuracy_before"] == first.metrics["best/val/accuracy"]
         assert (run.metrics["forgetting"], run.metrics["old_val/images"]) == (0.0, 144.0)
         assert run.params["init.digest"] == still[0].params["init.digest"]
+    assert [run.params["init_from"] for run in still] == [first.run_id, str(bundle), str(checkpoint)]
     assert [run.params["init.run_id"] for run in still[:2]] == [first.run_id] * 2
 
     config = compose_run([*small, "optim.lr=0.1", "trainer.max_epochs=3", "init_from=first"])
