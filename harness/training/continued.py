@@ -1,7 +1,7 @@
 """Continued training: begins with the weights of a trained model; measures what is forgotten of its images.
 
-`init_from` names the model: a run, an exported bundle, or a checkpoint. `train.py` calls `find_origin` and
-`load_origin`, then `prepare_model`, which calls `take_weights`, and at the end `measure_forgetting`.
+`init_from` names the model: a run, an exported bundle, or a checkpoint. `train.py` calls `begin_with`,
+then `prepare_model`, which calls `take_weights`, and at the end `measure_forgetting`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ from harness.models import ImageClassifier, build_model
 from harness.models.head import start_head_at_zero
 from harness.tracking.choice import choose
 from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.collectives import current_ranks
 from harness.training.evaluate import predict
 from harness.training.machine import Machine
 
@@ -144,6 +145,22 @@ def load_origin(found: FoundOrigin | None, config: RunConfig) -> Origin | None:
             return _load_bundle(found, config) if found.kind == "bundle" else _load_checkpoint(found)
     except HarnessError as error:
         raise _about(str(config.init_from), error) from error
+
+
+def begin_with(config: RunConfig, splits: ImageSplits) -> tuple[RunConfig, Origin | None, ImageSplits]:
+    """Return the trained model that a run begins with, if any.
+
+    The configuration then names it by its id or its path, and the splits have the mean and the deviation
+    that its network has learnt to be normalised with. All ranks must call this.
+
+    Raises:
+        HarnessError: there is no such model, or it cannot be loaded.
+    """
+    origin = load_origin(current_ranks().from_zero(lambda: find_origin(config)), config)
+    if origin is None:
+        return config, None, splits
+    named = config.model_copy(update={"init_from": origin.reference})
+    return named, origin, replace(splits, mean=origin.mean, std=origin.std)
 
 
 def _about(reference: str, error: HarnessError) -> HarnessError:

@@ -9,6 +9,7 @@ from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.models import apply_freezing, build_model
 from harness.models.timm_parts import recompute_activations
+from harness.training.continued import begin_with, take_weights
 from harness.training.machine import check_devices, resolve_machine
 from harness.training.teacher import find_teacher, load_teacher
 
@@ -16,7 +17,8 @@ from harness.training.teacher import find_teacher, load_teacher
 def describe_run(config: RunConfig) -> str:
     """Return sizes, steps, parameters, device and precision of a run, as lines of text.
 
-    The model is built on the meta device: no weights are loaded, no memory is taken; but a teacher is loaded.
+    The model is built on the meta device: no weights are loaded, no memory is taken. But a teacher is loaded,
+    and the trained model that the run begins with.
 
     Raises:
         HarnessError: the run would fail before its first step. Missing weights are not noticed.
@@ -31,6 +33,12 @@ def describe_run(config: RunConfig) -> str:
             recompute_activations(classifier.network, config.model.kind)
     machine = resolve_machine(config.trainer, classifier.network)
     teacher = load_teacher(find_teacher(config), config, splits.class_names)
+    _, origin, splits = begin_with(config, splits)
+    if origin is not None:  # does it fit?
+        names, how = splits.class_names, {"mean": splits.mean, "std": splits.std}
+        take_weights(
+            build_model(config.model, len(names), load_weights=False, **how), config.model, names, origin
+        )
     together = f"{devices} × " if devices > 1 else ""
     num_batches = len(ImageDataModule(splits, config.data, config.augment, config.seed).train_dataloader())
     steps = config.optim.steps_per_epoch(num_batches)
@@ -43,6 +51,7 @@ def describe_run(config: RunConfig) -> str:
         "freezing": str(freezing),
         "optimiser": f"{config.optim.algorithm}, lr {config.optim.lr:g}, "
         f"{config.optim.schedule.kind} schedule",
+        **({} if origin is None else {"begins with": origin.describe(splits.class_names)}),
         **({} if teacher is None else {"teacher": teacher.describe()}),
         "steps": f"{steps:,} an epoch{_bound(config)}, of {batch_size:,} images each, "
         f"{steps * config.trainer.max_epochs:,} in {config.trainer.max_epochs} epochs",

@@ -36,6 +36,7 @@ from harness.config.average import NoAverage
 from harness.config.schema import RunConfig, ScheduleConfig
 from harness.data import as_loaded, load_splits
 from harness.errors import ConfigError
+from harness.training.continued import begin_with
 from harness.training.fit import quiet_lightning
 from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
@@ -203,7 +204,8 @@ def _train(config: RunConfig, rising: _RisingRate, num_steps: int) -> Classifier
     optim = config.optim.model_copy(update={"schedule": ScheduleConfig(kind="constant")})
     data = as_loaded(config.data, splits)
     config = config.model_copy(update={"optim": optim, "average": NoAverage(), "data": data})
-    classifier, _ = prepare_model(config, splits)
+    config, origin, splits = begin_with(config, splits)
+    classifier, _ = prepare_model(config, splits, origin)
     teacher = load_teacher(find_teacher(config), config, splits.class_names)
     machine = resolve_machine(config.trainer, classifier.network)
     images = choose_data(classifier, splits, config, machine, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from harness.training.callbacks import EpochRecorder, Interrupted
 from harness.training.checkpoint import ModelFacts, load_checkpoint, restore_classifier
 from harness.training.checkpoint_io import forget_previous, make_room
 from harness.training.collectives import current_ranks
-from harness.training.continued import Origin, find_origin, load_origin, measure_forgetting
+from harness.training.continued import Origin, begin_with, measure_forgetting
 from harness.training.costs import images_per_second, measure_costs, peak_memory, training_costs
 from harness.training.evaluate import AnyEvaluation
 from harness.training.fit import fit
@@ -101,7 +100,7 @@ def train(
         # From here on the configuration names the data set that data=auto has found: a resumed run takes it
         # too.
         config = config.model_copy(update={"data": as_loaded(config.data, splits)})
-        config, origin, splits = _origin_of(config, splits)
+        config, origin, splits = begin_with(config, splits)
         classifier, freezing = prepare_model(config, splits, origin)
         teacher = load_teacher(ranks.from_zero(lambda: find_teacher(config)), config, splits.class_names)
         machine = resolve_machine(config.trainer, classifier.network)
@@ -149,18 +148,6 @@ def train(
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return _result(tracker.run_id, status, recorder, best, seconds, costs, forgotten)
-
-
-def _origin_of(config: RunConfig, splits: ImageSplits) -> tuple[RunConfig, Origin | None, ImageSplits]:
-    """Return the model that the run begins with, if any; the configuration then names it by its id or path.
-
-    The splits are then to be normalised as its network has learnt them.
-    """
-    origin = load_origin(current_ranks().from_zero(lambda: find_origin(config)), config)
-    if origin is None:
-        return config, None, splits
-    named = config.model_copy(update={"init_from": origin.reference})
-    return named, origin, replace(splits, mean=origin.mean, std=origin.std)
 
 
 def _record_features(tracker: Tracker, config: RunConfig, data: ImageDataModule | FeatureDataModule) -> None:
