@@ -22,7 +22,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup setup-cluster lock sweep train speedrun experiment evaluate finalize replicate rerun ui compare export data doctor bench scale \
+.PHONY: help setup setup-cluster lock sweep train cross-validate speedrun experiment evaluate finalize replicate rerun ui compare export data doctor bench scale \
 	test test-slow test-integration check clean
 
 help: ## show this list
@@ -74,6 +74,9 @@ speedrun: $(READY) ## 94 % on CIFAR-10 from scratch, once for each of SEEDS
 
 experiment: $(READY) ## a published training repeated and improved, or a study: make experiment NAME=keras_cnn_5 (hours; repeat it to go on)
 	@$(BIN)/python -m experiments $(NAME) $(ARGS)
+
+cross-validate: $(READY) ## train one configuration once for each fold: make cross-validate ARGS="model=wide_cnn data.folds=5"
+	@$(BIN)/python -m harness cross-validate $(ARGS)
 
 evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
 	@$(BIN)/python -m harness evaluate --split $(SPLIT) $(if $(RUN),--run $(RUN)) $(ARGS)

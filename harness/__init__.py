@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from harness.api import (
         compare,
         compose,
+        cross_validate,
         ensemble,
         evaluate,
         export_run,
@@ -29,6 +30,7 @@ __all__ = [
     "HarnessError",
     "compare",
     "compose",
+    "cross_validate",
     "ensemble",
     "evaluate",
     "export_run",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # each function imports what it needs: predicting needs no to
     from harness.models import ImageClassifier
     from harness.search.sweep import SweepResult
     from harness.training.checkpoint import Checkpoint
+    from harness.training.cross_validate import CrossValidation
     from harness.training.finalize import Final
     from harness.training.rerun import Rerun
     from harness.training.result import RunResult
@@ -96,6 +97,33 @@ def train(*overrides: str, config_dir: Path = CONFIG_DIR) -> RunResult:
     from harness.training.command import run_training
 
     return _result(run_training(compose_run(overrides, config_dir)))
+
+
+@_starts_processes
+def cross_validate(*overrides: str, config_dir: Path = CONFIG_DIR) -> CrossValidation:
+    """Train a configuration once for each fold, like `harness cross-validate`; the same call again goes on.
+
+        >>> folds = harness.cross_validate("data=digits", "model=lenet", "finetune=full", "data.folds=2",
+        ...                                "trainer.max_epochs=1", "evaluation.pictures=none")
+        fold 0 of 2:
+        ...
+        >>> folds.score.n, len(folds.evaluation.predictions)
+        (2, 1438)
+
+    Args:
+        overrides: of a run; `data.folds` is 5 unless it is given.
+
+    Raises:
+        HarnessError: a mistake in the configuration or the data, a fold without a class, a training that
+            failed, or an interruption (the same call goes on).
+    """
+    from harness.errors import HarnessError
+    from harness.training import cross_validate as work
+
+    found = work.cross_validate(compose_run(overrides, config_dir))
+    if found is None:
+        raise HarnessError("the training was interrupted: the same call goes on with it")
+    return found
 
 
 @_starts_processes

@@ -29,7 +29,7 @@ OF_TEMPERATURE = (
     "temperature",
     *(f"{name}_calibrated" for name in CALIBRATION),
 )  # none without a temperature
-LONG_NAMES = {"val": "Validation", "test": "Test"}
+LONG_NAMES = {"val": "Validation", "test": "Test", "oof": "Out of fold"}
 FITTED_HERE = "fitted on these same images, so the calibrated figures are optimistic"
 FITTED_ON_VALIDATION = "fitted on the validation images"
 

@@ -8,6 +8,7 @@ the command runs, so `--help` is instant. `harness/api.py` offers most of the co
     sweep, worker     search/sweep.py, search/worker.py
                       list, --status: search/report/status.py; --stop: search/coordinator/stop.py
     next              search/report/next_steps.py
+    cross-validate    training/cross_validate.py
     evaluate          training/evaluate.py
     finalize          training/finalize.py
     ledger            tracking/readings.py

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from harness.search.study.trials import TrialRow
     from harness.search.sweep import SweepResult
     from harness.tracking.readings import Noted
+    from harness.training.cross_validate import CrossValidation
     from harness.training.evaluate import RunEvaluation
     from harness.training.finalize import Final
     from harness.training.lr_curve import RateCurve
@@ -215,6 +216,37 @@ def of_run(result: RunResult, exit_code: int) -> Document:
             "costs": result.costs,
         },
         exit_code,
+    )
+
+
+def of_cross_validation(found: CrossValidation) -> Document:
+    """Return a configuration's scores over all folds."""
+    from harness.analysis.folds import EXPLAINED
+
+    return Document(
+        "harness.cross-validate/1",
+        {
+            "run_id": found.run_id,
+            "name": found.name,
+            "metric": found.metric,
+            "folds": [
+                {
+                    "fold": one.fold,
+                    "run_id": one.run_id,
+                    "score": one.score,
+                    "best_epoch": _from_one(one.best_epoch),
+                    "num_train": one.num_train,
+                    "num_val": one.num_val,
+                }
+                for one in found.folds
+            ],
+            "metrics": {
+                key: {"mean": of.mean, "deviation": of.deviation, "interval_95": [of.low, of.high]}
+                for key, of in found.estimates.items()
+            },
+            "out_of_fold": found.evaluation.metrics,
+        },
+        notes=[EXPLAINED],
     )
 
 

@@ -159,6 +159,11 @@ def _add_configured_commands(add: AddCommand) -> None:
         "sweep", sweeps.run_sweep, "search a space of configurations; repeat it to go on; `list` lists them"
     )
     train = add("train", run_train, "train one configuration")
+    folds = add(
+        "cross-validate",
+        run_cross_validate,
+        "train one configuration once for each of data.folds=5 folds; repeat it to go on",
+    )
     data = add("data", run_data, "print what a data set holds and draw samples of it")
     curve = add("lr-curve", run_lr_curve, "draw the learning rate of every step of a run; train nothing")
     curve.add_argument("--output", type=Path, default=Path("reports/lr-curve.png"), help="for the picture")
@@ -167,7 +172,7 @@ def _add_configured_commands(add: AddCommand) -> None:
     find.add_argument("--high", type=float, default=10.0, help="the last one (default: 10)")
     find.add_argument("--steps", type=int, default=100, help="optimiser steps (default: 100)")
     find.add_argument("--output", type=Path, default=Path("reports/lr-find.png"), help="for the picture")
-    for command in (sweep, train, data, curve, find):
+    for command in (sweep, train, folds, data, curve, find):
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=lenet optim.lr=3e-4 …")
         command.add_argument("--config-dir", type=Path, help="another folder of config groups")
     for command in (sweep, train):
@@ -176,7 +181,8 @@ def _add_configured_commands(add: AddCommand) -> None:
     sweeps.add_sweep_options(sweep)
     train.add_argument("--resume", metavar="RUN", help="go on with a run, as it was configured")
     add_mlruns(train)
-    for command in (train, data, curve, find):
+    add_mlruns(folds)
+    for command in (train, folds, data, curve, find):
         add_json(command)
     data.add_argument("--output", type=Path, default=Path("reports/data"), help="for the pictures")
     data.add_argument("--features", action="store_true", help="list the cached features instead")
@@ -306,6 +312,18 @@ def _trained(code: int, result: RunResult | None) -> Document:
         why = f"the processes that train together ended with exit code {code}"
         return documents.of_error("HarnessError", why, code)
     return documents.of_run(result, code)
+
+
+def run_cross_validate(options: argparse.Namespace) -> Document:
+    from harness.config.compose import compose_run
+    from harness.training.cross_validate import cross_validate
+
+    overrides = [*options.overrides, *place_overrides(options)]
+    found = cross_validate(compose_run(overrides, **config_dir(options)))
+    if found is None:
+        return documents.of_error("Interrupted", INTERRUPTED, EXIT_INTERRUPTED)
+    print(found)
+    return documents.of_cross_validation(found)
 
 
 def run_data(options: argparse.Namespace) -> Document:

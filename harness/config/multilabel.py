@@ -70,6 +70,7 @@ def check_labels_suit(config: RunConfig) -> None:
         ("imbalance_factor", 1.0),
         ("label_noise", 0.0),
         ("sampling", "natural"),
+        ("folds", None),
     ):
         if (value := getattr(config.data, name)) != default:
             raise ValueError(

@@ -34,12 +34,12 @@ from harness.config.optim import (  # noqa: F401 - the schema is where others ta
     Sgd,
     TimmOptim,
 )
-from harness.config.selection import TrainingSelection
+from harness.config.selection import Folds, TrainingSelection
 
 # ── data ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-class BaseData(TrainingSelection):
+class BaseData(Folds, TrainingSelection):
     """What every data set has: where it lies, how it is split, how it is batched."""
 
     dir: str = "data"  # where the user's files are (DATA_DIR); never written to, except by a download

@@ -18,6 +18,23 @@ from harness.config.optim import PositiveInt
 Sampling = Literal["natural", "over", "under"]
 
 
+class Folds(Section):
+    """Cross-validation: the images that are not for the test are divided into folds, one of which validates.
+
+    Folds take the place of `val_fraction`. `harness cross-validate` trains them all.
+    """
+
+    folds: Annotated[int, Field(ge=2)] | None = None  # None: val_fraction sets validation images aside
+    fold: Annotated[int, Field(ge=0)] = 0  # the one that validates; the others train
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_them(self) -> Self:
+        if self.fold >= (self.folds or 1):
+            asked = "there are no folds" if self.folds is None else f"data.folds={self.folds} counts from 0"
+            raise ValueError(f"fold={self.fold}: {asked}; set data.folds higher, or data.fold lower")
+        return self
+
+
 class TrainingSelection(Section):
     """A subset of the training images, wrong labels for some of them, and the sampling of an epoch.
 

@@ -20,6 +20,7 @@ from harness.data.decoding.image_files import ImageFiles
 from harness.data.decoding.pixels import PixelRange
 from harness.data.duplicates import Side, first_of_duplicates, without_duplicates_of
 from harness.data.epochs import images_in_pass
+from harness.data.folds import rows_of_fold
 from harness.data.groups import set_aside_groups
 from harness.data.messages import counted, first_few
 from harness.data.subsets import allocate, choose_subset, noisy_labels, pick_stratified
@@ -115,8 +116,9 @@ class ImageSplits:
         std: Their standard deviation.
         clean_labels: int64 (N,), of the training images, where `data.label_noise` has changed some of
             `train.labels`; None where all are the source's.
-        whole: Where a few-shot or long-tailed subset trains: all training images, with the validation images.
-            Features that are cached of these are those of the subset, too.
+        whole: Where a few-shot or long-tailed subset trains: all training images, with the validation images;
+            of a fold, the images of all folds as training images. Features that are cached of these are
+            those of this run, too.
     """
 
     name: str
@@ -179,9 +181,18 @@ def build_splits(
     """
     part, names = decoded.parts["train"], decoded.about.class_names
     rows, _ = _train_and_test_rows(decoded, test_fraction)
+    if config.folds is not None and "val" in decoded.parts:
+        raise DataError(
+            f"data.folds={config.folds} divides the training images, and {decoded.about.source} has "
+            "validation images of its own: put them among the training images, or leave data.folds out"
+        )
+    development = rows
     if "val" in decoded.parts:
         val_part = decoded.parts["val"]
         val_rows = _own_rows(decoded, "val")
+    elif config.folds is not None:
+        val_part, val_rows = part, rows_of_fold(part, rows, config, names)
+        rows = np.setdiff1d(rows, val_rows, assume_unique=True)
     else:
         val_part = part
         val_rows = _set_aside(part, rows, config.val_fraction, config.split_seed, names, FOR_VALIDATION)
@@ -215,7 +226,11 @@ def build_splits(
         mean=mean,
         std=std,
         clean_labels=part.labels[rows] if config.label_noise else None,
-        whole=_whole(part, every, val_part, val_rows) if config.takes_subset else None,
+        whole=_whole(part, development, part, rows[:0])
+        if config.folds is not None
+        else _whole(part, every, val_part, val_rows)
+        if config.takes_subset
+        else None,
     )
 
 

@@ -7,7 +7,7 @@ runs of earlier versions unreadable.
 from __future__ import annotations
 
 # tags
-KIND = "harness.kind"  # train | trial | sweep | final | ensemble | soup
+KIND = "harness.kind"  # train | trial | sweep | final | ensemble | soup | cross-validation | fold
 BELOW_SWEEP = ("trial", "final", "ensemble", "soup")  # kinds of runs that may have a sweep as their parent
 COMBINES = "harness.combines"  # on an ensemble or a soup: a digest of what was asked for
 SWEEP = "harness.sweep"  # the sweep's name, on the parent and on every trial
@@ -33,6 +33,8 @@ SCORE = "harness.score"  # on a complete trial: the score that its sweep receive
 CHANGED = "harness.changed."  # followed by a parameter: its new value, if a resume has changed it
 READING = "harness.reading."  # followed by a time: one reading of the test split, see readings.py
 ENERGY = "harness.energy"  # what of a run's energy is measured, in words
+FOLDS = "harness.folds"  # on the parent of cross-validation: what it depends on, as a hash
+FOLD = "harness.fold"  # on a run of kind "fold": the number of the fold that validates it, from 0
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # the description on a run's page, in Markdown
 

@@ -162,7 +162,8 @@ class _Plan:
 
     A run on a few-shot or long-tailed subset reads the entry of all training images where that is complete.
     Otherwise it makes an entry of the subset alone, which takes less time, and from then on reads that one.
-    The two can differ in the last bit of float16: the last batch of an entry has a size of its own.
+    The two can differ in the last bit of float16: the last batch of an entry has a size of its own. The
+    folds of cross-validation share one entry of all their images.
     """
 
     classifier: ImageClassifier
@@ -193,10 +194,12 @@ class _Plan:
             own = np.searchsorted(self.images.train.indices, train.indices)
             at = (np.arange(self.num_views)[:, None] * count + own).ravel()
         num_train = count * self.num_views
-        return (
-            FeatureArrays(rows[:num_train], train.labels, self.num_views, at),
-            FeatureArrays(rows[num_train:], val.labels),
-        )
+        validation = FeatureArrays(rows[num_train:], val.labels)
+        if len(self.images.val) < len(val):  # folds: the validation images are among those of `whole.train`
+            validation = FeatureArrays(
+                rows[:count], val.labels, at=np.searchsorted(self.images.train.indices, val.indices)
+            )
+        return FeatureArrays(rows[:num_train], train.labels, self.num_views, at), validation
 
     def rows(self, depth: int, stop_requested: Callable[[], bool]) -> np.ndarray | None:
         """Return the activations at a depth, and set the classifier to take them.
@@ -210,7 +213,8 @@ class _Plan:
         own, whole = self.splits.rows, self.splits.whole
         candidates = [(own, True)]  # and whether an entry may be made
         if whole is not None and not self.is_drawn:
-            candidates = [(own, False), (whole, False), (own, True)]
+            is_fold = self.config.data.folds is not None and not self.config.data.takes_subset
+            candidates = [(whole, True)] if is_fold else [(own, False), (whole, False), (own, True)]
         # float16 first. If a value is beyond its range, all rows are computed again for an entry of float32.
         for half, (self.images, may_make) in itertools.product((True, False), candidates):
             started = time.perf_counter()
@@ -263,7 +267,7 @@ class _Plan:
             )
             entry = open_features(cache_dir, key, self.num_rows, describe, limit)
             is_whole = self.images is self.splits.whole
-            if entry is not None and (entry.is_marked_complete or not is_whole):
+            if entry is not None and (may_make or not is_whole or entry.is_marked_complete):
                 boundaries = [Boundary(d, e, tuple(p)) for d, e, p in entry.layout.about["boundaries"]]
                 return entry, boundaries
             if may_make:

@@ -55,6 +55,8 @@ def resume_training(
         raise TrackingError(
             f"run {run.run_id} repeats run {repeated}: `harness rerun {repeated}` begins anew"
         )
+    if run.kind in ("fold", "cross-validation"):
+        raise TrackingError(f"run {run.run_id} is of cross-validation: repeat `harness cross-validate`")
     if run.kind in ("ensemble", "soup"):
         raise TrackingError(f"run {run.run_id} is of several models ({run.kind}): it was not trained")
     if run.kind != "train":

@@ -19,6 +19,7 @@ from harness import api
 FUNCTIONS = (
     "compose",
     "train",
+    "cross_validate",
     "resume",
     "rerun",
     "evaluate",
@@ -28,6 +29,7 @@ FUNCTIONS = (
     "sweep",
     "replicate",
     "compare",
+    "ensemble",
     "finalize",
 )
 

@@ -290,6 +290,30 @@ def test_a_subset_takes_the_features_of_all_images_where_they_are_complete(
     assert len(list_features(folder)) == 2
 
 
+@pytest.mark.slow
+def test_the_folds_of_cross_validation_share_the_features_of_all_images(
+    config: Callable[..., RunConfig],
+) -> None:
+    found = {}
+    for fold in (0, 1):
+        how = ("augment.flip=true", "data.max_train_samples=null", "data.folds=2", f"data.fold={fold}")
+        settings = config("finetune=linear_probe", *how)
+        splits = load_splits(settings.data)
+        _, data = _prepare(settings)
+        assert data is not None
+        [val] = data.val.stream([np.arange(len(data.val))])
+        [train] = data.train.stream([np.arange(len(data.train))])
+        np.testing.assert_array_equal(data.train.labels[: len(train)], splits.train.labels)
+        np.testing.assert_array_equal(data.val.labels, splits.val.labels)
+        found[fold] = dict(zip(splits.train.indices, train, strict=True)), val, splits.val.indices
+    assert len(list_features(Path(config().data.cache_dir))) == 1
+    trained, _, _ = found[0]
+    _, val, indices = found[1]
+    assert len(val) == len(trained) > 500  # what validates one fold trains the other
+    for row, index in zip(val, indices, strict=True):
+        np.testing.assert_array_equal(row, trained[index])
+
+
 def _all_rows(data: FeatureDataModule | None) -> list[np.ndarray]:
     """Return the training rows in both views, the training labels, and the validation rows."""
     assert data is not None

@@ -63,6 +63,8 @@ ADDED_LATER: dict[str, Any] = {
     "data.label_noise": 0.0,
     "data.label_noise_pairs": {},
     "data.sampling": "natural",
+    "data.folds": None,
+    "data.fold": 0,
     "model.stem": "default",
     "finetune.batch_norm": "auto",
     "finetune.layer_decay": 1.0,
