@@ -5,12 +5,12 @@
 the loss does not fall; here the groups keep their ratios, and such a curve has no suggestion.
 
 The suggestion is a third of the rate at which the smooth loss is lowest. The rate where it falls fastest,
-which others take, is often that of the untrained network's first fall, a hundred times too small, and
-moves with the seed; the lowest loss does not. The usual tenth of it trains too slowly in short runs whose
-rate also falls, and the rate itself is within reach of those that never train: in trainings of a few
-epochs on digits (LeNet with SGD and with Adam, `wide_cnn` with SGD) a third did better than a tenth of it
-and than ten times as much. Some networks go through a hump and learn on at higher rates: of valleys about
-equally deep, the last one counts.
+which others take, is often that of the untrained network's first fall, a hundred times too small, and moves
+with the seed; the lowest loss does not. A tenth of its rate, as usual, trains too slowly in short runs
+whose rate also falls, and the rate itself is within reach of those that never train. In trainings of three
+to five epochs on digits (LeNet with SGD and with Adam, `wide_cnn` with SGD, the head of EfficientNet-Lite0
+with AdamW), the suggestion had a lower validation loss than ten times and than a tenth of itself. Some
+networks go through a hump and learn on at higher rates: of valleys about equally deep, the last one counts.
 Source: Smith (2017), "Cyclical Learning Rates for Training Neural Networks", https://arxiv.org/abs/1506.01186
 """
 
@@ -27,6 +27,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
 from scipy.ndimage import gaussian_filter1d
@@ -273,6 +274,8 @@ def rate_test_figure(test: RateTest) -> Figure:
         label = f"suggestion: {found:g}"
         axes.axvline(found, color=OKABE_ITO[5], linestyle="--", linewidth=1.4, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     lowest, first = float(test.smooth.min()), float(test.smooth[0])
     room = max(first - lowest, 0.1 * abs(first))
     top = max(first, *test.losses[:10]) + 0.5 * room
