@@ -28,6 +28,7 @@ from harness.analysis.multilabel_metrics import (
 from harness.analysis.predictions import KIND_OF_LABELS, VERSION, check_finite
 
 LONG_NAMES = {"val": "Validation", "test": "Test"}
+FEW = 20  # images with a label, below which its threshold is said to be uncertain
 AT_THRESHOLDS = "_at_thresholds"  # after the name of a metric
 NOT_MEASURED = (
     "no confusion matrix, confused pairs, top-5 or temperature: they are of one class per image",
@@ -139,6 +140,10 @@ def evaluate_labels(
         )
     if thresholds_K is None and predictions.split == "val":
         thresholds_K = choose_thresholds(probabilities_NK, labels_NK)
+        if (fewest := int(labels_NK.sum(axis=0).min())) < FEW:
+            notes.append(
+                f"the threshold of a label rests on {fewest} images that have it: others could move it far"
+            )
     are_chosen = thresholds_K is not None
     thresholds_K = np.full(len(predictions.class_names), HALF) if thresholds_K is None else thresholds_K
     metrics = {

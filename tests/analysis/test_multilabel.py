@@ -19,6 +19,7 @@ from harness.analysis.multilabel import (
 from harness.analysis.multilabel_metrics import choose_thresholds, multilabel_metrics
 from harness.analysis.predictions import from_bytes
 from harness.errors import DivergedError, TrackingError
+from harness.tracking.scoring import Scorer
 
 RNG = np.random.default_rng(0)
 TARGETS = (RNG.random((60, 4)) < (0.5, 0.3, 0.2, 0.1)).astype(np.float32)
@@ -71,6 +72,8 @@ def test_test_images_are_measured_at_the_thresholds_of_validation() -> None:
     assert test.metrics["f1_at_thresholds"] == pytest.approx(f1_score(TARGETS, decided, average="macro"))
     assert test.per_class[0]["f1"] == pytest.approx(f1_score(TARGETS[:, 0], decided[:, 0]))
     assert "chosen on these same images" in labels_summary(val)
+    fewest = int(TARGETS.sum(axis=0).min())
+    assert f"the threshold of a label rests on {fewest} images" in labels_summary(val)
     assert "chosen on the validation images" in labels_summary(test)
     alone = evaluate_labels(multilabel_predictions(LOGITS, TARGETS, split="test", class_names="abcd"))
     assert "f1_at_thresholds" not in alone.metrics
@@ -94,3 +97,16 @@ def test_figures_are_drawn_and_predictions_are_not_taken_for_those_of_classes() 
         from_bytes(labels_to_bytes(evaluation.predictions), "val.npz")
     with pytest.raises(DivergedError):
         multilabel_predictions(LOGITS * np.inf, TARGETS, split="val", class_names="abcd")
+
+
+def test_mlflow_scores_labels_by_sigmoids() -> None:
+    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    images = RNG.integers(0, 256, (5, 2, 2, 3), dtype=np.uint8)
+
+    class Model(torch.nn.Module):
+        def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+            return head(images_BCHW.float() / 255)
+
+    logits = Model()(torch.from_numpy(images).permute(0, 3, 1, 2)).detach().numpy()
+    np.testing.assert_allclose(Scorer(Model(), is_multilabel=True).predict(images), expit(logits), rtol=1e-5)
+    assert Scorer(Model()).predict(images).sum(axis=1) == pytest.approx(1.0)

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from sklearn.metrics import average_precision_score
 
+from harness.analysis.multilabel_metrics import choose_thresholds
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.data import load_splits
 from harness.data.held_out import load_test
 from harness.training.checkpoint import load_checkpoint, restore_classifier
-from harness.training.evaluate import evaluate_checkpoint
+from harness.training.evaluate import evaluate_checkpoint, plain_thresholds, predict
+from harness.training.machine import machine_at_hand
 from tests.helpers.recording_tracker import RecordingTracker
 from tests.helpers.two_digits import NAMES, write_two_digits
 from tests.training.conftest import stop_after
@@ -103,3 +106,21 @@ def test_class_weights_and_cached_features_reach_multilabel_runs(
     plain, _ = run(config(*probe, "finetune.cache_features=false"), "plain")
     assert (tracker.params["features.cached"], tracker.params["features.views"]) == ("true", "2")
     assert cached.metrics["val/loss"] == pytest.approx(plain.metrics["val/loss"], rel=1e-3)
+
+
+def test_exported_thresholds_are_of_answers_without_test_time_augmentation(
+    run: Run, config: Callable[..., RunConfig]
+) -> None:
+    result, tracker = run(config("evaluation.tta=flip_shift"))
+    assert {"val/mAP_no_tta"} <= set(tracker.epochs[0])
+    checkpoint = load_checkpoint(result.checkpoint)
+    splits = load_splits(checkpoint.config.data)
+    classifier = restore_classifier(checkpoint)
+    machine = machine_at_hand(checkpoint.config.trainer, classifier.network)
+    plain, _ = predict(classifier, splits.val, machine, 32)
+    expected = choose_thresholds(expit(plain.astype(np.float64)), splits.val.labels)
+    found = plain_thresholds(checkpoint, splits)
+    assert found == pytest.approx(expected.tolist(), abs=1e-6)
+    assert found != pytest.approx(
+        list(json.loads(tracker.artifacts["val/thresholds.json"]).values()), abs=1e-6
+    )
