@@ -22,7 +22,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup setup-cluster lock sweep train cross-validate speedrun experiment evaluate finalize replicate rerun ui compare export data doctor bench scale \
+.PHONY: help setup setup-cluster lock sweep train cross-validate speedrun experiment evaluate finalize ensemble replicate rerun ui compare export data doctor bench scale \
 	test test-slow test-integration check clean
 
 help: ## show this list
@@ -83,6 +83,9 @@ evaluate: $(READY) ## score a run's best checkpoint on SPLIT (test or val)
 
 finalize: $(READY) ## the winner of the sweep that ran last, on the test split, once
 	@$(BIN)/python -m harness finalize $(ARGS)
+
+ensemble: $(READY) ## several trained models as one: make ensemble ARGS="SWEEP --top 5 --greedy --test"
+	@$(BIN)/python -m harness ensemble $(ARGS)
 
 replicate: $(READY) ## train the best of the sweep that ran last again, with fresh seeds
 	@$(BIN)/python -m harness replicate $(ARGS)

@@ -28,7 +28,7 @@ from harness.analysis.evaluation import Evaluation, evaluate
 from harness.analysis.metrics import split_metrics
 from harness.analysis.paired import check_same_images
 from harness.analysis.predictions import Predictions, predictions_of
-from harness.config.monitor import MonitorConfig
+from harness.config.monitor import BY_ACCURACY, MonitorConfig
 from harness.config.schema import TrackingConfig
 from harness.errors import TrackingError
 from harness.tracking import Tracker, names
@@ -141,11 +141,15 @@ def _candidates(
             )
         predictions = validation_predictions(tracking, run, checkpoint, show)
         candidates.append(Candidate(run, path, checkpoint, predictions))
-    monitor = candidates[0].checkpoint.config.trainer.monitor
-    scores = [one.score(monitor.metric) for one in candidates]
+    monitor = _monitor_of(candidates)
     sign = -1.0 if monitor.direction == "minimize" else 1.0
-    order = sorted(range(len(scores)), key=lambda place: -sign * scores[place])
-    return [candidates[place] for place in order], sweep
+    return sorted(candidates, key=lambda one: -sign * one.score(monitor.metric)), sweep
+
+
+def _monitor_of(candidates: Sequence[Candidate]) -> MonitorConfig:
+    """Return the metric that ranks the candidates: their own, or accuracy if they have several."""
+    monitors = [one.checkpoint.config.trainer.monitor for one in candidates]
+    return monitors[0] if all(monitor == monitors[0] for monitor in monitors) else BY_ACCURACY
 
 
 def _best_of(sweep: RecordedSweep, tracking: TrackingConfig, top: int, show: Show) -> list[RunRecord]:
@@ -200,7 +204,7 @@ class _Work:
 
     @property
     def monitor(self) -> MonitorConfig:
-        return self.candidates[0].checkpoint.config.trainer.monitor
+        return _monitor_of(self.candidates)
 
     @property
     def question(self) -> str:
@@ -258,11 +262,13 @@ class _Work:
                 [one.checkpoint for one in self.candidates],
                 folder,
                 best.score(self.monitor.metric),
+                self.monitor,
                 greedy=self.greedy,
                 show=self.show,
             )
             weights, logits, path, notes = made.weights, made.logits, str(made.path), list(made.notes)
             tracker.set_tags({names.CHECKPOINT: recorded_path(made.path, self.tracking.dir)})
+            tracker.log_summary({names.BEST_EPOCH: best.checkpoint.epoch})  # as its checkpoint says
         else:
             weights, logits = self._average()
             path, notes = None, []
@@ -329,13 +335,16 @@ class _Work:
         if sum(weight > 0 for weight in weights) == 1:
             notes.append("greedy selection kept one model: this is that model")
         views = {one.checkpoint.config.evaluation.tta for one in self.candidates}
-        if len(views) > 1:
-            notes.append(f"members answer with different evaluation.tta: {', '.join(sorted(views))}")
+        if views != {"none"}:
+            notes.append(
+                f"the candidates answer with evaluation.tta={', '.join(sorted(views))}: the accuracy of the "
+                "whole without it is not measured"
+            )
         return [*notes, *evaluation.notes]
 
     def _record(self, tracker: Tracker, found: Combined) -> None:
         tracker.log_dict({**asdict(found), "is_new": True}, RESULT)
-        tracker.set_tags({names.NOTE: str(found)})
+        tracker.set_tags({names.NOTE: f"```\n{found}\n```"})
 
     # ── the test split ────────────────────────────────────────────────────────────────────────────
 

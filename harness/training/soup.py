@@ -83,6 +83,7 @@ def make_soup(
     checkpoints: Sequence[Checkpoint],
     folder: Path,
     first_score: float,
+    monitor: MonitorConfig,
     *,
     greedy: bool,
     show: Callable[[str], None],
@@ -95,12 +96,13 @@ def make_soup(
 
     Args:
         checkpoints: of the candidates, best first.
-        first_score: of the first, on the validation images, by its `trainer.monitor`.
+        first_score: of the first, on the validation images.
+        monitor: the metric of that score, by which a greedy soup chooses.
         greedy: take a candidate only if the mean is then no worse on the validation images.
         show: called with a line about each candidate that is tried.
     """
     first = checkpoints[0]
-    kitchen = _Blender.of(first)
+    kitchen = _Blender.of(first, monitor)
     states = [one.state_dict for one in checkpoints]
     members, best = list(range(len(states))), first_score
     classifier: ImageClassifier
@@ -119,8 +121,8 @@ def make_soup(
                 members, best, classifier, logits = [*members, place], score, tried, answers
     else:
         classifier, logits = kitchen.blend(states)
-    path = folder / BEST
-    section = {**load_raw(first.path)[SECTION], "score": kitchen.score(logits)}
+    path, own = folder / BEST, first.config.trainer.monitor  # by which its checkpoint says the score
+    section = {**load_raw(first.path)[SECTION], "score": kitchen.score(logits, own)}
     state = {PREFIX + name: tensor.cpu() for name, tensor in classifier.state_dict().items()}
     AtomicCheckpointIO().save_checkpoint({"state_dict": state, SECTION: section}, path)
     weights = [float(place in members) for place in range(len(states))]
@@ -134,8 +136,7 @@ def _notes(checkpoints: Sequence[Checkpoint], kitchen: _Blender, members: list[i
             "seldom make a good model"
         )
     if kitchen.statistics_differ([checkpoints[place].state_dict for place in members]):
-        count = min(MOST_IMAGES, kitchen.num_images)
-        yield f"the statistics of its batch norms were computed anew on {count:,} training images"
+        yield f"the statistics of its batch norms were computed anew on {kitchen.num_seen:,} training images"
 
 
 def mean_state(states: States) -> dict[str, Tensor]:
@@ -153,22 +154,25 @@ class _Blender:
     """Makes classifiers of means of weights, on this machine's device, and lets them answer."""
 
     checkpoint: Checkpoint  # whose configuration they have
+    monitor: MonitorConfig
     data: ImageDataModule
     machine: Machine
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> _Blender:
+    def of(cls, checkpoint: Checkpoint, monitor: MonitorConfig) -> _Blender:
         config = checkpoint.config
         data = ImageDataModule(load_splits(config.data), config.data, config.augment, config.seed)
-        return cls(checkpoint, data, machine_at_hand(config.trainer, restore_classifier(checkpoint).network))
+        machine = machine_at_hand(config.trainer, restore_classifier(checkpoint).network)
+        return cls(checkpoint, monitor, data, machine)
 
     @property
-    def monitor(self) -> MonitorConfig:
-        return self.checkpoint.config.trainer.monitor
+    def num_seen(self) -> int:
+        """How many training images the statistics are computed from."""
+        return min(self._num_batches * self.checkpoint.config.data.batch_size, len(self.data.epochs))
 
     @property
-    def num_images(self) -> int:
-        return len(self.data.epochs)
+    def _num_batches(self) -> int:
+        return -(-MOST_IMAGES // self.checkpoint.config.data.batch_size)
 
     def blend(self, states: States) -> tuple[ImageClassifier, np.ndarray]:
         """Return the classifier with the mean of the weights, and its logits for the validation images."""
@@ -183,9 +187,9 @@ class _Blender:
         )
         return classifier, logits
 
-    def score(self, logits_NK: np.ndarray) -> float:
+    def score(self, logits_NK: np.ndarray, monitor: MonitorConfig | None = None) -> float:
         found = split_metrics(logits_NK, self.data.splits.val.labels)
-        return found[self.monitor.metric.removeprefix("val/")]
+        return found[(monitor or self.monitor).metric.removeprefix("val/")]
 
     def statistics_differ(self, states: States) -> bool:
         """Tell whether the members' batch norms have different statistics: else they were frozen."""
@@ -194,5 +198,4 @@ class _Blender:
 
     def _images(self) -> Iterator[Tensor]:
         """Yield training images as the first candidate was trained on them."""
-        batches = -(-MOST_IMAGES // self.checkpoint.config.data.batch_size)
-        return itertools.islice(self.data.images_again(0, self.machine.device), batches)
+        return itertools.islice(self.data.images_again(0, self.machine.device), self._num_batches)

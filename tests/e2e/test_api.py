@@ -31,6 +31,7 @@ FUNCTIONS = (
     "compare",
     "ensemble",
     "finalize",
+    "ensemble",
 )
 
 SCRIPT = """

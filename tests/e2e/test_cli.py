@@ -41,6 +41,7 @@ def test_every_command_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) ->
         "data",
         "evaluate",
         "finalize",
+        "ensemble",
         "compare",
         "export",
         "ui",

@@ -36,6 +36,7 @@ from harness.training.checkpoint import PREFIX, SECTION, load_checkpoint, restor
 from harness.training.checkpoint_io import AtomicCheckpointIO
 from harness.training.ensemble import combine
 from harness.training.evaluate import evaluate_checkpoint, evaluate_run
+from harness.training.soup import mean_state
 from harness.training.train import model_facts
 
 RNG = np.random.default_rng(0)
@@ -117,6 +118,13 @@ def test_a_gain_is_paired_and_may_be_a_loss() -> None:
     assert (gain.difference, gain.low, gain.high) == (alone / 40, low, high)
     assert (loss.difference, loss.low, loss.high) == (-alone / 40, -high, -low)
     assert (loss.accuracy, loss.member_accuracy, loss.num_correct) == (1 - alone / 40, 1.0, 40 - alone)
+
+
+def test_the_mean_of_weights_keeps_counts_and_types() -> None:
+    states = [{"w": torch.full((2,), value).half(), "n": torch.tensor(7)} for value in (0.5, 1.0, 3.0)]
+    mean = mean_state(states)
+    assert torch.equal(mean["w"], torch.full((2,), 1.5).half())
+    assert (mean["w"].dtype, int(mean["n"])) == (torch.float16, 7)
 
 
 # ── recorded runs ─────────────────────────────────────────────────────────────────────────────────
@@ -266,6 +274,7 @@ def test_an_ensemble_of_a_sweeps_best_is_recorded_and_tested_once(
     assert document["test_gain"]["num_images"] == 359
 
 
+@pytest.mark.slow
 def test_greedy_selection_of_runs_is_no_worse_than_the_best_and_a_greedy_soup_leaves_a_bad_one_out(
     recorded: Recorded,
 ) -> None:
@@ -292,6 +301,7 @@ def test_greedy_selection_of_runs_is_no_worse_than_the_best_and_a_greedy_soup_le
     assert "it is left out" in recorded.lines[-1]
 
 
+@pytest.mark.slow
 def test_a_soup_is_the_mean_of_the_weights_and_a_run_like_any_other(
     recorded: Recorded, tmp_path: Path
 ) -> None:
@@ -315,6 +325,7 @@ def test_a_soup_is_the_mean_of_the_weights_and_a_run_like_any_other(
     assert get_run(recorded.tracking, found.run_id).kind == "soup"
 
 
+@pytest.mark.slow
 def test_a_soups_batch_norms_are_measured_anew_unless_they_were_frozen(recorded: Recorded) -> None:
     def shift(classifier: ImageClassifier) -> None:
         for name, buffer in classifier.network.named_buffers():
