@@ -77,7 +77,7 @@ class Combined:
         what = "mean weights" if self.kind == "soup" else "mean probabilities"
         how = f"chosen from {len(self.members)} by {self.metric}" if self.is_greedy else "all that were named"
         lines = [
-            f"{self.kind} {self.name}: {what} of {len(chosen)} models, {how}",
+            f"{self.name}: {what} of {len(chosen)} model{'s' * (len(chosen) > 1)}, {how}",
             *(f"  {one.weight:6.1%}  {one.name}  {self.metric} {one.score:.4f}" for one in chosen),
             f"validation: {self.val_gain}",
         ]

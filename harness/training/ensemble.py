@@ -326,11 +326,13 @@ class _Work:
         )
 
     def _notes(self, weights: Sequence[float], evaluation: Evaluation) -> list[str]:
-        chosen = " and the members" if self.greedy else ""
-        of_all = "" if self.sweep is None else f", of all trials of sweep {self.sweep.name}"
+        of_sweep = (
+            [] if self.sweep is None else [f"the candidates among the trials of sweep {self.sweep.name}"]
+        )
+        chosen = [*of_sweep, *(["the members"] if self.greedy else []), "the epochs of all"]
         notes = [
-            f"the candidates{of_all}{chosen} were chosen on these validation images: both accuracies there "
-            "are too high on average, and their difference is not free of that choice; --test decides"
+            f"{', '.join(chosen)} were chosen on these validation images: both accuracies there are too high "
+            "on average, and their difference is not free of that choice; --test decides"
         ]
         if sum(weight > 0 for weight in weights) == 1:
             notes.append("greedy selection kept one model: this is that model")
