@@ -67,11 +67,11 @@ def _of_cell(experiment: Experiment, cell: Cell) -> tuple[Trained, ...]:
         group = [runs.get(seed * members + number) for number in range(members)]
         of_seed = [one for one in group if one is not None]
         if len(of_seed) == members:
-            found.append(_as_one(experiment.study.metric, seed, of_seed, cell.arm))
+            found.append(as_one(experiment.study.metric, seed, of_seed, cell.arm))
     return tuple(found)
 
 
-def _as_one(metric: str, seed: int, members: Sequence[Trained], arm: StudyArm) -> Trained:
+def as_one(metric: str, seed: int, members: Sequence[Trained], arm: StudyArm) -> Trained:
     """Return the members' mean, or what they are as one model, at the cost of all."""
     if len(members) == 1:
         return members[0]

@@ -12,7 +12,7 @@ from experiments.studies import report
 from experiments.studies.__main__ import main
 from experiments.studies.plan import Experiment, Study, load, study_names
 from experiments.studies.report import Found
-from experiments.trainings import NOT_YET, VAL, Trained
+from experiments.trainings import NOT_YET, PFLOP, VAL, Trained
 from harness.config.compose import compose_run
 from harness.config.schema import TrackingConfig
 from harness.config.validation import validate
@@ -39,6 +39,18 @@ def test_an_arm_may_name_only_arms_before_it() -> None:
     arms = [{"name": "student", "set": ["distill.teacher={teacher}"]}, {"name": "teacher"}]
     with pytest.raises(ConfigError, match="no arm before 'student' is called 'teacher'"):
         validate(Study, {**BASE, "arms": arms})
+    alone = [{"name": "one"}, {"name": "mean", "combine": "one"}]
+    with pytest.raises(ConfigError, match="'mean' combines 'one': name an arm before it, and two members"):
+        validate(Study, {**BASE, "arms": alone})
+
+
+def test_an_arms_score_for_a_seed_is_the_mean_of_its_members() -> None:
+    study = validate(Study, {**BASE, "members": 2, "arms": [{"name": "one"}, {"name": "two"}]})
+    cells = Experiment("t", study, seeds=(0, 3)).cells()
+    assert [one.seed for one in cells[0].trainings] == [0, 1, 6, 7]
+    members = [Trained(n, f"{n:032x}", {VAL: score, PFLOP: 1.0}, 2.0) for n, score in ((6, 0.7), (7, 0.8))]
+    found = report.as_one(VAL, 3, members, cells[0].arm)
+    assert (found.seed, found.metrics[VAL], found.metrics[PFLOP], found.minutes) == (3, 0.75, 1.0, 2.0)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
