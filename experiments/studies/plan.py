@@ -125,18 +125,22 @@ class Experiment:
         return Cell(level.name, arm, tuple(Training(self.name, named, seed, settings) for seed in seeds))
 
     def settled(self, cell: Cell) -> Cell:
-        """Return a cell with the runs' ids in place of the arms that its settings name."""
-        trainings = (replace(one, settings=self._with_runs(cell.level, one)) for one in cell.trainings)
-        return replace(cell, trainings=tuple(trainings))
+        """Return a cell with the runs' ids in place of the arms that its settings name.
+
+        Trainings whose named runs have not finished are left out.
+        """
+        trainings = [replace(one, settings=self._with_runs(cell.level, one)) for one in cell.trainings]
+        ready = (one for one in trainings if not any(map(ARM_IN_BRACES.search, one.settings)))
+        return replace(cell, trainings=tuple(ready))
 
     def _with_runs(self, level: str, training: Training) -> tuple[str, ...]:
         of_level = {cell.arm.name: cell for cell in self.cells() if cell.level == level}
 
         def run_of(found: re.Match[str]) -> str:
             cell = self.settled(of_level[found[1]])
-            (same_seed,) = (one for one in cell.trainings if one.seed == training.seed)
-            run = recorded(same_seed)
-            return found[0] if run is None else run.run_id
+            runs = (recorded(one) for one in cell.trainings if one.seed == training.seed)
+            ids = [run.run_id for run in runs if run is not None and run.status == "FINISHED"]
+            return ids[0] if ids else found[0]
 
         return tuple(ARM_IN_BRACES.sub(run_of, text) for text in training.settings)
 
