@@ -12,6 +12,7 @@
     paired.py            which of two trained models is better, on the same images
     discordant.py        the images on which two of them differ, and accuracy by class, as parts of a page
     sweeps.py            `harness compare --sweeps`; best_of.py: what some of a sweep's trials would find
+    repetition.py        `harness rerun`: the metrics of a run and of its repetition, to the last bit
     layout.py            Markdown tables, wrapped sentences; page.py, charts.py: a comparison as a page
     seeds.py             whether one configuration is better than another, over several seeds
 

@@ -8,8 +8,9 @@
     store.py                      `RunStore`: opens the store and its runs (address.py, moved.py: where it is)
     runs.py, choice.py            recorded runs, and which sweep or run is meant
     mlflow_tables.py              many recorded runs at once, from the tables of MLflow's database
-    artifacts.py                  what a run has recorded as files: its per-image predictions
+    artifacts.py                  what a run has recorded as files: its per-image predictions, its code
     readings.py, environment.py   what is recorded about test readings, and about code and machine
+    checkout.py                   the git checkout that the code comes from, and its code put somewhere again
     names.py                      every tag, metric and parameter that other packages read
     ui.py, ui_app.py, views.py    `harness ui`
 

@@ -6,6 +6,7 @@ module.py            loss and metrics of a batch, and the hooks that Lightning c
 callbacks.py         what happens after an epoch: record, report, checkpoint
 record.py            records a run's configuration, environment and results in MLflow
 pictures.py          records the pictures of a run (harness.pictures)
+continued.py         a trained model whose weights the run begins with; what is forgotten of it
 teacher.py           a network that the run learns from (distillation)
 result.py            the reports that a run returns to its caller
 optim.py, muon.py    optimisers, learning rates, schedules
@@ -25,6 +26,8 @@ machine_load.py      load, memory and energy of the machine; nvml.py reads NVIDI
 benchmark_step.py    the speed and memory of a training step
 
 ensemble.py          `harness ensemble`: several models as one; soup.py averages their weights
+
+rerun.py             `harness rerun`; rerun_setup.py: with which code and settings; rerun_child.py: the process
 
 command.py           `harness train`; resume_run.py is `--resume`, dry_run.py `--dry-run`
 doctor.py            `harness doctor`: describes this machine

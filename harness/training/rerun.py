@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +153,27 @@ def _train_and_compare(
     if exit_code:  # Ctrl-C or SIGTERM
         show("interrupted; a rerun is not resumed: the same command begins again")
         return Rerun(run, run_id, code.words, planned.differences, None, folder / "best.ckpt")
-    found = compare_points(read_points(tracking, run), read_points(tracking, get_run(tracking, run_id)))
+    again = get_run(tracking, run_id)
+    others = other_models(run, again)
+    for line in others:
+        show(f"differs from then: {line}")
+    planned = replace(planned, differences=(*planned.differences, *others))
+    found = compare_points(read_points(tracking, run), read_points(tracking, again))
     tracker = store.reopen_run(run_id)
     content = {"rerun_of": run.run_id, "code": code.words, "differences": list(planned.differences)}
     tracker.log_dict({**content, "is_equal": found.is_equal, **asdict(found)}, names.RERUN_FILE)
     tracker.finish("FINISHED")
     return Rerun(run, run_id, code.words, planned.differences, found, folder / "best.ckpt")
+
+
+def other_models(run: RunRecord, again: RunRecord) -> list[str]:
+    """Return which of the trained models that a run builds on have other weights now, in lines for people."""
+    built_on = {"init_from": "init.digest", "distill.teacher": "teacher.digest"}
+    return [
+        f"{setting}: weights {run.params[digest][:12]} then, {again.params.get(digest, 'none')[:12]} now"
+        for setting, digest in built_on.items()
+        if digest in run.params and run.params[digest] != again.params.get(digest)
+    ]
 
 
 def _train_in_child(

@@ -111,6 +111,13 @@ def test_code_that_is_not_recorded_is_refused_unless_here() -> None:
         assert code.differences == ()
 
 
+def test_a_model_that_the_run_built_on_and_that_is_another_now_is_said() -> None:
+    was = replace(RUN, params={"init.digest": "a" * 64, "teacher.digest": "b" * 64})
+    assert reruns.other_models(was, was) == []
+    now = replace(was, params=was.params | {"init.digest": "c" * 64})
+    assert reruns.other_models(was, now) == [f"init_from: weights {'a' * 12} then, {'c' * 12} now"]
+
+
 @pytest.mark.parametrize(
     ("part", "fault"),
     [
