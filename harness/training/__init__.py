@@ -27,7 +27,7 @@ benchmark_step.py    the speed and memory of a training step
 
 ensemble.py          `harness ensemble`: several models as one; soup.py averages their weights
 
-rerun.py             `harness rerun`; rerun_setup.py: with which code and settings; rerun_child.py: the process
+rerun.py             `harness rerun`; rerun_setup.py: its code and settings; rerun_child.py: its process
 
 command.py           `harness train`; resume_run.py is `--resume`, dry_run.py `--dry-run`
 doctor.py            `harness doctor`: describes this machine
