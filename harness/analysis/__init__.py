@@ -14,6 +14,7 @@
     sweeps.py            `harness compare --sweeps`; best_of.py: what some of a sweep's trials would find
     repetition.py        `harness rerun`: the metrics of a run and of its repetition, to the last bit
     layout.py            Markdown tables, wrapped sentences; page.py, charts.py: a comparison as a page
+    folds.py             the mean over the folds of cross-validation
     seeds.py             whether one configuration is better than another, over several seeds
 
 `compare.py` and `sweeps.py` read recorded runs, so `harness.training`, a layer below, must not import

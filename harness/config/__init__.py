@@ -5,6 +5,7 @@ schema.py           every key of a run: type, unit, range, default
 sweep.py            every key of a sweep, with the sections below
     space.py, sampling.py, objectives.py, executor.py
 finetune.py         the finetuning policies, a class each: which tensors train, and at what rate
+selection.py        which training images train, with which labels, how often; folds
 monitor.py          the metric that decides which epoch is kept, when to stop and how trials rank
 multilabel.py       what images with several labels each refuse, and their metric
 base.py             `Section`, the base class of every section: immutable, strict

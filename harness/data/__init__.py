@@ -2,6 +2,9 @@
 
     load.py            read this first: loads the splits that the section `data` describes
     splits.py          training, validation and test images, and a digest that identifies the splits
+    subsets.py         few-shot and long-tailed subsets of the training images; wrong labels
+    folds.py           the folds of cross-validation
+    epochs.py          which images each epoch visits, over- and under-sampling included
     held_out.py        the only way to the test split, for `training/evaluate.py` and `summary.py` alone
     datamodule.py      batches of images for Lightning, the same after a resume
     sharding.py        divides a batch among the ranks

@@ -25,6 +25,7 @@ costs.py             a model's size and latency
 machine_load.py      load, memory and energy of the machine; nvml.py reads NVIDIA's GPUs
 benchmark_step.py    the speed and memory of a training step
 
+cross_validate.py    `harness cross-validate`: a run for each fold, and what they amount to
 ensemble.py          `harness ensemble`: several models as one; soup.py averages their weights
 
 rerun.py             `harness rerun`; rerun_setup.py: its code and settings; rerun_child.py: its process
