@@ -31,7 +31,6 @@ FUNCTIONS = (
     "compare",
     "ensemble",
     "finalize",
-    "ensemble",
 )
 
 SCRIPT = """
