@@ -265,6 +265,8 @@ def _row(name: str, results: Results | None) -> list[str]:
         ours = describe(estimate_of(results.final, TEST))
         minutes = minutes_of(results.final)
         ours += f" in {minutes:.0f} min" if minutes is not None else ""
+        plain = estimate_of(results.final, TEST_PLAIN)
+        ours += f"; without test-time augmentation {plain.mean:.1%}" if plain is not None else ""
     backbone = " with " + " ".join(results.added) if results.added else ""
     return [link, published, describe(estimate_of(results.published, TEST)) + backbone, ratio, ours]
 
