@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import f1_score, log_loss, roc_auc_score
 
 from harness.config.compose import compose_run, compose_sweep
-from harness.config.monitor import BY_ACCURACY, METRICS, MonitorConfig
+from harness.config.monitor import BY_ACCURACY, METRICS_OF_CLASSES, MonitorConfig
 from harness.data import load_splits
 from harness.errors import CheckpointError, ConfigError
 from harness.training import module
@@ -82,12 +82,12 @@ def test_every_metric_has_one_definition(tiny_config: Config, run: Run) -> None:
         logits = classifier(torch.from_numpy(val.gather(np.arange(len(val)))).permute(0, 3, 1, 2))
     probabilities = logits.double().softmax(1).numpy()
     choices = probabilities.argmax(1)
-    assert set(METRICS) == {name for name in result.metrics if name.startswith("val/")}
+    assert set(METRICS_OF_CLASSES) == {name for name in result.metrics if name.startswith("val/")}
     for name, value in again.items():  # after training, further ones are computed once
         recorded = tracker.epochs[result.best_epoch] | tracker.summary
         assert recorded[f"best/{name}"] == pytest.approx(value, abs=0.01), name  # an image may change its bin
     assert {"val/ece", "val/brier", "val/balanced_accuracy", "val/average_precision"} <= set(again)
-    for name in METRICS:
+    for name in METRICS_OF_CLASSES:
         assert tracker.epochs[result.best_epoch][f"best/{name}"] == result.metrics[name]
         assert result.metrics[name] == pytest.approx(again[name], abs=1e-5)
     assert again["val/accuracy"] == (choices == val.labels).mean()
