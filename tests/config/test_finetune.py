@@ -70,6 +70,7 @@ def project_with_norms(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_new_policy_is_in_the_schema_the_sweep_the_optimiser_and_the_messages_and_trains(
     project_with_norms: Path, empty_databases: list[Path]
 ) -> None:

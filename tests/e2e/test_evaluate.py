@@ -53,6 +53,7 @@ def test_a_run_that_is_trained_by_a_command_is_looked_at_closely() -> None:
 
 
 @pytest.mark.usefixtures("made_store")
+@pytest.mark.slow
 def test_a_run_is_evaluated_on_each_split_and_on_folders(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def test_a_sweep_of_another_user_cannot_be_stopped_and_that_is_said_at_once(othe
     assert len(stopped.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_lock_of_another_user_is_one_line(others_runs: Path) -> None:
     forbid(others_runs, "u+w")
     lock = others_runs / "optuna.db.create.lock"

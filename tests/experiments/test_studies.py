@@ -27,12 +27,12 @@ EXPERIMENT = Experiment("t", STUDY, seeds=(0, 1, 2))
 @pytest.mark.parametrize("name", study_names())
 def test_every_training_of_a_study_composes_and_reads_no_test_split(name: str) -> None:
     for on_digits in (False, True):
-        for cell in load(name, seeds=(0,), on_digits=on_digits).cells():
-            for training in cell.trainings:
-                config = compose_run([text.replace("{", "").replace("}", "") for text in training.overrides])
-                assert not config.evaluate_test
-                assert not config.data.train_on_val
-                assert config.trainer.select == "last"
+        cells = load(name, seeds=(0,), on_digits=on_digits).cells()
+        for settings in {cell.trainings[0].settings for cell in cells}:
+            config = compose_run([text.replace("{", "").replace("}", "") for text in settings])
+            assert not config.evaluate_test
+            assert not config.data.train_on_val
+            assert config.trainer.select == "last"
 
 
 def test_an_arm_may_name_only_arms_before_it() -> None:

@@ -210,6 +210,7 @@ def test_the_range_of_deep_pixels_is_exported(tmp_path: Path) -> None:
     assert "uint16 0 … 4095 to 0 … 255" in (result.path / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_speed_cnn_exports_with_its_whitening(tmp_path: Path) -> None:
     """Its constants are buffers: batch norm's scales of one, and filters that no optimiser has seen."""
     checkpoint = write_checkpoint(tmp_path / "best.ckpt", ScratchModel(kind="speed_cnn"))
@@ -220,6 +221,7 @@ def test_the_speed_cnn_exports_with_its_whitening(tmp_path: Path) -> None:
     assert torch.equal(reloaded.get_buffer("network.whiten.weight"), weights)
 
 
+@pytest.mark.slow
 def test_timm_loads_a_bundle_of_its_own_network_with_its_preprocessing(tmp_path: Path) -> None:
     model = TimmModel(name="test_resnet", image_size=64)
     result = export(write_checkpoint(tmp_path / "best.ckpt", model), tmp_path / "exports")

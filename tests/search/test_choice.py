@@ -32,6 +32,7 @@ def check_as_the_leaderboard(sweep: SmallSweep, direction: str) -> None:
             assert told.score(trial) == row.score
 
 
+@pytest.mark.slow
 def test_the_runs_rank_trials_as_the_leaderboard_does(small_sweep: SmallSweep) -> None:
     small_sweep.behave(
         scores={"0": 0.6, "1": 0.9, "2": 0.8, "3": 0.8}, latency_ms={"1": 5.0}, diverge=[4], fail=[5]
@@ -65,6 +66,7 @@ def test_a_sweep_enlarged_and_killed_after_a_better_trial_has_that_for_its_best(
     assert choice.sweep.num_judged == 2
 
 
+@pytest.mark.slow
 def test_a_constraint_that_is_added_later_rules_out_the_best_in_the_runs_too(small_sweep: SmallSweep) -> None:
     small_sweep.behave(scores={"0": 0.6, "1": 0.9, "2": 0.8}, latency_ms={"1": 5.0})
     small_sweep.run()
@@ -85,6 +87,7 @@ def test_a_sweep_whose_trials_are_all_infeasible_has_no_best_and_offers_none(sma
     assert compare_runs(tracking_of(small_sweep)).to_text().count("infeasible") == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_database_is_gone_leaves_nothing_to_its_namesake(
     small_sweep: SmallSweep, empty_databases: list[Path]
 ) -> None:

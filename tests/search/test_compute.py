@@ -192,6 +192,7 @@ def test_a_sweep_without_it_has_no_compute(small_sweep: SmallSweep) -> None:
     assert "compute:" not in small_sweep.output.getvalue()
 
 
+@pytest.mark.slow
 def test_the_lengths_of_the_arms_are_told_before_anything_trains(tmp_path: Path) -> None:
     how = [*BASE, f"tracking.dir={tmp_path}", "model.image_size=32"]
     fixed, auto = (compose_sweep([*how, f"sweep.compute_per_trial={asked}"]) for asked in ("0.0004", "auto"))

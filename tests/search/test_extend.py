@@ -120,6 +120,7 @@ def change(sweep: SmallSweep, old: str, new: str) -> None:
     file.write_text(file.read_text().replace(old, new))
 
 
+@pytest.mark.slow
 def test_a_sweep_is_extended_only_on_purpose(small_sweep: SmallSweep) -> None:
     small_sweep.run("sweep.num_trials=2")
     change(small_sweep, "high: 1.0e-2", "high: 2.0e-2")

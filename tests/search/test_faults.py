@@ -280,6 +280,7 @@ def test_a_clock_moved_by_a_day_changes_nothing(small_sweep: SmallSweep) -> None
 # ── the program ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_other_code_does_not_go_on_with_a_sweep_unless_told_to(
     small_sweep: SmallSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_sweep_replicates_its_best_trials_once(small_sweep: SmallSweep) -> Non
     assert parent.metrics[names.NOISE + "val/accuracy"] == pytest.approx(judge(rows, SWEEP).noise)
 
 
+@pytest.mark.slow
 def test_the_command_replicates_an_answered_sweep_and_adds_what_is_missing(small_sweep: SmallSweep) -> None:
     small_sweep.run("sweep.target=0.1")  # its first trial reaches that
     replicate(small_sweep, seeds=2)
@@ -232,6 +233,7 @@ def test_a_sweep_without_a_complete_trial_is_not_replicated(small_sweep: SmallSw
         replicate(small_sweep, seeds=2)
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_replicates_its_new_best(small_sweep: SmallSweep) -> None:
     small_sweep.behave(scores={"0": 0.9, "1": 0.5, "2": 0.5, "4": 0.99})
     small_sweep.run("sweep.replicate.seeds=1")

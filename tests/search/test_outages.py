@@ -114,6 +114,7 @@ def num_points(sweep: SmallSweep) -> int:
         return int(database.execute(query).fetchone()[0])
 
 
+@pytest.mark.slow
 def test_a_run_store_that_is_away_for_a_while_costs_nothing(small_sweep: SmallSweep) -> None:
     small_sweep.behave(pace=0.5)
     with calls_of(small_sweep) as calls:

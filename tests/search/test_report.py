@@ -345,6 +345,7 @@ def test_the_best_trials_command_composes_its_configuration(finetune: str) -> No
 # ── the commands ──────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_its_report_and_it_can_be_written_again(
     small_sweep: SmallSweep, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def recorded_commands(sweep: SmallSweep) -> list[str]:
     return [run.tags["harness.command"] for run in runs] + [content["command"] for content in files]
 
 
+@pytest.mark.slow
 def test_a_databases_password_is_written_nowhere(
     small_sweep: SmallSweep, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

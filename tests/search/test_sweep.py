@@ -233,6 +233,7 @@ def test_no_setting_of_an_earlier_best_trial_stays_on_the_sweeps_run(tmp_path: P
     assert not [key for key in tracker.tags if key.startswith(("best.", "harness.best"))]
 
 
+@pytest.mark.slow
 def test_a_trial_that_took_too_long_is_not_begun_again(
     small_sweep: SmallSweep, run_statuses: Statuses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +278,7 @@ def test_ctrl_c_while_the_test_split_is_evaluated_leaves_and_is_recorded(
     assert run_statuses(small_sweep.runs)["small"] == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_from_elsewhere_says_so_everywhere(
     small_sweep: SmallSweep, run_statuses: Statuses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +378,7 @@ def test_a_second_ctrl_c_leaves_at_once(small_sweep: SmallSweep, start: Start) -
     assert small_sweep.rows()[0].state == "running"
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_runs_were_deleted_in_mlflow_goes_on(small_sweep: SmallSweep) -> None:
     """Its parent, its trials, or all: they are restored, and nobody waits for a store that has answered."""
     small_sweep.behave(patience_s=0.0)  # nobody who waits would get far

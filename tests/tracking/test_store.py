@@ -134,6 +134,7 @@ def write_epochs(tracking: TrackingConfig, name: str) -> None:
     tracker.finish("FINISHED")
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_store(tracking: TrackingConfig) -> None:
     """The experiment does not exist yet, so the two also race to create it."""
     context = multiprocessing.get_context("spawn")

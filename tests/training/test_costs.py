@@ -48,6 +48,7 @@ def test_an_interrupted_run_costs_all_of_its_epochs(run: Run, tiny_config: Confi
     assert resumed.costs["train_seconds"] == pytest.approx(sum(epochs))
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_holds_what_was_allocated() -> None:
     before = peak_memory(torch.device("cpu"))["peak_memory_gib"]
     assert before * 2**30 >= psutil.Process().memory_info().rss * 0.9

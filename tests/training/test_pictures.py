@@ -41,6 +41,7 @@ def pictures_of(tracker: RecordingTracker) -> set[str]:
     return {name.removeprefix("pictures/").removesuffix(".png") for name in names}
 
 
+@pytest.mark.slow
 def test_a_single_run_has_all_and_changes_nothing(run: Run, tiny_config: Config, caplog: Any) -> None:
     config = tiny_config("trainer.max_epochs=2", "evaluation.pictures=auto")
     result, tracker = run(config, "all", closely=True)

@@ -74,6 +74,7 @@ def assert_equal_bits(expected: dict[str, torch.Tensor], found: dict[str, torch.
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+@pytest.mark.slow
 def test_a_partial_run_ends_alike_with_a_cold_cache_a_warm_one_and_stopped_in_between(
     cache: Path, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def test_operations_are_those_of_what_trains_in_each_epoch(small: Callable[..., 
     assert counted(small(*LP_FT)).step == pytest.approx((stages[0] + full) / 2)
 
 
+@pytest.mark.slow
 def test_what_stays_frozen_to_the_end_is_cached(small: Callable[..., RunConfig], tmp_path: Path) -> None:
     final = small(*GRADUAL, "finetune.final_groups=2", f"data.cache_dir={tmp_path}")
     assert views_to_cache(final) == 1
