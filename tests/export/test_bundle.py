@@ -193,6 +193,7 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
         pytest.param(EfficientNetLite0(pretrained=False, image_size=64), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_pretrained_backbone_exports_with_its_resizing(tmp_path: Path, model: ModelConfig) -> None:
     """32 -> 64 pixels inside the graph; lite0 also pads asymmetrically ("same")."""
     result = export(write_checkpoint(tmp_path / "best.ckpt", model), tmp_path)

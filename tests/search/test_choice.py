@@ -116,6 +116,7 @@ def test_a_sweep_whose_database_is_gone_leaves_nothing_to_its_namesake(
     assert first.checkpoint.is_file()
 
 
+@pytest.mark.slow
 def test_the_sweep_that_was_called_last_is_the_one_meant(small_sweep: SmallSweep) -> None:
     for name, num_trials in (("a", 1), ("b", 1), ("a", 2), ("b", 1)):
         small_sweep.name = name

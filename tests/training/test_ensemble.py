@@ -224,6 +224,7 @@ def recorded(made_store: None) -> Recorded:
     return found
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_a_sweeps_best_is_recorded_and_tested_once(recorded: Recorded) -> None:
     found = recorded.combine(top=2)
     assert (found.kind, found.sweep, found.test_gain, found.is_new) == ("ensemble", "mine", None, True)
