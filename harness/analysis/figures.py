@@ -1,6 +1,7 @@
 """Draws the confusion matrix, without a screen and without matplotlib's global state (`pyplot`).
 
-`harness.training.evaluate` records it with a run. Other figures take `drawable_names` from here.
+`harness.training.evaluate` records it with a run. Other figures take `drawable_names` from here, commands
+with `--output` `save_figure`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from matplotlib import font_manager
@@ -15,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+
+from harness.errors import ConfigError
 
 FEW_CLASSES = 20
 MOST_NUMBERED = 60  # classes; with more, the confusion matrix has colours without numbers
@@ -29,6 +33,20 @@ INCHES_PER_POINT = 1 / 72
 # Okabe & Ito (2008), "Color Universal Design": eight colours that all kinds of colour vision tell apart.
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 BASE_FONT = "DejaVu Sans"  # always there: it comes with matplotlib
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG where `--output` says, and return its path.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({error.strerror}): name another with --output") from error
+    return path
 
 
 def confusion_matrix_figure(

@@ -346,24 +346,26 @@ def run_data(options: argparse.Namespace) -> Document:
 
 
 def run_lr_curve(options: argparse.Namespace) -> Document:
+    from harness.analysis.figures import save_figure
     from harness.config.compose import compose_run
-    from harness.training.lr_curve import trace_rates, write_figure
+    from harness.training.lr_curve import rate_figure, trace_rates
 
     curve = trace_rates(compose_run(options.overrides, **config_dir(options)))
     print(curve)
-    path = write_figure(curve, options.output)
+    path = save_figure(rate_figure(curve), options.output)
     print(f"written: {path}")
     return documents.of_rates(curve, path)
 
 
 def run_lr_find(options: argparse.Namespace) -> Document:
+    from harness.analysis.figures import save_figure
     from harness.config.compose import compose_run
-    from harness.training.lr_find import find_rate, write_figure
+    from harness.training.lr_find import find_rate, rate_test_figure
 
     config = compose_run(options.overrides, **config_dir(options))
     test = find_rate(config, options.low, options.high, options.steps)
     print(test)
-    path = write_figure(test, options.output)
+    path = save_figure(rate_test_figure(test), options.output)
     print(f"written: {path}")
     return documents.of_rate_test(test, path)
 

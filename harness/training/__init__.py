@@ -8,6 +8,7 @@ record.py            records a run's configuration, environment and results in M
 pictures.py          records the pictures of a run (harness.pictures)
 continued.py         a trained model whose weights the run begins with; what is forgotten of it
 teacher.py           a network that the run learns from (distillation)
+trained_model.py     finds and loads the model of a run or a bundle, for these two
 result.py            the reports that a run returns to its caller
 optim.py, muon.py    optimisers, learning rates, schedules
 tta.py               test-time augmentation

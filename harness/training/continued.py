@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,34 +22,18 @@ from harness.data import load_splits
 from harness.data.duplicates import keys_of
 from harness.data.splits import ImageArrays, ImageSplits
 from harness.errors import ConfigError, DataError, HarnessError, ModelError
-from harness.export.manifest import CONFIG_FILE
 from harness.models import ImageClassifier, build_model
 from harness.models.head import start_head_at_zero
-from harness.tracking.choice import choose
 from harness.training.checkpoint import load_checkpoint, restore_classifier
 from harness.training.collectives import current_ranks
 from harness.training.evaluate import predict
 from harness.training.machine import Machine
+from harness.training.trained_model import FoundModel, about, find_bundle, find_run, first_named, load_model
 
-NUM_NAMED = 4  # classes or tensors in a message
+SETTING = "init_from"
 ACCURACY, BEFORE, IMAGES, FORGETTING = (
     "old_val/accuracy", "old_val/accuracy_before", "old_val/images", "forgetting",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FoundOrigin:
-    """Where the model lies that a run begins with, before it is loaded."""
-
-    kind: Literal["run", "bundle", "checkpoint"]
-    path: str
-    words: str  # "run … (name)", "bundle …"
-    run_id: str | None = None
-
-    @property
-    def reference(self) -> str:
-        """See `Origin.reference`."""
-        return self.run_id or str(Path(self.path).resolve())
 
 
 @dataclass(frozen=True)
@@ -100,12 +83,12 @@ class Origin:
         new = [name for name in class_names if name not in self.class_names]
         gone = [name for name in self.class_names if name not in class_names]
         told = [f"{len(known)} of its {len(self.class_names)} classes go on"]
-        told += [f"{len(new)} new ({_named(new)})"] if new else []
-        told += [f"{len(gone)} gone ({_named(gone)})"] if gone else []
+        told += [f"{len(new)} new ({first_named(new)})"] if new else []
+        told += [f"{len(gone)} gone ({first_named(gone)})"] if gone else []
         return f"{self.words}, epoch {self.epoch + 1}, weights {self.digest[:12]}: {', '.join(told)}"
 
 
-def find_origin(config: RunConfig) -> FoundOrigin | None:
+def find_origin(config: RunConfig) -> FoundModel | None:
     """Find out what `init_from` means: a checkpoint's file, a bundle's folder, or a run; None: nothing.
 
     Raises:
@@ -114,22 +97,17 @@ def find_origin(config: RunConfig) -> FoundOrigin | None:
     reference = config.init_from
     if reference is None:
         return None
+    if bundle := find_bundle(reference):
+        return bundle
     path = Path(reference).expanduser()
-    if (path / CONFIG_FILE).is_file():
-        return FoundOrigin("bundle", str(path), f"bundle {path.name}")
     if path.is_file():
-        return FoundOrigin("checkpoint", str(path), f"checkpoint {path}")
+        return FoundModel("checkpoint", str(path), f"checkpoint {path}")
     if "/" in reference:
         raise ConfigError(f"init_from={reference}: neither a checkpoint nor a bundle's folder lies there")
-    try:
-        choice = choose(config.tracking, reference)
-    except HarnessError as error:
-        raise _about(reference, error) from error
-    run = choice.run
-    return FoundOrigin("run", str(choice.checkpoint), f"run {run.run_id} ({run.name})", run.run_id)
+    return find_run(SETTING, reference, config.tracking)
 
 
-def load_origin(found: FoundOrigin | None, config: RunConfig) -> Origin | None:
+def load_origin(found: FoundModel | None, config: RunConfig) -> Origin | None:
     """Return the model that a run begins with; None if it has none. No random number of the run's is drawn.
 
     Args:
@@ -142,9 +120,21 @@ def load_origin(found: FoundOrigin | None, config: RunConfig) -> Origin | None:
         return None
     try:
         with torch.random.fork_rng(devices=[]):
-            return _load_bundle(found, config) if found.kind == "bundle" else _load_checkpoint(found)
+            model = load_model(found)
     except HarnessError as error:
-        raise _about(str(config.init_from), error) from error
+        raise about(SETTING, config.init_from, error) from error
+    here = {"dir": config.data.dir, "cache_dir": config.data.cache_dir}  # which a bundle does not disclose
+    return Origin(
+        words=found.words,
+        reference=found.run_id or str(Path(found.path).resolve()),
+        run_id=model.run_id,
+        classifier=model.classifier,
+        class_names=model.class_names,
+        model=model.model,
+        data=TypeAdapter(DataConfig).validate_json(json.dumps({**here, **model.data})),
+        data_digest=model.data_digest,
+        epoch=model.epoch,
+    )
 
 
 def begin_with(config: RunConfig, splits: ImageSplits) -> tuple[RunConfig, Origin | None, ImageSplits]:
@@ -161,45 +151,6 @@ def begin_with(config: RunConfig, splits: ImageSplits) -> tuple[RunConfig, Origi
         return config, None, splits
     named = config.model_copy(update={"init_from": origin.reference})
     return named, origin, replace(splits, mean=origin.mean, std=origin.std)
-
-
-def _about(reference: str, error: HarnessError) -> HarnessError:
-    return type(error)(f"init_from={reference}: {error}")
-
-
-def _load_checkpoint(found: FoundOrigin) -> Origin:
-    checkpoint = load_checkpoint(found.path)
-    return Origin(
-        words=found.words,
-        reference=found.reference,
-        run_id=found.run_id,
-        classifier=restore_classifier(checkpoint),
-        class_names=checkpoint.class_names,
-        model=checkpoint.config.model,
-        data=checkpoint.config.data,
-        data_digest=checkpoint.data_digest,
-        epoch=checkpoint.epoch,
-    )
-
-
-def _load_bundle(found: FoundOrigin, config: RunConfig) -> Origin:
-    from harness.export.predict import load_bundle  # with it, ONNX Runtime is imported
-    from harness.export.weights import restore
-
-    bundle = load_bundle(found.path)
-    about = bundle.config
-    here = {"dir": config.data.dir, "cache_dir": config.data.cache_dir}  # which a bundle does not disclose
-    return Origin(
-        words=found.words,
-        reference=found.reference,
-        run_id=about.run.run_id,
-        classifier=restore(about, bundle.path),
-        class_names=about.classes,
-        model=about.model,
-        data=TypeAdapter(DataConfig).validate_json(json.dumps({**here, **about.training["data"]})),
-        data_digest=about.data.digest,
-        epoch=about.epoch,
-    )
 
 
 # ── its weights ───────────────────────────────────────────────────────────────────────────────────
@@ -298,11 +249,6 @@ def _as_text(shape: tuple[int, ...] | None) -> str:
 
 def _rounded(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.3f}" for value in values) + ")"
-
-
-def _named(words: Sequence[str]) -> str:
-    more = f" and {len(words) - NUM_NAMED} more" if len(words) > NUM_NAMED else ""
-    return ", ".join(words[:NUM_NAMED]) + more
 
 
 # ── what is forgotten ─────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,6 @@ from __future__ import annotations
 import textwrap
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -20,7 +19,6 @@ from harness.analysis.figures import DPI, OKABE_ITO
 from harness.config.schema import RunConfig
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
-from harness.errors import ConfigError
 from harness.models import apply_freezing, build_model
 from harness.training.optim import build_optimizer, build_schedule
 from harness.training.schedules import PlateauLR
@@ -110,20 +108,6 @@ def _note(config: RunConfig) -> str:
         f"not drawn, as it depends on training: × {schedule.step_gamma:g} whenever {metric} has got no "
         f"better for {schedule.patience} epochs, down to {schedule.final_lr_ratio:g} of the peak"
     )
-
-
-def write_figure(curve: RateCurve, path: Path) -> Path:
-    """Draw the curve as a PNG, and return its path.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rate_figure(curve).savefig(path, format="png")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path} ({error.strerror}): name another with --output") from error
-    return path
 
 
 def rate_figure(curve: RateCurve) -> Figure:

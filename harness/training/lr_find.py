@@ -20,7 +20,6 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,20 +242,6 @@ def _note(config: RunConfig, steps_per_epoch: int, num_steps: int) -> str:
     if hasattr(config.optim, "head_lr"):
         notes.append("optim.head_lr and optim.bias_lr have risen in proportion")
     return "; ".join(notes)
-
-
-def write_figure(test: RateTest, path: Path) -> Path:
-    """Draw the test as a PNG, and return its path.
-
-    Raises:
-        ConfigError: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rate_test_figure(test).savefig(path, format="png")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path} ({error.strerror}): name another with --output") from error
-    return path
 
 
 def rate_test_figure(test: RateTest) -> Figure:

@@ -11,8 +11,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,16 +19,13 @@ from torch.nn import functional as F
 from harness.config.distill import SoftTargets
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError, HarnessError
-from harness.export.manifest import CONFIG_FILE
 from harness.models import ImageClassifier
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import digest_of, named_tensors
 from harness.models.published import is_published, load_published
-from harness.tracking import names
-from harness.tracking.choice import choose
-from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.trained_model import FoundModel, about, find_bundle, find_run, first_named, load_model
 
-NUM_NAMED = 4  # classes in a message
+SETTING = "distill.teacher"
 log = logging.getLogger(__name__)
 
 
@@ -109,15 +104,13 @@ def soften(logits_BK: Tensor, teacher_logits_BK: Tensor, temperature: float) -> 
 
 
 @dataclass(frozen=True)
-class FoundTeacher:
-    """Where a teacher lies, before it is loaded."""
+class Published:
+    """The name of a published network that is a teacher."""
 
-    kind: Literal["run", "bundle", "published"]
-    place: str
-    facts: TeacherFacts
+    name: str
 
 
-def find_teacher(config: RunConfig) -> FoundTeacher | None:
+def find_teacher(config: RunConfig) -> FoundModel | Published | None:
     """Find out what `distill.teacher` means: a published network, a bundle's folder, or a run; None: nothing.
 
     Raises:
@@ -127,26 +120,20 @@ def find_teacher(config: RunConfig) -> FoundTeacher | None:
         return None
     reference = config.distill.teacher
     if is_published(reference):
-        return FoundTeacher("published", reference, TeacherFacts(f"published network {reference}"))
-    folder = Path(reference).expanduser()
-    if (folder / CONFIG_FILE).is_file():
-        return FoundTeacher("bundle", str(folder), TeacherFacts(f"bundle {folder.name}"))
+        return Published(reference)
+    if bundle := find_bundle(reference):
+        return bundle
     if "/" in reference:
         raise ConfigError(
             f"distill.teacher={reference}: there is no bundle in this folder, name one that `harness export` "
             "has written"
         )
-    try:
-        choice = choose(config.tracking, reference)
-    except HarnessError as error:
-        raise _about(reference, error) from error
-    run = choice.run
-    what, accuracy = f"run {run.run_id} ({run.name})", run.results.get(names.VAL_ACCURACY)
-    facts = TeacherFacts(what, run_id=run.run_id, val_accuracy=accuracy)
-    return FoundTeacher("run", str(choice.checkpoint), facts)
+    return find_run(SETTING, reference, config.tracking)
 
 
-def load_teacher(found: FoundTeacher | None, config: RunConfig, class_names: Sequence[str]) -> Teacher | None:
+def load_teacher(
+    found: FoundModel | Published | None, config: RunConfig, class_names: Sequence[str]
+) -> Teacher | None:
     """Return the run's teacher, on the CPU; None if it has none. No random number of the run's is drawn.
 
     Args:
@@ -165,39 +152,23 @@ def load_teacher(found: FoundTeacher | None, config: RunConfig, class_names: Seq
         with torch.random.fork_rng(devices=[]):
             classifier, all_names, facts = _load(found)
     except HarnessError as error:
-        raise _about(reference, error) from error
+        raise about(SETTING, reference, error) from error
     columns = _columns(reference, all_names, class_names or all_names[0])
     parts = [*named_tensors(classifier.network), *named_tensors(classifier.preprocess)]
-    about = f"{digest_of(parts)} {classifier.preprocess.extra_repr()} {all_names[0]}"
-    digest = hashlib.sha256(about.encode()).hexdigest()
+    identity = f"{digest_of(parts)} {classifier.preprocess.extra_repr()} {all_names[0]}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()
     return Teacher(classifier, columns, config.distill, replace(facts, digest=digest))
 
 
-def _about(reference: str, error: HarnessError) -> HarnessError:
-    return type(error)(f"distill.teacher={reference}: {error}")
-
-
-def _load(found: FoundTeacher) -> tuple[ImageClassifier, list[tuple[str, ...]], TeacherFacts]:
+def _load(found: FoundModel | Published) -> tuple[ImageClassifier, list[tuple[str, ...]], TeacherFacts]:
     """Return the teacher's network, its classes under each name that they have, and what is known of it."""
-    facts = found.facts
-    if found.kind == "published":
-        return *load_published(found.place), facts
-    if found.kind == "run":
-        checkpoint = load_checkpoint(found.place)
-        facts = replace(facts, data_digest=checkpoint.data_digest)
-        return restore_classifier(checkpoint), [checkpoint.class_names], facts
-    from harness.export.predict import load_bundle  # with it, ONNX Runtime is imported
-    from harness.export.weights import restore
-
-    bundle = load_bundle(found.place)
-    about = bundle.config
-    facts = replace(
-        facts,
-        run_id=about.run.run_id,
-        val_accuracy=about.run.metrics.get(names.VAL_ACCURACY),
-        data_digest=about.data.digest,
+    if isinstance(found, Published):
+        return *load_published(found.name), TeacherFacts(f"published network {found.name}")
+    model = load_model(found)
+    facts = TeacherFacts(
+        found.words, run_id=model.run_id, val_accuracy=model.val_accuracy, data_digest=model.data_digest
     )
-    return restore(about, bundle.path), [about.classes], facts
+    return model.classifier, [model.class_names], facts
 
 
 def _columns(reference: str, all_names: list[tuple[str, ...]], class_names: Sequence[str]) -> list[int]:
@@ -214,13 +185,8 @@ def _columns(reference: str, all_names: list[tuple[str, ...]], class_names: Sequ
             return [places[name] for name in class_names]
     raise ConfigError(
         f"distill.teacher={reference} does not know {len(missing)} of the {len(class_names)} classes "
-        f"({_named(missing)}); it knows {_named(all_names[0])}: name a teacher of these classes"
+        f"({first_named(missing)}); it knows {first_named(all_names[0])}: name a teacher of these classes"
     )
-
-
-def _named(words: Sequence[str]) -> str:
-    more = f" and {len(words) - NUM_NAMED} more" if len(words) > NUM_NAMED else ""
-    return ", ".join(words[:NUM_NAMED]) + more
 
 
 # ── what is recorded of it ───────────────────────────────────────────────────────────
