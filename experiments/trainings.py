@@ -7,9 +7,12 @@ anywhere is repeated to go on: MLflow holds what is done. `finished` returns wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -21,6 +24,7 @@ from harness.config.compose import compose_run
 from harness.config.schema import RunConfig, TrackingConfig
 from harness.config.validation import validate
 from harness.errors import ConfigError, HarnessError, TrackingError
+from harness.signals import EXIT_INTERRUPTED
 from harness.tracking.address import store_exists
 from harness.tracking.runs import RunRecord, find_runs, read_config
 
@@ -80,6 +84,26 @@ class Training:
 
 class StoppedError(HarnessError):
     """A training was stopped by a signal; the same command goes on with it."""
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do the work of a command; return its exit code, after a line about what stopped it."""
+    try:
+        work()
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return os.EX_USAGE
+    return os.EX_OK
+
+
+def report_folder(name: str, of_its_own: Path, *, is_trial: bool) -> Path:
+    """Return the folder of an experiment's report; of a trial run, one among the runs."""
+    if not is_trial:
+        return of_its_own
+    return Path(compose_run(()).tracking.dir) / "experiments" / name
 
 
 def last_of_each(settings: Sequence[str]) -> tuple[str, ...]:

@@ -20,10 +20,9 @@ from pathlib import Path
 from experiments.published import leak, report, timing
 from experiments.published.plan import FOLDER, ON_DIGITS, Experiment, experiment_names, load
 from experiments.published.results import RESULTS, Results, gather
-from experiments.trainings import StoppedError, Training, ensure, recorded
+from experiments.trainings import Training, ensure, exit_code_of, recorded, report_folder
 from harness.config.compose import compose_run
-from harness.errors import HarnessError, ModelError
-from harness.signals import EXIT_INTERRUPTED
+from harness.errors import ModelError
 
 PARTS = ("published", "timing", "strategies", "test-images", "ladder", "final", "report")
 
@@ -45,18 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return os.EX_OK
     if options.name is None:
         parser.error("name an experiment, or --table")
-    try:
-        seeds = None if options.seeds is None else tuple(options.seeds)
-        experiment = load(options.name, seeds=seeds, added=ON_DIGITS if options.digits else ())
-        output = options.output or _output(experiment, is_trial=options.digits or seeds is not None)
-        Conductor(with_weights(experiment), output).run(options.parts)
-    except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return os.EX_USAGE
-    return os.EX_OK
+    return exit_code_of(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    seeds = None if options.seeds is None else tuple(options.seeds)
+    experiment = load(options.name, seeds=seeds, added=ON_DIGITS if options.digits else ())
+    is_trial = options.digits or seeds is not None
+    own = FOLDER / experiment.name
+    output = options.output or report_folder(experiment.name, own, is_trial=is_trial)
+    Conductor(with_weights(experiment), output).run(options.parts)
 
 
 def with_weights(experiment: Experiment) -> Experiment:
@@ -143,13 +140,6 @@ class Conductor:
         (self.output / report.REPORT).write_text(text, encoding="utf-8")
         print(f"report: {self.output / report.REPORT}", flush=True)
         return results
-
-
-def _output(experiment: Experiment, *, is_trial: bool) -> Path:
-    """Return the experiment's folder; of a trial run, a folder among the runs."""
-    if not is_trial:
-        return FOLDER / experiment.name
-    return Path(compose_run(()).tracking.dir) / "experiments" / experiment.name
 
 
 def _read(name: str) -> Results | None:

@@ -10,17 +10,13 @@ After each, the report is written again.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.studies import int8, report
 from experiments.studies.plan import FOLDER, Experiment, load, study_names
-from experiments.trainings import StoppedError, ensure, recorded
-from harness.config.compose import compose_run
-from harness.errors import HarnessError
-from harness.signals import EXIT_INTERRUPTED
+from experiments.trainings import ensure, exit_code_of, recorded, report_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,42 +32,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, help="folder of the report (default: the study's)")
     options = parser.parse_args(arguments)
-    try:
-        seeds = None if options.seeds is None else tuple(options.seeds)
-        experiment = load(options.name, seeds=seeds, on_digits=options.digits)
-        is_trial = options.digits or seeds is not None
-        output = options.output or _output(experiment, is_trial=is_trial)
-        if not options.report:
-            train(experiment, output)
-        report.write(experiment, output)
-    except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return os.EX_USAGE
-    return os.EX_OK
+    return exit_code_of(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    seeds = None if options.seeds is None else tuple(options.seeds)
+    experiment = load(options.name, seeds=seeds, on_digits=options.digits)
+    is_trial = options.digits or seeds is not None
+    own = FOLDER / experiment.name
+    output = options.output or report_folder(experiment.name, own, is_trial=is_trial)
+    if not options.report:
+        train(experiment, output)
+    report.write(experiment, output)
 
 
 def train(experiment: Experiment, output: Path) -> None:
     """Train what is not recorded yet."""
-    members = experiment.study.members
-    for number in range(len(experiment.seeds) * members):
-        for cell in experiment.cells():
-            training = experiment.settled(cell).trainings[number]
+    cells = [cell for cell in experiment.cells() if cell.arm.combine is None]
+    for number in range(len(experiment.seeds) * experiment.study.members):
+        for cell in cells:
+            (training,) = experiment.settled(cell, cell.trainings[number : number + 1])
             run = recorded(training)
             finished = ensure(training)
             if experiment.study.int8:
                 int8.measure(finished)
             if run is None or run.status != "FINISHED":
                 report.write(experiment, output)
-
-
-def _output(experiment: Experiment, *, is_trial: bool) -> Path:
-    """Return the study's folder; of a trial run, a folder among the runs."""
-    if not is_trial:
-        return FOLDER / experiment.name
-    return Path(compose_run(()).tracking.dir) / "experiments" / experiment.name
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
@@ -124,21 +125,20 @@ class Experiment:
         seeds = (seed * members + number for seed in self.seeds for number in range(members))
         return Cell(level.name, arm, tuple(Training(self.name, named, seed, settings) for seed in seeds))
 
-    def settled(self, cell: Cell) -> Cell:
-        """Return a cell with the runs' ids in place of the arms that its settings name.
+    def settled(self, cell: Cell, trainings: Sequence[Training] | None = None) -> tuple[Training, ...]:
+        """Return a cell's trainings, or some of them, with runs' ids in place of the arms that they name.
 
-        Trainings whose named runs have not finished are left out.
+        Those whose named runs have not finished are left out.
         """
-        trainings = [replace(one, settings=self._with_runs(cell.level, one)) for one in cell.trainings]
-        ready = (one for one in trainings if not any(map(ARM_IN_BRACES.search, one.settings)))
-        return replace(cell, trainings=tuple(ready))
+        given = cell.trainings if trainings is None else trainings
+        found = [replace(one, settings=self._with_runs(cell.level, one)) for one in given]
+        return tuple(one for one in found if not any(map(ARM_IN_BRACES.search, one.settings)))
 
     def _with_runs(self, level: str, training: Training) -> tuple[str, ...]:
-        of_level = {cell.arm.name: cell for cell in self.cells() if cell.level == level}
-
         def run_of(found: re.Match[str]) -> str:
-            cell = self.settled(of_level[found[1]])
-            runs = (recorded(one) for one in cell.trainings if one.seed == training.seed)
+            (cell,) = (one for one in self.cells() if (one.level, one.arm.name) == (level, found[1]))
+            same_seed = [one for one in cell.trainings if one.seed == training.seed]
+            runs = map(recorded, self.settled(cell, same_seed))
             ids = [run.run_id for run in runs if run is not None and run.status == "FINISHED"]
             return ids[0] if ids else found[0]
 

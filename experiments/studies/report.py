@@ -53,16 +53,13 @@ class Found:
 
 def gather(experiment: Experiment) -> list[Found]:
     """Return what is recorded of a study, in the order of its plan; combine what is to be combined."""
-    return [
-        Found(cell.level, cell.arm.name, _of_cell(experiment, experiment.settled(cell)))
-        for cell in experiment.cells()
-    ]
+    return [Found(cell.level, cell.arm.name, _of_cell(experiment, cell)) for cell in experiment.cells()]
 
 
 def _of_cell(experiment: Experiment, cell: Cell) -> tuple[Trained, ...]:
     """Return a score for each seed whose members have all been trained."""
     members, found = experiment.study.members, []
-    runs = {one.seed: one for one in finished(cell.trainings, _metrics(experiment))}
+    runs = {one.seed: one for one in finished(experiment.settled(cell), _metrics(experiment))}
     for seed in experiment.seeds:
         group = [runs.get(seed * members + number) for number in range(members)]
         of_seed = [one for one in group if one is not None]
@@ -93,7 +90,7 @@ def _metrics(experiment: Experiment) -> tuple[str, ...]:
 def write(experiment: Experiment, folder: Path) -> list[Found]:
     """Write the three files; return what they show."""
     found, cells = gather(experiment), experiment.cells()
-    machine, data = describe_machine([one for cell in cells for one in experiment.settled(cell).trainings])
+    machine, data = describe_machine([one for cell in cells for one in experiment.settled(cell)])
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "study": experiment.name,
