@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from harness.data.datamodule import ImageDataModule
 from harness.data.features.datamodule import FeatureDataModule
 from harness.data.splits import ImageSplits
 from harness.errors import HarnessError
-from harness.models import ImageClassifier
+from harness.models import FreezeReport, ImageClassifier
 from harness.tracking import Tracker, names
 from harness.training.cached_features import load_or_compute_features
 from harness.training.callbacks import EpochRecorder, Interrupted
@@ -94,31 +95,18 @@ def train(
     costs: dict[str, float] = {}
     forgotten: dict[str, float] = {}
     try:
-        resolve_machine(config.trainer)  # raises before anything is loaded if the device is missing
-        pl.seed_everything(config.seed, verbose=False)
-        splits = load_splits(config.data)
-        # From here on the configuration names the data set that data=auto has found: a resumed run takes it
-        # too.
-        config = config.model_copy(update={"data": as_loaded(config.data, splits)})
-        config, origin, splits = begin_with(config, splits)
-        classifier, freezing = prepare_model(config, splits, origin)
-        teacher = load_teacher(ranks.from_zero(lambda: find_teacher(config)), config, splits.class_names)
-        machine = resolve_machine(config.trainer, classifier.network)
-        ranks.from_zero(
-            lambda: make_room(checkpoint_dir, classifier, 1 if config.average.kind == "none" else 2)
-        )
+        ready = _prepare(config, checkpoint_dir)
+        config, splits, machine, origin = ready.config, ready.splits, ready.machine, ready.origin
         if ranks.is_zero:
-            record_setup(tracker, config, splits, freezing, machine, teacher, origin)
-            if (
-                len(splits.val)
-                and not splits.is_multilabel
-                and wants_all(config.evaluation.pictures, closely)
-            ):
+            record_setup(tracker, config, splits, ready.freezing, machine, ready.teacher, origin)
+            has_examples = len(splits.val) > 0 and not splits.is_multilabel
+            if has_examples and wants_all(config.evaluation.pictures, closely):
                 recorder.on_better = ExamplesOfEpochs(tracker, splits.val, splits.class_names)
         try:
-            data = choose_data(classifier, splits, config, machine, stop_requested)
+            data = choose_data(ready.classifier, splits, config, machine, stop_requested)
             _record_features(tracker, config, data)
-            module = build_module(classifier, config, splits, len(data.train_dataloader()), teacher, origin)
+            num_batches = len(data.train_dataloader())
+            module = build_module(ready.classifier, config, splits, num_batches, ready.teacher, origin)
             _watch_machine(recorder, config, machine)
             status = fit(module, data, recorder, machine, checkpoint_dir, stop_requested)
         except Interrupted:
@@ -148,6 +136,35 @@ def train(
     tracker.set_tags({names.PRUNED: "true"} if status == "pruned" else {})
     tracker.finish("KILLED" if status == "interrupted" else "FINISHED")
     return _result(tracker.run_id, status, recorder, best, seconds, costs, forgotten)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """All that a run needs before its first step."""
+
+    config: RunConfig  # it names the data set that data=auto has found: a resumed run takes it, too
+    splits: ImageSplits
+    classifier: ImageClassifier
+    freezing: FreezeReport
+    origin: Origin | None
+    teacher: Teacher | None
+    machine: Machine
+
+
+def _prepare(config: RunConfig, checkpoint_dir: Path) -> _Ready:
+    """Load the images, the model, and what it begins with or learns from; decide about the machine."""
+    ranks = current_ranks()
+    resolve_machine(config.trainer)  # raises before anything is loaded if the device is missing
+    pl.seed_everything(config.seed, verbose=False)
+    splits = load_splits(config.data)
+    config = config.model_copy(update={"data": as_loaded(config.data, splits)})
+    config, origin, splits = begin_with(config, splits)
+    classifier, freezing = prepare_model(config, splits, origin)
+    teacher = load_teacher(ranks.from_zero(lambda: find_teacher(config)), config, splits.class_names)
+    machine = resolve_machine(config.trainer, classifier.network)
+    copies = 1 if config.average.kind == "none" else 2
+    ranks.from_zero(lambda: make_room(checkpoint_dir, classifier, copies))
+    return _Ready(config, splits, classifier, freezing, origin, teacher, machine)
 
 
 def _record_features(tracker: Tracker, config: RunConfig, data: ImageDataModule | FeatureDataModule) -> None:
