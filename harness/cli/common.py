@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from harness.cli.documents import Document
 
 if TYPE_CHECKING:
     from harness.config.schema import TrackingConfig
 
+Run = Callable[[argparse.Namespace], int | Document]  # a command; the exit code, or the result
+AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]  # its name, itself, its help
 EXIT_OK, EXIT_BUG, EXIT_USAGE = 0, 1, 2
 
 
