@@ -8,6 +8,7 @@ stopped, and all ranks agree.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class EpochOrder:
         """The number N of training images."""
         return len(self.labels)
 
-    @property
+    @cached_property
     def pass_length(self) -> int:
         """The number of images that a pass visits, repeats included."""
         return images_in_pass(self.labels, self.sampling)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from harness.data.splits import ImageArrays, ImageSplits
 from harness.errors import ConfigError, DataError, HarnessError, ModelError
 from harness.models import ImageClassifier, build_model
 from harness.models.head import start_head_at_zero
+from harness.models.protocol import digest_of
 from harness.training.checkpoint import load_checkpoint, restore_classifier
 from harness.training.collectives import current_ranks
 from harness.training.evaluate import predict
@@ -50,15 +52,11 @@ class Origin:
     data_digest: str
     epoch: int  # 0-based
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The SHA-256 (hex) of its weights, its normalisation and its classes."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.weights.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        digest.update(f"{self.mean} {self.std} {self.class_names}".encode())
-        return digest.hexdigest()
+        weights = digest_of(sorted(self.weights.items()))
+        return hashlib.sha256(f"{weights} {self.mean} {self.std} {self.class_names}".encode()).hexdigest()
 
     @property
     def weights(self) -> dict[str, Tensor]:

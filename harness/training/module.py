@@ -119,8 +119,9 @@ class ClassifierModule(pl.LightningModule):
         self.train_means = RunningMeans(is_multilabel=config.is_multilabel)
         self.val_logits = torch.empty(0)  # on rank 0, of the latest epoch: float32 (N, K), on the CPU
         self.val_metrics: dict[str, float] = {}  # latest epoch's, the same on all ranks
-        # Logits, labels, and which images are right without test-time augmentation (multi-label: the logits).
-        self._val_batches: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._val_batches: list[tuple[Tensor, Tensor]] = []  # logits and labels
+        # With test-time augmentation, which images are right without it; of multi-label images the logits.
+        self._val_without: list[Tensor] = []
         self.ranks = current_ranks()
         self._norms = learning_norms(classifier)
         self._loss = TrainingLoss(
@@ -218,8 +219,11 @@ class ClassifierModule(pl.LightningModule):
             return
         images, labels = batch
         logits, plain = predict_logits(self._validated(), images, self.config.evaluation.tta)
-        without = plain.float() if self.config.is_multilabel else plain.argmax(1) == labels
-        self._val_batches.append((logits.float(), labels, without))
+        self._val_batches.append((logits.float(), labels))
+        if self.config.evaluation.tta != "none":
+            self._val_without.append(
+                plain.float() if self.config.is_multilabel else plain.argmax(1) == labels
+            )
 
     def on_train_epoch_start(self) -> None:
         # Dropout and stochastic depth draw from a seed of epoch and rank, so that a resumed epoch draws the
@@ -267,17 +271,17 @@ class ClassifierModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._val_batches.clear()
+        self._val_without.clear()
         # Each rank's batch norms have tracked the statistics of its own shards.
         if not self.config.trainer.sync_batchnorm:
             self.ranks.average(running_statistics(self._norms))
 
     def on_validation_epoch_end(self) -> None:
         self.train_means.reduce(self.ranks)
-        logits = self.ranks.gather([logits for logits, _, _ in self._val_batches])
-        labels = self.ranks.gather([labels for _, labels, _ in self._val_batches])
-        without = None
-        if self.config.evaluation.tta != "none":
-            without = self.ranks.gather([without for _, _, without in self._val_batches])
+        logits = self.ranks.gather([logits for logits, _ in self._val_batches])
+        labels = self.ranks.gather([labels for _, labels in self._val_batches])
+        has_tta = self.config.evaluation.tta != "none"
+        without = self.ranks.gather(self._val_without) if has_tta else None
         if self.ranks.is_zero:
             self.val_logits = torch.cat(logits).cpu()
             self.val_metrics = _val_metrics(self.val_logits, torch.cat(labels).cpu())
