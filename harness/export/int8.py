@@ -1,7 +1,7 @@
 """Writes `model.int8.onnx`, the ONNX graph with 8-bit weights and activations, and measures what it loses.
 
-`bundle.py` calls both functions if a quantised model is asked for. The file is about a quarter of the size;
-whether it is faster depends on the processor.
+`bundle.py` calls both functions if a quantised model is asked for. The file has about three tenths of the
+size; whether it is faster depends on the processor and the network (experiments/studies/compression).
 """
 
 from __future__ import annotations
