@@ -123,6 +123,8 @@ class BaseOptim(Section):
     clip_grad_value: Annotated[float, Field(gt=0.0)] | None = None
     clip_grad_adaptive: Annotated[float, Field(gt=0.0)] | None = None
     accumulate_batches: PositiveInt = 1  # an optimiser step takes the mean gradient of so many batches
+    # Sharpness-aware minimisation: the gradient is taken so far up the slope; every batch runs twice.
+    sam_rho: Annotated[float, Field(gt=0.0)] | None = None
     schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
@@ -145,6 +147,11 @@ class BaseOptim(Section):
                 f"{num_batches} batches: lower it or data.batch_size"
             )
         return -(-num_batches // self.accumulate_batches)
+
+    @property
+    def passes_per_batch(self) -> int:
+        """How often a training batch runs forward and backward."""
+        return 1 if self.sam_rho is None else 2
 
     @property
     def algorithm(self) -> str:

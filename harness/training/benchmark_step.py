@@ -97,10 +97,11 @@ class StepBenchmark:
         # Each step counts as an epoch of its own, with batch index 0: the made-up training split has only
         # one batch, and alternating flips exist for no other index.
         batch = self._data.mix(self._data.augment(images, index, 0), labels, index, 0)
-        with self._machine.autocast():
-            loss = self._module.training_step(batch, index)
-        self._optimizer.zero_grad()
-        loss.backward()
+        for _ in range(self._config.optim.passes_per_batch):
+            with self._machine.autocast():
+                loss = self._module.training_step(batch, index)
+            self._optimizer.zero_grad()
+            loss.backward()
         self._optimizer.step()
         return time.perf_counter() - started
 

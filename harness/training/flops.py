@@ -90,9 +90,9 @@ def count_image_flops(
         counted, forward = _count_stages(config, num_classes, cached_views, epochs)
     else:
         counted, forward = _count(config.model, config.finetune, num_classes, cached_views, recomputes)
+    step = config.optim.passes_per_batch * (counted.step + _teacher_flops(config))
     # SWA runs the averaged network forward once more over each epoch that it averages.
-    added = _averaged_share(config, epochs) * forward + _teacher_flops(config)
-    return replace(counted, step=counted.step + added) if added else counted
+    return replace(counted, step=step + _averaged_share(config, epochs) * forward)
 
 
 def count_heaviest_step(config: RunConfig, num_classes: int) -> float:
@@ -103,7 +103,7 @@ def count_heaviest_step(config: RunConfig, num_classes: int) -> float:
     """
     recomputes = config.trainer.gradient_checkpointing
     step = _count(config.model, config.finetune, num_classes, None, recomputes)[0].step
-    return step + _teacher_flops(config)
+    return config.optim.passes_per_batch * (step + _teacher_flops(config))
 
 
 def _count_stages(

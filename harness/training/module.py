@@ -7,7 +7,8 @@ epoch. Training metrics are summed on the device and read once an epoch, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from harness.training.checkpoint import PREFIX, SECTION, ModelFacts
 from harness.training.collectives import Ranks, current_ranks
 from harness.training.losses import TrainingLoss, penalty
 from harness.training.optim import build_optimizer, build_schedule, parameters_at_rest
+from harness.training.sam import uphill
 from harness.training.schedules import PlateauLR
 from harness.training.teacher import Teacher
 from harness.training.tta import predict_logits
@@ -133,6 +135,7 @@ class ClassifierModule(pl.LightningModule):
         )
         self._teacher = teacher  # no nn.Module: nothing of it trains, nor is in a checkpoint
         self._num_accumulated = 0  # images whose gradients the next optimiser step takes, over all ranks
+        self._step_batches: list[tuple[Any, int]] = []  # of this optimiser step so far, if SAM needs them
         self._paused: list[PausedNorm] = []  # the batch norms that must not track statistics
         self._at_rest: list[nn.Parameter] = []  # see `parameters_at_rest`
         # In a tuple, or Lightning would take it for a part of what trains.
@@ -198,11 +201,43 @@ class ClassifierModule(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        rho = self.config.optim.sam_rho
+        closure = (
+            partial(self._second_gradient, optimizer, optimizer_closure, rho) if rho else optimizer_closure
+        )
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
         for average in self._average:
             is_last = batch_idx + 1 == self.num_batches
             with self.trainer.precision_plugin.train_step_context():
                 average.after_step(self.classifier, epoch, is_last=is_last, images=self._images_again)
+
+    def _second_gradient(self, optimizer: Any, closure: Callable[[], Any], rho: float) -> Any:
+        """Run a step's closure, then its batches once more, uphill; see `sam.py`.
+
+        The second pass draws dropout anew. It counts neither for the training metrics nor for the statistics
+        of batch norms.
+        """
+        loss = closure()
+        batches, self._step_batches = self._step_batches, []
+        at_rest = set(map(id, self._at_rest))
+        training = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) not in at_rest
+        ]
+        counted = self.train_means, self._num_accumulated
+        self.train_means = RunningMeans(is_multilabel=self.config.is_multilabel)
+        paused = pause_tracking(self._norms)
+        strategy = self.trainer.strategy
+        with uphill(training, rho):
+            optimizer.zero_grad()
+            for batch, batch_idx in batches:
+                again = strategy.training_step(batch, batch_idx)
+                strategy.backward(again / self.config.optim.accumulate_batches, optimizer)
+        resume_tracking(paused)
+        self.train_means, self._num_accumulated = counted
+        return loss
 
     def _images_again(self) -> Iterator[Tensor]:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -231,6 +266,7 @@ class ClassifierModule(pl.LightningModule):
         torch.manual_seed(self.config.seed * 1_000_003 + self.current_epoch + (self.ranks.rank << 32))
         self.train_means.reset()
         self._num_accumulated = 0
+        self._step_batches = []
         if self.config.finetune.thaws:
             thaw(
                 self.classifier,
@@ -245,6 +281,10 @@ class ClassifierModule(pl.LightningModule):
         if self.ranks.is_alone:
             for parameter in self._at_rest:
                 parameter.requires_grad_(False)
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if self.config.optim.sam_rho is not None:
+            self._step_batches.append((batch, batch_idx))
 
     def on_before_backward(self, loss: Tensor) -> None:
         # With gradient checkpointing, layers run forward again in the backward pass: batch norms must not

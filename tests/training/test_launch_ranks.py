@@ -80,6 +80,7 @@ def test_two_processes_train_as_one(run: Run, config: Config, tmp_path: Path) ->
         ("data.max_train_samples=90", "optim=adamw", "optim.lr=0.001", "augment.flip=alternating"),
         ("data.max_train_samples=90", "data.samples_per_epoch=70", "augment=standard"),
         ("data.max_train_samples=75", "optim.accumulate_batches=2", "average=ema", "average.decay=0.5"),
+        ("data.max_train_samples=75", "optim.sam_rho=0.5", "optim.accumulate_batches=2"),
         ("data.max_train_samples=75", "average=swa", "average.start_epoch=0", "optim.clip_grad_adaptive=0.1"),
     ],
 )

@@ -86,6 +86,7 @@ ADDED_LATER: dict[str, Any] = {
     "optim.clip_grad_value": None,
     "optim.clip_grad_adaptive": None,
     "optim.accumulate_batches": 1,
+    "optim.sam_rho": None,
     "optim.schedule.cycles": 1,
     "optim.schedule.cycle_decay": 1.0,
     "optim.schedule.power": 2.0,
