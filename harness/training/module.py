@@ -234,6 +234,7 @@ class ClassifierModule(pl.LightningModule):
             optimizer.zero_grad()
             for batch, batch_idx in batches:
                 again = strategy.training_step(batch, batch_idx)
+                assert isinstance(again, Tensor), "what training_step returns"
                 strategy.backward(again / self.config.optim.accumulate_batches, optimizer)
         resume_tracking(paused)
         self.train_means, self._num_accumulated = counted
