@@ -18,6 +18,7 @@ from harness.config.schema import AdamW, EfficientNetLite0, MuonOptim, RunConfig
 from harness.errors import ConfigError, ModelError
 from harness.models import apply_freezing, build_model
 from harness.models.freezing import depth_groups, thaw
+from harness.training.averaging import IN_CHECKPOINT
 from harness.training.checkpoint import load_checkpoint, load_raw
 from harness.training.flops import ImageFlops, count_image_flops
 from harness.training.image_views import views_to_cache
@@ -179,6 +180,44 @@ def test_a_run_that_is_stopped_in_its_midst_ends_as_a_whole_one(
     assert scores[0] == scores[1]
     assert len(scores[0]) == 4
     assert scores[0][0]["lr"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "policy",
+    [GRADUAL, (*GRADUAL, "finetune.final_groups=2"), LP_FT],
+    ids=["gradual", "gradual, cached below", "lp_ft"],
+)
+def test_an_average_of_weights_that_thaw_ends_as_that_of_a_whole_run(
+    policy: tuple[str, ...], small: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """The average begins before the stop; a group joins, and its norms begin to learn, after it."""
+    ema = ("average=ema", "average.decay=0.9", "average.start_epoch=1", "augment.flip=true")
+    config = small(*policy, *ema, "trainer.select=last", f"data.cache_dir={tmp_path}")
+    run(config, tmp_path / "whole")
+    run(config, tmp_path / "stopped",
+        on_epoch=lambda report: "interrupt" if report.epoch == 1 else "continue")  # fmt: skip
+    batches = iter(range(100))
+    run(config, tmp_path / "stopped", stop_requested=lambda: next(batches) == 2)
+    held = load_raw(tmp_path / "stopped" / "last.ckpt")
+    assert held[IN_CHECKPOINT]["num_updates"] == 5  # those of one epoch
+    run(config, tmp_path / "stopped")
+    for file in ("last.ckpt", "best.ckpt"):
+        whole, resumed = (load_raw(tmp_path / folder / file) for folder in ("whole", "stopped"))
+        assert whole[IN_CHECKPOINT]["num_updates"] == 15
+        for part in ("state_dict", IN_CHECKPOINT, "optimizer_states", "lr_schedulers"):
+            assert same(whole[part], resumed[part]), (file, part)
+        trained = whole[IN_CHECKPOINT]["trained"]
+        assert whole["state_dict"].keys() == trained.keys()
+        moved = {name for name, tensor in trained.items() if not same(tensor, whole["state_dict"][name])}
+        assert any(name.endswith("running_mean") for name in moved)
+        assert any(name.endswith("classifier.weight") for name in moved)
+    histories = [
+        [{key: value for key, value in metrics.items() if key.startswith(("train/", "val/", "lr"))}
+         for metrics in load_raw(tmp_path / folder / "last.ckpt")["callbacks"]["EpochRecorder"]["history"]]
+        for folder in ("whole", "stopped")
+    ]  # fmt: skip
+    assert histories[0] == histories[1]
 
 
 # ── what it costs, and what of it is cached ───────────────────────────────────────────────────────
