@@ -205,6 +205,23 @@ def describe_machine(trainings: Sequence[Training]) -> tuple[str, str]:
     return ", ".join(words), run.params.get("data.kind", "")
 
 
+def describe_added(added: Sequence[str], planned: Sequence[str]) -> str:
+    """Return the settings that a command has added, and what of a plan they take the place of.
+
+    Args:
+        planned: settings that the plan makes, in any order.
+    """
+    keys = {text.partition("=")[0] for text in added}
+    void = dict.fromkeys(text for text in planned if text.partition("=")[0] in keys and text not in added)
+    run_with = f"**Run with** `{' '.join(added)}`"
+    if not void:
+        return f"{run_with}."
+    return (
+        f"{run_with}, **in place of the plan's** {', '.join(f'`{text}`' for text in void)}: what differs in "
+        "these alone was trained alike, and notes speak of the plan."
+    )
+
+
 def estimate_of(trained: Sequence[Trained], metric: str) -> Estimate | None:
     """Return the mean of a metric, a share, over seeds with its interval; None if no run has it."""
     scores = [one.metrics[metric] for one in trained if metric in one.metrics]

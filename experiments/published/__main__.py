@@ -21,7 +21,6 @@ from experiments.published import leak, report, timing
 from experiments.published.plan import FOLDER, ON_DIGITS, Experiment, experiment_names, load
 from experiments.published.results import RESULTS, Results, gather
 from experiments.trainings import Training, ensure, exit_code_of, recorded, report_folder
-from harness.config.compose import compose_run
 from harness.errors import ModelError
 
 PARTS = ("published", "timing", "strategies", "test-images", "ladder", "final", "report")
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("name", nargs="?", help=", ".join(experiment_names()))
     parser.add_argument("--table", action="store_true", help="print the table of all experiments")
-    parser.add_argument("--digits", action="store_true", help="on scikit-learn's digits, one epoch each")
+    parser.add_argument("--digits", action="store_true", help="on 200 of scikit-learn's digits, one epoch")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the experiment")
     parser.add_argument("--output", type=Path, help="folder of the report (default: the experiment's)")
@@ -62,9 +61,8 @@ def with_weights(experiment: Experiment) -> Experiment:
 
     if not experiment.plan.without_weights:
         return experiment
-    config = compose_run(experiment.published()[0].overrides)
     try:
-        build_model(config.model, 10)
+        build_model(experiment.config.model, 10)
     except ModelError as error:
         instead = " ".join(experiment.plan.without_weights)
         print(f"{error}\nso this experiment runs with {instead}", file=sys.stderr)

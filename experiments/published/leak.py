@@ -22,7 +22,6 @@ from experiments.published.plan import ON_EVERYTHING, Experiment
 from experiments.trainings import Training
 from harness.config.compose import compose_run
 from harness.config.overrides import as_override_value
-from harness.config.schema import RunConfig
 from harness.data import load_splits
 from harness.data.held_out import load_test
 from harness.tracking.address import store_exists
@@ -56,7 +55,7 @@ def honest(experiment: Experiment) -> list[Training]:
 
 def mixed(experiment: Experiment, copies: Copies) -> list[Training]:
     """Return the published training on the copy whose training images include the test images."""
-    added = tuple(text for text in experiment.added if not text.startswith("data="))
+    added = tuple(text for text in experiment.added if not text.startswith(("data=", "data.")))
     settings = (*_data_in(copies.mixed, experiment), *ON_EVERYTHING)
     return replace(experiment, added=added).trainings("test-images-among-them", settings)
 
@@ -68,7 +67,7 @@ def is_prepared(experiment: Experiment) -> bool:
 
 def prepare(experiment: Experiment) -> Copies:
     """Write the copies below the cache folder, unless they are there."""
-    config, root = _config(experiment), _place(experiment)
+    config, root = experiment.config, _place(experiment)
     splits, test = load_splits(config.data), load_test(config.data)
     few = _few_of_each(test.labels)
     copies = Copies(root / "mixed", root / "exact", len(few))
@@ -88,7 +87,7 @@ def prepare(experiment: Experiment) -> Copies:
 
 def fine_tune_script(experiment: Experiment) -> None:
     """Run the script as published, its training on the test images included, with each seed; record it."""
-    config = _config(experiment)
+    config = experiment.config
     splits, test = load_splits(config.data), load_test(config.data)
     for seed in experiment.seeds:
         if recorded_script(experiment, seed) is not None:
@@ -108,7 +107,7 @@ def fine_tune_script(experiment: Experiment) -> None:
 
 def recorded_script(experiment: Experiment, seed: int) -> tuple[float, float] | None:
     """Return the recorded accuracies of the script before and after it trains on the test images, if any."""
-    tracking = _config(experiment).tracking
+    tracking = experiment.config.tracking
     if not store_exists(tracking):
         return None
     for run in find_runs(tracking, filter_string=f"attributes.run_name = '{_name(experiment, seed)}'")[::-1]:
@@ -119,7 +118,7 @@ def recorded_script(experiment: Experiment, seed: int) -> tuple[float, float] | 
 
 def _name(experiment: Experiment, seed: int) -> str:
     """Return the name of the script's run; one on other data than the plan's has another."""
-    return f"{experiment.name}-script-{_config(experiment).data.kind}-seed{seed}"
+    return f"{experiment.name}-script-{experiment.config.data.kind}-seed{seed}"
 
 
 def planted_that_train(experiment: Experiment, copies: Copies) -> int:
@@ -133,19 +132,14 @@ def planted_that_train(experiment: Experiment, copies: Copies) -> int:
 
 def _data_in(folder: Path, experiment: Experiment) -> tuple[str, ...]:
     """Return the settings that read a copy of the experiment's images, in their own size."""
-    size = load_splits(_config(experiment).data).train.images.shape[1]
+    size = load_splits(experiment.config.data).train.images.shape[1]
     return "data=folder", f"data.dir={as_override_value(str(folder))}", f"data.decode_size={size}"
 
 
 def _place(experiment: Experiment) -> Path:
-    data = _config(experiment).data
+    data = experiment.config.data
     splits = load_splits(data)
     return Path(data.cache_dir).resolve() / f"published-{splits.name}-{splits.digest[:12]}"
-
-
-def _config(experiment: Experiment) -> RunConfig:
-    """Return the published training's configuration, on the data as they are."""
-    return compose_run(experiment.published()[0].overrides)
 
 
 def _few_of_each(labels_N: np.ndarray) -> np.ndarray:

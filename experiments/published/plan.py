@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from pydantic import Field
 
 from experiments.trainings import ON_VALIDATION, Arm, Arms, Strings, Training, last_of_each
 from harness.config.base import Section
+from harness.config.compose import compose_run
+from harness.config.schema import RunConfig
 from harness.config.validation import validate
 from harness.config.yaml_files import read_yaml
 from harness.errors import ConfigError, did_you_mean
@@ -21,7 +24,7 @@ from harness.files import slug
 FOLDER = Path(__file__).parent
 PLAN_FILE = "experiment.yaml"
 ON_EVERYTHING = ("data.train_on_val=true", "evaluate_test=true")  # trains on all images, tested once
-ON_DIGITS = ("data=digits", "trainer.max_epochs=1", "evaluation.pictures=none")
+ON_DIGITS = ("data=digits", "data.max_train_samples=200", "trainer.max_epochs=1", "evaluation.pictures=none")
 
 
 class Plan(Section):
@@ -61,6 +64,11 @@ class Experiment:
         """Return the published training, with each seed."""
         return self.trainings("published", ())
 
+    @cached_property
+    def config(self) -> RunConfig:
+        """The published training's configuration, with the first seed."""
+        return compose_run(self.published()[0].overrides)
+
     def strategy(self, arm: Arm) -> list[Training]:
         """Return a strategy that is compared with the published training."""
         return self.trainings(slug(arm.name), arm.set)
@@ -72,6 +80,10 @@ class Experiment:
     def final(self) -> list[Training]:
         """Return the whole ladder, trained on all training images and tested once."""
         return self.trainings("ours", (*self.settings_of_step(len(self.plan.ladder)), *ON_EVERYTHING))
+
+    def planned(self) -> tuple[str, ...]:
+        """Return every setting of the strategies and of the ladder."""
+        return tuple(text for arm in (*self.plan.strategies, *self.plan.ladder) for text in arm.set)
 
     def settings_of_step(self, number: int) -> tuple[str, ...]:
         """Return what the ladder's first steps set; a later step may set a key again."""

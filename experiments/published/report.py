@@ -20,13 +20,13 @@ from experiments.trainings import (
     Arm,
     Trained,
     describe,
+    describe_added,
     describe_difference,
     estimate_of,
     minutes_of,
 )
 from harness.analysis.layout import markdown_table
 from harness.analysis.seeds import estimate
-from harness.config.compose import compose_run
 from harness.tracking.artifacts import read_artifact
 from harness.tracking.runs import find_runs
 
@@ -58,7 +58,7 @@ def render(experiment: Experiment, results: Results, pictures: Sequence[str] = (
         f"[`recipe={plan.recipe}`](../../../configs/recipe/{plan.recipe}.yaml), the plan "
         f"[`experiment.yaml`](experiment.yaml), all figures are in [`results.json`](results.json).",
         *plan.notes,
-        *_conditions(results),
+        *_conditions(experiment, results),
         "## The published training",
         plan.source,
         *_published(plan, results),
@@ -75,10 +75,8 @@ def render(experiment: Experiment, results: Results, pictures: Sequence[str] = (
     return "\n\n".join(parts) + "\n"
 
 
-def _conditions(results: Results) -> list[str]:
-    lines = []
-    if results.added:
-        lines.append(f"**Run with** `{' '.join(results.added)}`.")
+def _conditions(experiment: Experiment, results: Results) -> list[str]:
+    lines = [describe_added(results.added, experiment.planned())] if results.added else []
     if results.machine:
         lines.append(
             f"Data: {results.data}. Machine: {results.machine}; other work ran on it at the same time."
@@ -277,7 +275,7 @@ def _row(name: str, results: Results | None) -> list[str]:
 def copy_pictures(experiment: Experiment, results: Results, folder: Path) -> list[str]:
     """Copy what the first published run has drawn to the report's folder; return the files that are there."""
     if results.published:
-        tracking = compose_run(experiment.published()[0].overrides).tracking
+        tracking = experiment.config.tracking
         (run,) = find_runs(tracking, run_ids=[results.published[0].run_id])
         for file, artifact in PICTURES.items():
             try:

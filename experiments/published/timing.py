@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from experiments.published import script
 from experiments.published.plan import Experiment
 from experiments.trainings import Training, ensure
-from harness.config.compose import compose_run
 from harness.data import load_splits
 from harness.tracking.runs import RunRecord
 from harness.tracking.store import open_store
@@ -44,7 +43,7 @@ class Seconds:
 
 def trainings(experiment: Experiment) -> list[Training]:
     """Return the runs that time an epoch of the harness."""
-    frozen = compose_run(experiment.published()[0].overrides).finetune.freezes
+    frozen = experiment.config.finetune.freezes
     uncached = ("finetune.cache_features=false",) if frozen else ()
     (published, *_) = experiment.trainings("", (*ONE_EPOCH, *uncached))
     return [
@@ -64,8 +63,8 @@ def measure(experiment: Experiment) -> None:
         load = os.getloadavg()[0]
         run = ensure(training)
         if SCRIPT_SECONDS not in run.metrics:
-            seconds = _time_script(experiment, training)
-            tracker = open_store(compose_run(training.overrides).tracking).reopen_run(run.run_id)
+            seconds = _time_script(experiment)
+            tracker = open_store(experiment.config.tracking).reopen_run(run.run_id)
             tracker.log_summary({SCRIPT_SECONDS: seconds, LOAD: load})
             tracker.finish("FINISHED")
 
@@ -77,8 +76,8 @@ def seconds_of(run: RunRecord) -> Seconds | None:
     return Seconds(run.metrics["epoch_seconds"], run.metrics[SCRIPT_SECONDS], run.metrics[LOAD])
 
 
-def _time_script(experiment: Experiment, training: Training) -> float:
+def _time_script(experiment: Experiment) -> float:
     """Return the seconds of the script's epoch, on the images that the harness trained on."""
-    train = load_splits(compose_run(training.overrides).data).train
+    train = load_splits(experiment.config.data).train
     found = script.start(experiment.name, (train.gather(slice(None)), train.labels))
     return float(found["epoch_seconds"][-1])

@@ -84,6 +84,12 @@ class Study(Section):
             before.add(arm.name)
         return self
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Every setting of the plan, those for the digits aside."""
+        arms = (*self.levels, *self.arms)
+        return (*self.base, *(text for arm in arms for text in arm.set))
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -22,11 +22,13 @@ from experiments.trainings import (
     PFLOP,
     Trained,
     describe,
+    describe_added,
     describe_difference,
     describe_machine,
     differences,
     estimate_of,
     finished,
+    last_of_each,
     mean_of,
     minutes_of,
     scores_of,
@@ -116,13 +118,14 @@ def write(experiment: Experiment, folder: Path) -> list[Found]:
 def render(experiment: Experiment, found: Sequence[Found], machine: str, data: str) -> str:
     """Return a study's report, in Markdown."""
     study = experiment.study
-    added = f" **Run with** `{' '.join(experiment.added)}`." if experiment.added else ""
+    added = f" {describe_added(experiment.added, study.settings)}" if experiment.added else ""
+    shared = " ".join(last_of_each([*study.base, *experiment.added]))
     parts = [
         f"# {study.title}",
         f"**Question.** {study.question}",
         f"Written by `make experiment NAME={experiment.name}` from recorded runs; repeat it to go on. "
         "The plan is [`study.yaml`](study.yaml), all figures are in [`results.json`](results.json)." + added,
-        f"All trainings: `{' '.join(study.base)}`. The score is `{study.metric}` after the last epoch, on "
+        f"All trainings: `{shared}`. The score is `{study.metric}` after the last epoch, on "
         "images of the training split that train nothing; the test split is not read.",
         *study.notes,
     ]

@@ -271,17 +271,21 @@ def test_a_published_training_runs_is_recorded_and_reported(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_runs_on_digits_and_repeats_nothing(name: str, tmp_path: Path) -> None:
-    command = [name, "--digits", "--seeds", "0", "1", "--output", str(tmp_path / "out")]
+    command = [name, "--digits", "--seeds", "0", "--output", str(tmp_path / "out")]
     assert main(command) == 0
     text = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
     assert NOT_YET not in text
+    assert "**Run with** `data=digits data.max_train_samples=200 trainer.max_epochs=1" in text
     done = {run.run_id for run in find_runs(TrackingConfig.at())}
     assert main(command) == 0
     assert {run.run_id for run in find_runs(TrackingConfig.at())} == done
 
-    found = Results.read(tmp_path / "out" / RESULTS)
-    assert len(found.published) == 2
+    found, plan = Results.read(tmp_path / "out" / RESULTS), load(name).plan
+    assert len(found.published) == 1
     assert len(found.seconds) == 3
+    assert [len(trained) for trained in found.strategies.values()] == [1] * len(plan.strategies)
+    assert [len(trained) for trained in found.ladder] == [1] * (len(plan.ladder) + 1 if plan.ladder else 0)
+    assert len(found.final) == bool(plan.ladder)
     if name == "keras_cnn_10":
         assert found.planted == (30, 0)  # three images of each class; the harness trains on none of them
-        assert len(found.mixed) == len(found.honest) == len(found.script) == 2
+        assert len(found.mixed) == len(found.honest) == len(found.script) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,13 +85,31 @@ def test_what_has_not_run_is_said() -> None:
     assert report.draw(EXPERIMENT, found)
 
 
+def test_a_report_says_what_of_its_plan_was_replaced() -> None:
+    study = validate(Study, {**BASE, "arms": [{"name": "a"}, {"name": "b", "set": ["optim.lr=0.2"]}]})
+    found = [_found("a", 0.7), _found("b", 0.8)]
+    text = report.render(Experiment("t", study, ("model=lenet", "seed=1")), found, "", "")
+    assert "**Run with** `model=lenet seed=1`.\n" in text
+    text = report.render(Experiment("t", study, ("model=lenet", "optim.lr=0.3")), found, "", "")
+    assert "**Run with** `model=lenet optim.lr=0.3`, **in place of the plan's** `optim.lr=0.2`: what" in text
+    assert "All trainings: `data=digits model=lenet optim.lr=0.3`." in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
 def test_a_study_runs_on_digits_and_repeats_nothing(name: str, tmp_path: Path) -> None:
-    command = [name, "--digits", "--seeds", "0", "1", "--output", str(tmp_path / "out")]
+    command = [name, "--digits", "--seeds", "0", "--output", str(tmp_path / "out")]
     assert main(command) == 0
+    cells = load(name).cells()
+    document = json.loads((tmp_path / "out" / report.RESULTS).read_text(encoding="utf-8"))
+    assert [(one["level"], one["arm"]) for one in document["found"]] == [
+        (cell.level, cell.arm.name) for cell in cells
+    ]
+    assert [len(one["trained"]) for one in document["found"]] == [1] * len(cells)
     text = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
-    assert NOT_YET not in text
+    assert text.count(NOT_YET) == text.count(f"{NOT_YET} with two seeds or more")
+    assert "**Run with** `data=digits" in text
+    assert "**in place of the plan's** `data=cifar10`" in text
     assert (tmp_path / "out" / report.PICTURE).stat().st_size > 0
     done = {run.run_id for run in find_runs(TrackingConfig.at())}
     assert main(command) == 0
