@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,7 +234,7 @@ def _coordinate(
         study.set_user_attr(keys.SLOTS, asdict(slots))
         pflop = settle_compute(home.plan, study, slots, sweep.replicate.top * sweep.replicate.seeds)
         try:
-            with StopSignals() as signals, _sweep_record(home, study, store) as sweep_record:
+            with StopSignals() as signals, _sweep_record(home, study, store, keep_place) as sweep_record:
                 scheduler = Scheduler(home, study, store, executor, slots, started, keep_place)
                 rows = read_rows(study)
                 greet(console, home, rows, slots)
@@ -258,7 +258,9 @@ def _coordinate(
                         outcome = "interrupted"
                 sweep_record.status = "FINISHED" if outcome == "complete" else "KILLED"
         except LostLockError:
-            return None
+            if not signals.count:
+                return None
+            outcome = "interrupted"  # somebody who wanted this command to end does not wait for the other
         return _result(home, study, outcome, signals.exit_code or EXIT_STOPPED)
 
 
@@ -289,8 +291,14 @@ def _open_store(home: SweepContext) -> RunStore:
 
 
 @contextmanager
-def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> Iterator[SweepRecord]:
-    """Keep the sweep's MLflow run (the parent run) open, and close it with this command's outcome."""
+def _sweep_record(
+    home: SweepContext, study: optuna.Study, store: RunStore, keep_place: Callable[[], None]
+) -> Iterator[SweepRecord]:
+    """Keep the sweep's MLflow run (the parent run) open, and close it with this command's outcome.
+
+    Before each write `keep_place` makes sure that no other process has become the coordinator, as it may when
+    the database server was restarted since the scheduler last looked: both would record the same points.
+    """
     from harness.tracking import names
     from harness.tracking.views import sweep_view
 
@@ -305,6 +313,7 @@ def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> I
     if known is None:
         study.set_user_attr(keys.PARENT_RUN_ID, tracker.run_id)
     store.keep_view(home.experiment, sweep_view(tracker.run_id, tags, list(sweep.space)))
+    tracker.before_write = keep_place
     sweep_record = SweepRecord(home.plan, study, store, tracker, home.directory, home.command)
     sweep_record.open()
     try:
@@ -312,10 +321,12 @@ def _sweep_record(home: SweepContext, study: optuna.Study, store: RunStore) -> I
     except LostLockError:
         raise  # another process coordinates the sweep now, and it writes the parent run
     except StorageError:
+        tracker.before_write = lambda: None  # it would wait for the same database
         tracker.finish("FAILED")  # the leaderboard cannot be written without the database
         raise
     except BaseException:
-        sweep_record.close("FAILED")
+        with suppress(LostLockError):
+            sweep_record.close("FAILED")
         raise
     sweep_record.close(sweep_record.status)
 

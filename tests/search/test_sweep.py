@@ -18,14 +18,18 @@ import pytest
 from harness.config.compose import compose_sweep
 from harness.config.schema import TrackingConfig
 from harness.errors import ConfigError, SweepError
+from harness.search.database.locks import LostLockError
 from harness.search.report.parent_run import SweepRecord
 from harness.search.study import keys
+from harness.search.study.locate import locate_sweep, open_study
+from harness.search.sweep import _sweep_record
 from harness.tracking import names
 from harness.tracking.choice import newest_sweep, read_sweep
 from harness.tracking.readings import count_readings
 from harness.tracking.store import open_store
 from tests.helpers.recording_tracker import RecordingTracker
 from tests.search.conftest import SmallSweep
+from tests.search.helpers.calls import check_runs
 from tests.search.test_progress import row
 from tests.tracking.conftest import end_of_process
 
@@ -231,6 +235,48 @@ def test_no_setting_of_an_earlier_best_trial_stays_on_the_sweeps_run(tmp_path: P
     }
     kept._record_best(None)  # a new constraint has made all infeasible
     assert not [key for key in tracker.tags if key.startswith(("best.", "harness.best"))]
+
+
+def test_a_coordinator_that_has_lost_its_place_leaves_the_sweeps_run_to_the_other(
+    small_sweep: SmallSweep,
+) -> None:
+    """Its lock went with a database server that was restarted after it had read the trials."""
+    plan = compose_sweep(small_sweep.overrides(), small_sweep.configs)
+    home, store = locate_sweep(plan), open_store(plan.base.tracking)
+    study = open_study(home)
+    home, holder, ended = home.of(study), ["first"], [row(0, "complete", score=0.5)]
+
+    def place_of(name: str) -> Callable[[], None]:
+        def keep_place() -> None:
+            if name not in holder:
+                raise LostLockError("taken")
+
+        return keep_place
+
+    def coordinate_both() -> None:
+        with _sweep_record(home, study, store, place_of("first")) as first:
+            holder[:] = ["second"]
+            with _sweep_record(home, study, store, place_of("second")) as second:
+                with pytest.raises(LostLockError):
+                    first.follow(ended)
+                second.follow(ended)
+            first.close("FINISHED")
+
+    with pytest.raises(LostLockError):
+        coordinate_both()
+    check_runs(small_sweep, {})  # one run, which has ended, and no point twice
+
+
+def test_ctrl_c_ends_a_command_that_has_lost_its_place(
+    small_sweep: SmallSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise LostLockError("taken")
+
+    monkeypatch.setattr("harness.search.coordinator.scheduler.Scheduler.run", run)
+    result = small_sweep.run()
+    assert (result.outcome, result.exit_code) == ("interrupted", 130)
 
 
 @pytest.mark.slow
