@@ -20,6 +20,7 @@ from harness.config.validation import validate
 from harness.config.yaml_files import read_yaml
 from harness.errors import ConfigError, did_you_mean
 from harness.files import slug
+from harness.tracking.tracker import flatten
 
 FOLDER = Path(__file__).parent
 PLAN_FILE = "experiment.yaml"
@@ -81,9 +82,16 @@ class Experiment:
         """Return the whole ladder, trained on all training images and tested once."""
         return self.trainings("ours", (*self.settings_of_step(len(self.plan.ladder)), *ON_EVERYTHING))
 
+    @cached_property
     def planned(self) -> tuple[str, ...]:
-        """Return every setting of the strategies and of the ladder."""
-        return tuple(text for arm in (*self.plan.strategies, *self.plan.ladder) for text in arm.set)
+        """Every setting of the recipe, of the strategies and of the ladder."""
+        recipe = compose_run([f"recipe={self.plan.recipe}"])
+        values = {"data": recipe.data.kind, **flatten(recipe.to_dict())}
+        arms = (*self.plan.strategies, *self.plan.ladder)
+        return (
+            *(f"{key}={value}" for key, value in values.items()),
+            *(text for arm in arms for text in arm.set),
+        )
 
     def settings_of_step(self, number: int) -> tuple[str, ...]:
         """Return what the ladder's first steps set; a later step may set a key again."""

@@ -76,7 +76,7 @@ def render(experiment: Experiment, results: Results, pictures: Sequence[str] = (
 
 
 def _conditions(experiment: Experiment, results: Results) -> list[str]:
-    lines = [describe_added(results.added, experiment.planned())] if results.added else []
+    lines = [describe_added(results.added, experiment.planned)] if results.added else []
     if results.machine:
         lines.append(
             f"Data: {results.data}. Machine: {results.machine}; other work ran on it at the same time."
@@ -165,8 +165,9 @@ def _test_images(results: Results) -> list[str]:
     ]
     lines = [_table(["trained on", "test accuracy"], rows)]
     if honest is not None and mixed is not None:
+        images = "and images" if results.data == PUBLISHED_ON else "(not as many images: see the settings)"
         lines.append(
-            "With as many epochs (and on CIFAR-10 as many images), test images among the training images "
+            f"With as many epochs {images}, test images among the training images "
             f"raise the reported figure by {(mixed.mean - honest.mean) * 100:.1f} points, though nothing has "
             "become better at images that it has not seen."
         )

@@ -234,6 +234,14 @@ def test_a_report_says_what_is_within_and_what_has_not_run() -> None:
     assert NOT_YET in report.render(EXPERIMENT, Results("keras_cnn_5"))
 
 
+def test_a_report_says_what_of_recipe_and_plan_was_replaced() -> None:
+    added = ("data=digits", "trainer.max_epochs=1", "optim.lr=0.003")
+    experiment = dataclasses.replace(EXPERIMENT, added=added)
+    text = report.render(experiment, dataclasses.replace(RESULT, added=added))
+    replaced = "`data=cifar10`, `optim.lr=0.001`, `trainer.max_epochs=5`, `optim.lr=0.002`: what differs"
+    assert f"**Run with** `{' '.join(added)}`, **in place of the plan's** {replaced}" in text
+
+
 def test_the_table_has_a_row_for_each_system(capsys: pytest.CaptureFixture[str]) -> None:
     lines = report.table(dict.fromkeys(NAMES)).splitlines()
     assert len(lines) == 2 + len(NAMES)
@@ -276,6 +284,7 @@ def test_an_experiment_runs_on_digits_and_repeats_nothing(name: str, tmp_path: P
     text = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
     assert NOT_YET not in text
     assert "**Run with** `data=digits data.max_train_samples=200 trainer.max_epochs=1" in text
+    assert "**in place of the plan's** `data=cifar10`, `data.max_train_samples=" in text
     done = {run.run_id for run in find_runs(TrackingConfig.at())}
     assert main(command) == 0
     assert {run.run_id for run in find_runs(TrackingConfig.at())} == done
