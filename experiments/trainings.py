@@ -32,6 +32,7 @@ VAL, TEST, TEST_AUC = "val/accuracy", "test/accuracy", "test/auc"
 TEST_PLAIN = "test/accuracy_no_tta"  # of a run with test-time augmentation, without it
 PFLOP = "train_pflop"
 NOT_YET = "not yet run"
+WALL_CLOCK = "Minutes are of the clock, whatever else the machine did."
 # The images that judge train nothing; the test split is not read.
 ON_VALIDATION = (
     "data.train_on_val=false",

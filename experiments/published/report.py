@@ -17,6 +17,7 @@ from experiments.trainings import (
     TEST_AUC,
     TEST_PLAIN,
     VAL,
+    WALL_CLOCK,
     Arm,
     Trained,
     describe,
@@ -78,9 +79,7 @@ def render(experiment: Experiment, results: Results, pictures: Sequence[str] = (
 def _conditions(experiment: Experiment, results: Results) -> list[str]:
     lines = [describe_added(results.added, experiment.planned)] if results.added else []
     if results.machine:
-        lines.append(
-            f"Data: {results.data}. Machine: {results.machine}; other work ran on it at the same time."
-        )
+        lines.append(f"Data: {results.data}. Machine: {results.machine}. {WALL_CLOCK}")
     return lines
 
 

@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 import harness
 from experiments.studies import int8
-from experiments.studies.plan import Cell, Experiment, StudyArm
+from experiments.studies.plan import Cell, Experiment, Study, StudyArm
 from experiments.trainings import (
     NOT_YET,
     PFLOP,
+    WALL_CLOCK,
+    Arm,
     Trained,
     describe,
     describe_added,
@@ -35,13 +37,14 @@ from experiments.trainings import (
 )
 from harness.analysis.figures import OKABE_ITO
 from harness.analysis.layout import markdown_table
-from harness.analysis.seeds import compare_groups
+from harness.analysis.seeds import Estimate, compare_groups
 
 REPORT, RESULTS, PICTURE = "REPORT.md", "results.json", "results.png"
 MARKERS = "os^Dv<>Pp"
 Cost = Callable[[Sequence[Trained]], float | None]
 DPI = 110
 WIDE = 20  # times; costs that differ more have a logarithmic axis
+EQUAL = 1.02  # times; costs that differ less are not drawn
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def write(experiment: Experiment, folder: Path) -> list[Found]:
     text = render(experiment, found, machine, data)
     if any(one.trained for one in found):
         draw(experiment, found).savefig(folder / PICTURE, dpi=DPI)
-        text += f"\n![the score against time and operations]({PICTURE})\n"
+        text += f"\n![each arm's score, and the score against what training cost]({PICTURE})\n"
     (folder / REPORT).write_text(text, "utf-8")
     print(f"report: {folder / REPORT}", flush=True)
     return found
@@ -135,7 +138,7 @@ def render(experiment: Experiment, found: Sequence[Found], machine: str, data: s
             "makes one model of them, and its minutes and PFLOP are those of all its members."
         )
     if machine:
-        parts.append(f"Data: {data}. Machine: {machine}; other work ran on it at the same time.")
+        parts.append(f"Data: {data}. Machine: {machine}. {WALL_CLOCK}")
     for level in dict.fromkeys(one.level for one in found):
         of_level = [one for one in found if one.level == level]
         if level:
@@ -241,49 +244,86 @@ def _number(value: float | None) -> str:
 
 
 def draw(experiment: Experiment, found: Sequence[Found]) -> Figure:
-    """Draw each arm's mean score, with its interval, against its minutes and its operations.
+    """Draw each arm's mean score, with its interval: level by level, then against what training cost.
 
-    A colour is an arm, a mark a level.
+    A colour is an arm, a mark a level. Long intervals are cut off. A cost that all arms share is left out.
     """
-    study = experiment.study
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    _scatter(left, study.metric, found, "minutes of training", minutes_of)
-    _scatter(right, study.metric, found, "PFLOP of training", lambda trained: mean_of(trained, PFLOP))
-    left.set_ylabel(study.metric)
-    means = [score.mean for one in found if (score := estimate_of(one.trained, study.metric)) is not None]
-    margin = max(0.01, (max(means) - min(means)) / 2)
-    left.set_ylim(max(0.0, min(means) - margin), min(1.0, max(means) + margin))  # long intervals are cut off
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    costs: dict[str, Cost] = {"minutes of training": minutes_of, "PFLOP of training": _pflop_of}
+    differing = {
+        label: cost for label, cost in costs.items() if _differs([cost(one.trained) for one in found])
+    }
+    tall = 0.9 + 0.3 * len(experiment.study.arms)
+    heights = [tall, 3.4] if differing else [tall]
+    figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+    above, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _draw_arms(above, experiment.study, found)
+    if below:
+        _draw_costs(below[0], experiment.study, found, differing)
+    for axes in figure.axes:
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.set_axisbelow(True)
     return figure
 
 
-def _scatter(axes: Axes, metric: str, found: Sequence[Found], label: str, cost: Cost) -> None:
-    arms = list(dict.fromkeys(one.arm for one in found))
-    levels = list(dict.fromkeys(one.level for one in found))
-    for one in found:
-        score, spent = estimate_of(one.trained, metric), cost(one.trained)
-        if score is None or not spent:
-            continue
-        bars = None
-        if score.low is not None and score.high is not None:
-            bars = [[score.mean - score.low], [score.high - score.mean]]
-        axes.errorbar(
-            [spent],
-            [score.mean],
-            yerr=bars,
-            color=OKABE_ITO[arms.index(one.arm) % len(OKABE_ITO)],
-            marker=MARKERS[(levels.index(one.level) + arms.index(one.arm) // len(OKABE_ITO)) % len(MARKERS)],
-            markersize=6,
-            linestyle="none",
-            linewidth=1,
-            label=": ".join(filter(None, (one.level, one.arm))),
-        )
-    axes.set_xlabel(label)
-    low, high = axes.dataLim.intervalx
-    if high > WIDE * low:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # matplotlib's own looks for TeX's fonts
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(color="0.92", linewidth=0.6)
-    axes.set_axisbelow(True)
+def _draw_arms(figure: SubFigure, study: Study, found: Sequence[Found]) -> None:
+    arms, levels = [arm.name for arm in study.arms], study.levels or (Arm(name=""),)
+    row = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
+    for axes, level in zip(row, levels, strict=True):
+        of_level = [one for one in found if one.level == level.name]
+        for one in of_level:
+            if (score := estimate_of(one.trained, study.metric)) is not None:
+                place, style = [arms.index(one.arm)], _style(study, one)
+                axes.errorbar([score.mean], place, xerr=_bars(score), **style)
+        axes.set_xlim(*_limits(of_level, study.metric))
+        axes.set_xlabel(study.metric)
+        axes.set_title(f"{study.factor}: {level.name}" if level.name else "", fontsize=9)
+    row[0].set_yticks(range(len(arms)), arms)
+    row[0].set_ylim(len(arms) - 0.5, -0.5)  # the first arm on top
+
+
+def _draw_costs(figure: SubFigure, study: Study, found: Sequence[Found], costs: Mapping[str, Cost]) -> None:
+    row = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for axes, (label, cost) in zip(row, costs.items(), strict=True):
+        for one in found:
+            score, spent = estimate_of(one.trained, study.metric), cost(one.trained)
+            if score is not None and spent is not None:
+                axes.errorbar([spent], [score.mean], yerr=_bars(score), **_style(study, one))
+        axes.set_xlabel(label)
+        low, high = axes.dataLim.intervalx
+        if high > WIDE * low:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))  # matplotlib's looks for TeX's fonts
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    row[0].set_ylabel(study.metric)
+    row[0].set_ylim(*_limits(found, study.metric))
+
+
+def _style(study: Study, one: Found) -> dict[str, Any]:
+    arm = [arm.name for arm in study.arms].index(one.arm)
+    level = [level.name for level in study.levels].index(one.level) if study.levels else 0
+    mark = MARKERS[(level + arm // len(OKABE_ITO)) % len(MARKERS)]
+    colour = OKABE_ITO[arm % len(OKABE_ITO)]
+    return {"color": colour, "marker": mark, "markersize": 6, "linestyle": "none", "linewidth": 1}
+
+
+def _bars(score: Estimate) -> list[list[float]] | None:
+    if score.low is None or score.high is None:
+        return None
+    return [[score.mean - score.low], [score.high - score.mean]]
+
+
+def _pflop_of(trained: Sequence[Trained]) -> float | None:
+    return mean_of(trained, PFLOP)
+
+
+def _differs(costs: Sequence[float | None]) -> bool:
+    known = [cost for cost in costs if cost]
+    return bool(known) and max(known) > EQUAL * min(known)
+
+
+def _limits(found: Sequence[Found], metric: str) -> tuple[float, float]:
+    means = [score.mean for one in found if (score := estimate_of(one.trained, metric)) is not None]
+    if not means:
+        return 0.0, 1.0
+    margin = max(0.01, (max(means) - min(means)) / 2)
+    return max(0.0, min(means) - margin), min(1.0, max(means) + margin)

@@ -1,7 +1,7 @@
 """Weight soups: the mean of the weights of several runs of one network, as a checkpoint like any other.
 
-`ensemble.py` calls `check_alike` and `make_soup`. The statistics of batch norms are computed anew, as for an
-SWA (`averaging.py`), because those of the members do not fit the mean of their weights.
+`ensemble.py` calls `check_alike` and `make_soup`. The statistics of batch norms that trained are computed
+anew, as for an SWA (`averaging.py`), because those of the members do not fit the mean of their weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.analysis.metrics import split_metrics
 from harness.config.monitor import MonitorConfig
@@ -135,8 +135,27 @@ def _notes(checkpoints: Sequence[Checkpoint], kitchen: _Blender, members: list[i
             "the members began from random weights, not from the same pretrained ones: means of such weights "
             "seldom make a good model"
         )
-    if kitchen.statistics_differ([checkpoints[place].state_dict for place in members]):
-        yield f"the statistics of its batch norms were computed anew on {kitchen.num_seen:,} training images"
+    members_of = [checkpoints[place].state_dict for place in members]
+    if differing_norms(restore_classifier(checkpoints[0]), members_of):
+        yield (
+            f"the statistics of the batch norms that trained were computed anew on {kitchen.num_seen:,} "
+            "training images"
+        )
+
+
+def differing_norms(classifier: ImageClassifier, states: States) -> list[nn.Module]:
+    """Return the batch norms whose statistics the members do not share.
+
+    Those that were frozen have the same in all members, which are right for the frozen layers below.
+    """
+
+    def differs(name: str) -> bool:
+        keys = [f"{name}.running_mean", f"{name}.running_var"]
+        kept = [key for key in keys if key in states[0]]
+        return any(not torch.equal(state[key], states[0][key]) for state in states[1:] for key in kept)
+
+    named = {id(module): name for name, module in classifier.named_modules()}
+    return [norm for norm in batch_norms(classifier) if differs(named[id(norm)])]
 
 
 def mean_state(states: States) -> dict[str, Tensor]:
@@ -179,8 +198,9 @@ class _Blender:
         classifier = restore_classifier(self.checkpoint)
         classifier.load_state_dict(mean_state(states))
         classifier.to(self.machine.device)
-        if self.statistics_differ(states):
-            recompute_statistics(classifier, batch_norms(classifier.network), self._images())
+        followed = differing_norms(classifier, states)
+        if followed:
+            recompute_statistics(classifier, followed, self._images())
         config = self.checkpoint.config
         logits, _ = predict(
             classifier, self.data.splits.val, self.machine, config.data.batch_size, config.evaluation.tta
@@ -190,11 +210,6 @@ class _Blender:
     def score(self, logits_NK: np.ndarray, monitor: MonitorConfig | None = None) -> float:
         found = split_metrics(logits_NK, self.data.splits.val.labels)
         return found[(monitor or self.monitor).metric.removeprefix("val/")]
-
-    def statistics_differ(self, states: States) -> bool:
-        """Tell whether the members' batch norms have different statistics: else they were frozen."""
-        names = [name for name in states[0] if name.endswith(("running_mean", "running_var"))]
-        return any(not torch.equal(states[0][name], state[name]) for name in names for state in states[1:])
 
     def _images(self) -> Iterator[Tensor]:
         """Yield training images as the first candidate was trained on them."""

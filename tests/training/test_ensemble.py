@@ -351,6 +351,16 @@ def test_a_soups_batch_norms_are_measured_anew_unless_they_were_frozen(recorded:
         torch.testing.assert_close(soup.state_dict[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
     assert "computed anew on 1,294 training images" in " ".join(found.notes)
 
+    # Of a network whose last norm alone has trained, the others keep what they had.
+    last = next(name for name in reversed(statistics) if name.endswith("running_mean"))
+    tuned = recorded.add(
+        None, *RESNET, "seed=3", change=lambda classifier: classifier.get_buffer(last).add_(1.0)
+    )
+    partly = load_checkpoint(recorded.combine(first, tuned, soup=True).checkpoint).state_dict
+    own = last.removesuffix("running_mean")
+    for name in statistics:
+        assert torch.equal(partly[name], same[name]) != name.startswith(own), name
+
 
 @pytest.mark.slow
 def test_what_cannot_be_combined_is_one_line(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
