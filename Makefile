@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CLUSTER := $(VENV)/.cluster
+LORA := $(VENV)/.lora
 
 SWEEP ?= default
 EXECUTOR ?=
@@ -22,7 +23,7 @@ ifneq ($(strip $(DATA_DIR)),)
 export DATA_DIR
 endif
 
-.PHONY: help setup setup-cluster lock sweep train cross-validate speedrun experiment evaluate finalize ensemble replicate rerun ui compare export data doctor bench scale \
+.PHONY: help setup setup-cluster setup-lora lock sweep train cross-validate speedrun experiment evaluate finalize ensemble replicate rerun ui compare export data doctor bench scale \
 	test test-slow test-integration check clean
 
 help: ## show this list
@@ -50,18 +51,26 @@ $(CLUSTER): requirements-cluster.lock $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cluster.lock
 	@touch $@
 
+setup-lora: $(LORA) ## also what finetune=lora needs
+
+$(LORA): requirements-lora.lock $(READY)
+	@echo "adding peft to $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-lora.lock
+	@touch $@
+
 RESOLVE := uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 	--custom-compile-command 'make lock'
-define PRINT_CLUSTER_EXTRAS
-import tomllib
+define PRINT_EXTRAS
+import sys, tomllib
 extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
-print(*extras["ray"], *extras["slurm"], sep="\n")
+print(*(line for name in sys.argv[1:] for line in extras[name]), sep="\n")
 endef
-export PRINT_CLUSTER_EXTRAS
+export PRINT_EXTRAS
 
-lock: ## resolve requirements.lock and requirements-cluster.lock anew (needs uv)
+lock: ## resolve requirements.lock, requirements-cluster.lock and requirements-lora.lock anew (needs uv)
 	$(RESOLVE) --extra dev pyproject.toml -o requirements.lock
-	$(PYTHON) -c "$$PRINT_CLUSTER_EXTRAS" | $(RESOLVE) -c requirements.lock - -o requirements-cluster.lock
+	$(PYTHON) -c "$$PRINT_EXTRAS" ray slurm | $(RESOLVE) -c requirements.lock - -o requirements-cluster.lock
+	$(PYTHON) -c "$$PRINT_EXTRAS" lora | $(RESOLVE) -c requirements.lock - -o requirements-lora.lock
 
 sweep: $(READY) $(if $(filter ray slurm,$(EXECUTOR)),$(CLUSTER)) ## search learning rate, batch size and freezing; repeat it to go on
 	@$(BIN)/python -m harness sweep sweep=$(SWEEP) $(if $(strip $(EXECUTOR)),sweep.executor.kind=$(EXECUTOR)) $(ARGS)
@@ -123,7 +132,7 @@ test: $(READY) ## the tests
 test-slow: $(READY) ## the tests that take long
 	@$(PYTEST) -m slow $(ARGS)
 
-test-integration: $(CLUSTER) ## the tests with a real Ray, Slurm and PostgreSQL, where they are installed
+test-integration: $(CLUSTER) $(LORA) ## the tests with a real Ray, Slurm and PostgreSQL, where they are installed, and peft
 	@$(BIN)/python -m pytest -m integration -rs $(ARGS)
 
 check: $(READY) ## format, lint, types, import directions, every shipped config

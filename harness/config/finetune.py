@@ -7,14 +7,16 @@ policy does not return.
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.config.base import Section, tags_of
-from harness.errors import ModelError
+from harness.errors import ConfigError, ModelError
 
 LearningRateScale = Annotated[float, Field(gt=0.0, le=1.0)]  # backbone's lr ÷ head's lr
 # Which batch norms take statistics of the batch and follow them with running ones. auto: those that train;
@@ -30,6 +32,7 @@ class TensorNames(Protocol):
     head: frozenset[str]
     norms: frozenset[str]  # of all normalisation layers
     biases: frozenset[str]  # what is added to a layer's output; one for each channel
+    adapters: frozenset[str]  # of `finetune=lora`, which are put into the network before it is asked
 
     def layers_above(self) -> dict[str, int]:
         """Return how many layers lie above each tensor, as timm counts them for layer-wise decay; head: 0."""
@@ -109,8 +112,20 @@ class FinetunePolicy(Section):
             ValueError: it does not fit.
         """
 
+    def check_installed(self) -> None:
+        """Refuse a policy that needs a package which is not installed.
+
+        It is not part of validation: a run that is recorded can be read, and its model used, without it.
+
+        Raises:
+            ConfigError: the package is not installed.
+        """
+
     def in_words(self) -> str:
-        """Return what it trains, for messages; {groups} stands for the depth groups."""
+        """Return what it trains, for messages.
+
+        {groups} stands for the depth groups, {adapted} for the number of layers with adapters.
+        """
         return self.trains
 
     @property
@@ -245,6 +260,52 @@ class BitFit(RatesByDepth):
                 "finetune=bitfit: the model has no biases below its head; use finetune=norms_only"
             )
         return Trainable(network.head | network.biases)
+
+
+class Lora(RatesByDepth):
+    """Train the head, and beside each layer's frozen weight W a product of two small matrices.
+
+    The layer computes with W + alpha / rank · B A, where A has `rank` rows and B as many columns. B begins at
+    zero. The library peft puts A and B into the network (`harness.models.lora`).
+
+    Source: Hu et al. (2022), "LoRA", https://arxiv.org/abs/2106.09685
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of what enters A
+    # Which layers: a regular expression that is searched for in their names. None: all linear layers and all
+    # convolutions in one group, below the head.
+    layers: Annotated[str, Field(min_length=1)] | None = None
+    backbone_lr_scale: LearningRateScale = 1.0  # of the adapters
+    step_cost = 3
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_is_a_pattern(cls, layers: str | None) -> str | None:
+        try:
+            re.compile(layers or "")
+        except re.error as error:
+            raise ValueError(f"{layers!r} is no regular expression ({error})") from None
+        return layers
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the product B A."""
+        return self.alpha / self.rank
+
+    def check_installed(self) -> None:
+        if importlib.util.find_spec("peft") is None:
+            raise ConfigError(
+                "finetune=lora needs the package peft: make setup-lora (or pip install 'harness[lora]')"
+            )
+
+    def trainable(self, network: TensorNames) -> Trainable:
+        return Trainable(network.head | network.adapters)
+
+    def in_words(self) -> str:
+        return f"the head and adapters of rank {self.rank} in {{adapted}} layers"
 
 
 class Full(RatesByDepth):

@@ -181,7 +181,7 @@ def _check_image_size(network: nn.Module, config: TimmModel) -> None:
     own_size = _own_size(network)
     size = config.image_size or own_size
     try:
-        _forward_on_meta(network, size)
+        forward_on_meta(network, size)
     except Exception as meta_error:
         if any(parameter.is_meta for parameter in network.parameters()) or not _forward_works(network, size):
             raise ImageSizeError(
@@ -194,7 +194,8 @@ def _own_size(network: nn.Module) -> int:
     return int(resolve_model_data_config(network)["input_size"][-1])
 
 
-def _forward_on_meta(network: nn.Module, size: int) -> None:
+def forward_on_meta(network: nn.Module, size: int) -> None:
+    """Pass an image through a copy of the network that takes no memory; the network's hooks are called."""
     tensors = [*network.parameters(), *network.buffers()]
     # Given this memo, deepcopy copies the structure but takes the meta twin of each tensor: no memory.
     twins: dict[int, Any] = {id(tensor): _meta_twin(tensor) for tensor in tensors}

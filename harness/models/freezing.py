@@ -23,9 +23,11 @@ from timm.models import group_parameters
 from timm.models._manipulate import group_with_matcher  # group_parameters leaves out buffers
 from torch import nn
 
+from harness.config.finetune import Lora
 from harness.config.schema import FinetuneConfig
 from harness.errors import ModelError
 from harness.models.classifier import ImageClassifier
+from harness.models.lora import adapter_names, insert_adapters
 from harness.models.protocol import TimmNetwork, head_names, named_tensors
 from harness.models.sync_norm import batch_norms
 
@@ -43,7 +45,8 @@ class FreezeReport:
     frozen_parameters: int
     num_groups: int  # depth groups of the backbone, where the policy asks for them; the head is not one
     trainable_groups: tuple[str, ...]  # the names of the modules in each, shallow to deep
-    trains: str  # what trains, in words; {groups} stands for the depth groups
+    trains: str  # what trains, see `FinetunePolicy.in_words`
+    num_adapted: int = 0  # layers that have adapters
 
     def __str__(self) -> str:
         total = self.trainable_parameters + self.frozen_parameters
@@ -53,7 +56,7 @@ class FreezeReport:
             else ""
         )
         groups = f"{len(self.trainable_groups)} of {self.num_groups} depth groups{names}"
-        what = self.trains.format(groups=groups)
+        what = self.trains.format(groups=groups, adapted=self.num_adapted)
         return (
             f"{self.policy}: {self.trainable_parameters:,} of {total:,} parameters train "
             f"({self.trainable_parameters / total:.1%}): {what}"
@@ -76,6 +79,7 @@ class NetworkNames:
         self.biases = frozenset(
             name for name, _ in network.named_parameters() if name.rpartition(".")[2] in _BIASES
         )
+        self.adapters = frozenset(adapter_names(network))
         self._network = network
 
     def layers_above(self) -> dict[str, int]:
@@ -102,12 +106,15 @@ def apply_freezing(
 
     In frozen modules dropout is off, and batch-norm statistics are frozen too, unless the policy says so.
 
+    With `finetune=lora`, the adapters are put into the network first.
+
     Args:
         max_epochs: of the run; what would join later is reported as frozen. None: there is no end.
 
     Raises:
         ModelError: the policy asks for more depth groups than the model has, timm describes none, or the
-            policy speaks of batch norms that the model does not have.
+            policy speaks of batch norms or layers that the model does not have.
+        ConfigError: the policy needs a package that is not installed.
     """
     network = classifier.network
     if finetune.batch_norm != "auto" and not batch_norms(network):
@@ -115,6 +122,7 @@ def apply_freezing(
             f"finetune.batch_norm={finetune.batch_norm}: {type(network).__name__} has no batch norm; "
             "use finetune.batch_norm=auto"
         )
+    num_adapted = insert_adapters(classifier, finetune) if isinstance(finetune, Lora) else 0
     names = NetworkNames(network)
     chosen = finetune.trainable(names)
     finetune.rates(names)  # raises here, and not where the optimiser is made, if timm describes no layers
@@ -132,6 +140,7 @@ def apply_freezing(
         num_groups=chosen.num_groups,
         trainable_groups=tuple(_group_name(group) for group in chosen.groups if not late.issuperset(group)),
         trains=finetune.in_words(),
+        num_adapted=num_adapted,
     )
 
 

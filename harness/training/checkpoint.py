@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+from harness.config.finetune import Lora
 from harness.config.schema import RunConfig
 from harness.config.validation import validate
 from harness.errors import CheckpointError, first_line
 from harness.models import ImageClassifier, build_model
+from harness.models.lora import merge_adapters
 from harness.training.checkpoint_io import damaged, verify_digest
 
 SECTION = "harness"  # the key of our part of a checkpoint, beside Lightning's
@@ -56,7 +58,7 @@ class Checkpoint:
     data_digest: str
     epoch: int  # 0-based
     score: float  # of that epoch, by the configuration's trainer.monitor
-    state_dict: dict[str, torch.Tensor]  # of the ImageClassifier
+    state_dict: dict[str, torch.Tensor]  # of the ImageClassifier; adapters are merged into its weights
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -68,10 +70,13 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     raw = load_raw(path)
     section = raw[SECTION]
+    config = validate(RunConfig, section["config"])
     weights = {key.removeprefix(PREFIX): v for key, v in raw["state_dict"].items() if key.startswith(PREFIX)}
+    if isinstance(config.finetune, Lora):
+        weights = merge_adapters(weights, config.finetune)
     return Checkpoint(
         path=path,
-        config=validate(RunConfig, section["config"]),
+        config=config,
         class_names=tuple(section["class_names"]),
         mean=tuple(section["mean"]),
         std=tuple(section["std"]),

@@ -49,6 +49,7 @@ def run_training(config: RunConfig, run_id: str | None = None) -> tuple[int, Run
     Raises:
         HarnessError: the run cannot begin, or cannot go on.
     """
+    config.finetune.check_installed()
     if config.trainer.devices == 1:
         with StopSignals(answer_signal) as signals:
             result = _train(config, run_id, lambda: signals.count > 0)

@@ -114,12 +114,13 @@ def cross_validate(config: RunConfig, show: Callable[[str], None] = print) -> Cr
         The result; None if the training was interrupted, and the same call goes on with it.
 
     Raises:
-        ConfigError: a setting makes no sense with folds.
+        ConfigError: a setting makes no sense with folds, or needs a package that is not installed.
         DataError: a fold would be without an image of a class.
         HarnessError: the training of a fold failed; the same call goes on with that fold.
     """
     config = _checked(config)
     assert config.data.folds is not None
+    config.finetune.check_installed()
     splits = [load_splits(_of_fold(config, fold).data) for fold in range(config.data.folds)]
     store = open_store(config.tracking)
     experiment = config.tracking.experiment or splits[0].name

@@ -23,6 +23,7 @@ def describe_run(config: RunConfig) -> str:
     Raises:
         HarnessError: the run would fail before its first step. Missing weights are not noticed.
     """
+    config.finetune.check_installed()
     machine, devices = resolve_machine(config.trainer), config.trainer.devices
     check_devices(devices, machine.device.type, torch.cuda.device_count())
     splits = load_splits(config.data)

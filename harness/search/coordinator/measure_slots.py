@@ -148,7 +148,12 @@ def heaviest_run(plan: SweepPlan) -> RunConfig:
         cost = costs.get(chosen["finetune"], math.inf) if "finetune" in chosen else 0
         sizes = (
             chosen.get(name) or 0
-            for name in ("finetune.trainable_groups", "finetune.final_groups", "model.image_size")
+            for name in (
+                "finetune.trainable_groups",
+                "finetune.final_groups",
+                "finetune.rank",
+                "model.image_size",
+            )
         )
         return (cost, *map(float, sizes))
 

@@ -59,13 +59,15 @@ def check_space(plan: SweepPlan) -> CheckedSpace:
         The plan with the arms of these corners composed, so that no trial of these arms waits for Hydra.
 
     Raises:
-        ConfigError: the space has a key that no run has, or a value that is not valid.
+        ConfigError: the space has a key that no run has, a value that is not valid, or one that needs a
+            package which is not installed.
     """
     runs: dict[str, RunConfig] = {}
     for chosen in itertools.islice(corners(plan.sweep), MAX_CORNERS):
         try:
             plan = plan.with_arm_of(chosen)
             config = plan.compose_trial(chosen)
+            config.finetune.check_installed()
         except ConfigError as error:
             where = ", ".join(f"{path}={as_yaml(value)}" for path, value in chosen.items())
             raise ConfigError(f"the space reaches a run that cannot be ({where}): {error}") from error

@@ -17,7 +17,7 @@ BATCH_SIZE = "batch_size"
 # Settings of a finetuning policy that do not change how much memory a batch needs.
 _NOT_IN_MEMORY = {
     "backbone_lr_scale", "layer_decay", "layer_decay_by", "reinit_groups",
-    "batch_norm", "cache_features", "feature_views",
+    "batch_norm", "cache_features", "feature_views", "alpha",
     "start_groups", "every_epochs", "groups_at_once", "warmup_epochs", "probe_epochs", "finetune_lr_scale",
 }  # fmt: skip
 
