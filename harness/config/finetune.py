@@ -314,7 +314,7 @@ class Full(RatesByDepth):
     kind: Literal["full"] = "full"
     backbone_lr_scale: LearningRateScale = 1.0
     reinit_groups: Annotated[int, Field(ge=0)] = 0  # the last so many depth groups start from random weights
-    step_cost = 3
+    step_cost = 4
     freezes = False
     trains = "everything"
 
@@ -342,7 +342,7 @@ class Gradual(FrozenBackbone, RatesByDepth):
     # In which a new group's rate rises to that of the schedule.
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.2
     backbone_lr_scale: LearningRateScale = 0.1
-    step_cost = 3
+    step_cost = 4
     thaws = True
 
     @model_validator(mode="after")
@@ -408,7 +408,7 @@ class ProbeThenFinetune(FrozenBackbone, RatesByDepth):
     trainable_groups: Annotated[int, Field(ge=1)] | None = None  # the last so many depth groups; None = all
     finetune_lr_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1  # all rates after the probe ÷ before
     backbone_lr_scale: LearningRateScale = 1.0
-    step_cost = 3
+    step_cost = 4
     thaws = True
 
     @property

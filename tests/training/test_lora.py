@@ -20,14 +20,13 @@ SMALL = (
     "data=digits",
     "model=efficientnet_lite0",
     "model.image_size=32",
-    "finetune=lora",
-    "finetune.rank=4",
     "augment=none",
     "data.max_train_samples=96",
     "data.batch_size=32",
     "optim.lr=0.003",
     "trainer.precision=fp32",
 )
+LORA = ("finetune=lora", "finetune.rank=4")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     tiny_config: Callable[..., RunConfig],
     tmp_path: Path,
 ) -> None:
-    config = tiny_config(*SMALL, *how)
+    config = tiny_config(*SMALL, *LORA, *how)
     whole, _ = run(config, "whole")
     assert run(config, **stop_after(1))[0].status == "interrupted"
     resumed, _ = run(config)
@@ -65,7 +64,7 @@ def test_activations_that_are_computed_again_change_nothing(
     run: Callable[..., tuple], tiny_config: Callable[..., RunConfig]
 ) -> None:
     results = [
-        run(tiny_config(*SMALL, "trainer.max_epochs=1", f"trainer.gradient_checkpointing={on}"), on)[0]
+        run(tiny_config(*SMALL, *LORA, "trainer.max_epochs=1", f"trainer.gradient_checkpointing={on}"), on)[0]
         for on in ("true", "false")
     ]
     assert results[0].metrics["val/loss"] == pytest.approx(results[1].metrics["val/loss"], rel=1e-4)
@@ -80,7 +79,7 @@ def test_what_is_handed_out_needs_no_peft(
     tracking = TrackingConfig.at()
     small = [*SMALL, "trainer.max_epochs=2", "evaluation.pictures=none", "tracking.log_model=false"]
     for seed in (0, 1):
-        assert main(["train", *small, f"seed={seed}", f"tracking.run_name=run{seed}"]) == 0
+        assert main(["train", *small, *LORA, f"seed={seed}", f"tracking.run_name=run{seed}"]) == 0
     first = get_run(tracking, "run0")
     accuracy = first.metrics["best/val/accuracy"]
 
