@@ -34,10 +34,10 @@ if TYPE_CHECKING:  # each function imports what it needs: predicting needs no to
     from harness.export.bundle import ExportResult
     from harness.models import ImageClassifier
     from harness.search.sweep import SweepResult
-    from harness.training.checkpoint import Checkpoint
-    from harness.training.cross_validate import CrossValidation
-    from harness.training.finalize import Final
-    from harness.training.rerun import Rerun
+    from harness.training.checkpoints.checkpoint import Checkpoint
+    from harness.training.commands.cross_validate import CrossValidation
+    from harness.training.commands.finalize import Final
+    from harness.training.commands.rerun import Rerun
     from harness.training.result import RunResult
 
 
@@ -118,7 +118,7 @@ def cross_validate(*overrides: str, config_dir: Path = CONFIG_DIR) -> CrossValid
             failed, or an interruption (the same call goes on).
     """
     from harness.errors import HarnessError
-    from harness.training import cross_validate as work
+    from harness.training.commands import cross_validate as work
 
     found = work.cross_validate(compose_run(overrides, config_dir))
     if found is None:
@@ -143,7 +143,7 @@ def resume(run: str, *overrides: str, mlruns: str | None = None) -> RunResult:
     Raises:
         HarnessError: there is no such run, it has nothing left to do, or as for :func:`train`.
     """
-    from harness.training.resume_run import resume_training
+    from harness.training.commands.resume_run import resume_training
 
     return _result(resume_training(TrackingConfig.at(mlruns), run, overrides))
 
@@ -166,7 +166,7 @@ def rerun(run: str, *overrides: str, here: bool = False, mlruns: str | None = No
     Raises:
         HarnessError: there is no such run, its code or images are not at hand, or the training failed.
     """
-    from harness.training.rerun import rerun as work
+    from harness.training.commands.rerun import rerun as work
 
     return work(TrackingConfig.at(mlruns), run, overrides, here=here)
 
@@ -292,7 +292,7 @@ def finalize(
             interrupted (the same call goes on with it).
     """
     from harness.errors import HarnessError
-    from harness.training import finalize as work
+    from harness.training.commands import finalize as work
 
     found = work.finalize(TrackingConfig.at(mlruns), sweep, retrain=retrain, again=again)
     if found is None:
@@ -331,7 +331,7 @@ def ensemble(
         HarnessError: there are no two such runs with checkpoints, they answer different images, or weights of
             different networks cannot be averaged.
     """
-    from harness.training.ensemble import combine
+    from harness.training.commands.ensemble import combine
 
     return combine(
         TrackingConfig.at(mlruns), models, top=top, greedy=greedy, soup=soup, test=test, again=again
@@ -387,7 +387,7 @@ def load(run: str | None = None, *, mlruns: str | None = None) -> tuple[ImageCla
         HarnessError: there is no such run, or its checkpoint is gone or damaged.
     """
     from harness.tracking.choice import choose
-    from harness.training.checkpoint import load_checkpoint, restore_classifier
+    from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
 
     checkpoint = load_checkpoint(choose(TrackingConfig.at(mlruns), run).checkpoint)
     return restore_classifier(checkpoint), checkpoint

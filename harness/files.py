@@ -1,7 +1,7 @@
 """Helpers for files that every layer shares: atomic writes, new databases, SHA-256, free space, CSV.
 
 `harness.tracking`, `harness.training`, `harness.export` and `harness.search` call them. Checkpoints have a
-writer of their own, in `harness.training.checkpoint_io`, which also survives a power cut.
+writer of their own, in `harness.training.checkpoints.checkpoint_io`, which also survives a power cut.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A command that has nothing to clean up ends at once and prints one line (`answer_interrupts`, which
 `__main__.py` calls). Training and sweeps count the signals (`StopSignals`) and stop at the next suitable
 point. The helper processes that they start never see a Ctrl-C (`held_back`, `leave_to_parent`). For a run on
-several devices, `harness.training.launch_ranks` handles the signals.
+several devices, `harness.training.devices.launch_ranks` handles the signals.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from harness.tracking.runs import RunRecord, find_runs
 from harness.tracking.store import open_store
 from harness.tracking.tracker import flatten
 from harness.training.callbacks import LAST, history_in
-from harness.training.checkpoint import load_raw
-from harness.training.machine import Machine, prepare_process, resolve_machine
+from harness.training.checkpoints.checkpoint import load_raw
+from harness.training.devices.machine import Machine, prepare_process, resolve_machine
 
 RESULTS = Path(__file__).with_name("speedrun.json")
 RECORD_FLOP = 0.29e15  # of the published run: 8 epochs of 50,000 images, forward and backward

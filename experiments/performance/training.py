@@ -28,8 +28,8 @@ from harness.data.splits import ImageSplits
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.tracking.environment import available_cores
 from harness.tracking.store import open_store
-from harness.training.machine import Machine, prepare_process, resolve_machine
-from harness.training.optim import build_optimizer, build_schedule
+from harness.training.devices.machine import Machine, prepare_process, resolve_machine
+from harness.training.optimisation.optim import build_optimizer, build_schedule
 from harness.training.prepare import show_images
 from harness.training.result import Decision, EpochReport
 from harness.training.train import train

@@ -1,7 +1,7 @@
 """Several models as one: the mean of their probabilities, greedy selection, the gain over the best member.
 
-`harness.training.ensemble` makes and records ensembles and soups with the functions here; a `Combined` is
-what it returns. Nothing here needs torch.
+`harness.training.commands.ensemble` makes and records ensembles and soups with the functions here; a
+`Combined` is what it returns. Nothing here needs torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The mean score of cross-validation over its folds, with an interval that allows for what they share.
 
-`harness.training.cross_validate` calls `estimate_folds`. The models of two folds have most of their training
-images in common, so their scores are not independent, and the usual interval of a mean would be too narrow.
+`harness.training.commands.cross_validate` calls `estimate_folds`. The models of two folds have most of
+their training images in common, so their scores are not independent, and the usual interval of a mean
+would be too narrow.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compares what a run and its repetition have recorded, value by value, to the last bit.
 
-`harness.training.rerun` calls `compare_points` with the metrics of both runs.
+`harness.training.commands.rerun` calls `compare_points` with the metrics of both runs.
 """
 
 from __future__ import annotations

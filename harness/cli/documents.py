@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from harness.search.study.trials import TrialRow
     from harness.search.sweep import SweepResult
     from harness.tracking.readings import Noted
-    from harness.training.cross_validate import CrossValidation
+    from harness.training.commands.cross_validate import CrossValidation
+    from harness.training.commands.finalize import Final
+    from harness.training.commands.lr_curve import RateCurve
+    from harness.training.commands.lr_find import RateTest
+    from harness.training.commands.rerun import Rerun
     from harness.training.evaluate import RunEvaluation
-    from harness.training.finalize import Final
-    from harness.training.lr_curve import RateCurve
-    from harness.training.lr_find import RateTest
-    from harness.training.rerun import Rerun
     from harness.training.result import RunResult
 
 Content = dict[str, Any]

@@ -200,7 +200,7 @@ def run_train(options: argparse.Namespace) -> int | Document:
         print(annotate(config.to_dict(), trace_origins("run", overrides, **config_dir(options))))
         return EXIT_OK
     if options.dry_run:
-        from harness.training.dry_run import describe_run
+        from harness.training.commands.dry_run import describe_run
 
         print(describe_run(config))
         return EXIT_OK
@@ -212,7 +212,7 @@ def run_train(options: argparse.Namespace) -> int | Document:
 def _resume_train(options: argparse.Namespace) -> Document:
     if options.print_config or options.dry_run:
         raise ConfigError("--resume goes on with the run as it was configured: give no other option")
-    from harness.training.resume_run import resume_training
+    from harness.training.commands.resume_run import resume_training
 
     return _trained(*resume_training(tracking_config(options), options.resume, options.overrides))
 
@@ -227,7 +227,7 @@ def _trained(code: int, result: RunResult | None) -> Document:
 
 def run_cross_validate(options: argparse.Namespace) -> Document:
     from harness.config.compose import compose_run
-    from harness.training.cross_validate import cross_validate
+    from harness.training.commands.cross_validate import cross_validate
 
     overrides = [*options.overrides, *place_overrides(options)]
     found = cross_validate(compose_run(overrides, **config_dir(options)))
@@ -259,7 +259,7 @@ def run_data(options: argparse.Namespace) -> Document:
 def run_lr_curve(options: argparse.Namespace) -> Document:
     from harness.analysis.figures import save_figure
     from harness.config.compose import compose_run
-    from harness.training.lr_curve import rate_figure, trace_rates
+    from harness.training.commands.lr_curve import rate_figure, trace_rates
 
     curve = trace_rates(compose_run(options.overrides, **config_dir(options)))
     print(curve)
@@ -271,7 +271,7 @@ def run_lr_curve(options: argparse.Namespace) -> Document:
 def run_lr_find(options: argparse.Namespace) -> Document:
     from harness.analysis.figures import save_figure
     from harness.config.compose import compose_run
-    from harness.training.lr_find import find_rate, rate_test_figure
+    from harness.training.commands.lr_find import find_rate, rate_test_figure
 
     config = compose_run(options.overrides, **config_dir(options))
     test = find_rate(config, options.low, options.high, options.steps)
@@ -290,7 +290,7 @@ def run_predict(options: argparse.Namespace) -> int:
 
 
 def run_doctor(options: argparse.Namespace) -> Document:
-    from harness.training.doctor import diagnose
+    from harness.training.commands.doctor import diagnose
 
     facts = diagnose(tracking_config(options), Path(os.environ.get("DATA_DIR", "data")))
     print("\n".join(f"{name:<18} {fact}" for name, fact in facts.items()))

@@ -125,7 +125,7 @@ def run_evaluate(options: argparse.Namespace) -> Document:
 
 
 def run_rerun(options: argparse.Namespace) -> Document:
-    from harness.training.rerun import rerun
+    from harness.training.commands.rerun import rerun
 
     done = rerun(tracking_config(options), options.reference, options.overrides, here=options.here)
     print(done)
@@ -174,7 +174,7 @@ def _write_comparison(comparison: Comparison | SweepsComparison, output: Path | 
 
 
 def run_finalize(options: argparse.Namespace) -> Document:
-    from harness.training.finalize import finalize
+    from harness.training.commands.finalize import finalize
 
     found = finalize(
         tracking_config(options), options.sweep, retrain=options.retrain, again=options.again, show=print
@@ -190,7 +190,7 @@ def run_ensemble(options: argparse.Namespace) -> Document:
         raise ConfigError("--again reads the test split once more: say --test --again")
     if options.top is not None and len(options.models) > 1:
         raise ConfigError("--top takes the best trials of one sweep: name a sweep, or leave it out")
-    from harness.training.ensemble import combine
+    from harness.training.commands.ensemble import combine
 
     found = combine(
         tracking_config(options),

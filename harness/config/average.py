@@ -1,6 +1,6 @@
 """The section `average`: which average of the weights is validated, kept and exported, if any.
 
-`schema.py` puts it into a run; `harness.training.averaging` applies it.
+`schema.py` puts it into a run; `harness.training.optimisation.averaging` applies it.
 """
 
 from __future__ import annotations

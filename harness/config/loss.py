@@ -1,7 +1,7 @@
 """The section `loss`: what a training step minimises, and the penalties on the weights.
 
-`schema.py` puts it into a run; `harness.training.losses` computes it. `optim.label_smoothing` acts on every
-kind.
+`schema.py` puts it into a run; `harness.training.optimisation.losses` computes it.
+`optim.label_smoothing` acts on every kind.
 """
 
 from __future__ import annotations

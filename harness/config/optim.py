@@ -1,7 +1,8 @@
 """The section `optim`: the optimisers, what they share, and the learning rate over the run.
 
-`schema.py` puts it into a run. `harness.training.optim` builds the optimiser, `harness.training.schedules`
-the schedule. An optimiser of timm needs no class here: its name is one of `TIMM_OPTIMISERS`.
+`schema.py` puts it into a run. `harness.training.optimisation.optim` builds the optimiser,
+`harness.training.optimisation.schedules` the schedule. An optimiser of timm needs no class here: its name is
+one of `TIMM_OPTIMISERS`.
 """
 
 from __future__ import annotations

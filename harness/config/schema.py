@@ -278,7 +278,7 @@ class AugmentConfig(Section):
 
 
 class TrainerConfig(Section):
-    """How long a run trains and on which device. harness.training.machine resolves `auto`, once."""
+    """How long a run trains and on which device. harness.training.devices.machine resolves `auto`, once."""
 
     max_epochs: PositiveInt = 10
     end_after: PositiveInt | None = None  # epochs, of the max_epochs over which the schedule is laid out

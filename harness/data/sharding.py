@@ -2,8 +2,8 @@
 
 The part of a rank is its shard. Every rank draws the random numbers of the augmentation for the whole batch,
 and uses those of its own shard. So all ranks together train on exactly the images that a single process
-would. `datamodule.py` cuts the batches, `augment/` augments them, and `harness.training.collectives` says
-which rank this process is.
+would. `datamodule.py` cuts the batches, `augment/` augments them, and
+`harness.training.devices.collectives` says which rank this process is.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from harness.export.runners import onnx_runner, torch_runner
 from harness.export.weights import restore, save_weights
 from harness.files import slug
 from harness.models import ImageClassifier
-from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint import Checkpoint, load_checkpoint, restore_classifier
 
 DECODE_RULE = (  # of harness.data.decoding.decode, in words
     "a file's image is turned upright (EXIF), laid on white where transparent, scaled to 8 bits if deeper"

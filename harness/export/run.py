@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.export.bundle import ExportResult
     from harness.tracking.choice import ChosenRun
     from harness.tracking.runs import RunRecord
-    from harness.training.checkpoint import Checkpoint
+    from harness.training.checkpoints.checkpoint import Checkpoint
 
 
 def export_run(
@@ -46,7 +46,7 @@ def export_run(
     """
     from harness.export.bundle import Int8, bundle_name, export_checkpoint
     from harness.tracking.choice import choose
-    from harness.training.checkpoint import load_checkpoint
+    from harness.training.checkpoints.checkpoint import load_checkpoint
 
     choice = choose(tracking, run)
     show(choice.why)

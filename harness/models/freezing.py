@@ -174,7 +174,8 @@ class ParameterPart:
     role: str  # "backbone", "backbone 2", …, "head"
     lr_scale: float  # their learning rate ÷ the head's
     parameters: list[nn.Parameter]  # frozen ones included
-    timing: dict[str, Any]  # entries of the optimiser's groups, which `harness.training.schedules` reads
+    # Entries of the optimiser's groups, which `harness.training.optimisation.schedules` reads.
+    timing: dict[str, Any]
 
 
 def parameter_parts(classifier: ImageClassifier, finetune: FinetuneConfig) -> list[ParameterPart]:

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA): puts them into a network by the library peft, and merges them into its weights.
 
 `freezing.py` calls `insert_adapters` for `finetune=lora`, and then lets them train as it does any other
-tensors. `harness.training.checkpoint` calls `merge_adapters`: all that loads a checkpoint gets the network
-without adapters, and needs no peft. A resumed run alone takes the tensors as they are.
+tensors. `harness.training.checkpoints.checkpoint` calls `merge_adapters`: all that loads a checkpoint gets
+the network without adapters, and needs no peft. A resumed run alone takes the tensors as they are.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def describe_sweep(plan: SweepPlan) -> str:
     Raises:
         HarnessError: the error that would stop the sweep before its first trial.
     """
-    from harness.training.dry_run import describe_run
+    from harness.training.commands.dry_run import describe_run
 
     sweep = plan.sweep
     lines = [

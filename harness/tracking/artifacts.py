@@ -1,8 +1,8 @@
 """Reads back what a run has recorded: predictions, thresholds of labels, code and machine, all metrics.
 
 `harness.analysis.compare`, `harness.search` and `harness.training` call `load_predictions`, `harness.export`
-`load_thresholds`; `record.py` of `harness.training` writes the files. `harness.training.rerun` reads the
-others.
+`load_thresholds`; `record.py` of `harness.training` writes the files. `harness.training.commands.rerun`
+reads the others.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-CHECKPOINT_MODULE = "harness.training.checkpoint"
+CHECKPOINT_MODULE = "harness.training.checkpoints.checkpoint"
 BATCH_SIZE = 256
 
 

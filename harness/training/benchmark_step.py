@@ -20,7 +20,7 @@ from harness.data.splits import ImageArrays, ImageSplits
 from harness.models import apply_freezing, build_model
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.timm_parts import recompute_activations
-from harness.training.machine import resolve_machine
+from harness.training.devices.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.teacher import find_teacher, load_teacher
 from harness.training.train import model_facts

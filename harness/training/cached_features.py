@@ -33,9 +33,9 @@ from harness.errors import NO_SPACE
 from harness.models import ImageClassifier
 from harness.models.trunk import Boundary, find_boundaries, trunk_activations, trunk_digest
 from harness.training.callbacks import Interrupted
-from harness.training.collectives import current_ranks
+from harness.training.devices.collectives import current_ranks
+from harness.training.devices.machine import Machine
 from harness.training.image_views import count_views, is_exhaustive, is_flip_alone, needs_images
-from harness.training.machine import Machine
 
 # The numbers of trained depth groups whose activations share one cache entry: linear probes (0) and
 # `partial` runs that train few groups.

@@ -21,8 +21,8 @@ from harness.config.monitor import MonitorConfig
 from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
 from harness.tracking import Tracker, names
-from harness.training.collectives import current_ranks
-from harness.training.machine_load import ENERGY, MachineLoad
+from harness.training.devices.collectives import current_ranks
+from harness.training.devices.machine_load import ENERGY, MachineLoad
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, EpochReport
 

@@ -27,9 +27,9 @@ from harness.tracking.readings import count_readings, describe_reading
 from harness.tracking.runs import get_run
 from harness.tracking.store import open_store
 from harness.tracking.tracker import SilentTracker
-from harness.training import launch_ranks
-from harness.training.collectives import current_ranks
-from harness.training.machine import check_devices, prepare_process, resolve_machine
+from harness.training.devices import launch_ranks
+from harness.training.devices.collectives import current_ranks
+from harness.training.devices.machine import check_devices, prepare_process, resolve_machine
 from harness.training.result import Decision, EpochReport, RunResult
 from harness.training.train import train
 

@@ -26,11 +26,18 @@ from harness.errors import ConfigError, DataError, HarnessError, ModelError
 from harness.models import ImageClassifier, build_model
 from harness.models.head import start_head_at_zero
 from harness.models.protocol import digest_of
-from harness.training.checkpoint import load_checkpoint, restore_classifier
-from harness.training.collectives import current_ranks
+from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
+from harness.training.checkpoints.trained_model import (
+    FoundModel,
+    about,
+    find_bundle,
+    find_run,
+    first_named,
+    load_model,
+)
+from harness.training.devices.collectives import current_ranks
+from harness.training.devices.machine import Machine
 from harness.training.evaluate import predict
-from harness.training.machine import Machine
-from harness.training.trained_model import FoundModel, about, find_bundle, find_run, first_named, load_model
 
 SETTING = "init_from"
 ACCURACY, BEFORE, IMAGES, FORGETTING = (

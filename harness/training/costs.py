@@ -24,9 +24,9 @@ from harness.data.datamodule import ImageDataModule
 from harness.data.features.datamodule import FeatureDataModule
 from harness.errors import ModelError
 from harness.models import ImageClassifier, build_model
-from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
+from harness.training.devices.machine import Machine
 from harness.training.flops import PFLOP, count_image_flops
-from harness.training.machine import Machine
 
 log = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from harness.tracking.choice import ChosenRun, choose
 from harness.tracking.readings import count_readings, describe_reading, note_reading
 from harness.tracking.runs import RunRecord, get_run
 from harness.tracking.store import RunStore, open_store
-from harness.training.checkpoint import Checkpoint, load_checkpoint, restore_classifier
-from harness.training.machine import Machine, machine_at_hand
+from harness.training.checkpoints.checkpoint import Checkpoint, load_checkpoint, restore_classifier
+from harness.training.devices.machine import Machine, machine_at_hand
 from harness.training.pictures import record_pictures
 from harness.training.record_evaluation import look_closely, record_evaluation
 from harness.training.tta import Tta, predict_logits

@@ -20,12 +20,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from harness.config.schema import RunConfig
 from harness.errors import DivergedError
 from harness.training.callbacks import EpochRecorder, KeepCheckpoints, StopOnRequest
-from harness.training.checkpoint_io import AtomicCheckpointIO
-from harness.training.collectives import Ranks, current_ranks, exit_if_peer_died
-from harness.training.machine import Machine
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
+from harness.training.checkpoints.resume_point import find_resume_point
+from harness.training.devices.collectives import Ranks, current_ranks, exit_if_peer_died
+from harness.training.devices.machine import Machine
 from harness.training.module import ClassifierModule
 from harness.training.result import Decision, Status
-from harness.training.resume_point import find_resume_point
 
 STATUS_OF: dict[Decision, Status] = {
     "continue": "finished",

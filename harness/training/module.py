@@ -31,13 +31,13 @@ from harness.models.sync_norm import (
     running_statistics,
 )
 from harness.models.timm_parts import clip_adaptively
-from harness.training.averaging import WeightAverage, take_from
-from harness.training.checkpoint import PREFIX, SECTION, ModelFacts
-from harness.training.collectives import Ranks, current_ranks
-from harness.training.losses import TrainingLoss, penalty
-from harness.training.optim import build_optimizer, build_schedule, parameters_at_rest
-from harness.training.sam import uphill
-from harness.training.schedules import PlateauLR
+from harness.training.checkpoints.checkpoint import PREFIX, SECTION, ModelFacts
+from harness.training.devices.collectives import Ranks, current_ranks
+from harness.training.optimisation.averaging import WeightAverage, take_from
+from harness.training.optimisation.losses import TrainingLoss, penalty
+from harness.training.optimisation.optim import build_optimizer, build_schedule, parameters_at_rest
+from harness.training.optimisation.sam import uphill
+from harness.training.optimisation.schedules import PlateauLR
 from harness.training.teacher import Teacher
 from harness.training.tta import predict_logits
 
@@ -109,7 +109,7 @@ class ClassifierModule(pl.LightningModule):
         Args:
             facts: about model and data; written into every checkpoint beside the weights.
             num_batches: training batches in an epoch; schedules count in optimiser steps.
-            class_weights_K: of the loss, see `harness.training.losses.class_weights`.
+            class_weights_K: of the loss, see `harness.training.optimisation.losses.class_weights`.
             teacher: whose answers are learnt too, see `harness.training.teacher`.
             counts_K: the training images of each class; needed by `loss.logit_adjustment`.
         """

@@ -19,9 +19,9 @@ from harness.models.freezing import start_anew
 from harness.models.protocol import InitialisedFromImages
 from harness.models.sync_norm import synchronise_norms
 from harness.models.timm_parts import recompute_activations
-from harness.training.collectives import current_ranks
 from harness.training.continued import Origin, take_weights
-from harness.training.machine import resolve_machine
+from harness.training.devices.collectives import current_ranks
+from harness.training.devices.machine import resolve_machine
 
 NUM_IMAGES_SHOWN = 2000  # training images that a layer or the norms' statistics may be computed from
 NUM_IMAGES_AT_ONCE = 128

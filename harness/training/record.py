@@ -22,12 +22,12 @@ from harness.tracking import Tracker, names
 from harness.tracking.environment import capture_environment, record_environment
 from harness.tracking.moved import recorded_path
 from harness.tracking.readings import next_reading
-from harness.training.averaging import kept_weights
 from harness.training.callbacks import EpochRecorder
-from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
 from harness.training.continued import Origin
+from harness.training.devices.machine import Machine
 from harness.training.evaluate import AnyEvaluation, evaluate_checkpoint, evaluate_logits, predict
-from harness.training.machine import Machine
+from harness.training.optimisation.averaging import kept_weights
 from harness.training.record_evaluation import look_closely, record_evaluation
 from harness.training.teacher import Teacher, describe_data
 

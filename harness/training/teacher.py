@@ -23,7 +23,14 @@ from harness.models import ImageClassifier
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import digest_of, named_tensors
 from harness.models.published import is_published, load_published
-from harness.training.trained_model import FoundModel, about, find_bundle, find_run, first_named, load_model
+from harness.training.checkpoints.trained_model import (
+    FoundModel,
+    about,
+    find_bundle,
+    find_run,
+    first_named,
+    load_model,
+)
 
 SETTING = "distill.teacher"
 log = logging.getLogger(__name__)

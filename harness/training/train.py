@@ -27,19 +27,19 @@ from harness.models import FreezeReport, ImageClassifier
 from harness.tracking import Tracker, names
 from harness.training.cached_features import load_or_compute_features
 from harness.training.callbacks import EpochRecorder, Interrupted
-from harness.training.checkpoint import ModelFacts, load_checkpoint, restore_classifier
-from harness.training.checkpoint_io import forget_previous, make_room
-from harness.training.collectives import current_ranks
+from harness.training.checkpoints.checkpoint import ModelFacts, load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint_io import forget_previous, make_room
 from harness.training.continued import Origin, begin_with, measure_forgetting
 from harness.training.costs import images_per_second, measure_costs, peak_memory, training_costs
+from harness.training.devices.collectives import current_ranks
+from harness.training.devices.machine import Machine, resolve_machine
+from harness.training.devices.machine_load import MachineLoad
+from harness.training.devices.nvml import gpus_of
 from harness.training.evaluate import AnyEvaluation
 from harness.training.fit import fit
 from harness.training.image_views import describe_regime
-from harness.training.losses import class_weights
-from harness.training.machine import Machine, resolve_machine
-from harness.training.machine_load import MachineLoad
 from harness.training.module import ClassifierModule
-from harness.training.nvml import gpus_of
+from harness.training.optimisation.losses import class_weights
 from harness.training.pictures import (
     ExamplesOfEpochs,
     record_learning_curves,

@@ -34,7 +34,7 @@ from harness.cli.main import main
 from harness.config.compose import compose_sweep
 from harness.models import apply_freezing, build_model
 from harness.search.coordinator.measure_slots import heaviest_run
-from harness.training.optim import build_optimizer
+from harness.training.optimisation.optim import build_optimizer
 
 space = "sweep.space.finetune.values=[linear_probe,partial,norms]"
 plan = compose_sweep(["data=digits", "sweep.rules=[]", space])

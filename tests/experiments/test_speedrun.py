@@ -14,9 +14,9 @@ from experiments.performance import matmul, speedrun
 from harness.config.compose import compose_run
 from harness.config.schema import TrackingConfig
 from harness.tracking.store import open_store
-from harness.training.checkpoint import SECTION
-from harness.training.checkpoint_io import AtomicCheckpointIO
-from harness.training.machine import Machine
+from harness.training.checkpoints.checkpoint import SECTION
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
+from harness.training.devices.machine import Machine
 
 CPU = Machine(torch.device("cpu"), "fp32")
 

@@ -14,8 +14,8 @@ from harness.data.splits import ImageArrays
 from harness.export.bundle import ExportResult, export_checkpoint
 from harness.export.manifest import RunFacts
 from harness.models import build_model
-from harness.training.checkpoint import PREFIX, SECTION, ModelFacts
-from harness.training.checkpoint_io import AtomicCheckpointIO
+from harness.training.checkpoints.checkpoint import PREFIX, SECTION, ModelFacts
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "acht & neun", "猫")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

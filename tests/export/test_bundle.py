@@ -20,7 +20,7 @@ from harness.export.bundle import ExportResult, bundle_name
 from harness.export.checksums import write_checksums
 from harness.export.manifest import CONFIG_FILE, WEIGHTS_FILE
 from harness.export.weights import load_classifier
-from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
 from tests.export.conftest import CLASSES, MEAN, METRICS, STD, export, make_images, write_checkpoint
 
 FILES = {"README.md", "SHA256SUMS", "config.json", "model.onnx", "model.safetensors"}

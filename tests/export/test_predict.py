@@ -15,7 +15,7 @@ from harness.errors import DataError, ExportError
 from harness.export import load_bundle, predict_files
 from harness.export.checksums import write_checksums
 from harness.export.weights import load_classifier
-from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
 from tests.export.conftest import CLASSES, make_images
 
 

@@ -16,8 +16,8 @@ from harness.export import export_run, load_bundle
 from harness.models import build_model
 from harness.tracking import names
 from harness.tracking.store import RunStore, open_store
-from harness.training.checkpoint import PREFIX, SECTION, ModelFacts
-from harness.training.checkpoint_io import AtomicCheckpointIO
+from harness.training.checkpoints.checkpoint import PREFIX, SECTION, ModelFacts
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.models.sync_norm import synchronise_norms
-from harness.training import launch_ranks
-from harness.training.collectives import current_ranks
+from harness.training.devices import launch_ranks
+from harness.training.devices.collectives import current_ranks
 
 BATCH = 11  # of which the ranks take 5 and 6
 

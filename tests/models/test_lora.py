@@ -20,9 +20,9 @@ from harness.models.protocol import head_names
 from harness.models.sync_norm import batch_norms
 from harness.search.suggest.space import check_space
 from harness.training.command import run_training
-from harness.training.dry_run import describe_run
+from harness.training.commands.dry_run import describe_run
 from harness.training.flops import count_image_flops
-from harness.training.optim import build_optimizer
+from harness.training.optimisation.optim import build_optimizer
 
 LITE0 = ("data=digits", "model=efficientnet_lite0", "model.image_size=32", "finetune=lora")
 needs_peft = pytest.mark.integration  # which `make test-integration` installs

@@ -27,7 +27,7 @@ from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.models.freezing import depth_groups
 from harness.models.pretrained import read_packaged
 from harness.models.sync_norm import batch_norms
-from harness.training.optim import build_optimizer
+from harness.training.optimisation.optim import build_optimizer
 from harness.training.prepare import prepare_model
 
 LITE0 = EfficientNetLite0(image_size=32, pretrained=False)

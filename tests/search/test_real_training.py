@@ -12,7 +12,7 @@ from harness.search.sweep import run_sweep
 from harness.tracking.artifacts import load_predictions, read_artifact
 from harness.tracking.mlflow_writes import STORE_ERRORS
 from harness.tracking.runs import get_run
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 from tests.search.conftest import SmallSweep
 
 

@@ -13,7 +13,7 @@ from harness.errors import ConfigError
 from harness.search.coordinator.slots import count_gpus, resolve_slots
 from harness.search.trial.attempt import set_up_process
 from harness.search.trial.spec import pin_devices
-from harness.training import machine
+from harness.training.devices import machine
 
 SPACE = {"seed": {"type": "int", "low": 0, "high": 9}}
 

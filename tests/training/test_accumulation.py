@@ -11,9 +11,9 @@ import torch
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError
-from harness.training.checkpoint import load_checkpoint, load_raw
-from harness.training.dry_run import describe_run
-from harness.training.lr_curve import trace_rates
+from harness.training.checkpoints.checkpoint import load_checkpoint, load_raw
+from harness.training.commands.dry_run import describe_run
+from harness.training.commands.lr_curve import trace_rates
 from tests.training.conftest import stop_after
 
 Config = Callable[..., RunConfig]

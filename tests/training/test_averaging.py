@@ -20,10 +20,10 @@ from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.errors import ConfigError
 from harness.models import ImageClassifier, build_model
-from harness.training.averaging import IN_CHECKPOINT, WeightAverage, kept_weights
-from harness.training.checkpoint import SECTION, load_checkpoint, load_raw, restore_classifier
-from harness.training.collectives import Ranks
+from harness.training.checkpoints.checkpoint import SECTION, load_checkpoint, load_raw, restore_classifier
+from harness.training.devices.collectives import Ranks
 from harness.training.flops import count_forward_flops, count_image_flops
+from harness.training.optimisation.averaging import IN_CHECKPOINT, WeightAverage, kept_weights
 from tests.training.conftest import stop_after
 
 Config = Callable[..., RunConfig]

@@ -23,9 +23,9 @@ from harness.data.splits import ImageArrays
 from harness.models import ImageClassifier, apply_freezing, build_model
 from harness.training import cached_features
 from harness.training.cached_features import load_or_compute_features, settings_in_key
+from harness.training.devices.machine import resolve_machine
 from harness.training.evaluate import evaluate_checkpoint
 from harness.training.image_views import NEW_VIEWS, count_views
-from harness.training.machine import resolve_machine
 from harness.training.result import RunResult
 from tests.helpers.recording_tracker import RecordingTracker
 

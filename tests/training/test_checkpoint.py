@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.errors import CheckpointError
-from harness.training.checkpoint import load_checkpoint
-from harness.training.checkpoint_io import AtomicCheckpointIO
+from harness.training.checkpoints.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK\x03\x04 half a zip"])

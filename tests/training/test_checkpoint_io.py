@@ -16,8 +16,13 @@ import torch
 from torch import nn
 
 from harness.errors import CheckpointError, DamagedCheckpointError, DiskFullError
-from harness.training import checkpoint_io
-from harness.training.checkpoint_io import AtomicCheckpointIO, make_room, previous_of, verify_digest
+from harness.training.checkpoints import checkpoint_io
+from harness.training.checkpoints.checkpoint_io import (
+    AtomicCheckpointIO,
+    make_room,
+    previous_of,
+    verify_digest,
+)
 from tests.training.conftest import flip_bit, limited_file_size
 
 KILLS = 10

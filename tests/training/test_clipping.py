@@ -18,7 +18,7 @@ from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.models import build_model
 from harness.models.timm_parts import clip_adaptively
-from harness.training.machine import resolve_machine
+from harness.training.devices.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.prepare import prepare_model
 from harness.training.train import model_facts

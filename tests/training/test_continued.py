@@ -25,7 +25,7 @@ from harness.errors import CheckpointError, ConfigError, DataError, HarnessError
 from harness.models import ImageClassifier, build_model
 from harness.tracking.runs import get_run
 from harness.training import continued
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 from harness.training.continued import (
     Forgetting,
     Origin,
@@ -34,7 +34,7 @@ from harness.training.continued import (
     measure_forgetting,
     take_weights,
 )
-from harness.training.machine import Machine
+from harness.training.devices.machine import Machine
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker
 from tests.training.conftest import stop_after

@@ -13,8 +13,8 @@ from harness.data import load_splits
 from harness.errors import ConfigError, DataError
 from harness.tracking.artifacts import load_predictions
 from harness.tracking.runs import get_run, search_runs
-from harness.training import cross_validate as module
-from harness.training.cross_validate import CrossValidation, cross_validate
+from harness.training.commands import cross_validate as module
+from harness.training.commands.cross_validate import CrossValidation, cross_validate
 
 Config = Callable[..., RunConfig]
 SMALL = ("data.folds=3", "trainer.max_epochs=2", "tracking.system_metrics=false")

@@ -19,9 +19,9 @@ from harness.config.schema import AdamW, RunConfig, ScheduleConfig, ScratchModel
 from harness.data.augment import auto_augment, mixing, transforms
 from harness.models import build_model
 from harness.models.preprocess import Preprocess
-from harness.training import machine
+from harness.training.devices import machine
 from harness.training.module import ClassifierModule
-from harness.training.optim import build_optimizer, build_schedule
+from harness.training.optimisation.optim import build_optimizer, build_schedule
 
 BATCH = 8
 CUDA = torch.device("cuda")

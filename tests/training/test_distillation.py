@@ -21,9 +21,9 @@ from harness.models import build_model
 from harness.models.published import load_published
 from harness.tracking import names
 from harness.tracking.store import open_store
-from harness.training.checkpoint import PREFIX, SECTION, ModelFacts, load_raw
-from harness.training.checkpoint_io import AtomicCheckpointIO
-from harness.training.dry_run import describe_run
+from harness.training.checkpoints.checkpoint import PREFIX, SECTION, ModelFacts, load_raw
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
+from harness.training.commands.dry_run import describe_run
 from harness.training.flops import count_forward_flops, count_image_flops
 from harness.training.image_views import needs_images, views_to_cache
 from harness.training.module import ClassifierModule

@@ -33,11 +33,11 @@ from harness.tracking import names
 from harness.tracking.artifacts import load_predictions
 from harness.tracking.runs import get_run, read_ledger
 from harness.tracking.store import RunStore, open_store
-from harness.training.checkpoint import PREFIX, SECTION, load_checkpoint, restore_classifier
-from harness.training.checkpoint_io import AtomicCheckpointIO
-from harness.training.ensemble import combine
+from harness.training.checkpoints.checkpoint import PREFIX, SECTION, load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
+from harness.training.commands.ensemble import combine
+from harness.training.commands.soup import mean_state
 from harness.training.evaluate import evaluate_checkpoint, evaluate_run
-from harness.training.soup import mean_state
 from harness.training.train import model_facts
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from harness.tracking import names
 from harness.tracking.artifacts import load_predictions
 from harness.tracking.moved import found_path
 from harness.tracking.runs import get_run
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 from harness.training.evaluate import look_at_trial, recorded_predictions, temperature_of
 from harness.training.record_evaluation import record_evaluation
 from tests.training.test_finalize import Recorded, recorded  # noqa: F401

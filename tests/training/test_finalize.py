@@ -21,8 +21,8 @@ from harness.export import export_run
 from harness.tracking import names
 from harness.tracking.runs import get_run, read_ledger, search_runs
 from harness.tracking.store import RunStore, open_store
-from harness.training.checkpoint import load_checkpoint
-from harness.training.finalize import Final, final_config, finalize
+from harness.training.checkpoints.checkpoint import load_checkpoint
+from harness.training.commands.finalize import Final, final_config, finalize
 from harness.training.train import train
 
 SMALL = (

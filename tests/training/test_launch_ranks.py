@@ -15,9 +15,9 @@ from PIL import Image
 
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError, DataError
-from harness.training import launch_ranks
-from harness.training.checkpoint import load_checkpoint
-from harness.training.machine import check_devices
+from harness.training.checkpoints.checkpoint import load_checkpoint
+from harness.training.devices import launch_ranks
+from harness.training.devices.machine import check_devices
 from harness.training.result import RunResult
 from tests.helpers.recording_tracker import RecordingTracker
 from tests.training import together

@@ -12,7 +12,7 @@ import torch
 from harness.cli.main import main
 from harness.config.schema import RunConfig, TrackingConfig
 from harness.tracking.runs import get_run
-from harness.training.checkpoint import load_checkpoint, load_raw
+from harness.training.checkpoints.checkpoint import load_checkpoint, load_raw
 from tests.training.conftest import stop_after
 
 pytestmark = pytest.mark.integration  # `make test-integration` installs peft

@@ -19,11 +19,11 @@ from harness.config.schema import EfficientNetLite0, RunConfig, ScratchModel, Ti
 from harness.errors import ConfigError, ModelError
 from harness.models import ImageClassifier, build_model
 from harness.models.timm_parts import recompute_activations
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 from harness.training.flops import count_forward_flops, count_image_flops
-from harness.training.losses import TrainingLoss, class_weights, penalty
 from harness.training.module import ClassifierModule
-from harness.training.optim import build_optimizer
+from harness.training.optimisation.losses import TrainingLoss, class_weights, penalty
+from harness.training.optimisation.optim import build_optimizer
 from tests.training.conftest import stop_after
 
 Config = Callable[..., RunConfig]

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from harness.cli.main import main
 from harness.config.schema import RunConfig
-from harness.training.lr_curve import RateCurve, rate_figure, trace_rates
+from harness.training.commands.lr_curve import RateCurve, rate_figure, trace_rates
 
 Config = Callable[..., RunConfig]
 

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from harness.cli.main import main
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError
-from harness.training.lr_find import BELOW_LOWEST, RateTest, find_rate, rate_test_figure
+from harness.training.commands.lr_find import BELOW_LOWEST, RateTest, find_rate, rate_test_figure
 
 Config = Callable[..., RunConfig]
 RATES = [float(rate) for rate in np.geomspace(1e-6, 10, 100)]

@@ -11,8 +11,8 @@ from torch import nn
 
 from harness.config.schema import TrainerConfig
 from harness.errors import ConfigError
-from harness.training import machine
-from harness.training.machine import machine_at_hand, prepare_process, resolve_machine
+from harness.training.devices import machine
+from harness.training.devices.machine import machine_at_hand, prepare_process, resolve_machine
 
 
 def test_auto_is_resolved_to_something_that_exists() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from harness.config.schema import RunConfig, TrainerConfig
 from harness.training.callbacks import EpochRecorder
-from harness.training.machine_load import ENERGY_CPU, ENERGY_GPU, EnergyCounter, MachineLoad
-from harness.training.nvml import NvmlGpu
+from harness.training.devices.machine_load import ENERGY_CPU, ENERGY_GPU, EnergyCounter, MachineLoad
+from harness.training.devices.nvml import NvmlGpu
 from tests.helpers.recording_tracker import RecordingTracker
 
 WRAPS_AT = 1_000_000_000  # microjoules

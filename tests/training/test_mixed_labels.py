@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harness.config.schema import RunConfig
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 from harness.training.module import ClassifierModule, RunningMeans
 from tests.training.conftest import stop_after
 

@@ -16,7 +16,7 @@ from harness.config.monitor import BY_ACCURACY, METRICS_OF_CLASSES, MonitorConfi
 from harness.data import load_splits
 from harness.errors import CheckpointError, ConfigError
 from harness.training import module
-from harness.training.checkpoint import SECTION, load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint import SECTION, load_checkpoint, restore_classifier
 from harness.training.evaluate import evaluate_checkpoint
 from tests.training.conftest import stop_after
 

@@ -18,9 +18,9 @@ from harness.config.monitor import METRICS_OF_LABELS
 from harness.config.schema import RunConfig
 from harness.data import load_splits
 from harness.data.held_out import load_test
-from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
+from harness.training.devices.machine import machine_at_hand
 from harness.training.evaluate import evaluate_checkpoint, plain_thresholds, predict
-from harness.training.machine import machine_at_hand
 from tests.helpers.recording_tracker import RecordingTracker
 from tests.helpers.two_digits import NAMES, write_two_digits
 from tests.training.conftest import stop_after

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from harness.config.finetune import Full
 from harness.config.schema import MuonOptim, ScheduleConfig, ScratchModel, TimmModel
 from harness.models import apply_freezing, build_model
-from harness.training.muon import Muon, orthogonalise
-from harness.training.optim import build_optimizer, build_schedule
+from harness.training.optimisation.muon import Muon, orthogonalise
+from harness.training.optimisation.optim import build_optimizer, build_schedule
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

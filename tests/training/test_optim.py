@@ -17,8 +17,8 @@ from harness.config.finetune import Full, LinearProbe, Partial
 from harness.config.optim import Kind
 from harness.config.schema import Adam, AdamW, OptimConfig, ScheduleConfig, ScratchModel, Sgd
 from harness.models import ImageClassifier, apply_freezing, build_model
-from harness.training.optim import build_optimizer, build_schedule
-from harness.training.schedules import PlateauLR, lr_factor
+from harness.training.optimisation.optim import build_optimizer, build_schedule
+from harness.training.optimisation.schedules import PlateauLR, lr_factor
 
 STEPS_PER_EPOCH, EPOCHS = 7, 6
 TOTAL = STEPS_PER_EPOCH * EPOCHS

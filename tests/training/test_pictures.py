@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from harness.config.schema import RunConfig
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 from harness.training.evaluate import evaluate_checkpoint
 from harness.training.pictures import ExamplesOfEpochs, wants_all
 from tests.helpers.recording_tracker import RecordingTracker
@@ -112,7 +112,7 @@ def test_examples_are_recorded_more_rarely_in_later_epochs(monkeypatch: pytest.M
 
 def test_a_run_of_an_earlier_version_may_go_on(run: Run, tiny_config: Config) -> None:
     """Its checkpoint holds no `evaluation.pictures`, and the pictures may be changed at a resume."""
-    from harness.training.resume_point import _shaping
+    from harness.training.checkpoints.resume_point import _shaping
 
     assert _shaping({"tta": "none"}) == _shaping({"tta": "none", "pictures": "all"})
     assert _shaping({"tta": "none"}) != _shaping({"tta": "flip", "pictures": "all"})

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.config.schema import RunConfig
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 
 Config = Callable[..., RunConfig]
 Run = Callable[..., tuple]
@@ -38,7 +38,7 @@ from pathlib import Path
 
 from harness.config.compose import compose_run
 from tests.helpers.recording_tracker import RecordingTracker
-from harness.training.machine import prepare_process
+from harness.training.devices.machine import prepare_process
 from harness.training.train import train
 
 overrides, folder = sys.argv[2:], Path(sys.argv[1])

@@ -19,8 +19,8 @@ from harness.tracking.artifacts import RecordedCode
 from harness.tracking.checkout import source_digest
 from harness.tracking.environment import capture_environment
 from harness.tracking.runs import RunRecord, get_run
-from harness.training import rerun as reruns
-from harness.training.rerun_setup import find_code, machine_differences, newer_settings, settle
+from harness.training.commands import rerun as reruns
+from harness.training.commands.rerun_setup import find_code, machine_differences, newer_settings, settle
 
 SMALL = (
     "data=digits", "model=lenet", "data.max_train_samples=300", "optim.lr=0.003", "tracking.log_model=false",

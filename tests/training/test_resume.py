@@ -17,10 +17,10 @@ import torch
 from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.errors import CheckpointError, DiskFullError, DivergedError
-from harness.training.checkpoint import SECTION, ModelFacts, load_checkpoint
-from harness.training.checkpoint_io import AtomicCheckpointIO
+from harness.training.checkpoints.checkpoint import SECTION, ModelFacts, load_checkpoint
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
+from harness.training.checkpoints.resume_point import find_resume_point
 from harness.training.result import EpochReport, RunResult
-from harness.training.resume_point import find_resume_point
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker
 from tests.training.conftest import TINY, flip_bit, limited_file_size, stop_after

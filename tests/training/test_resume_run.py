@@ -12,7 +12,7 @@ from harness.cli.main import main
 from harness.config.schema import TrackingConfig
 from harness.tracking.runs import RunRecord, get_run
 from harness.tracking.store import open_store
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 
 SMALL = (
     "data=digits", "model=lenet", "data.max_train_samples=300", "optim.lr=0.003", "tracking.log_model=false",

@@ -15,7 +15,7 @@ from harness.config.compose import compose_run
 from harness.config.schema import RunConfig
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
-from harness.training.checkpoint import load_checkpoint, load_raw
+from harness.training.checkpoints.checkpoint import load_checkpoint, load_raw
 from harness.training.flops import count_image_flops
 from harness.training.prepare import prepare_model
 from tests.training.conftest import stop_after

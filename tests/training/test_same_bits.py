@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from harness.config.compose import compose_run
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 from harness.training.result import EpochReport
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker

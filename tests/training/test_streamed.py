@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from harness.config.compose import compose_run
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 
 
 @pytest.fixture

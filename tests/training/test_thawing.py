@@ -18,12 +18,12 @@ from harness.config.schema import AdamW, EfficientNetLite0, MuonOptim, RunConfig
 from harness.errors import ConfigError, ModelError
 from harness.models import apply_freezing, build_model
 from harness.models.freezing import depth_groups, thaw
-from harness.training.averaging import IN_CHECKPOINT
-from harness.training.checkpoint import load_checkpoint, load_raw
+from harness.training.checkpoints.checkpoint import load_checkpoint, load_raw
 from harness.training.flops import ImageFlops, count_image_flops
 from harness.training.image_views import views_to_cache
-from harness.training.optim import build_optimizer, build_schedule
-from harness.training.schedules import lr_factor
+from harness.training.optimisation.averaging import IN_CHECKPOINT
+from harness.training.optimisation.optim import build_optimizer, build_schedule
+from harness.training.optimisation.schedules import lr_factor
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker
 

@@ -16,7 +16,7 @@ from harness.config.optim import TIMM_OPTIMISERS, TimmOptim
 from harness.errors import ConfigError
 from harness.models import ImageClassifier
 from harness.models.preprocess import Preprocess
-from harness.training.optim import build_optimizer
+from harness.training.optimisation.optim import build_optimizer
 
 # For `make test`, one of each family; `make test-slow` tries them all.
 SOME = ("lion", "lamb", "muon", "adan", "adopt", "rmsproptf", "sgdw")

@@ -15,8 +15,8 @@ from harness.analysis.predictions import from_bytes
 from harness.data import load_splits
 from harness.errors import BatchSizeError, CheckpointError, ConfigError, DivergedError, HarnessError
 from harness.search.trial.outcomes import judge
-from harness.training.checkpoint import load_checkpoint, restore_classifier
-from harness.training.dry_run import describe_run
+from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
+from harness.training.commands.dry_run import describe_run
 from harness.training.evaluate import evaluate_checkpoint
 from harness.training.result import EpochReport
 from tests.helpers.recording_tracker import RecordingTracker

@@ -17,8 +17,8 @@ import torch
 
 from harness.config.schema import RunConfig
 from harness.tracking.tracker import SilentTracker
-from harness.training import launch_ranks
-from harness.training.collectives import current_ranks
+from harness.training.devices import launch_ranks
+from harness.training.devices.collectives import current_ranks
 from harness.training.result import EpochReport, RunResult
 from harness.training.train import train
 from tests.helpers.recording_tracker import RecordingTracker

@@ -48,8 +48,8 @@ def evaluate_best(
     if best is None or best.checkpoint is None or not needs_test(study, home.plan, best):
         return
     from harness.tracking import names
+    from harness.training.devices.machine import prepare_process
     from harness.training.evaluate import evaluate_checkpoint
-    from harness.training.machine import prepare_process
 
     say(console, f"evaluating trial {best.number}'s checkpoint on the test split …")
     prepare_process(None, home.plan.base.trainer.keep_memory)
@@ -78,8 +78,8 @@ def look_at_best(home: SweepContext, study: optuna.Study, console: Console, sign
     # torch is imported only for a file that torch may have written: a checkpoint is a zip file.
     if study.user_attrs.get(keys.PICTURED) == best.number or not zipfile.is_zipfile(best.checkpoint):
         return
+    from harness.training.devices.machine import prepare_process
     from harness.training.evaluate import look_at_trial
-    from harness.training.machine import prepare_process
 
     say(console, f"drawing what trial {best.number} gets right and wrong …")
     prepare_process(None, home.plan.base.trainer.keep_memory)

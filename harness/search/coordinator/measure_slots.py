@@ -111,7 +111,7 @@ def choose(measured: Sequence[Measurement], memory: float) -> Measurement | None
 
 def is_measured(plan: SweepPlan) -> bool:
     """Return whether slots are measured: trials run on this machine's CPU, and nothing fixes the slots."""
-    from harness.training.machine import resolve_machine
+    from harness.training.devices.machine import resolve_machine
 
     sweep, trainer = plan.sweep, plan.base.trainer
     is_free = sweep.slots == sweep.threads_per_trial == "auto" and trainer.threads is None
@@ -203,7 +203,7 @@ def _known_or_measured(plan: SweepPlan, found: Sequence[Candidate]) -> list[Meas
 
 def _facts(case: BenchmarkCase, found: Sequence[Candidate]) -> dict[str, Any]:
     """Return everything that the speed depends on, except the load by other processes."""
-    from harness.training.machine import resolve_machine
+    from harness.training.devices.machine import resolve_machine
 
     run, machine = case.run, resolve_machine(case.run.trainer)
     return {
@@ -235,7 +235,7 @@ def read_measurements(file: Path) -> list[Measurement]:
 def _benchmark(case: BenchmarkCase, threads: int, end: Connection) -> None:
     """Run in a child process: send the memory of a step, wait for the other processes, send the speed."""
     from harness.training.benchmark_step import StepBenchmark
-    from harness.training.machine import prepare_process
+    from harness.training.devices.machine import prepare_process
 
     leave_to_parent()
     quiet = os.open(os.devnull, os.O_WRONLY)

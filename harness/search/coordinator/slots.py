@@ -51,7 +51,7 @@ def find_slots(sweep: SweepConfig, base: RunConfig) -> Slots:
         ConfigError: the configuration asks for a device that this machine lacks.
     """
     from harness.tracking.environment import available_cores
-    from harness.training.machine import check_devices, resolve_machine
+    from harness.training.devices.machine import check_devices, resolve_machine
 
     device = resolve_machine(base.trainer).device.type
     num_gpus = 0
@@ -86,7 +86,7 @@ def resolve_slots(
     Raises:
         ConfigError: a trial needs more devices than there are.
     """
-    from harness.training.machine import check_devices
+    from harness.training.devices.machine import check_devices
 
     together = sweep.devices_per_trial
     check_devices(together, device, num_gpus)

@@ -20,7 +20,7 @@ from harness.search.database.retrying_storage import RetryingStorage
 from harness.search.database.storage import BEATS_PER_LEASE
 from harness.search.ownership.process_id import ProcessId
 from harness.search.study import keys
-from harness.training.launch_ranks import is_rank
+from harness.training.devices.launch_ranks import is_rank
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.training.launch_ranks import known_pid
+from harness.training.devices.launch_ranks import known_pid
 
 
 @dataclass(frozen=True)

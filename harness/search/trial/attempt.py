@@ -251,7 +251,7 @@ def set_up_process(config: RunConfig, threads: int | None) -> None:
         threads: as the sweep's slots have it; None: as `trainer.threads` says. The slots were computed from
             `trainer.threads`, so they take precedence over it.
     """
-    from harness.training.machine import prepare_process
+    from harness.training.devices.machine import prepare_process
 
     prepare_process(threads or config.trainer.threads, config.trainer.keep_memory)
 

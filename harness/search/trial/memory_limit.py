@@ -24,7 +24,7 @@ _NOT_IN_MEMORY = {
 
 def footprint(config: RunConfig) -> dict[str, Any]:
     """Return the batch size, and the settings that decide how much memory a batch of that size needs."""
-    from harness.training.machine import resolve_machine
+    from harness.training.devices.machine import resolve_machine
 
     machine = resolve_machine(config.trainer).describe()
     return {

@@ -2,7 +2,7 @@
 
 `run.py` calls `run_over_ranks`. Only rank 0 uses Optuna and MLflow: it makes the attempt as a single process
 would (`run.run_attempt`) and sends the other ranks the configuration. Read
-`harness/training/launch_ranks.py` for how ranks are started and stopped.
+`harness/training/devices/launch_ranks.py` for how ranks are started and stopped.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from harness.search.trial.outcomes import RESUMABLE_ERRORS
 from harness.search.trial.run import TrainFunction, run_attempt
 from harness.search.trial.spec import TrialSpec
 from harness.tracking.tracker import SilentTracker
-from harness.training.collectives import current_ranks
-from harness.training.launch_ranks import EXIT_STOPPED, launch, stop_requested
+from harness.training.devices.collectives import current_ranks
+from harness.training.devices.launch_ranks import EXIT_STOPPED, launch, stop_requested
 
 
 def run_over_ranks(spec: TrialSpec, folder: Path, train: TrainFunction) -> int:

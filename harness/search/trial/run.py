@@ -29,7 +29,7 @@ from harness.search.trial.attempt import Attempt
 from harness.search.trial.exit_codes import EXIT_STOPPED, EXIT_UNAVAILABLE
 from harness.search.trial.outcomes import RESUMABLE_ERRORS
 from harness.search.trial.spec import StopFlag, TrialSpec, pin_devices
-from harness.training.launch_ranks import is_rank
+from harness.training.devices.launch_ranks import is_rank
 
 if TYPE_CHECKING:
     from harness.training.result import RunResult
@@ -135,7 +135,7 @@ def run_attempt(
 def _tell_other_ranks(config: RunConfig | None) -> None:
     """Send the other ranks, if there are any, what to train; None: nothing, so that they exit."""
     if is_rank():  # asked without importing torch
-        from harness.training.collectives import current_ranks
+        from harness.training.devices.collectives import current_ranks
 
         current_ranks().broadcast(config)
 

@@ -27,7 +27,7 @@ from tests.search.helpers.behaviour import Behaviour, account, note
 GIVEN_DEVICE = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # the harness clears it where there is no card
 
 PRELOAD = [  # for a fork server of trials that train nothing: neither Lightning nor timm
-    "harness.training.machine",
+    "harness.training.devices.machine",
     "harness.tracking.store",
     "mlflow.store.tracking.sqlalchemy_store",
     "optuna.storages._rdb.storage",

@@ -21,8 +21,8 @@ from harness.config.schema import RunConfig
 from harness.search.executors.local import LocalExecutor
 from harness.search.sweep import run_sweep
 from harness.search.trial import run as trial
-from harness.training.collectives import current_ranks
-from harness.training.launch_ranks import stop_requested
+from harness.training.devices.collectives import current_ranks
+from harness.training.devices.launch_ranks import stop_requested
 from harness.training.result import EpochReport, RunResult
 from harness.training.train import train
 

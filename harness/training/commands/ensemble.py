@@ -38,9 +38,9 @@ from harness.tracking.moved import found_path, recorded_path
 from harness.tracking.readings import count_readings, note_reading
 from harness.tracking.runs import RunRecord, get_run, search_runs
 from harness.tracking.store import RunStore, open_store
-from harness.training.checkpoint import Checkpoint, load_checkpoint
+from harness.training.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from harness.training.devices.machine import prepare_process
 from harness.training.evaluate import predict_split, validation_predictions
-from harness.training.machine import prepare_process
 from harness.training.record_evaluation import look_closely, record_evaluation
 
 RESULT = "ensemble.json"  # the artifact in which a result is kept
@@ -217,7 +217,7 @@ class _Work:
         """Refuse candidates that cannot be combined."""
         check_same_images({one.label: one.predictions for one in self.candidates})
         if self.soup:
-            from harness.training.soup import check_alike
+            from harness.training.commands.soup import check_alike
 
             check_alike({one.label: one.checkpoint for one in self.candidates})
 
@@ -255,7 +255,7 @@ class _Work:
     def _make(self, tracker: Tracker, name: str) -> Combined:
         best = self.candidates[0]
         if self.soup:
-            from harness.training.soup import make_soup
+            from harness.training.commands.soup import make_soup
 
             folder = Path(self.tracking.dir) / "checkpoints" / tracker.run_id
             made = make_soup(

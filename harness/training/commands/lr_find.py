@@ -37,8 +37,8 @@ from harness.config.schema import RunConfig, ScheduleConfig
 from harness.data import as_loaded, load_splits
 from harness.errors import ConfigError
 from harness.training.continued import begin_with
+from harness.training.devices.machine import resolve_machine
 from harness.training.fit import quiet_lightning
-from harness.training.machine import resolve_machine
 from harness.training.module import ClassifierModule
 from harness.training.prepare import prepare_model
 from harness.training.teacher import find_teacher, load_teacher

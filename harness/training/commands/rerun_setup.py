@@ -21,7 +21,7 @@ from harness.tracking.artifacts import RecordedCode
 from harness.tracking.checkout import PACKAGE, code_aside, read_checkout, source_digest
 from harness.tracking.environment import Environment
 from harness.tracking.runs import RunRecord
-from harness.training.machine import resolve_machine
+from harness.training.devices.machine import resolve_machine
 
 # What may be given anew: where things lie, and on what to train.
 MAY_CHANGE = ("data.dir", "data.cache_dir", "trainer.device", "trainer.precision", "trainer.threads")

@@ -18,8 +18,8 @@ from harness.config.schema import FinetuneConfig, MuonOptim, OptimConfig, Schedu
 from harness.models.classifier import ImageClassifier
 from harness.models.freezing import parameter_parts
 from harness.models.timm_parts import timm_optimizer
-from harness.training.muon import Muon, muon_groups
-from harness.training.schedules import PlateauLR, group_factor
+from harness.training.optimisation.muon import Muon, muon_groups
+from harness.training.optimisation.schedules import PlateauLR, group_factor
 
 
 def build_optimizer(classifier: ImageClassifier, optim: OptimConfig, finetune: FinetuneConfig) -> Optimizer:

@@ -26,10 +26,10 @@ from harness.tracking.moved import found_path
 from harness.tracking.readings import count_readings, note_reading, number_of_last
 from harness.tracking.runs import get_run, read_config, search_runs
 from harness.tracking.store import RunStore, open_store
-from harness.training.checkpoint import load_checkpoint
+from harness.training.checkpoints.checkpoint import load_checkpoint
 from harness.training.command import answer_signal, print_epoch, sole_process
+from harness.training.devices.machine import prepare_process
 from harness.training.evaluate import evaluate_checkpoint, temperature_of
-from harness.training.machine import prepare_process
 from harness.training.train import train
 
 

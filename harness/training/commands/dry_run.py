@@ -10,7 +10,7 @@ from harness.data.datamodule import ImageDataModule
 from harness.models import apply_freezing, build_model
 from harness.models.timm_parts import recompute_activations
 from harness.training.continued import begin_with, take_weights
-from harness.training.machine import check_devices, resolve_machine
+from harness.training.devices.machine import check_devices, resolve_machine
 from harness.training.teacher import find_teacher, load_teacher
 
 

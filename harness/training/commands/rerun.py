@@ -26,9 +26,9 @@ from harness.tracking.artifacts import RecordedCode, load_code, read_points
 from harness.tracking.environment import capture_environment
 from harness.tracking.runs import RunRecord, get_run, read_config
 from harness.tracking.store import open_store
-from harness.training import rerun_child
-from harness.training.machine import resolve_machine
-from harness.training.rerun_setup import Code, find_code, machine_differences, newer_settings, settle
+from harness.training.commands import rerun_child
+from harness.training.commands.rerun_setup import Code, find_code, machine_differences, newer_settings, settle
+from harness.training.devices.machine import resolve_machine
 
 EXIT_DIFFERENT = 3
 STOPPED = (EXIT_INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes of an interrupted process

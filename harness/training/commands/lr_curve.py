@@ -20,8 +20,8 @@ from harness.config.schema import RunConfig
 from harness.data import load_splits
 from harness.data.datamodule import ImageDataModule
 from harness.models import apply_freezing, build_model
-from harness.training.optim import build_optimizer, build_schedule
-from harness.training.schedules import PlateauLR
+from harness.training.optimisation.optim import build_optimizer, build_schedule
+from harness.training.optimisation.schedules import PlateauLR
 
 MOST_LABELLED = 8  # curves: as many as there are colours
 

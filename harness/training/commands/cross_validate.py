@@ -33,7 +33,7 @@ from harness.tracking.artifacts import load_predictions
 from harness.tracking.runs import RunRecord, get_run, search_runs
 from harness.tracking.store import RunStore, open_store
 from harness.training.command import answer_signal, print_epoch, sole_process
-from harness.training.machine import prepare_process
+from harness.training.devices.machine import prepare_process
 from harness.training.record_evaluation import look_closely, record_evaluation
 from harness.training.train import train
 

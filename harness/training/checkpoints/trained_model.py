@@ -16,7 +16,7 @@ from harness.export.manifest import CONFIG_FILE
 from harness.models import ImageClassifier
 from harness.tracking import names
 from harness.tracking.choice import choose
-from harness.training.checkpoint import load_checkpoint, restore_classifier
+from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
 
 NUM_NAMED = 4  # classes or tensors in a message
 

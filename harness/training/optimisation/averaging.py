@@ -19,7 +19,7 @@ from harness.config.average import Ema, Swa
 from harness.config.schema import RunConfig
 from harness.models import ImageClassifier
 from harness.models.sync_norm import learning_norms, running_statistics
-from harness.training.collectives import Ranks
+from harness.training.devices.collectives import Ranks
 
 IN_CHECKPOINT = "harness_average"  # the key of the weights that train and of the number of updates
 log = logging.getLogger(__name__)

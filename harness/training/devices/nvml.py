@@ -13,7 +13,7 @@ import torch
 
 
 class NvmlGpu:
-    """A GPU, see `harness.training.machine_load.Gpu`.
+    """A GPU, see `harness.training.devices.machine_load.Gpu`.
 
     Args:
         uuid: as torch and NVML name it.

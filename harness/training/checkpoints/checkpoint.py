@@ -21,7 +21,7 @@ from harness.config.validation import validate
 from harness.errors import CheckpointError, first_line
 from harness.models import ImageClassifier, build_model
 from harness.models.lora import merge_adapters
-from harness.training.checkpoint_io import damaged, verify_digest
+from harness.training.checkpoints.checkpoint_io import damaged, verify_digest
 
 SECTION = "harness"  # the key of our part of a checkpoint, beside Lightning's
 PREFIX = "classifier."  # the LightningModule's state dict puts it before the classifier's tensor names

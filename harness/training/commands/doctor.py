@@ -15,7 +15,7 @@ import torch
 from harness.config.schema import TrackingConfig, TrainerConfig
 from harness.credentials import shown
 from harness.tracking.environment import available_cores, package_versions
-from harness.training.machine import resolve_machine
+from harness.training.devices.machine import resolve_machine
 
 
 def diagnose(tracking: TrackingConfig, data_dir: Path) -> dict[str, str]:

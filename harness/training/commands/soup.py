@@ -22,12 +22,12 @@ from harness.data.datamodule import ImageDataModule
 from harness.errors import CheckpointError
 from harness.models import ImageClassifier
 from harness.models.sync_norm import batch_norms
-from harness.training.averaging import recompute_statistics
 from harness.training.callbacks import BEST
-from harness.training.checkpoint import PREFIX, SECTION, Checkpoint, load_raw, restore_classifier
-from harness.training.checkpoint_io import AtomicCheckpointIO
+from harness.training.checkpoints.checkpoint import PREFIX, SECTION, Checkpoint, load_raw, restore_classifier
+from harness.training.checkpoints.checkpoint_io import AtomicCheckpointIO
+from harness.training.devices.machine import Machine, machine_at_hand
 from harness.training.evaluate import predict
-from harness.training.machine import Machine, machine_at_hand
+from harness.training.optimisation.averaging import recompute_statistics
 
 MOST_IMAGES = 10_000  # training images that the statistics are computed from
 States = Sequence[Mapping[str, Tensor]]

@@ -15,9 +15,9 @@ from harness.errors import ConfigError, TrackingError, did_you_mean
 from harness.tracking import names
 from harness.tracking.runs import RunRecord, get_run, read_config
 from harness.tracking.store import open_store
+from harness.training.checkpoints.resume_point import SCHEDULES_OF_ANY_LENGTH
 from harness.training.command import run_training
 from harness.training.result import RunResult
-from harness.training.resume_point import SCHEDULES_OF_ANY_LENGTH
 
 LONGER = ("trainer.max_epochs", "trainer.early_stopping_patience")
 ELSEWHERE = (

@@ -19,8 +19,8 @@ from harness.config.schema import RunConfig
 from harness.config.validation import validate
 from harness.errors import CheckpointError, DamagedCheckpointError
 from harness.training.callbacks import BEST, LAST, best_epoch, history_in
-from harness.training.checkpoint import SECTION, ModelFacts, load_raw
-from harness.training.checkpoint_io import previous_of
+from harness.training.checkpoints.checkpoint import SECTION, ModelFacts, load_raw
+from harness.training.checkpoints.checkpoint_io import previous_of
 
 log = logging.getLogger(__name__)
 
