@@ -105,7 +105,7 @@ def test_what_the_model_says_of_itself(store: RunStore, model_id: str) -> None:
     folder = store.directory / "artifacts" / "models" / model_id / "artifacts"
     assert not list(folder.rglob("*.pkl"))
     assert not list(folder.rglob("__pycache__"))
-    assert (folder / "code" / "harness" / "training" / "checkpoint.py").is_file()
+    assert (folder / "code" / "harness" / "training" / "checkpoints" / "checkpoint.py").is_file()
     pins = (folder / "requirements.txt").read_text().splitlines()
     assert all("==" in pin for pin in pins)
     assert {"torch", "timm", "mlflow"} <= {pin.split("==")[0] for pin in pins}
