@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("made_store")]
 
 # As where there is CUDA: the ranks are fresh processes, in which libraries start threads before we can.
 SPAWNED = (
-    "import sys; from harness.training import launch_ranks; launch_ranks.start_method = lambda: 'spawn'; "
-    "from harness.__main__ import run; sys.exit(run())"
+    "import sys; from harness.training.devices import launch_ranks; "
+    "launch_ranks.start_method = lambda: 'spawn'; from harness.__main__ import run; sys.exit(run())"
 )
 FORKED = "import sys; from harness.__main__ import run; sys.exit(run())"
 
