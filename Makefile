@@ -46,16 +46,11 @@ $(READY): requirements.lock pyproject.toml
 
 setup-cluster: $(CLUSTER) ## also what EXECUTOR=ray and EXECUTOR=slurm need
 
-$(CLUSTER): requirements-cluster.lock $(READY)
-	@echo "adding Ray and submitit to $(VENV) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cluster.lock
-	@touch $@
-
 setup-lora: $(LORA) ## also what finetune=lora needs
 
-$(LORA): requirements-lora.lock $(READY)
-	@echo "adding peft to $(VENV) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-lora.lock
+$(CLUSTER) $(LORA): $(VENV)/.%: requirements-%.lock $(READY)
+	@echo "adding $(if $(filter cluster,$*),Ray and submitit,peft) to $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 RESOLVE := uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \

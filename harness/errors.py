@@ -1,4 +1,4 @@
-"""Every error that the harness raises on purpose, and how errors are put in one line.
+"""Every error that the harness raises on purpose, and how errors and names are put in one line.
 
 HarnessError                 a user's mistake, or a fault outside of the program: one line, exit code 2
 ├── ConfigError              a key, group, value or combination of values that makes no sense
@@ -25,12 +25,13 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from harness.credentials import shown
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: a full disk, a quota, a limit on files
 MOST_SHOWN = 24  # valid words that a message lists
+NAMES_SHOWN = 5  # of anything else
 
 
 class HarnessError(Exception):
@@ -132,8 +133,13 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     near = difflib.get_close_matches(lower, sorted(fitting), n=count, cutoff=0.0)  # the most alike first
     if near:
         return "; did you mean " + " or ".join(repr(by_lower[key]) for key in near) + "?"
-    more = f" and {len(known) - MOST_SHOWN} more" if len(known) > MOST_SHOWN else ""
-    return f"; valid here: {', '.join(known[:MOST_SHOWN])}{more}" if known else ""
+    return f"; valid here: {first_few(known, MOST_SHOWN)}" if known else ""
+
+
+def first_few(names: Sequence[str], shown: int = NAMES_SHOWN) -> str:
+    """Return the first few names, and how many more there are: `a, b, c and 12 more`."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def one_line(text: str, width: int = 120) -> str:

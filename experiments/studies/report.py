@@ -286,7 +286,7 @@ def _draw_costs(figure: SubFigure, study: Study, found: Sequence[Found], costs: 
     for axes, (label, cost) in zip(row, costs.items(), strict=True):
         for one in found:
             score, spent = estimate_of(one.trained, study.metric), cost(one.trained)
-            if score is not None and spent is not None:
+            if score is not None and spent:
                 axes.errorbar([spent], [score.mean], yerr=_bars(score), **_style(study, one))
         axes.set_xlabel(label)
         low, high = axes.dataLim.intervalx

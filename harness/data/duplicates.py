@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from harness.data.decoded_cache import BROKEN, DecodedSet, Part, PartName
-from harness.data.messages import NAMES_SHOWN, counted, first_few
+from harness.data.messages import counted
+from harness.errors import NAMES_SHOWN, first_few
 from harness.files import write_json
 
 ALIKE = 4  # two images are called look-alikes if their perceptual hashes differ in at most so many bits

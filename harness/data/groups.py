@@ -15,8 +15,8 @@ import numpy as np
 
 from harness.data.decoded_cache import BROKEN, Part, PartName
 from harness.data.duplicates import Side, first_of_duplicates
-from harness.data.messages import counted, first_few, printable
-from harness.errors import DataError
+from harness.data.messages import counted, printable
+from harness.errors import DataError, first_few
 
 NEGLIGIBLE = 1e-9  # squared distance of shares, below which rounding decides
 MOST_AT_ONCE = 200  # multi-label images that may change sides before all gains are computed again

@@ -15,10 +15,10 @@ import numpy as np
 
 from harness.config.schema import DataConfig, FolderData
 from harness.data.load import load_decoded, resolve_auto
-from harness.data.messages import first_few, printable
+from harness.data.messages import printable
 from harness.data.sources.layout import LONG_NAMES
 from harness.data.splits import ImageArrays, arrays_of, readable_rows
-from harness.errors import DataError
+from harness.errors import DataError, first_few
 from harness.files import slug
 
 SMALL_IMAGE = 32  # pixels: the side of the images of CIFAR-10 and of the digits

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of surrogate pairs, line ends
 # Characters that change the direction of the rest of a line.
 DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-NAMES_SHOWN = 5
 
 log = logging.getLogger(__name__)
 _warned: set[tuple[str, str]] = set()
@@ -46,12 +45,6 @@ def _escape(character: str) -> str:
     if unicodedata.category(character) in ESCAPED or character in DIRECTION_MARKS:
         return character.encode("unicode_escape", errors="surrogatepass").decode("ascii")
     return character
-
-
-def first_few(names: list[str], shown: int = NAMES_SHOWN) -> str:
-    """Return the first few names, and how many more there are: `a, b, c and 12 more`."""
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

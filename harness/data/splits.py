@@ -22,9 +22,9 @@ from harness.data.duplicates import Side, first_of_duplicates, without_duplicate
 from harness.data.epochs import images_in_pass
 from harness.data.folds import rows_of_fold
 from harness.data.groups import set_aside_groups
-from harness.data.messages import counted, first_few
+from harness.data.messages import counted
 from harness.data.subsets import allocate, choose_subset, noisy_labels, pick_stratified
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, first_few
 
 TEST_SPLIT_SEED = 0  # not configurable: the held-out images stay the same whatever is tried
 

@@ -15,7 +15,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from harness.config.finetune import Lora
-from harness.errors import ModelError, first_line
+from harness.errors import ModelError, first_few, first_line
 from harness.models.backbones import forward_on_meta
 from harness.models.classifier import ImageClassifier
 from harness.models.protocol import heads
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _NAME = "default"  # of the one adapter of each layer
 _A, _B, _BASE = f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight", ".base_layer."
-NUM_NAMED = 3  # layers in a message
 
 
 def insert_adapters(classifier: ImageClassifier, finetune: Lora) -> int:
@@ -42,7 +41,7 @@ def insert_adapters(classifier: ImageClassifier, finetune: Lora) -> int:
     named = [name for name in adaptable if re.search(finetune.layers or "", name)]
     if not named:
         where = "" if finetune.layers is None else f" whose name has {finetune.layers!r} (finetune.layers)"
-        examples = f"; there are {_first(list(adaptable))}" if adaptable else ""
+        examples = f"; there are {first_few(list(adaptable), 3)}" if adaptable else ""
         raise ModelError(
             f"finetune=lora: {type(network).__name__} has no plain linear layer or convolution in one group "
             f"below its head{where}{examples}"
@@ -54,10 +53,12 @@ def insert_adapters(classifier: ImageClassifier, finetune: Lora) -> int:
             "finetune=lora: %d layers get no adapter, because the network takes their weights without "
             "running them: %s",
             len(unused),
-            _first(unused),
+            first_few(unused, 3),
         )
     if not chosen:
-        raise ModelError(f"finetune=lora: {type(network).__name__} runs none of the layers {_first(named)}")
+        raise ModelError(
+            f"finetune=lora: {type(network).__name__} runs none of the layers {first_few(named, 3)}"
+        )
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -142,8 +143,3 @@ def _that_run(classifier: ImageClassifier, layers: Mapping[str, nn.Module]) -> s
         for hook in hooks:
             hook.remove()
     return runs
-
-
-def _first(names: list[str]) -> str:
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + more

@@ -17,14 +17,13 @@ import timm
 from torch import Tensor, nn
 
 from harness.config.schema import TimmModel
-from harness.errors import ModelError, first_line
+from harness.errors import ModelError, first_few, first_line
 from harness.models.protocol import head_names
 from harness.models.weight_files import read_state_dict, without_prefix
 
 _log = logging.getLogger(__name__)
 _HUB_TIMEOUT_S = 5
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_NUM_NAMED = 3  # tensors named in a message; the others are counted
 
 
 def load_backbone(
@@ -54,7 +53,7 @@ def load_backbone(
         except Exception as error:  # each architecture's filter fails in its own way at what is not its own
             raise ModelError(
                 f"{source} does not match {_name_of(network)}: {first_line(error)}; it holds "
-                f"{len(state)} tensors ({_named(list(state))})"
+                f"{len(state)} tensors ({first_few(list(state), 3)})"
             ) from error
     head = head_names(network)
     backbone = {name: tensor for name, tensor in own.items() if name not in head}
@@ -78,7 +77,7 @@ def check_finite(state: dict[str, Tensor], source: str) -> None:
     if damaged:
         raise ModelError(
             f"{source} holds NaN or infinite values in {len(damaged)} of {len(state)} tensors "
-            f"({_named(damaged)}): it was left by a diverged training, or is damaged; use other weights"
+            f"({first_few(damaged, 3)}): it was left by a diverged training, or is damaged; use other weights"
         )
 
 
@@ -97,12 +96,12 @@ def _check_all_there(
     faults = []
     if missing:
         faults.append(
-            f"{len(missing)} of its {len(backbone)} tensors are not in it ({_named(missing)})"
-            if len(reshaped) < len(missing)
-            else f"{len(missing)} of its {len(backbone)} tensors have another shape in it ({_named(missing)})"
+            f"{len(missing)} of its {len(backbone)} tensors "
+            f"{'are not' if len(reshaped) < len(missing) else 'have another shape'} in it "
+            f"({first_few(missing, 3)})"
         )
     if alien:
-        faults.append(f"{len(alien)} tensors of the file are not the network's ({_named(alien)})")
+        faults.append(f"{len(alien)} tensors of the file are not the network's ({first_few(alien, 3)})")
     if faults:
         raise ModelError(f"{source} does not match {_name_of(network)}: {'; '.join(faults)}")
     passed_over = [name for name in extra if name not in head_names(network)]
@@ -111,7 +110,7 @@ def _check_all_there(
             "%s: %d tensors are not the network's and are left out (%s)",
             source,
             len(passed_over),
-            _named(passed_over),
+            first_few(passed_over, 3),
         )
 
 
@@ -129,11 +128,6 @@ def _lies_in_the_backbone(name: str, backbone: dict[str, Tensor], network: nn.Mo
     part = name.partition(".")[0]
     parts_of_head = {own.partition(".")[0] for own in head_names(network)}
     return part not in parts_of_head and any(own.startswith(part + ".") for own in backbone)
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
-    return ", ".join(names[:_NUM_NAMED]) + more
 
 
 def _name_of(network: nn.Module) -> str:

@@ -22,7 +22,7 @@ from harness.config.schema import AutoData, Cifar10Data, DataConfig, ModelConfig
 from harness.data import load_splits
 from harness.data.duplicates import keys_of
 from harness.data.splits import ImageArrays, ImageSplits
-from harness.errors import ConfigError, DataError, HarnessError, ModelError
+from harness.errors import ConfigError, DataError, HarnessError, ModelError, first_few
 from harness.models import ImageClassifier, build_model
 from harness.models.head import start_head_at_zero
 from harness.models.protocol import digest_of
@@ -32,7 +32,6 @@ from harness.training.checkpoints.trained_model import (
     about,
     find_bundle,
     find_run,
-    first_named,
     load_model,
 )
 from harness.training.devices.collectives import current_ranks
@@ -88,8 +87,8 @@ class Origin:
         new = [name for name in class_names if name not in self.class_names]
         gone = [name for name in self.class_names if name not in class_names]
         told = [f"{len(known)} of its {len(self.class_names)} classes go on"]
-        told += [f"{len(new)} new ({first_named(new)})"] if new else []
-        told += [f"{len(gone)} gone ({first_named(gone)})"] if gone else []
+        told += [f"{len(new)} new ({first_few(new, 4)})"] if new else []
+        told += [f"{len(gone)} gone ({first_few(gone, 4)})"] if gone else []
         return f"{self.words}, epoch {self.epoch + 1}, weights {self.digest[:12]}: {', '.join(told)}"
 
 

@@ -219,18 +219,12 @@ class ClassifierModule(pl.LightningModule):
         """
         loss = closure()
         batches, self._step_batches = self._step_batches, []
-        at_rest = set(map(id, self._at_rest))
-        training = [
-            parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if id(parameter) not in at_rest
-        ]
+        self._drop_gradients_at_rest()
         counted = self.train_means, self._num_accumulated
         self.train_means = RunningMeans(is_multilabel=self.config.is_multilabel)
         paused = pause_tracking(self._norms)
         strategy = self.trainer.strategy
-        with uphill(training, rho):
+        with uphill(self.classifier.parameters(), rho):
             optimizer.zero_grad()
             for batch, batch_idx in batches:
                 again = strategy.training_step(batch, batch_idx)
@@ -298,17 +292,21 @@ class ClassifierModule(pl.LightningModule):
         self._paused = []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # DDP waits for the gradients of all parameters that had one when training began, so with several
-        # ranks they are computed and dropped here; without a gradient the optimiser leaves a parameter as it
-        # is.
-        for parameter in self._at_rest:
-            parameter.grad = None
+        self._drop_gradients_at_rest()
         full = self.config.data.batch_size * self.config.optim.accumulate_batches
         if self._num_accumulated not in (0, full):
             for parameter in self.classifier.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(full / self._num_accumulated)
         self._num_accumulated = 0
+
+    def _drop_gradients_at_rest(self) -> None:
+        """Drop gradients that several ranks compute in vain; without one a parameter stays as it is.
+
+        DDP waits for the gradients of all parameters that had one when training began.
+        """
+        for parameter in self._at_rest:
+            parameter.grad = None
 
     def on_validation_epoch_start(self) -> None:
         self._val_batches.clear()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from harness.config.distill import SoftTargets
 from harness.config.schema import RunConfig
-from harness.errors import ConfigError, HarnessError
+from harness.errors import ConfigError, HarnessError, first_few
 from harness.models import ImageClassifier
 from harness.models.convolutions import speed_up_convolutions
 from harness.models.protocol import digest_of, named_tensors
@@ -28,7 +28,6 @@ from harness.training.checkpoints.trained_model import (
     about,
     find_bundle,
     find_run,
-    first_named,
     load_model,
 )
 
@@ -192,7 +191,7 @@ def _columns(reference: str, all_names: list[tuple[str, ...]], class_names: Sequ
             return [places[name] for name in class_names]
     raise ConfigError(
         f"distill.teacher={reference} does not know {len(missing)} of the {len(class_names)} classes "
-        f"({first_named(missing)}); it knows {first_named(all_names[0])}: name a teacher of these classes"
+        f"({first_few(missing, 4)}); it knows {first_few(all_names[0], 4)}: name a teacher of these classes"
     )
 
 

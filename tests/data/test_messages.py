@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.metrics import per_class_table
-from harness.data.messages import first_few, printable
+from harness.data.messages import printable
+from harness.errors import first_few
 
 NAMES = st.text(min_size=1, max_size=20) | st.binary(min_size=1, max_size=20).map(os.fsdecode)
 

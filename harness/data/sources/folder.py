@@ -39,10 +39,11 @@ from harness.data.decoding.image_files import ImageFiles
 from harness.data.decoding.pixels import PixelRange, is_squeezed, measure
 from harness.data.duplicates import PARTS
 from harness.data.groups import group_names, notices_of
-from harness.data.messages import counted, first_few, printable, warn_once
+from harness.data.messages import counted, printable, warn_once
 from harness.data.sources.labels_csv import read_labelled_layout
 from harness.data.sources.layout import Layout, describe_passed_over, read_layout
 from harness.data.sources.scan import HIDDEN, PassedOver
+from harness.errors import first_few
 
 DECODE_THREADS = 4  # PIL releases the GIL while it decodes
 CHUNK = 512  # images that are decoded before their hashes and moments are computed

@@ -20,10 +20,10 @@ import numpy as np
 
 from harness.config.schema import MultiLabelData
 from harness.data.decoded_cache import PartName
-from harness.data.messages import counted, first_few, printable
+from harness.data.messages import counted, printable
 from harness.data.sources.layout import SPELLINGS, ImageFile, Layout, part_named, unused_patterns
 from harness.data.sources.scan import scan
-from harness.errors import DataError, did_you_mean
+from harness.errors import DataError, did_you_mean, first_few
 
 FILE_COLUMNS = ("file", "filename", "fname", "image", "path")
 LIST_COLUMNS = ("labels", "tags")

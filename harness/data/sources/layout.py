@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from harness.data.decoded_cache import PartName
-from harness.data.messages import counted, first_few, printable
+from harness.data.messages import counted, printable
 from harness.data.sources.scan import EXCLUDED, NO_CLASS, Folder, PassedOver, scan
-from harness.errors import DataError, did_you_mean
+from harness.errors import DataError, did_you_mean, first_few
 
 # In upper or lower case; "set", "data", "images" or "split" may follow: Training, test_set, "Val images".
 SPELLINGS: dict[PartName, tuple[str, ...]] = {

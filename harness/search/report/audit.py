@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.config.compose import SweepPlan
 from harness.config.overrides import as_override_value
+from harness.errors import first_few
 from harness.search.report.arms import find_unequal_arms
 from harness.search.report.edges import find_edges
 from harness.search.report.effects import Effect, judge_effects, trials_needed
@@ -81,7 +82,7 @@ def _cannot_tell(sweep: EndedSweep, unknown: Sequence[Effect]) -> Finding:
     num_complete = sum(row.state == "complete" for row in sweep.rows)
     ended = sum(row.has_ended for row in sweep.rows)
     paths = [effect.path for effect in unknown]
-    shown = ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
+    shown = first_few(paths, 4)
     wanted = [
         needed * ended / max(effect.num_trials, 1)
         for effect in unknown

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from harness.config.compose import SweepPlan
 from harness.config.space import Choice, Dimension, IntRange, Scalar, as_yaml
-from harness.errors import HarnessError
+from harness.errors import HarnessError, first_few
 from harness.search.report.findings import EndedSweep, Finding
 from harness.search.report.progress import format_value
 from harness.search.study.trials import TrialRow
@@ -86,8 +86,7 @@ def _others_within(sweep: EndedSweep, path: str, end: str) -> str:
     ]
     if not inner:
         return ""
-    shown = ", ".join(inner[:3]) + (f" and {len(inner) - 3} more" if len(inner) > 3 else "")
-    return f"; trial{'s' * (len(inner) > 1)} {shown}, tied with it, not so"
+    return f"; trial{'s' * (len(inner) > 1)} {first_few(inner, 3)}, tied with it, not so"
 
 
 def _widened(plan: SweepPlan, best: TrialRow, path: str, end: str) -> dict[str, str] | None:

@@ -18,7 +18,7 @@ import optuna
 
 import harness
 from harness.config.compose import SweepPlan, leaves_by_path
-from harness.errors import SweepError
+from harness.errors import SweepError, first_few
 from harness.files import slug
 from harness.search.study import keys
 
@@ -183,8 +183,7 @@ def is_wider(path: str, old: Any, new: Any) -> bool:
 
 def shorten(changes: Sequence[str]) -> str:
     """Return the first changes in one line, and how many more there are."""
-    more = f" and {len(changes) - SHOWN_DIFFERENCES} more" if len(changes) > SHOWN_DIFFERENCES else ""
-    return ", ".join(changes[:SHOWN_DIFFERENCES]) + more
+    return first_few(changes, SHOWN_DIFFERENCES)
 
 
 def _short(value: Any) -> str:
@@ -215,10 +214,9 @@ def check_code(study: optuna.Study, *, allow_changes: bool) -> None:
     before, now = study.user_attrs.get(keys.CODE), code_digests()
     if before is not None and before != now and not allow_changes:
         changed = sorted(path for path in {*before, *now} if before.get(path) != now.get(path))
-        more = f" and {len(changed) - SHOWN_FILES} more" if len(changed) > SHOWN_FILES else ""
         raise SweepError(
             f"the code has changed since sweep {study.study_name!r} began "
-            f"({', '.join(changed[:SHOWN_FILES])}{more}): put it back, give a new sweep.name, or add "
+            f"({first_few(changed, SHOWN_FILES)}): put it back, give a new sweep.name, or add "
             "sweep.allow_changed_code=true if the change cannot matter"
         )
     if before != now:

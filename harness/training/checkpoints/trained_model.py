@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +16,6 @@ from harness.models import ImageClassifier
 from harness.tracking import names
 from harness.tracking.choice import choose
 from harness.training.checkpoints.checkpoint import load_checkpoint, restore_classifier
-
-NUM_NAMED = 4  # classes or tensors in a message
 
 
 @dataclass(frozen=True)
@@ -107,9 +104,3 @@ def load_model(found: FoundModel) -> TrainedModel:
 def about(setting: str, reference: str | None, error: HarnessError) -> HarnessError:
     """Return an error that begins with the setting which led to it."""
     return type(error)(f"{setting}={reference}: {error}")
-
-
-def first_named(words: Sequence[str]) -> str:
-    """Return the first of some names, and how many more there are."""
-    more = f" and {len(words) - NUM_NAMED} more" if len(words) > NUM_NAMED else ""
-    return ", ".join(words[:NUM_NAMED]) + more

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.analysis.metrics import split_metrics
 from harness.config.monitor import MonitorConfig
@@ -135,27 +135,24 @@ def _notes(checkpoints: Sequence[Checkpoint], kitchen: _Blender, members: list[i
             "the members began from random weights, not from the same pretrained ones: means of such weights "
             "seldom make a good model"
         )
-    members_of = [checkpoints[place].state_dict for place in members]
-    if differing_norms(restore_classifier(checkpoints[0]), members_of):
+    if differing_norms([checkpoints[place].state_dict for place in members]):
         yield (
             f"the statistics of the batch norms that trained were computed anew on {kitchen.num_seen:,} "
             "training images"
         )
 
 
-def differing_norms(classifier: ImageClassifier, states: States) -> list[nn.Module]:
-    """Return the batch norms whose statistics the members do not share.
+def differing_norms(states: States) -> set[str]:
+    """Return the names of the norms whose statistics the members do not share.
 
     Those that were frozen have the same in all members, which are right for the frozen layers below.
     """
-
-    def differs(name: str) -> bool:
-        keys = [f"{name}.running_mean", f"{name}.running_var"]
-        kept = [key for key in keys if key in states[0]]
-        return any(not torch.equal(state[key], states[0][key]) for state in states[1:] for key in kept)
-
-    named = {id(module): name for name, module in classifier.named_modules()}
-    return [norm for norm in batch_norms(classifier) if differs(named[id(norm)])]
+    names = [name for name in states[0] if name.endswith(("running_mean", "running_var"))]
+    return {
+        name.rpartition(".")[0]
+        for name in names
+        if any(not torch.equal(state[name], states[0][name]) for state in states[1:])
+    }
 
 
 def mean_state(states: States) -> dict[str, Tensor]:
@@ -198,9 +195,9 @@ class _Blender:
         classifier = restore_classifier(self.checkpoint)
         classifier.load_state_dict(mean_state(states))
         classifier.to(self.machine.device)
-        followed = differing_norms(classifier, states)
-        if followed:
-            recompute_statistics(classifier, followed, self._images())
+        differing, norms = differing_norms(states), batch_norms(classifier)
+        followed = [norm for name, norm in classifier.named_modules() if name in differing and norm in norms]
+        recompute_statistics(classifier, followed, self._images())
         config = self.checkpoint.config
         logits, _ = predict(
             classifier, self.data.splits.val, self.machine, config.data.batch_size, config.evaluation.tta

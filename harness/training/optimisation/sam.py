@@ -10,7 +10,7 @@ Generalization", https://arxiv.org/abs/2010.01412
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -18,14 +18,14 @@ from torch.nn.utils import get_total_norm
 
 
 @contextlib.contextmanager
-def uphill(parameters: Sequence[nn.Parameter], rho: float) -> Iterator[None]:
+def uphill(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
     """Move weights by `rho` in the direction of their gradient; at the end put them back as they were.
 
     A gradient that is not finite, as fp16's scaler sometimes makes one, makes weights that are not finite:
     the second gradient is none either, and the scaler leaves the step out. So nothing waits for the device.
 
     Args:
-        parameters: Those with gradients, which may be scaled: their direction alone counts.
+        parameters: Those without a gradient stay. Gradients may be scaled: their direction alone counts.
         rho: The length of the move, over all parameters together.
     """
     moved = [parameter for parameter in parameters if parameter.grad is not None]
